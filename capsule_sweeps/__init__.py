@@ -1,0 +1,27 @@
+"""Sweeps and ablations of capsule networks with inverted dot-product attention routing.
+
+The public functions are loaded when they are first used, so that importing the package does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from capsule_sweeps.config import compose_config
+    from capsule_sweeps.model import build_model, load_published_weights
+    from capsule_sweeps.results import load_runs
+
+__all__ = ["build_model", "compose_config", "load_published_weights", "load_runs"]
+
+_HOMES = {
+    "build_model": "model",
+    "compose_config": "config",
+    "load_published_weights": "model",
+    "load_runs": "results",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,228 @@
+"""Configuration: compose it with Hydra, check it against a typed schema, build objects from it.
+
+Nothing in here imports torch. A config passes two gates before anything starts: `check` (keys, types, ranges; cheap
+enough for every point of a sweep) and the constructors of the model, which know what fits what.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
+TARGETS = ("capsule_sweeps.", "torch.")  # a config may name classes of these packages, and of no other
+
+
+def _rule(test: Callable[[Any], bool], words: str, **metadata: Any) -> Any:
+    """A field whose values must pass `test`; `words` tell a user which do."""
+    return field(default=MISSING, metadata={"test": test, "words": words, **metadata})
+
+
+def _at_least(low: float, **metadata: Any) -> Any:
+    return _rule(lambda value: value >= low, f"at least {low}", **metadata)
+
+
+def _positive() -> Any:
+    return _rule(lambda value: 0 < value < float("inf"), "greater than 0")
+
+
+def _one_of(*options: str, **metadata: Any) -> Any:
+    return _rule(lambda value: value in options, "one of " + ", ".join(options), **metadata)
+
+
+@dataclass
+class Dataset:
+    name: str = MISSING
+    source: str = _one_of("torchvision", "folder", "sklearn")
+    num_classes: int = _at_least(2)
+    channels: int = _at_least(1)
+    image_size: int = _at_least(1)
+    mean: list[float] = MISSING
+    std: list[float] = _rule(lambda value: all(v > 0 for v in value), "greater than 0 for every channel")
+    crop_padding: int = _at_least(0)
+    flip: bool = MISSING
+    train_size: int | None = _at_least(1)
+    val_size: int = _at_least(0)
+
+
+@dataclass
+class Primary:
+    num_capsules: int = _at_least(1)
+    pose_size: int = _at_least(1)
+    kernel_size: int = _at_least(1)
+    stride: int = _at_least(1)
+
+
+@dataclass
+class Layer:
+    type: str = _one_of("conv", "fc")
+    num_capsules: int = _at_least(1)
+    pose_size: int = _at_least(1)
+    kernel_size: int | None = field(default=None, metadata={"test": lambda value: value >= 1, "words": "at least 1"})
+    stride: int | None = field(default=None, metadata={"test": lambda value: value >= 1, "words": "at least 1"})
+
+
+@dataclass
+class Classes:
+    pose_size: int = _at_least(1)
+
+
+@dataclass
+class Capsules:
+    name: str = MISSING
+    pose: str = _one_of("matrix", "vector")
+    dropout: float = _rule(lambda value: 0 <= value < 1, "at least 0 and less than 1")
+    primary: Primary = field(default_factory=Primary)
+    layers: list[Layer] = field(default_factory=list)
+    classes: Classes = field(default_factory=Classes)
+
+
+@dataclass
+class Training:
+    epochs: int = _at_least(1)
+    batch_size: int = _at_least(1)
+    lr: float = _positive()
+    momentum: float = _rule(lambda value: 0 <= value < 1, "at least 0 and less than 1")
+    weight_decay: float = _rule(lambda value: 0 <= value < float("inf"), "at least 0")
+    milestones: list[int] = _rule(
+        lambda value: value == sorted(set(value)) and all(v >= 1 for v in value), "a list of rising epochs, from 1"
+    )
+    lr_decay: float = _positive()
+    amp: str = _one_of("none", "bf16")
+    channels_last: bool = field(default=MISSING, metadata={"signed": False})
+    compile: str = _one_of("auto", "on", "off", signed=False)
+    checkpoint_epochs: int = _at_least(0, signed=False)
+
+
+@dataclass
+class Tracking:
+    name: str = _one_of("wandb", "none")
+    project: str = "capsule_sweeps"
+    entity: str | None = None
+    mode: str = field(
+        default="offline",
+        metadata={
+            "test": lambda value: value in ("offline", "online", "disabled"),
+            "words": "one of offline, online, disabled",
+        },
+    )
+
+
+@dataclass
+class Config:
+    """The top level. backbone, routing and model are open: their classes say what their keys may be."""
+
+    num_routing: int = _at_least(1)
+    seed: int = _rule(lambda value: 0 <= value < 2**31, "a whole number from 0 to 2147483647")
+    device: str = _rule(
+        lambda value: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value) is not None, "auto, cpu, cuda, cuda:N or mps"
+    )
+    data_dir: str = MISSING
+    runs_dir: str = MISSING
+    selection_rule: str = _one_of("last", "best_val", "best_test")
+    debug: bool = MISSING
+    dataset: Dataset = field(default_factory=Dataset)
+    backbone: dict[str, Any] = MISSING
+    capsules: Capsules = field(default_factory=Capsules)
+    routing: dict[str, Any] = MISSING
+    model: dict[str, Any] = MISSING
+    training: Training = field(default_factory=Training)
+    tracking: Tracking = field(default_factory=Tracking)
+
+
+def compose_config(overrides: list[str]) -> DictConfig:
+    """The checked, resolved configuration that `python launch.py <overrides>` runs.
+
+    Raises ValueError (one sentence) for what cannot be composed or is out of range.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            return check(compose("config", overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_sentence(error)) from error
+
+
+def check(config: DictConfig) -> DictConfig:
+    """The config under the typed schema, interpolations resolved and numbers in their types, without Hydra's own part.
+
+    Raises ValueError naming the key, its value and what would be right.
+    """
+    plain = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(Config), plain)
+        missing = sorted(OmegaConf.missing_keys(typed))
+        OmegaConf.resolve(typed)
+    except OmegaConfBaseException as error:
+        raise ValueError(_sentence(error)) from error
+    assert isinstance(typed, DictConfig)
+    if missing:
+        raise ValueError(f"{missing[0]} has no value; give it one, {missing[0]}=…")
+    for key, value, metadata in _leaves(typed, Config):
+        if "test" in metadata and value is not None and not metadata["test"](value):
+            raise ValueError(f"{key}={value} is out of range: it must be {metadata['words']}")
+    if not len(typed.dataset.mean) == len(typed.dataset.std) == typed.dataset.channels:
+        raise ValueError(
+            f"dataset.mean and dataset.std need one number for each of dataset.channels={typed.dataset.channels}"
+        )
+    if typed.dataset.val_size == 0 and typed.selection_rule == "best_val":
+        raise ValueError("selection_rule=best_val needs images held out: set dataset.val_size, for instance 5000")
+    return typed
+
+
+def _leaves(config: Any, schema: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, value, metadata) of every field of the schema."""
+    for entry in fields(schema):
+        value, key = config[entry.name], prefix + entry.name
+        if entry.default_factory is list:
+            for index, item in enumerate(value):
+                yield from _leaves(item, Layer, f"{key}.{index}.")
+        elif is_dataclass(entry.default_factory):
+            yield from _leaves(value, entry.default_factory, f"{key}.")
+        else:
+            yield key, value, entry.metadata
+
+
+def unsigned(schema: type) -> set[str]:
+    """Names of the fields that steer execution only: they are no part of a run's signature."""
+    return {entry.name for entry in fields(schema) if entry.metadata.get("signed") is False}
+
+
+def _sentence(error: Exception) -> str:
+    """What an error of Hydra or OmegaConf says, in one line, with the key in front."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    text = " ".join(re.split(r"\n    full_key:|Config search path:", str(cause))[0].split())
+    key = getattr(cause, "full_key", None)
+    return f"{key}: {text}" if key and key not in text else text
+
+
+def build(node: Any, *args: Any, **kwargs: Any) -> Any:
+    """An object of the class that `node._target_` names, made with the node's other keys (except `name`).
+
+    Raises ValueError for a class outside this package and torch, and for keys the class does not take.
+    """
+    options: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else dict(node)
+    target = str(options.pop("_target_"))
+    name = options.pop("name", target)
+    if not target.startswith(TARGETS):
+        raise ValueError(f"_target_={target} is not allowed: only classes of capsule_sweeps and torch are built")
+    module, _, attribute = target.rpartition(".")
+    try:
+        cls = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"_target_={target} cannot be found ({error}); check its spelling") from error
+    try:
+        return cls(*args, **kwargs, **options)
+    except TypeError as error:
+        raise ValueError(f"{name} ({target}) cannot be made with {options}: {error}") from error

@@ -1,0 +1,189 @@
+"""Plan, then apply: shows what a command asks for, runs what is missing, ends with the table.
+
+Hydra finds the classes through hydra_plugins; it imports this file at every start, so nothing heavy stands at its top.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus, configure_log
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from capsule_sweeps.config import check
+from capsule_sweeps.plan import Point, compose_points, make_plan, show_plan
+from capsule_sweeps.progress import Display
+from capsule_sweeps.signals import Interrupted, Stop, stop_signals
+from capsule_sweeps.store import Busy, check_runs_dir, read_json, science, signature
+
+log = logging.getLogger(__name__)
+
+
+class GridSweeper(Sweeper):
+    """Every combination of the values given, in one batch. Unlike Hydra's own it writes no files of its own."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.loader = hydra_context.config_loader
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(arguments)
+        (points,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+        jobs = self.launcher.launch(points, initial_job_idx=0)
+        if any(job.status != JobStatus.COMPLETED for job in jobs):
+            sys.exit(1)
+        return jobs
+
+
+class LocalLauncher(Launcher):
+    """Runs what is missing of a sweep, one run after the other, in this process."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.loader, self.master = hydra_context.config_loader, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        configure_log(self.master.hydra.job_logging, self.master.hydra.verbose)
+        with user_errors():
+            configs = compose_points(self.loader, self.master, job_overrides)
+            accuracies = launch(configs, job_overrides)
+        return [
+            JobReturn(overrides=overrides, cfg=config, status=JobStatus.COMPLETED, _return_value=accuracy)
+            if accuracy is not None
+            else JobReturn(
+                overrides=overrides, cfg=config, status=JobStatus.FAILED, _return_value=RuntimeError("not finished")
+            )
+            for overrides, config, accuracy in zip(job_overrides, configs, accuracies, strict=True)
+        ]
+
+
+def launch_one(config: DictConfig) -> float:
+    """One run: its accuracy under config.selection_rule. Ends the program when the run does not finish."""
+    from hydra.core.hydra_config import HydraConfig
+
+    with user_errors():
+        (accuracy,) = launch([check(config)], [HydraConfig.get().overrides.task])
+    if accuracy is None:
+        sys.exit(1)
+    return accuracy
+
+
+def launch(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]]) -> list[float | None]:
+    """Run what is missing of some points. Returns their accuracies (fractions), None where a run did not finish.
+
+    Raises ValueError, before any run starts, when one of them cannot; SystemExit after a signal.
+    """
+    if any(config.debug for config in configs):
+        return launch_scratch(configs, overrides)
+    plan = make_plan(configs, overrides)
+    show_plan(plan, len(configs))
+    todo = [point for point in plan if point.action in ("run", "resume", "retry")]
+    preflight([point.config for point in todo])
+    with stop_signals() as stop:
+        run_all(todo, sweep_name(plan), stop)
+    show_results(plan, configs[0].selection_rule)
+    if stop.signum:
+        left = sum(point.run.state() != "finished" for point in plan)
+        print(f"{Interrupted(stop.signum)}; {left} runs are not finished: the same command goes on", file=sys.stderr)
+        sys.exit(128 + stop.signum)
+    accuracies = {point.run.folder.name[-8:]: accuracy(point) for point in plan}
+    return [accuracies[signature(science(config))] for config in configs]
+
+
+def launch_scratch(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]]) -> list[float | None]:
+    """`launch` for debug=true: the same in a folder that is thrown away, without checkpoints and W&B."""
+    with TemporaryDirectory() as folder:
+        changes = {
+            "runs_dir": folder,
+            "debug": False,
+            "tracking": {"name": "none"},
+            "training": {"checkpoint_epochs": 0},
+        }
+        return launch([DictConfig(OmegaConf.merge(config, changes)) for config in configs], overrides)
+
+
+def preflight(configs: Sequence[DictConfig]) -> None:
+    """Raises ValueError for whatever would keep a run from starting: folders, device, stack, data. Starts nothing."""
+    if not configs:
+        return
+    import torch
+
+    from capsule_sweeps.data import load_data
+    from capsule_sweeps.model import build_model
+    from capsule_sweeps.train import choose_device
+
+    for runs_dir in {str(config.runs_dir) for config in configs}:
+        check_runs_dir(Path(runs_dir))
+    for device in {str(config.device) for config in configs}:
+        choose_device(device)
+    with torch.device("meta"):
+        for config in _distinct(configs, "model", "dataset"):
+            build_model(config)
+    for config in _distinct(configs, "dataset", "data_dir"):
+        load_data(config.dataset, Path(config.data_dir), torch.device("cpu"))
+
+
+def _distinct(configs: Sequence[DictConfig], *keys: str) -> list[DictConfig]:
+    """The first config of each combination of values of some keys."""
+    return list({repr([config[key] for key in keys]): config for config in reversed(configs)}.values())
+
+
+def run_all(todo: Sequence[Point], sweep: str, stop: Stop) -> None:
+    """One run after the other; what ends one leaves the others alone, except a signal."""
+    if not todo:
+        return
+    from capsule_sweeps.train import train
+
+    with Display() as display:
+        for point in todo:
+            try:
+                train(point.config, point.run, sweep, display, stop)
+            except Interrupted:
+                return
+            except Busy as busy:
+                log.warning("%s: left alone, %s", point.run.folder.name, busy)
+            except Exception as error:
+                log.error("%s: failed, %s: %s", point.run.folder.name, type(error).__name__, error)
+            if stop.signum:
+                return
+
+
+def show_results(plan: Sequence[Point], rule: str) -> None:
+    """The table at the end: accuracy by dataset and num_routing over seeds, of the runs of this plan."""
+    from capsule_sweeps.results import accuracy_rows, notes, render, runs_frame
+
+    runs = runs_frame(point.run for point in plan)
+    print(render(accuracy_rows(runs, rule), "table", title="Results", note=notes(runs, rule)))
+
+
+def accuracy(point: Point) -> float | None:
+    return read_json(point.run.folder / "summary.json").get(f"accuracy_{point.config.selection_rule}")
+
+
+def sweep_name(plan: Sequence[Point]) -> str:
+    """A name that the same set of runs always gets: the W&B group."""
+    signatures = sorted(point.run.folder.name[-8:] for point in plan)
+    return "sweep-" + hashlib.sha256(" ".join(signatures).encode()).hexdigest()[:8]
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """While open, a ValueError ends the program with its sentence alone."""
+    try:
+        yield
+    except ValueError as error:
+        sys.exit(f"Error: {error}")

@@ -1,0 +1,324 @@
+"""The ledger: one folder a run, `<runs_dir>/<readable name>-<signature>/`, which is all that is known of the run.
+
+Every file in it but the append-only metrics is replaced atomically, so a reader never sees half of one and a process
+may be killed at any moment. The folder is claimed by creating `attempt-<n>.json`, n one above the last: creation is
+exclusive on local disks and on NFS alike, numbers never fall, and the highest number owns the folder. A claim is void
+at once when its process on this host is gone, and after `STALE_SECONDS` without a heartbeat when it came from another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from capsule_sweeps.config import Dataset, Training, unsigned
+
+log = logging.getLogger(__name__)
+
+STATES = ("new", "running", "interrupted", "failed", "finished")
+HEARTBEAT_SECONDS = 10.0
+STALE_SECONDS = 120.0
+
+# Fields that were added after runs existed, with the value that means "as before": at that value they are not signed.
+NEUTRAL: dict[str, Any] = {}
+
+
+class Busy(Exception):
+    """Somebody else works in this run folder now."""
+
+
+def science(config: DictConfig) -> dict[str, Any]:
+    """Everything in a checked config that can change a run's numbers, flat with dotted keys, and nothing else.
+
+    Names are for people (`build` never sees them), except the dataset's, which says what is read.
+    """
+    signed = {
+        "model": OmegaConf.to_container(config.model),
+        "dataset": {key: value for key, value in config.dataset.items() if key not in unsigned(Dataset)},
+        "training": {key: value for key, value in config.training.items() if key not in unsigned(Training)},
+        "seed": config.seed,
+    }
+    flat = dict(_flatten(signed))
+    return {
+        key: value
+        for key, value in flat.items()
+        if not (key.endswith(".name") and key != "dataset.name") and not (key in NEUTRAL and value == NEUTRAL[key])
+    }
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and leaves, empty containers among them. A whole float becomes an int: 1 and 1.0 are one value."""
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value)
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if entries is None or not value:
+        yield prefix, int(value) if isinstance(value, float) and value.is_integer() else value
+        return
+    for key, item in entries:
+        yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+
+
+def signature(flat: dict[str, Any]) -> str:
+    """8 hex digits for a science dict."""
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def columns(config: DictConfig) -> dict[str, Any]:
+    """What tables show of a run and its config can tell. `group` is shared by runs that differ only in their seed."""
+    flat = science(config)
+    model = config.model
+    return {
+        "run": run_name(config),
+        "signature": signature(flat),
+        "group": signature({key: value for key, value in flat.items() if key != "seed"}),
+        "dataset": config.dataset.name,
+        "model": model.get("name"),
+        "backbone": (model.get("backbone") or {}).get("name"),
+        "routing": (model.get("routing") or {}).get("name"),
+        "schedule": (model.get("routing") or {}).get("schedule"),
+        "num_routing": model.get("num_routing"),
+        "seed": config.seed,
+        "epochs": config.training.epochs,
+    }
+
+
+def run_name(config: DictConfig) -> str:
+    """The folder's name: readable part and signature, safe on every file system."""
+    model = config.model
+    parts = [config.dataset.name, model.get("name")]
+    parts += [model[key].name for key in ("backbone", "routing") if key in model]
+    parts += [f"r{model.num_routing}"] if "num_routing" in model else []
+    readable = re.sub(r"[^A-Za-z0-9_.+-]", "_", "-".join([*map(str, parts), f"s{config.seed}"])).lstrip(".-")[:120]
+    return f"{readable}-{signature(science(config))}"
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace a file whole: write beside it, flush to the disk, rename."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink()
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, (json.dumps(value, indent=1, default=str) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; {} when there is none, and with a warning when it is damaged."""
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read and counts as absent: %s", path, error)
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def check_runs_dir(runs_dir: Path) -> None:
+    """Raises ValueError when nothing can be written under runs_dir. Leaves nothing behind."""
+    existing = next(path for path in [runs_dir.absolute(), *runs_dir.absolute().parents] if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"runs_dir={runs_dir} cannot be written ({error.strerror}); set runs_dir=… to a folder that can"
+        ) from error
+
+
+def find_runs(runs_dir: Path) -> dict[str, Run]:
+    """Signature → run, for every run folder under runs_dir."""
+    try:
+        with os.scandir(runs_dir) as entries:
+            names = [entry.name for entry in entries if re.fullmatch(r"[^.].*-[0-9a-f]{8}", entry.name)]
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return {name[-8:]: Run(runs_dir / name) for name in sorted(names)}
+
+
+class Run:
+    """One run folder, whether it exists yet or not."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def record(self) -> dict[str, Any]:
+        """What run.json holds: the columns of `load_runs`, science, provenance, execution, attempts."""
+        return read_json(self.folder / "run.json")
+
+    def state(self, record: dict[str, Any] | None = None) -> str:
+        """One of STATES. The folder decides: a summary means finished, a living claim means running."""
+        if (self.folder / "summary.json").exists():
+            return "finished"
+        number = self._last_attempt()
+        if number and _alive(self._attempt_path(number)):
+            return "running"
+        record = self.record() if record is None else record
+        if record.get("state") == "failed":
+            return "failed"
+        return "interrupted" if number else "new"
+
+    def compare(self, config: DictConfig) -> None:
+        """Raises ValueError when the folder's signed config is not that of `config`: never reuse different science."""
+        stored = self.record().get("science")
+        if stored is None and (self.folder / "config.yaml").exists():
+            try:
+                stored = science(DictConfig(OmegaConf.load(self.folder / "config.yaml")))
+            except Exception as error:
+                raise ValueError(f"{self.folder / 'config.yaml'} is damaged ({error}); move the folder away") from error
+        asked = science(config)
+        if stored is None or stored == asked:
+            return
+        stored = {key: value for key, value in stored.items() if not (key in NEUTRAL and value == NEUTRAL[key])}
+        keys = sorted(key for key in stored.keys() | asked.keys() if stored.get(key) != asked.get(key))
+        if keys:
+            differences = ", ".join(f"{key}={stored.get(key)} there and {asked.get(key)} here" for key in keys)
+            raise ValueError(f"{self.folder} holds another run under the same signature: {differences}; move it away")
+
+    @contextmanager
+    def claim(self) -> Iterator[Claim]:
+        """Own the folder for the time of a `with`. Raises Busy when somebody else does."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        last = self._last_attempt()
+        if last and _alive(self._attempt_path(last)):
+            raise Busy(f"{self.folder} is in use by {_describe(self._attempt_path(last))}")
+        path = self._attempt_path(last + 1)
+        try:
+            with open(path, "x") as file:
+                json.dump(_owner(), file)
+        except FileExistsError:
+            raise Busy(f"{self.folder} was claimed a moment ago by {_describe(path)}") from None
+        claim = Claim(self, last + 1)
+        if self._last_attempt() != last + 1:  # others came and went since `last` was read: they know more
+            path.unlink()
+            raise Busy(f"{self.folder} is in use")
+        for number in self._attempts():
+            if number <= last:
+                self._attempt_path(number).unlink(missing_ok=True)
+        claim.start()
+        try:
+            yield claim
+        finally:
+            claim.stop()
+
+    def _attempts(self) -> list[int]:
+        try:
+            names = os.listdir(self.folder)
+        except OSError:
+            return []
+        return [int(found[1]) for name in names if (found := re.fullmatch(r"attempt-(\d+)\.json", name))]
+
+    def _last_attempt(self) -> int:
+        return max(self._attempts(), default=0)
+
+    def _attempt_path(self, number: int) -> Path:
+        return self.folder / f"attempt-{number}.json"
+
+
+class Claim:
+    """The right to write in a run folder; its file's time is the heartbeat."""
+
+    def __init__(self, run: Run, attempt: int) -> None:
+        self.run, self.attempt = run, attempt
+        self._path = run._attempt_path(attempt)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._done.set()
+        self._thread.join()
+        with suppress(OSError):  # the folder may be gone; then there is nothing to release
+            write_json(self._path, {**_owner(), "released": time.time()})
+
+    def check(self) -> None:
+        """Raises ValueError when the folder was removed or taken over; called before anything is written."""
+        if not self._path.exists() or self.run._last_attempt() != self.attempt:
+            raise ValueError(
+                f"{self.run.folder} was removed or taken over while the run was in it; nothing more is written"
+            )
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of run.json."""
+        self.check()
+        write_json(self.run.folder / "run.json", {**self.run.record(), **changes})
+
+    def _beat(self) -> None:
+        while not self._done.wait(HEARTBEAT_SECONDS):
+            with suppress(OSError):
+                os.utime(self._path)
+
+
+def _host() -> str:
+    """This machine as far as process numbers mean the same: name, boot, and process namespace where there are such."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def _process_start(pid: int) -> str | None:
+    """When a process of this host started, in a unit that no clock change moves; None when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return None
+    import psutil  # where there is no /proc
+
+    try:
+        return str(psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _owner() -> dict[str, Any]:
+    return {"host": _host(), "pid": os.getpid(), "start": _process_start(os.getpid()), "time": time.time()}
+
+
+def _alive(path: Path) -> bool:
+    try:
+        owner = json.loads(path.read_text())
+        if "released" in owner:
+            return False
+        if owner["host"] == _host():
+            return _process_start(owner["pid"]) == owner["start"]
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # being written at this moment, or damaged: its age decides
+    try:
+        return abs(time.time() - path.stat().st_mtime) < STALE_SECONDS
+    except OSError:
+        return False
+
+
+def _describe(path: Path) -> str:
+    owner = read_json(path)
+    return f"process {owner.get('pid', '?')} on {str(owner.get('host', '?')).split()[0]}"

@@ -1,0 +1,324 @@
+"""One training of one resolved configuration: the function `train`, to be read from top to bottom.
+
+Shuffling follows from (seed, epoch), augmentation and dropout from (seed, epoch, batch). So a run that goes on from a
+checkpoint needs no random state, and ends with the same bits as one that was never touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import math
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from capsule_sweeps.data import Split, augment, load_data, normalize
+from capsule_sweeps.model import build_model
+from capsule_sweeps.progress import Display
+from capsule_sweeps.provenance import provenance
+from capsule_sweeps.signals import Interrupted, Stop
+from capsule_sweeps.store import Claim, Run, columns, science, write_atomic, write_json
+from capsule_sweeps.tracking import tracker
+
+log = logging.getLogger(__name__)
+
+EVAL_BATCH = 256
+
+
+def train(config: DictConfig, run: Run, sweep: str, display: Display, stop: Stop) -> dict[str, Any]:
+    """Train what a checked config describes in its run folder, from the start or from its checkpoint.
+
+    Returns the summary: accuracies (fractions) under every selection rule, seconds of training, parameters.
+    Raises ValueError for what a user can mend (nothing of a new run is on disk then), store.Busy when another process
+    has the folder, FloatingPointError when the loss is not finite, Interrupted once `stop` holds a signal.
+    """
+    run.compare(config)
+    recipe, record = config.training, run.record()
+    device = choose_device(config.device, record.get("execution", {}).get("device"))
+    data = load_data(config.dataset, Path(config.data_dir), device)
+    if record.get("data_sha256", data.sha256) != data.sha256:
+        raise ValueError(
+            f"the {config.dataset.name} images under data_dir={config.data_dir} are not those that {run.folder} was "
+            "trained on (their hash differs); bring the old data back, or move the folder away to train anew"
+        )
+    if recipe.amp == "bf16" and device.type == "mps":
+        raise ValueError("training.amp=bf16 is not supported on device=mps; use training.amp=none")
+
+    execution = {"device": device.type, "threads": torch.get_num_threads(), "channels_last": recipe.channels_last}
+    execution = settle(execution, record.get("execution"))
+    torch.set_num_threads(execution["threads"])
+    layout = torch.channels_last if execution["channels_last"] else torch.contiguous_format
+
+    torch.manual_seed(mix(config.seed))
+    model = build_model(config).to(device).to(memory_format=layout)
+    optimizer = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    num_images = len(data.train.labels)
+    num_batches = math.ceil(num_images / recipe.batch_size)
+    read_every = 1 if device.type == "cpu" else 50  # reading a number from a GPU makes the program wait for it
+    losses = torch.zeros(num_batches, device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+
+    with ExitStack() as stack:
+        claim = stack.enter_context(run.claim())
+        stack.enter_context(log_to(run.folder / "log.txt"))
+        stack.enter_context(outcome(claim))
+        write_atomic(run.folder / "config.yaml", OmegaConf.to_yaml(config).encode())
+        attempts = [*run.record().get("attempts", []), {"started": time.time(), **provenance(), "execution": execution}]
+        claim.update(
+            **columns(config),
+            state="running",
+            parameters=parameters,
+            science=science(config),
+            execution=execution,
+            data_sha256=data.sha256,
+            attempts=attempts,
+        )
+        (run.folder / "error.txt").unlink(missing_ok=True)
+        first_epoch, first_batch = 0, 0
+        checkpoint_path, metrics_path = run.folder / "checkpoint.pt", run.folder / "metrics.jsonl"
+        if checkpoint_path.exists():
+            checkpoint = read_checkpoint(checkpoint_path, device)
+            try:
+                model.load_state_dict(checkpoint["model"])
+                optimizer.load_state_dict(checkpoint["optimizer"])
+                first_epoch, first_batch = checkpoint["epoch"], checkpoint["batch"]
+                losses[:first_batch] = checkpoint["losses"]
+                correct += checkpoint["correct"]
+            except (KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise ValueError(damaged(checkpoint_path, error)) from error
+        rows = keep_rows(metrics_path, first_epoch)
+        mirror = stack.enter_context(tracker(config, run.folder, columns(config)["signature"], sweep))
+        log.info("%s: from epoch %d, batch %d, on %s", run.folder.name, first_epoch + 1, first_batch + 1, device)
+
+        def save(epoch: int, batch: int) -> None:
+            """What is needed to go on at this batch of this epoch (both counted from 0)."""
+            claim.check()
+            buffer = io.BytesIO()
+            torch.save(
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "epoch": epoch,
+                    "batch": batch,
+                    "losses": losses[:batch].clone(),
+                    "correct": correct if batch else torch.zeros_like(correct),
+                },
+                buffer,
+            )
+            write_atomic(checkpoint_path, buffer.getvalue())
+
+        display.start(run.folder.name, recipe.epochs, first_epoch, num_batches)
+        for epoch in range(first_epoch, recipe.epochs):
+            started, first_of_epoch = time.perf_counter(), first_batch
+            lr = recipe.lr * recipe.lr_decay ** sum(epoch >= milestone for milestone in recipe.milestones)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            torch.manual_seed(mix(config.seed, epoch))
+            order = torch.randperm(num_images).to(device)
+            model.train()
+            for batch in range(first_batch, num_batches):
+                torch.manual_seed(mix(config.seed, epoch, batch))
+                index = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
+                images = augment(data.train.images[index], config.dataset.crop_padding, config.dataset.flip)
+                images = normalize(images, config.dataset.mean, config.dataset.std).to(memory_format=layout)
+                labels = data.train.labels[index]
+                with torch.autocast(device.type, torch.bfloat16, enabled=recipe.amp == "bf16"):
+                    logits = model(images)
+                loss = F.cross_entropy(logits.float(), labels)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                losses[batch] = loss.detach() * len(labels)
+                correct += (logits.detach().argmax(1) == labels).sum()
+                done = batch + 1
+                if done % read_every == 0 or done == num_batches or stop.signum:
+                    check_finite(losses[:done], epoch, num_batches)
+                    seen = min(done * recipe.batch_size, num_images)
+                    rate = (done - first_of_epoch) * recipe.batch_size / (time.perf_counter() - started)
+                    display.batch(done, float(losses[:done].sum()) / seen, int(correct) / seen, rate)
+                if stop.signum and done < num_batches:
+                    save(epoch, done)
+                    raise Interrupted(stop.signum)
+            trained = time.perf_counter() - started
+            row: dict[str, Any] = {"epoch": epoch + 1}
+            row |= {"train_loss": float(losses.sum()) / num_images, "train_accuracy": int(correct) / num_images}
+            if data.val is not None:
+                row |= dict(zip(("val_loss", "val_accuracy"), evaluate(model, data.val, config), strict=True))
+            row |= dict(zip(("test_loss", "test_accuracy"), evaluate(model, data.test, config), strict=True))
+            row |= {"lr": lr, "seconds": time.perf_counter() - started}
+            row |= {"images_per_second": (num_batches - first_of_epoch) * recipe.batch_size / trained}
+            rows.append(row)
+            claim.check()
+            with open(metrics_path, "a") as file:
+                file.write(json.dumps(row) + "\n")
+            mirror.log(row)
+            display.epoch(row)
+            losses.zero_()
+            correct.zero_()
+            first_batch = 0
+            last = epoch + 1 == recipe.epochs
+            if stop.signum or last or (recipe.checkpoint_epochs and (epoch + 1) % recipe.checkpoint_epochs == 0):
+                save(epoch + 1, 0)
+                claim.update(epochs_done=epoch + 1)
+            if stop.signum and not last:
+                raise Interrupted(stop.signum)
+        summary = summarize(rows, parameters)
+        claim.check()
+        write_json(run.folder / "summary.json", {**columns(config), **summary})
+        claim.update(state="finished", ended=time.time(), **summary)
+        mirror.summary(summary)
+    return summary
+
+
+def summarize(rows: list[dict[str, Any]], parameters: int) -> dict[str, Any]:
+    """Test accuracy under each selection rule: of the last epoch, the best epoch by test, the best by validation."""
+    best_test = max(rows, key=lambda row: row["test_accuracy"])
+    best_val = max(rows, key=lambda row: row["val_accuracy"]) if "val_accuracy" in rows[0] else None
+    return {
+        "accuracy_last": rows[-1]["test_accuracy"],
+        "accuracy_best_test": best_test["test_accuracy"],
+        "accuracy_best_val": best_val["test_accuracy"] if best_val else None,
+        "epoch_best_test": best_test["epoch"],
+        "epoch_best_val": best_val["epoch"] if best_val else None,
+        "parameters": parameters,
+        "seconds": sum(row["seconds"] for row in rows),
+    }
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, split: Split, config: DictConfig) -> tuple[float, float]:
+    """Mean loss and accuracy on a split, in evaluation mode."""
+    model.eval()
+    loss = torch.zeros((), dtype=torch.float64, device=split.labels.device)
+    correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
+    for first in range(0, len(split.labels), EVAL_BATCH):
+        labels = split.labels[first : first + EVAL_BATCH]
+        images = normalize(split.images[first : first + EVAL_BATCH], config.dataset.mean, config.dataset.std)
+        with torch.autocast(labels.device.type, torch.bfloat16, enabled=config.training.amp == "bf16"):
+            logits = model(images)
+        loss += F.cross_entropy(logits.float(), labels, reduction="sum")
+        correct += (logits.argmax(1) == labels).sum()
+    return float(loss) / len(split.labels), int(correct) / len(split.labels)
+
+
+def mix(*numbers: int) -> int:
+    """A seed that follows from some numbers and looks like none of them."""
+    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8]) >> 1
+
+
+def choose_device(asked: str, before: str | None = None) -> torch.device:
+    """The device for `auto` (that of earlier attempts, else the best there is) or the one asked for.
+
+    Raises ValueError when this machine does not have it.
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if asked == "auto":
+        asked = before if before and there.get(before) else next(name for name, present in there.items() if present)
+    device = torch.device(asked)
+    if not there[device.type] or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        present = ", ".join(name for name, present in there.items() if present)
+        raise ValueError(f"device={asked} is not there; this machine has {present} (or say device=auto)")
+    return device
+
+
+def settle(wanted: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
+    """How the run is executed: as in its first attempt, for only then are its bits the same."""
+    if before is None:
+        return wanted
+    kept = {**wanted, **{key: before[key] for key in wanted.keys() & before.keys() if key != "device"}}
+    if kept["device"] != before.get("device"):
+        log.warning(
+            "the run began on %s and goes on on %s: its last bits may differ", before.get("device"), kept["device"]
+        )
+    return kept
+
+
+def check_finite(losses: Tensor, epoch: int, num_batches: int) -> None:
+    """Raises FloatingPointError that names the first step whose loss is not finite."""
+    wrong = (~torch.isfinite(losses)).nonzero()
+    if len(wrong):
+        batch = int(wrong[0])
+        raise FloatingPointError(
+            f"the loss is {float(losses[batch])} in step {epoch * num_batches + batch + 1} "
+            f"(epoch {epoch + 1}, batch {batch + 1}); a smaller training.lr may help"
+        )
+
+
+def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    """A checkpoint's content. Raises ValueError that names the file when it is damaged."""
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise ValueError(damaged(path, error)) from error
+    if not isinstance(content, dict):
+        raise ValueError(damaged(path, TypeError("not a dict")))
+    return content
+
+
+def damaged(path: Path, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200]
+    return f"{path} is damaged ({reason}); remove it and the run starts anew"
+
+
+def keep_rows(path: Path, epochs: int) -> list[dict[str, Any]]:
+    """The metrics of the epochs that the checkpoint knows; what was written after it is dropped from the file.
+
+    Raises ValueError when one of them is missing or damaged.
+    """
+    lines = path.read_text().splitlines() if path.exists() else []
+    try:
+        rows = [json.loads(line) for line in lines[:epochs]]
+        if [row["epoch"] for row in rows] != list(range(1, epochs + 1)):
+            raise ValueError(f"it has {len(rows)} epochs, the checkpoint beside it {epochs}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); remove the checkpoint beside it and the run starts anew"
+        ) from error
+    if len(lines) > epochs:
+        write_atomic(path, "".join(line + "\n" for line in lines[:epochs]).encode())
+    return rows
+
+
+@contextmanager
+def outcome(claim: Claim) -> Iterator[None]:
+    """While open, what ends the run early is recorded: interrupted, or failed with the traceback in error.txt."""
+    try:
+        yield
+    except Interrupted:
+        claim.update(state="interrupted", ended=time.time())
+        raise
+    except Exception as error:
+        with suppress(OSError, ValueError):  # the folder itself may be what failed
+            write_atomic(claim.run.folder / "error.txt", traceback.format_exc().encode())
+            claim.update(state="failed", ended=time.time(), error=f"{type(error).__name__}: {error}")
+        raise
+
+
+@contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """While open, log records go to a file too."""
+    handler = logging.FileHandler(path, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()

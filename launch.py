@@ -1,0 +1,16 @@
+"""One run, or with -m a sweep: python launch.py -m num_routing=1,2,3 dataset=CIFAR10,CIFAR100"""
+
+import hydra
+from omegaconf import DictConfig
+
+from capsule_sweeps.launcher import launch_one
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(config: DictConfig) -> float | None:
+    """The accuracy under config.selection_rule. With -m, Hydra hands the points to hydra/launcher instead."""
+    return launch_one(config)
+
+
+if __name__ == "__main__":
+    main()
