@@ -10,8 +10,10 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log
@@ -21,10 +23,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from capsule_sweeps.config import check
-from capsule_sweeps.plan import Point, compose_points, make_plan, show_plan
+from capsule_sweeps.plan import Point, Policy, compose_points, make_plan, show_plan
+from capsule_sweeps.pool import Slot, make_slots, run_pool
 from capsule_sweeps.progress import Display
 from capsule_sweeps.signals import Interrupted, Stop, stop_signals
-from capsule_sweeps.store import Busy, check_runs_dir, read_json, science, signature
+from capsule_sweeps.store import Busy, check_runs_dir, owner, read_json, science, signature, write_json
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +54,10 @@ class GridSweeper(Sweeper):
 
 
 class LocalLauncher(Launcher):
-    """Runs what is missing of a sweep, one run after the other, in this process."""
+    """Runs what is missing of a sweep on this machine, in this process or, with `parallel`, in a pool of processes."""
+
+    def __init__(self, parallel: int | str = 1, runs_per_gpu: int = 1, **policy: Any) -> None:
+        self.parallel, self.runs_per_gpu, self.policy = parallel, runs_per_gpu, policy
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.loader, self.master = hydra_context.config_loader, config
@@ -59,8 +65,12 @@ class LocalLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         configure_log(self.master.hydra.job_logging, self.master.hydra.verbose)
         with user_errors():
+            policy = Policy(**self.policy)
             configs = compose_points(self.loader, self.master, job_overrides)
-            accuracies = launch(configs, job_overrides)
+            slots = make_slots(self.parallel, self.runs_per_gpu, {config.device for config in configs})
+            accuracies = launch(configs, job_overrides, policy, slots)
+        if policy.dry_run:
+            sys.exit(0)  # a sweeper has nothing to learn from it
         return [
             JobReturn(overrides=overrides, cfg=config, status=JobStatus.COMPLETED, _return_value=accuracy)
             if accuracy is not None
@@ -71,55 +81,62 @@ class LocalLauncher(Launcher):
         ]
 
 
-def launch_one(config: DictConfig) -> float:
+def launch_one(config: DictConfig) -> float | None:
     """One run: its accuracy under config.selection_rule. Ends the program when the run does not finish."""
     from hydra.core.hydra_config import HydraConfig
 
+    hydra = HydraConfig.get()
     with user_errors():
-        (accuracy,) = launch([check(config)], [HydraConfig.get().overrides.task])
-    if accuracy is None:
+        policy = Policy(**{entry.name: hydra.launcher[entry.name] for entry in fields(Policy)})
+        (accuracy,) = launch([check(config)], [hydra.overrides.task], policy, make_slots(1, 1, set()))
+    if accuracy is None and not policy.dry_run:
         sys.exit(1)
     return accuracy
 
 
-def launch(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]]) -> list[float | None]:
+def launch(
+    configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]], policy: Policy, slots: Sequence[Slot]
+) -> list[float | None]:
     """Run what is missing of some points. Returns their accuracies (fractions), None where a run did not finish.
 
     Raises ValueError, before any run starts, when one of them cannot; SystemExit after a signal.
     """
     if any(config.debug for config in configs):
-        return launch_scratch(configs, overrides)
-    plan = make_plan(configs, overrides)
-    show_plan(plan, len(configs))
-    todo = [point for point in plan if point.action in ("run", "resume", "retry")]
-    preflight([point.config for point in todo])
-    with stop_signals() as stop:
-        run_all(todo, sweep_name(plan), stop)
+        with TemporaryDirectory() as folder:
+            return launch([scratch(config, folder) for config in configs], overrides, policy, slots)
+    plan = make_plan(configs, overrides, policy)
+    show_plan(plan, len(configs), len(slots))
+    todo = [point for point in plan if point.to_do]
+    if policy.dry_run:
+        return [None] * len(configs)
+    if todo:
+        preflight([point.config for point in todo])
+        sweep = record_sweep(plan)
+        with stop_signals() as stop:
+            for point in todo:
+                if point.action == "run anew":
+                    point.run.put_aside()
+            if len(slots) == 1:
+                run_here(todo, sweep, stop)
+            else:
+                run_pool(todo, sweep, slots, stop)
     show_results(plan, configs[0].selection_rule)
-    if stop.signum:
+    if todo and stop.signum:
         left = sum(point.run.state() != "finished" for point in plan)
         print(f"{Interrupted(stop.signum)}; {left} runs are not finished: the same command goes on", file=sys.stderr)
         sys.exit(128 + stop.signum)
-    accuracies = {point.run.folder.name[-8:]: accuracy(point) for point in plan}
+    accuracies = {point.signature: accuracy(point) for point in plan}
     return [accuracies[signature(science(config))] for config in configs]
 
 
-def launch_scratch(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]]) -> list[float | None]:
-    """`launch` for debug=true: the same in a folder that is thrown away, without checkpoints and W&B."""
-    with TemporaryDirectory() as folder:
-        changes = {
-            "runs_dir": folder,
-            "debug": False,
-            "tracking": {"name": "none"},
-            "training": {"checkpoint_epochs": 0},
-        }
-        return launch([DictConfig(OmegaConf.merge(config, changes)) for config in configs], overrides)
+def scratch(config: DictConfig, folder: str) -> DictConfig:
+    """The config for debug=true: the same training in a folder that is thrown away, without checkpoints and W&B."""
+    changes = {"runs_dir": folder, "debug": False, "tracking": {"name": "none"}, "training": {"checkpoint_epochs": 0}}
+    return DictConfig(OmegaConf.merge(config, changes))
 
 
 def preflight(configs: Sequence[DictConfig]) -> None:
     """Raises ValueError for whatever would keep a run from starting: folders, device, stack, data. Starts nothing."""
-    if not configs:
-        return
     import torch
 
     from capsule_sweeps.data import load_data
@@ -142,10 +159,8 @@ def _distinct(configs: Sequence[DictConfig], *keys: str) -> list[DictConfig]:
     return list({repr([config[key] for key in keys]): config for config in reversed(configs)}.values())
 
 
-def run_all(todo: Sequence[Point], sweep: str, stop: Stop) -> None:
+def run_here(todo: Sequence[Point], sweep: str, stop: Stop) -> None:
     """One run after the other; what ends one leaves the others alone, except a signal."""
-    if not todo:
-        return
     from capsule_sweeps.train import train
 
     with Display() as display:
@@ -174,10 +189,14 @@ def accuracy(point: Point) -> float | None:
     return read_json(point.run.folder / "summary.json").get(f"accuracy_{point.config.selection_rule}")
 
 
-def sweep_name(plan: Sequence[Point]) -> str:
-    """A name that the same set of runs always gets: the W&B group."""
-    signatures = sorted(point.run.folder.name[-8:] for point in plan)
-    return "sweep-" + hashlib.sha256(" ".join(signatures).encode()).hexdigest()[:8]
+def record_sweep(plan: Sequence[Point]) -> str:
+    """The sweep's name, the same for the same set of runs; `.sweeps/<name>.json` says which these are."""
+    signatures = sorted(point.signature for point in plan)
+    name = "sweep-" + hashlib.sha256(" ".join(signatures).encode()).hexdigest()[:8]
+    folder = plan[0].run.folder.parent / ".sweeps"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{name}.json", {"sweep": name, "command": sys.argv, "signatures": signatures, **owner()})
+    return name
 
 
 @contextmanager

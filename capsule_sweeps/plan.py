@@ -1,11 +1,13 @@
-"""What a command asks for, and what of it is still to do."""
+"""What a command asks for, what of it is there, and what is to be done."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,23 +15,64 @@ from rich.table import Table
 
 from capsule_sweeps.config import check
 from capsule_sweeps.progress import console
+from capsule_sweeps.provenance import changed_code
 from capsule_sweeps.store import Run, find_runs, run_name, science, signature
 
-ACTIONS = {"new": "run", "interrupted": "resume", "failed": "retry", "running": "leave", "finished": "skip"}
+RETRY = ("all", "oom", "nan", "none")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What to do about runs that exist: the settings `hydra.launcher.<name>`.
+
+    `retry` says which failed runs are tried again: all, those out of memory, those whose loss was not finite, none.
+    `force` runs everything anew and keeps the old folders aside; `dry_run` only shows the plan.
+    """
+
+    dry_run: bool = False
+    retry: str = "all"
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.retry not in RETRY:
+            raise ValueError(f"hydra.launcher.retry={self.retry} is unknown: it must be one of {', '.join(RETRY)}")
+        for name in ("dry_run", "force"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"hydra.launcher.{name}={getattr(self, name)} must be true or false")
+
+    def action(self, state: str, failure: str | None) -> str:
+        if state == "running":
+            return "leave"
+        if self.force:
+            return "run" if state == "new" else "run anew"
+        if state == "failed":
+            return "retry" if self.retry in ("all", failure) else "leave"
+        return {"new": "run", "interrupted": "resume", "finished": "skip", "stale": "leave"}[state]
 
 
 @dataclass
 class Point:
-    """One run that was asked for; `label` shows the overrides by which it differs from the others."""
+    """One run that was asked for.
+
+    `label` shows the overrides by which it differs from the others, `changed` the modules whose code differs from what
+    it was made with, `seconds` what is left of it by the epochs measured so far (None: nothing like it ran yet).
+    """
 
     config: DictConfig
     run: Run
     label: str
     state: str
+    action: str
+    changed: list[str] = field(default_factory=list)
+    seconds: float | None = None
 
     @property
-    def action(self) -> str:
-        return ACTIONS[self.state]
+    def signature(self) -> str:
+        return self.run.folder.name[-8:]
+
+    @property
+    def to_do(self) -> bool:
+        return self.action in ("run", "run anew", "resume", "retry")
 
 
 def compose_points(loader: Any, master: DictConfig, points: Sequence[Sequence[str]]) -> list[DictConfig]:
@@ -65,26 +108,52 @@ def compose_points(loader: Any, master: DictConfig, points: Sequence[Sequence[st
     return configs
 
 
-def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]]) -> list[Point]:
+def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]], policy: Policy) -> list[Point]:
     """A point for every signature, in the order asked for.
 
     Raises ValueError when a folder holds different science under a signature that is asked for.
     """
     common = set.intersection(*(set(point) for point in overrides)) if len(overrides) > 1 else set()
+    known = {runs_dir: find_runs(Path(runs_dir)) for runs_dir in {str(config.runs_dir) for config in configs}}
+    rates = epoch_rates(run for runs in known.values() for run in runs.values())
     plan: dict[str, Point] = {}
-    known = {str(config.runs_dir): find_runs(Path(config.runs_dir)) for config in configs}
     for config, point in zip(configs, overrides, strict=True):
-        identity = signature(science(config))
+        flat = science(config)
+        identity = signature(flat)
         if identity in plan:
             continue
         run = known[str(config.runs_dir)].get(identity) or Run(Path(config.runs_dir) / run_name(config))
-        run.compare(config)
-        label = " ".join(text for text in point if text not in common)
-        plan[identity] = Point(config, run, label or "(as configured)", run.state())
+        record = run.record()
+        run.compare(config, record)
+        state, changed = run.state(record), changed_code(record.get("attempts", []))
+        state = "stale" if state == "finished" and changed else state
+        label = " ".join(text for text in point if text not in common) or "(as configured)"
+        action = policy.action(state, record.get("failure"))
+        planned = Point(config, run, label, state, action, changed)
+        if planned.to_do and _like(flat) in rates:
+            done = 0 if action == "run anew" else record.get("epochs_done", 0)
+            planned.seconds = (config.training.epochs - done) * median(rates[_like(flat)])
+        plan[identity] = planned
     return list(plan.values())
 
 
-def show_plan(plan: Sequence[Point], asked: int) -> None:
+def epoch_rates(runs: Iterable[Run]) -> dict[str, list[float]]:
+    """Measured seconds an epoch, by what a run's cost depends on."""
+    rates = defaultdict(list)
+    for run in runs:
+        record = run.record()
+        if record.get("epochs_done") and record.get("seconds"):
+            rates[_like(record.get("science", {}))].append(record["seconds"] / record["epochs_done"])
+    return rates
+
+
+def _like(flat: dict[str, Any]) -> str:
+    """Runs are alike when an epoch of them costs the same: model, data, batch size and precision."""
+    matter = ("model.", "dataset.", "training.batch_size", "training.amp")
+    return json.dumps({key: value for key, value in flat.items() if key.startswith(matter)}, sort_keys=True)
+
+
+def show_plan(plan: Sequence[Point], asked: int, parallel: int) -> None:
     """One screen before anything starts."""
     table = Table(title="Plan", title_justify="left")
     table.add_column("run", overflow="fold")
@@ -97,4 +166,31 @@ def show_plan(plan: Sequence[Point], asked: int) -> None:
     counts = Counter(point.action for point in plan)
     totals = ", ".join(f"{count} to {action}" for action, count in counts.items())
     same = f" ({asked} points, some with the same signature)" if asked > len(plan) else ""
-    console().print(f"{len(plan)} runs{same}: {totals}", markup=False, highlight=False)
+    say = [f"{len(plan)} run{'s' if len(plan) > 1 else ''}{same}: {totals}{_estimate(plan, parallel)}."]
+    stale = [point for point in plan if point.state == "stale"]
+    if stale:
+        modules = ", ".join(sorted({module for point in stale for module in point.changed}))
+        say.append(
+            f"{len(stale)} stale: finished with other code ({modules} changed since). Their numbers are shown and "
+            "marked; hydra.launcher.force=true runs them anew and keeps the old folders aside."
+        )
+    mixed = [point for point in plan if point.changed and point.action in ("resume", "retry")]
+    if mixed:
+        modules = ", ".join(sorted({module for point in mixed for module in point.changed}))
+        say.append(
+            f"{len(mixed)} began with other code ({modules} changed since) and would end as stale; "
+            "hydra.launcher.force=true runs them anew."
+        )
+    console().print("\n".join(say), markup=False, highlight=False, soft_wrap=True)
+
+
+def _estimate(plan: Sequence[Point], parallel: int) -> str:
+    todo = [point for point in plan if point.to_do]
+    if not todo:
+        return ""
+    known = [point.seconds for point in todo if point.seconds is not None]
+    if not known:
+        return "; no estimate yet"
+    hours = sum(known) / 3600 / max(1, min(parallel, len(todo)))
+    missing = f" and {len(todo) - len(known)} without an estimate yet" if len(known) < len(todo) else ""
+    return f"; about {hours:.2g} hours{missing}"

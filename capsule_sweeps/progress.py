@@ -6,11 +6,11 @@ import logging
 import os
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from rich import get_console
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 
 def console() -> Console:
@@ -28,21 +28,22 @@ class ConsoleHandler(logging.Handler):
         console().print(self.format(record), markup=False, highlight=False, soft_wrap=True)
 
 
+class Observer(Protocol):
+    """What training tells: that it starts or goes on, and how batches and epochs end."""
+
+    def start(self, name: str, epochs: int, epochs_done: int, num_batches: int) -> None: ...
+
+    def batch(self, done: int, loss: float, accuracy: float, images_per_second: float) -> None: ...
+
+    def epoch(self, row: dict[str, Any]) -> None: ...
+
+
 class Display:
     """Two bars for the run at work: epochs and batches."""
 
     def __init__(self) -> None:
         self.console = console()
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-            transient=True,
-        )
+        self._bars = _bars(self.console)
 
     def __enter__(self) -> Display:
         self._bars.start()
@@ -52,23 +53,91 @@ class Display:
         self._bars.stop()
 
     def start(self, name: str, epochs: int, epochs_done: int, num_batches: int) -> None:
-        self._name, self._epochs, self._started, self._first = name, epochs, time.perf_counter(), epochs_done
+        self._lines = EpochLines(self.console, name, epochs, epochs_done)
         for task in list(self._bars.task_ids):
             self._bars.remove_task(task)
-        self._epoch = self._bars.add_task(f"{name} epochs", total=epochs, completed=epochs_done, note="")
-        self._batch = self._bars.add_task("batches", total=num_batches, note="")
+        self._epoch = self._bars.add_task(f"{name}  epoch", total=epochs, completed=epochs_done, note="")
+        self._batch = self._bars.add_task("batch", total=num_batches, note="")
 
     def batch(self, done: int, loss: float, accuracy: float, images_per_second: float) -> None:
         note = f"loss {loss:.3f}  train {accuracy:.1%}  {images_per_second:,.0f} images/s"
         self._bars.update(self._batch, completed=done, note=note)
 
     def epoch(self, row: dict[str, Any]) -> None:
-        note = f"loss {row['train_loss']:.3f}  train {row['train_accuracy']:.1%}  test {row['test_accuracy']:.1%}"
-        self._bars.update(self._epoch, completed=row["epoch"], note=note)
+        self._bars.update(self._epoch, completed=row["epoch"], note=summary_of(row))
         self._bars.reset(self._batch)
-        if not self.console.is_terminal:
-            done = row["epoch"] - self._first
-            left = (time.perf_counter() - self._started) / done * (self._epochs - row["epoch"])
-            rate = f"{row['images_per_second']:,.0f} images/s"
-            line = f"{self._name}  epoch {row['epoch']}/{self._epochs}  {note}  {rate}  {left:.0f} s left"
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._lines.epoch(row)
+
+
+class PoolDisplay:
+    """One bar a run, in steps, for runs that work side by side, and one for all of them."""
+
+    def __init__(self, num_runs: int) -> None:
+        self.console = console()
+        self._bars = _bars(self.console)
+        self._all = self._bars.add_task("runs", total=num_runs, note="")
+        self._tasks: dict[str, TaskID] = {}
+        self._lines: dict[str, EpochLines] = {}
+        self._num_batches: dict[str, int] = {}
+        self._epochs_done: dict[str, int] = {}
+
+    def __enter__(self) -> PoolDisplay:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def show(self, name: str, event: dict[str, Any]) -> None:
+        """An event of `worker.PipeDisplay`."""
+        if event["event"] == "start":
+            epochs, done, self._num_batches[name] = event["epochs"], event["epochs_done"], event["num_batches"]
+            self._epochs_done[name] = done
+            self._lines[name] = EpochLines(self.console, name, epochs, done)
+            total, completed = epochs * self._num_batches[name], done * self._num_batches[name]
+            self._tasks[name] = self._bars.add_task(name, total=total, completed=completed, note="")
+        elif event["event"] == "batch":
+            completed = self._epochs_done[name] * self._num_batches[name] + event["done"]
+            note = f"epoch {self._epochs_done[name] + 1}  loss {event['loss']:.3f}  train {event['accuracy']:.1%}"
+            self._bars.update(self._tasks[name], completed=completed, note=note)
+        else:
+            self._epochs_done[name] = event["row"]["epoch"]
+            self._lines[name].epoch(event["row"])
+
+    def end(self, name: str) -> None:
+        if name in self._tasks:
+            self._bars.remove_task(self._tasks.pop(name))
+        self._bars.advance(self._all)
+
+
+class EpochLines:
+    """A line an epoch, where no terminal shows bars."""
+
+    def __init__(self, console: Console, name: str, epochs: int, epochs_done: int) -> None:
+        self._console, self._name, self._epochs = console, name, epochs
+        self._first, self._started = epochs_done, time.perf_counter()
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        if self._console.is_terminal:
+            return
+        left = (time.perf_counter() - self._started) / (row["epoch"] - self._first) * (self._epochs - row["epoch"])
+        rate = f"{row['images_per_second']:,.0f} images/s  {left:.0f} s left"
+        line = f"{self._name}  epoch {row['epoch']}/{self._epochs}  {summary_of(row)}  {rate}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def summary_of(row: dict[str, Any]) -> str:
+    return f"loss {row['train_loss']:.3f}  train {row['train_accuracy']:.1%}  test {row['test_accuracy']:.1%}"
+
+
+def _bars(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )

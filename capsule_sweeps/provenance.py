@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import os
 import platform
 import socket
 import subprocess
+from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,11 +18,35 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "wandb", "submitit")
 
 
+NUMBERS = ("backbone", "capsules", "routing", "model", "class_tree", "data", "decoded", "train")  # what makes numbers
+
+
+@cache
+def code() -> dict[str, str]:
+    """A fingerprint of each module that numbers depend on; comments, docstrings and layout do not count."""
+    fingerprints = {}
+    for name in NUMBERS:
+        tree = ast.parse((ROOT / "capsule_sweeps" / f"{name}.py").read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
+                node.body = node.body[1:]
+        fingerprints[name] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:8]
+    return fingerprints
+
+
+def changed_code(attempts: Sequence[dict[str, Any]]) -> list[str]:
+    """The modules whose code is not what one of these attempts ran."""
+    return sorted(
+        {name for attempt in attempts for name in NUMBERS if attempt.get("code", {}).get(name) != code()[name]}
+    )
+
+
 def provenance() -> dict[str, Any]:
     """Commit, whether the tree was dirty, versions, host, processor, GPU, SLURM job."""
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "code": code(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "host": socket.gethostname(),

@@ -164,6 +164,18 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def put_aside(self) -> Path:
+        """Move the folder to `.superseded/` beside it, so that the run can be made anew. Raises Busy when in use."""
+        if self.state() == "running":
+            raise Busy(f"{self.folder} is in use by {_describe(self._attempt_path(self._last_attempt()))}")
+        shelf = self.folder.parent / ".superseded"
+        shelf.mkdir(exist_ok=True)
+        number = 1
+        while (target := shelf / f"{self.folder.name}.{number}").exists():
+            number += 1
+        self.folder.rename(target)
+        return target
+
     def record(self) -> dict[str, Any]:
         """What run.json holds: the columns of `load_runs`, science, provenance, execution, attempts."""
         return read_json(self.folder / "run.json")
@@ -180,9 +192,9 @@ class Run:
             return "failed"
         return "interrupted" if number else "new"
 
-    def compare(self, config: DictConfig) -> None:
+    def compare(self, config: DictConfig, record: dict[str, Any]) -> None:
         """Raises ValueError when the folder's signed config is not that of `config`: never reuse different science."""
-        stored = self.record().get("science")
+        stored = record.get("science")
         if stored is None and (self.folder / "config.yaml").exists():
             try:
                 stored = science(DictConfig(OmegaConf.load(self.folder / "config.yaml")))
@@ -207,7 +219,7 @@ class Run:
         path = self._attempt_path(last + 1)
         try:
             with open(path, "x") as file:
-                json.dump(_owner(), file)
+                json.dump(owner(), file)
         except FileExistsError:
             raise Busy(f"{self.folder} was claimed a moment ago by {_describe(path)}") from None
         claim = Claim(self, last + 1)
@@ -253,7 +265,7 @@ class Claim:
         self._done.set()
         self._thread.join()
         with suppress(OSError):  # the folder may be gone; then there is nothing to release
-            write_json(self._path, {**_owner(), "released": time.time()})
+            write_json(self._path, {**owner(), "released": time.time()})
 
     def check(self) -> None:
         """Raises ValueError when the folder was removed or taken over; called before anything is written."""
@@ -298,7 +310,8 @@ def _process_start(pid: int) -> str | None:
         return None
 
 
-def _owner() -> dict[str, Any]:
+def owner() -> dict[str, Any]:
+    """This process, as claims and sweeps name it."""
     return {"host": _host(), "pid": os.getpid(), "start": _process_start(os.getpid()), "time": time.time()}
 
 

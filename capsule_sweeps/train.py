@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from capsule_sweeps.data import Split, augment, load_data, normalize
 from capsule_sweeps.model import build_model
-from capsule_sweeps.progress import Display
+from capsule_sweeps.progress import Observer
 from capsule_sweeps.provenance import provenance
 from capsule_sweeps.signals import Interrupted, Stop
 from capsule_sweeps.store import Claim, Run, columns, science, write_atomic, write_json
@@ -36,15 +36,15 @@ log = logging.getLogger(__name__)
 EVAL_BATCH = 256
 
 
-def train(config: DictConfig, run: Run, sweep: str, display: Display, stop: Stop) -> dict[str, Any]:
+def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: Stop) -> dict[str, Any]:
     """Train what a checked config describes in its run folder, from the start or from its checkpoint.
 
     Returns the summary: accuracies (fractions) under every selection rule, seconds of training, parameters.
     Raises ValueError for what a user can mend (nothing of a new run is on disk then), store.Busy when another process
     has the folder, FloatingPointError when the loss is not finite, Interrupted once `stop` holds a signal.
     """
-    run.compare(config)
     recipe, record = config.training, run.record()
+    run.compare(config, record)
     device = choose_device(config.device, record.get("execution", {}).get("device"))
     data = load_data(config.dataset, Path(config.data_dir), device)
     if record.get("data_sha256", data.sha256) != data.sha256:
@@ -119,7 +119,7 @@ def train(config: DictConfig, run: Run, sweep: str, display: Display, stop: Stop
             )
             write_atomic(checkpoint_path, buffer.getvalue())
 
-        display.start(run.folder.name, recipe.epochs, first_epoch, num_batches)
+        observer.start(run.folder.name, recipe.epochs, first_epoch, num_batches)
         for epoch in range(first_epoch, recipe.epochs):
             started, first_of_epoch = time.perf_counter(), first_batch
             lr = recipe.lr * recipe.lr_decay ** sum(epoch >= milestone for milestone in recipe.milestones)
@@ -131,9 +131,9 @@ def train(config: DictConfig, run: Run, sweep: str, display: Display, stop: Stop
             for batch in range(first_batch, num_batches):
                 torch.manual_seed(mix(config.seed, epoch, batch))
                 index = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
-                images = augment(data.train.images[index], config.dataset.crop_padding, config.dataset.flip)
+                images, labels = data.train.batch(index)
+                images = augment(images, config.dataset.crop_padding, config.dataset.flip)
                 images = normalize(images, config.dataset.mean, config.dataset.std).to(memory_format=layout)
-                labels = data.train.labels[index]
                 with torch.autocast(device.type, torch.bfloat16, enabled=recipe.amp == "bf16"):
                     logits = model(images)
                 loss = F.cross_entropy(logits.float(), labels)
@@ -147,7 +147,7 @@ def train(config: DictConfig, run: Run, sweep: str, display: Display, stop: Stop
                     check_finite(losses[:done], epoch, num_batches)
                     seen = min(done * recipe.batch_size, num_images)
                     rate = (done - first_of_epoch) * recipe.batch_size / (time.perf_counter() - started)
-                    display.batch(done, float(losses[:done].sum()) / seen, int(correct) / seen, rate)
+                    observer.batch(done, float(losses[:done].sum()) / seen, int(correct) / seen, rate)
                 if stop.signum and done < num_batches:
                     save(epoch, done)
                     raise Interrupted(stop.signum)
@@ -164,14 +164,14 @@ def train(config: DictConfig, run: Run, sweep: str, display: Display, stop: Stop
             with open(metrics_path, "a") as file:
                 file.write(json.dumps(row) + "\n")
             mirror.log(row)
-            display.epoch(row)
+            observer.epoch(row)
             losses.zero_()
             correct.zero_()
             first_batch = 0
             last = epoch + 1 == recipe.epochs
             if stop.signum or last or (recipe.checkpoint_epochs and (epoch + 1) % recipe.checkpoint_epochs == 0):
                 save(epoch + 1, 0)
-                claim.update(epochs_done=epoch + 1)
+                claim.update(epochs_done=epoch + 1, seconds=sum(row["seconds"] for row in rows))
             if stop.signum and not last:
                 raise Interrupted(stop.signum)
         summary = summarize(rows, parameters)
@@ -306,8 +306,16 @@ def outcome(claim: Claim) -> Iterator[None]:
     except Exception as error:
         with suppress(OSError, ValueError):  # the folder itself may be what failed
             write_atomic(claim.run.folder / "error.txt", traceback.format_exc().encode())
-            claim.update(state="failed", ended=time.time(), error=f"{type(error).__name__}: {error}")
+            message = f"{type(error).__name__}: {error}"
+            claim.update(state="failed", ended=time.time(), error=message, failure=failure(error))
         raise
+
+
+def failure(error: Exception) -> str:
+    """The kind of failure that hydra.launcher.retry asks for: oom, nan or other."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        return "oom"
+    return "nan" if isinstance(error, FloatingPointError) else "other"
 
 
 @contextmanager

@@ -1,0 +1,158 @@
+"""Several runs at once on this machine: each in its own process, with its own GPU or its share of the CPU threads."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from omegaconf import OmegaConf
+
+from capsule_sweeps.plan import Point
+from capsule_sweeps.progress import PoolDisplay
+from capsule_sweeps.signals import Stop
+from capsule_sweeps.worker import BUSY
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one process: a GPU (as CUDA_VISIBLE_DEVICES names it) or none, and a number of CPU threads."""
+
+    gpu: str | None
+    threads: int
+
+
+def make_slots(parallel: int | str, runs_per_gpu: int, devices: set[str]) -> list[Slot]:
+    """The slots for `hydra.launcher.parallel` (a number or auto) and `.runs_per_gpu`; `devices` is what runs ask for.
+
+    Without a GPU, auto is one process a CPU core. Raises ValueError when there are not enough GPUs.
+    """
+    if not (parallel == "auto" or (isinstance(parallel, int) and not isinstance(parallel, bool) and parallel >= 1)):
+        raise ValueError(f"hydra.launcher.parallel={parallel} must be a number of at least 1, or auto")
+    if not isinstance(runs_per_gpu, int) or isinstance(runs_per_gpu, bool) or runs_per_gpu < 1:
+        raise ValueError(f"hydra.launcher.runs_per_gpu={runs_per_gpu} must be a number of at least 1")
+    if parallel == 1:
+        return [Slot(None, os.cpu_count() or 1)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpus = [] if devices <= {"cpu", "mps"} else visible_gpus()
+    if not gpus:
+        num_slots = cores if parallel == "auto" else int(parallel)
+        return [Slot(None, max(1, cores // num_slots))] * num_slots
+    places = [gpu for _ in range(runs_per_gpu) for gpu in gpus]
+    num_slots = len(places) if parallel == "auto" else int(parallel)
+    if num_slots > len(places):
+        raise ValueError(
+            f"hydra.launcher.parallel={num_slots} asks for more than this machine's {len(gpus)} GPUs hold with "
+            f"{runs_per_gpu} runs each; ask for {len(places)}, or set hydra.launcher.runs_per_gpu"
+        )
+    return [Slot(gpu, max(1, cores // num_slots)) for gpu in places[:num_slots]]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES would name them."""
+    import torch
+
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named or [str(index) for index in range(torch.cuda.device_count())]
+
+
+class Worker:
+    """A run in its own process. Its events go to a queue as (worker, event); None is the last one."""
+
+    def __init__(self, point: Point, sweep: str, slot: Slot, events: queue.Queue[tuple[Worker, Any]]) -> None:
+        self.point, self.slot = point, slot
+        self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        environment = dict(os.environ)
+        if slot.gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "capsule_sweeps.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            env=environment,
+            start_new_session=True,  # Ctrl-C in the terminal is the parent's to pass on
+        )
+        config = OmegaConf.to_container(point.config)
+        task = {"config": config, "folder": str(point.run.folder), "sweep": sweep, "threads": slot.threads}
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(task).encode() + b"\n")
+        self.process.stdin.flush()
+        threading.Thread(target=self._listen, args=(events,), daemon=True).start()
+
+    def _listen(self, events: queue.Queue[tuple[Worker, Any]]) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith(b"{"):
+                events.put((self, json.loads(line)))
+        self.process.wait()
+        events.put((self, None))
+
+    def last_words(self) -> str:
+        self.errors.seek(0)
+        lines = self.errors.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
+
+    def close(self) -> None:
+        for file in (self.process.stdin, self.process.stdout, self.errors):
+            if file is not None:
+                file.close()
+
+
+def run_pool(todo: Sequence[Point], sweep: str, slots: Sequence[Slot], stop: Stop) -> None:
+    """Run all of `todo`, as many at once as there are slots; what ends one leaves the others alone.
+
+    A signal is passed on, and no run is started after it. KeyboardInterrupt (a second Ctrl-C) kills what is left.
+    """
+    waiting, free, active = deque(todo), list(reversed(slots)), set[Worker]()
+    events: queue.Queue[tuple[Worker, Any]] = queue.Queue()
+    passed_on = False
+    with PoolDisplay(len(todo)) as display:
+        try:
+            while active or (waiting and not stop.signum):
+                while waiting and free and not stop.signum:
+                    active.add(Worker(waiting.popleft(), sweep, free.pop(), events))
+                if stop.signum and not passed_on:
+                    passed_on = True
+                    for worker in active:
+                        worker.process.send_signal(signal.SIGTERM)
+                try:
+                    worker, event = events.get(timeout=0.2)
+                except queue.Empty:
+                    continue
+                name = worker.point.run.folder.name
+                if event is not None:
+                    display.show(name, event)
+                    continue
+                display.end(name)
+                report(worker)
+                worker.close()
+                active.remove(worker)
+                free.append(worker.slot)
+        finally:
+            for worker in active:
+                worker.process.kill()
+                worker.process.wait()
+
+
+def report(worker: Worker) -> None:
+    """Say how a run ended, unless it finished or a signal was passed on to it."""
+    code, name = worker.process.returncode, worker.point.run.folder.name
+    if code == BUSY:
+        log.warning("%s: left alone, %s", name, worker.last_words())
+    elif code < 0:
+        log.error("%s: its process was killed (%s); the same command goes on", name, signal.Signals(-code).name)
+    elif 0 < code < 128:
+        log.error("%s: failed, %s", name, worker.last_words())

@@ -1,0 +1,78 @@
+"""One run in a process of its own: `python -m capsule_sweeps.worker`, started by the pool.
+
+Reads one line of JSON from its standard input (config, folder, sweep, threads) and writes progress as lines of JSON.
+When the input ends its parent is gone: it saves and stops. Exit code 0 finished, 1 failed, 75 in use, 128 + signal.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from capsule_sweeps.config import check
+from capsule_sweeps.signals import Interrupted, stop_signals
+from capsule_sweeps.store import Busy, Run
+
+BUSY = os.EX_TEMPFAIL
+
+
+class PipeDisplay:
+    """A display that tells the parent what happens, if it still listens."""
+
+    def _send(self, **event: Any) -> None:
+        try:
+            print(json.dumps(event), flush=True)
+        except OSError:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the parent is gone; nobody reads on
+
+    def start(self, name: str, epochs: int, epochs_done: int, num_batches: int) -> None:
+        self._send(event="start", epochs=epochs, epochs_done=epochs_done, num_batches=num_batches)
+
+    def batch(self, done: int, loss: float, accuracy: float, images_per_second: float) -> None:
+        self._send(event="batch", done=done, loss=loss, accuracy=accuracy, images_per_second=images_per_second)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        self._send(event="epoch", row=row)
+
+
+def main() -> int:
+    with stop_signals() as stop:
+        task = json.loads(sys.stdin.readline())
+        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+        logging.getLogger("capsule_sweeps").setLevel(logging.INFO)
+        threading.Thread(target=stop_with_parent, daemon=True).start()
+        import torch
+
+        from capsule_sweeps.train import train
+
+        torch.set_num_threads(task["threads"])
+        try:
+            train(
+                check(OmegaConf.create(task["config"])), Run(Path(task["folder"])), task["sweep"], PipeDisplay(), stop
+            )
+        except Interrupted as interrupted:
+            return 128 + interrupted.signum
+        except Busy as busy:
+            print(busy, file=sys.stderr)
+            return BUSY
+        except Exception as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def stop_with_parent() -> None:
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
