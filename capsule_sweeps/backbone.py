@@ -1,0 +1,71 @@
+"""Backbones: convolutions in front of the primary capsules.
+
+A backbone is a module made with `image_shape` = (C, H, W) and its own options. It maps images (B, C, H, W) to features
+(B, C', H', W') and says in `out_shape` = (C', H', W') what comes out.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def _halved(size: int) -> int:
+    """Grid size after a 3x3 convolution with stride 2 and padding 1."""
+    return (size + 1) // 2
+
+
+class Simple(nn.Module):
+    """One 3x3 convolution with stride 2 and a ReLU.
+
+    Raises ValueError for `channels` < 1.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], channels: int) -> None:
+        super().__init__()
+        if channels < 1:
+            raise ValueError(f"backbone.channels={channels} is out of range: it must be at least 1")
+        in_channels, height, width = image_shape
+        self.layers = nn.Sequential(nn.Conv2d(in_channels, channels, 3, stride=2, padding=1), nn.ReLU())
+        self.out_shape = (channels, _halved(height), _halved(width))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.layers(images)
+        return features
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with batch normalisation and a shortcut (He et al. 2016, figure 2)."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_channels != channels:
+            self.shortcut.append(nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False))
+            self.shortcut.append(nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """The paper's backbone: a 3x3 convolution, three blocks of 64 channels and four of 128, the first with stride 2."""
+
+    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        in_channels, height, width = image_shape
+        self.layers = nn.Sequential(
+            nn.Conv2d(in_channels, 64, 3, padding=1, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.Sequential(*(BasicBlock(64, 64, stride=1) for _ in range(3))),
+            nn.Sequential(BasicBlock(64, 128, stride=2), *(BasicBlock(128, 128, stride=1) for _ in range(3))),
+        )
+        self.out_shape = (128, _halved(height), _halved(width))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.layers(images)
+        return features

@@ -1,0 +1,218 @@
+"""The capsule stack: primary capsules, capsule layers, class capsules, and the schedule of their routing.
+
+A layer says only what is its own; grid, number and size of its children come from what stands below it. Letters as in
+`routing`: poses (B, N, H, W, D), weight (k, l, N, x, M, d).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isqrt, sqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from capsule_sweeps.config import build
+from capsule_sweeps.routing import Capsules, VoteMap
+
+Shape = tuple[int, int, int, int]  # N, H, W, D
+
+
+class PrimaryCapsules(nn.Module):
+    """Features (B, C, H, W) → the first capsules: a convolution without bias, cut into poses, and a LayerNorm.
+
+    Channel n·D + j of the convolution is number j of capsule n.
+    """
+
+    def __init__(
+        self, feature_shape: tuple[int, int, int], num_capsules: int, pose_size: int, kernel_size: int, stride: int
+    ) -> None:
+        super().__init__()
+        channels, height, width = feature_shape
+        self.conv = nn.Conv2d(channels, num_capsules * pose_size, kernel_size, stride=stride, bias=False)
+        self.norm = nn.LayerNorm(pose_size)
+        grid = [(size - kernel_size) // stride + 1 for size in (height, width)]
+        self.out_shape: Shape = (num_capsules, grid[0], grid[1], pose_size)
+
+    def forward(self, features: Tensor) -> Capsules:
+        num_capsules, _, _, pose_size = self.out_shape
+        poses = self.conv(features).unflatten(1, (num_capsules, pose_size)).movedim(2, 4)
+        return Capsules(self.norm(poses))
+
+
+class CapsuleLayer(nn.Module):
+    """One layer of parents: its weight and its routing. A fully connected one is a kernel as large as the grid.
+
+    `child_shape` (N, H, W, D); `kernel_size` is None for a fully connected layer; `matrix`: poses are square matrices,
+    else vectors. `routing` does one step: see `routing`. Initial weights are normal with standard deviation
+    √(M / (x·N·k·l)).
+    """
+
+    def __init__(
+        self,
+        child_shape: Shape,
+        num_capsules: int,
+        pose_size: int,
+        kernel_size: int | None,
+        stride: int,
+        matrix: bool,
+        routing: nn.Module,
+    ) -> None:
+        super().__init__()
+        num_children, height, width, child_size = child_shape
+        x, d = (isqrt(child_size), isqrt(pose_size)) if matrix else (child_size, pose_size)
+        k, l = (kernel_size, kernel_size) if kernel_size else (height, width)  # noqa: E741
+        self.stride = stride
+        self.matrix = matrix
+        self.fully_connected = kernel_size is None
+        self.weight = nn.Parameter(torch.empty(k, l, num_children, x, num_capsules, d))
+        nn.init.normal_(self.weight, std=sqrt(num_capsules / (x * num_children * k * l)))
+        self.routing = routing
+        self.out_shape: Shape = (num_capsules, (height - k) // stride + 1, (width - l) // stride + 1, pose_size)
+
+    def forward(self, children: Capsules, previous: Capsules | None = None) -> Capsules:
+        """The parents after one more iteration, or after the first where there is no `previous`."""
+        parents: Capsules = self.routing(VoteMap(self.weight, self.stride), children, previous)
+        return parents
+
+
+def concurrent(layers: Sequence[nn.Module], primary: Capsules, num_routing: int) -> list[Capsules]:
+    """All layers update together, each from what its neighbours were in the iteration before (algorithm 2).
+
+    News climbs one layer an iteration. What can no longer reach the class capsules is not computed: in the last
+    iteration only these are updated, in the one before they and the layer below, and so on; the others keep older
+    values, which nobody reads.
+    """
+    values = [primary]
+    for layer in layers:
+        values.append(layer(values[-1]))
+    for iteration in range(2, num_routing + 1):
+        first = max(0, len(layers) - 1 - (num_routing - iteration))
+        updated = [layers[j](values[j], values[j + 1]) for j in range(first, len(layers))]
+        values = values[: first + 1] + updated
+    return values
+
+
+def sequential(layers: Sequence[nn.Module], primary: Capsules, num_routing: int) -> list[Capsules]:
+    """Each layer does all its iterations before the next one begins."""
+    values = [primary]
+    for layer in layers:
+        parents = layer(values[-1])
+        for _ in range(num_routing - 1):
+            parents = layer(values[-1], parents)
+        values.append(parents)
+    return values
+
+
+SCHEDULES = {"concurrent": concurrent, "sequential": sequential}
+
+
+class CapsuleStack(nn.Module):
+    """Features (B, C, H, W) → the capsules of all layers: a list of primary, layers in order, class capsules.
+
+    `capsules` and `routing` are the config groups of these names. `out_shape` is (classes, 1, 1, D).
+    Raises ValueError for a stack that cannot be built, naming the key.
+    """
+
+    def __init__(
+        self,
+        capsules: Mapping[str, Any],
+        routing: Mapping[str, Any],
+        num_routing: int,
+        feature_shape: tuple[int, int, int],
+        num_classes: int,
+    ) -> None:
+        super().__init__()
+        _check_settings(capsules, routing, num_routing)
+        self.num_routing = num_routing
+        self.schedule = SCHEDULES[routing["schedule"]]
+        self.primary = _primary(capsules, feature_shape)
+        own = {key: value for key, value in routing.items() if key != "schedule"}
+        classes = {"type": "fc", "num_capsules": num_classes, **capsules["classes"]}
+        nodes = [(f"capsules.layers[{j}]", node) for j, node in enumerate(capsules["layers"])]
+        self.layers = nn.ModuleList()
+        self.out_shape = self.primary.out_shape
+        for key, node in [*nodes, ("capsules.classes", classes)]:
+            layer = _layer(key, node, self.out_shape, capsules["pose"] == "matrix", own, capsules["dropout"])
+            self.layers.append(layer)
+            self.out_shape = layer.out_shape
+
+    def forward(self, features: Tensor) -> list[Capsules]:
+        return self.schedule(list(self.layers), self.primary(features), self.num_routing)
+
+
+def _check_settings(capsules: Mapping[str, Any], routing: Mapping[str, Any], num_routing: int) -> None:
+    if num_routing < 1:
+        raise ValueError(f"num_routing={num_routing} is out of range: it must be at least 1")
+    if routing["schedule"] not in SCHEDULES:
+        raise ValueError(f"routing.schedule={routing['schedule']} is unknown: it must be one of {', '.join(SCHEDULES)}")
+    if capsules["pose"] not in ("matrix", "vector"):
+        raise ValueError(f"capsules.pose={capsules['pose']} is unknown: it must be matrix or vector")
+    if not 0 <= capsules["dropout"] < 1:
+        raise ValueError(f"capsules.dropout={capsules['dropout']} is out of range: it must be at least 0 and below 1")
+
+
+def _primary(capsules: Mapping[str, Any], feature_shape: tuple[int, int, int]) -> PrimaryCapsules:
+    node = capsules["primary"]
+    _check_counts("capsules.primary", node, ("num_capsules", "kernel_size", "stride"))
+    _check_pose_size("capsules.primary", node["pose_size"], capsules["pose"] == "matrix")
+    _check_kernel("capsules.primary", node["kernel_size"], feature_shape[1:])
+    sizes = {key: node[key] for key in ("num_capsules", "pose_size", "kernel_size", "stride")}
+    return PrimaryCapsules(feature_shape, **sizes)
+
+
+def _layer(
+    key: str, node: Mapping[str, Any], child_shape: Shape, matrix: bool, routing: Mapping[str, Any], dropout: float
+) -> CapsuleLayer:
+    """The layer that the config node under `key` describes, above children of this shape."""
+    _, height, width, child_size = child_shape
+    num_capsules, pose_size = node["num_capsules"], node["pose_size"]
+    _check_counts(key, node, ("num_capsules",))
+    _check_pose_size(key, pose_size, matrix)
+    if matrix and pose_size != child_size:
+        raise ValueError(
+            f"{key}.pose_size={pose_size} differs from the {child_size} of the capsules below it: "
+            "matrix poses have one size throughout the stack"
+        )
+    if node["type"] == "conv":
+        for name in ("kernel_size", "stride"):
+            if node.get(name) is None:
+                raise ValueError(f"{key}.{name} is missing: a conv layer needs it")
+        _check_counts(key, node, ("kernel_size", "stride"))
+        _check_kernel(key, node["kernel_size"], (height, width))
+        kernel_size, stride = node["kernel_size"], node["stride"]
+    elif node["type"] == "fc":
+        for name in ("kernel_size", "stride"):
+            if node.get(name) is not None:
+                raise ValueError(f"{key}.{name}={node[name]} has no meaning in an fc layer: remove it or use type conv")
+        kernel_size, stride = None, 1
+    else:
+        raise ValueError(f"{key}.type={node['type']} is unknown: it must be conv or fc")
+    routing_of_layer = build(routing, num_capsules=num_capsules, pose_size=pose_size, dropout=dropout)
+    return CapsuleLayer(child_shape, num_capsules, pose_size, kernel_size, stride, matrix, routing_of_layer)
+
+
+def _check_counts(key: str, node: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    for name in names:
+        if node[name] < 1:
+            raise ValueError(f"{key}.{name}={node[name]} is out of range: it must be at least 1")
+
+
+def _check_pose_size(key: str, size: int, matrix: bool) -> None:
+    if size < 2:
+        raise ValueError(f"{key}.pose_size={size} is out of range: it must be at least 2, for a LayerNorm over it")
+    if matrix and isqrt(size) ** 2 != size:
+        near = isqrt(size) ** 2
+        raise ValueError(
+            f"{key}.pose_size={size} is no square, which a matrix pose needs: "
+            f"take {max(near, 4)} or {(isqrt(size) + 1) ** 2}, or capsules.pose=vector"
+        )
+
+
+def _check_kernel(key: str, kernel_size: int, grid: tuple[int, ...]) -> None:
+    if kernel_size > min(grid):
+        raise ValueError(
+            f"{key}.kernel_size={kernel_size} does not fit the {grid[0]}x{grid[1]} grid below it: "
+            f"it must be at most {min(grid)}"
+        )

@@ -1,0 +1,99 @@
+"""Images in one folder a class: <root>/{train,test}/<class>/*.png, listed quickly and decoded with Pillow.
+
+Shapes: N images in a split, C channels, H rows, W columns.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from capsule_sweeps.decoded import Decoded, Images
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_MODES = {1: "L", 3: "RGB"}
+
+Files = list[tuple[str, int, int]]  # name, bytes, modification time in ns
+
+
+def list_files(folder: Path) -> Files:
+    """The files in `folder`, sorted by name; empty if there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            files = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted((name, status.st_size, status.st_mtime_ns) for name, status in files)
+
+
+def list_class_tree(dataset: Any, root: Path) -> dict[str, dict[str, Files]]:
+    """{train, test} → class, sorted by name → its images. Hidden files and files that are no images do not count.
+
+    Raises ValueError for a missing or empty folder, and for classes that differ between train and test or in number
+    from dataset.num_classes.
+    """
+    layout = f"dataset.source=folder needs {root}/{{train,test}}/<class>/*.png (or .jpg, .jpeg)"
+    tree = {}
+    for split in ("train", "test"):
+        folder = root / split
+        try:
+            with os.scandir(folder) as entries:
+                classes = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        except OSError as error:
+            raise ValueError(f"{dataset.name} cannot be read from {folder} ({error.strerror}); {layout}.") from error
+        tree[split] = {name: [f for f in list_files(folder / name) if _is_image(f[0])] for name in classes}
+        if empty := [name for name, files in tree[split].items() if not files]:
+            raise ValueError(f"{folder / empty[0]} holds no images; {layout}.")
+    if odd := sorted(tree["train"].keys() ^ tree["test"].keys()):
+        raise ValueError(f"{odd[0]} is a class in only one of {root}/train and {root}/test; both need the same.")
+    if (num_classes := len(tree["train"])) != dataset.num_classes:
+        raise ValueError(
+            f"dataset.num_classes={dataset.num_classes}, but {root}/train has {num_classes} class folders."
+        )
+    return tree
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def read_class_tree(dataset: Any, root: Path, tree: dict[str, dict[str, Files]]) -> Decoded:
+    """Decode the images of `list_class_tree`, class by class; a label is its class's place in sorted order.
+
+    Raises ValueError for an image that is unreadable or not of dataset.image_size and dataset.channels.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    if dataset.channels not in IMAGE_MODES:
+        raise ValueError(f"dataset.channels={dataset.channels} is neither 1 (grey) nor 3 (RGB).")
+    shape = (dataset.channels, dataset.image_size, dataset.image_size)
+    decoded = []
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
+        for split, classes in tree.items():
+            files = [(root / split / name / file[0], i) for i, name in enumerate(classes) for file in classes[name]]
+            images = np.empty((len(files), *shape), np.uint8)
+            for n, (path, _) in enumerate(progress.track(files, description=f"Decoding {dataset.name} {split}")):
+                images[n] = _read_image(path, shape)
+            decoded.append((images, np.array([label for _, label in files], np.int64)))
+    return Decoded(decoded[0], decoded[1], tuple(tree["train"]))
+
+
+def _read_image(path: Path, shape: tuple[int, int, int]) -> Images:
+    """(C, H, W); nothing is resized or converted silently."""
+    from PIL import Image
+
+    channels, height, width = shape
+    try:
+        with Image.open(path) as image:
+            pixels, mode = np.asarray(image), image.mode
+    except Exception as error:  # Pillow has many for a broken file
+        raise ValueError(f"{path} cannot be read as an image; replace or remove it.") from error
+    if mode != IMAGE_MODES[channels] or pixels.shape[:2] != (height, width):
+        raise ValueError(
+            f"{path} is {pixels.shape[1]}x{pixels.shape[0]} {mode}, but dataset.image_size={height} and "
+            f"dataset.channels={channels} ask for {width}x{height} {IMAGE_MODES[channels]}."
+        )
+    return pixels.reshape(height, width, channels).transpose(2, 0, 1)

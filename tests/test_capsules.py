@@ -1,0 +1,178 @@
+from math import sqrt
+
+import pytest
+import torch
+from torch import nn
+
+from capsule_sweeps.capsules import CapsuleLayer, CapsuleStack, PrimaryCapsules, concurrent, sequential
+from capsule_sweeps.routing import Capsules, InvertedAttention
+
+FEATURES = (6, 8, 8)
+
+
+def conv(**own):
+    return {"type": "conv", "num_capsules": 3, "pose_size": 4, "kernel_size": 3, "stride": 1, **own}
+
+
+def fc(**own):
+    return {"type": "fc", "num_capsules": 5, "pose_size": 4, **own}
+
+
+def stack(
+    layers=(),
+    pose="matrix",
+    dropout=0.0,
+    primary=None,
+    class_size=4,
+    num_routing=1,
+    schedule="concurrent",
+    num_classes=7,
+):
+    capsules = {
+        "name": "test",
+        "pose": pose,
+        "dropout": dropout,
+        "primary": {"num_capsules": 2, "pose_size": 4, "kernel_size": 1, "stride": 1} | (primary or {}),
+        "layers": list(layers),
+        "classes": {"pose_size": class_size},
+    }
+    target = "capsule_sweeps.routing.InvertedAttention"
+    routing = {"name": "inverted_attention", "_target_": target, "schedule": schedule}
+    return CapsuleStack(capsules, routing, num_routing, FEATURES, num_classes)
+
+
+def test_primary_capsules_are_cut_from_the_channels_and_normalised():
+    primary = PrimaryCapsules(FEATURES, num_capsules=3, pose_size=4, kernel_size=3, stride=2)
+    features = torch.randn(2, *FEATURES)
+    channels = primary.conv(features)
+    poses = primary(features).poses
+    assert poses.shape == (2, *primary.out_shape) == (2, 3, 3, 3, 4)
+    torch.testing.assert_close(poses[1, 2, 0, 1], nn.functional.layer_norm(channels[1, 8:12, 0, 1], (4,)))
+    assert primary.conv.bias is None
+
+
+@pytest.mark.parametrize("matrix", [True, False])
+@pytest.mark.parametrize("kernel_size", [3, None])
+def test_initial_weights_have_the_published_deviation(matrix, kernel_size):
+    torch.manual_seed(0)
+    routing = InvertedAttention(num_capsules=20, pose_size=16, dropout=0.0)
+    layer = CapsuleLayer((30, 5, 5, 16), 20, 16, kernel_size, 1, matrix, routing)
+    cells = 9 if kernel_size else 25
+    wanted = sqrt(20 / ((4 if matrix else 16) * 30 * cells))
+    assert layer.weight.std().item() == pytest.approx(wanted, rel=0.02)
+    assert abs(layer.weight.mean().item()) < 0.02 * wanted
+
+
+@pytest.mark.parametrize("pose", ["matrix", "vector"])
+def test_shapes_flow_from_layer_to_layer(pose):
+    size = 4 if pose == "matrix" else 6
+    layers = [conv(stride=2, pose_size=size), conv(kernel_size=2, pose_size=size), fc(pose_size=size), fc(pose_size=4)]
+    capsules = stack(layers, pose=pose)(torch.randn(2, *FEATURES))
+    grids = [(2, 8, 8, 4), (3, 3, 3, size), (3, 2, 2, size), (5, 1, 1, size), (5, 1, 1, 4), (7, 1, 1, 4)]
+    assert [tuple(c.poses.shape[1:]) for c in capsules] == grids
+
+
+def test_a_kernel_as_large_as_the_grid_is_a_fully_connected_layer():
+    torch.manual_seed(0)
+    covering = stack([conv(kernel_size=8)], num_routing=3, schedule="sequential")
+    torch.manual_seed(0)
+    full = stack([fc(num_capsules=3)], num_routing=3, schedule="sequential")
+    features = torch.randn(2, *FEATURES)
+    for ours, theirs in zip(covering(features), full(features), strict=True):
+        assert torch.equal(ours.poses, theirs.poses)
+
+
+class Recorder(nn.Module):
+    """A layer that adds its child's and its own last value, and counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, children, previous=None):
+        self.calls += 1
+        return Capsules(2 * children.poses + (0 if previous is None else 3 * previous.poses) + 1)
+
+
+def plain_concurrent(layers, primary, num_routing):
+    """Every layer in every iteration, from the values of the iteration before."""
+    values = [primary]
+    for layer in layers:
+        values.append(layer(values[-1]))
+    for _ in range(num_routing - 1):
+        values = [primary] + [layer(c, p) for layer, c, p in zip(layers, values[:-1], values[1:], strict=True)]
+    return values
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_routing", [1, 2, 3, 4, 6])
+def test_concurrent_leaves_out_only_what_nobody_reads(num_layers, num_routing):
+    ours, plain = ([Recorder() for _ in range(num_layers)] for _ in range(2))
+    primary = Capsules(torch.ones(1, dtype=torch.int64))
+    value = concurrent(ours, primary, num_routing)[-1].poses
+    assert torch.equal(value, plain_concurrent(plain, primary, num_routing)[-1].poses)
+    below_top = range(num_layers - 1, -1, -1)
+    assert [layer.calls for layer in ours] == [max(1, num_routing - depth) for depth in below_top]
+
+
+def test_sequential_finishes_each_layer_first():
+    layers = [Recorder(), Recorder()]
+    values = sequential(layers, Capsules(torch.ones(1)), 3)
+    first = 3 * (3 * 3 + 3) + 3  # 2·1+1 = 3, then 2·1 + 3·value + 1
+    start = 2 * first + 1
+    second = 3 * (3 * start + start) + start
+    assert [c.poses.item() for c in values] == [1, first, second]
+    assert [layer.calls for layer in layers] == [3, 3]
+
+
+def test_one_layer_has_one_schedule():
+    features, results = torch.randn(2, *FEATURES), []
+    for schedule in ("concurrent", "sequential"):
+        torch.manual_seed(0)
+        results.append(stack(num_routing=4, schedule=schedule)(features)[-1].poses)
+    assert torch.equal(*results)
+
+
+def test_dropout_reaches_every_layer_but_not_the_primary_capsules():
+    network = stack([conv()], dropout=0.25)
+    assert [layer.routing.dropout.p for layer in network.layers] == [0.25, 0.25]
+    features = torch.randn(2, *FEATURES)
+    (first, *above), (second, *above_too) = network(features), network(features)
+    assert torch.equal(first.poses, second.poses)
+    assert not any(torch.equal(a.poses, b.poses) for a, b in zip(above, above_too, strict=True))
+
+
+def test_a_stack_can_be_made_without_its_weights():
+    with torch.device("meta"):
+        assert all(parameter.is_meta for parameter in stack([conv(), fc()]).parameters())
+
+
+@pytest.mark.parametrize(
+    ("message", "settings"),
+    [
+        (r"capsules\.layers\[1\]\.kernel_size=9 does not fit the 6x6 grid", {"layers": [conv(), conv(kernel_size=9)]}),
+        (r"capsules\.primary\.kernel_size=9 does not fit the 8x8 grid", {"primary": {"kernel_size": 9}}),
+        (r"capsules\.primary\.pose_size=5 is no square.* 4 or 9", {"primary": {"pose_size": 5}}),
+        (r"capsules\.layers\[0\]\.pose_size=12 is no square.* 9 or 16", {"layers": [fc(pose_size=12)]}),
+        (r"capsules\.layers\[0\]\.pose_size=9 differs from the 4", {"layers": [fc(pose_size=9)]}),
+        (r"capsules\.classes\.pose_size=16 differs from the 4", {"class_size": 16}),
+        (r"capsules\.classes\.pose_size=1 .* at least 2", {"class_size": 1, "pose": "vector"}),
+        (r"capsules\.layers\[0\]\.type=full is unknown.*conv or fc", {"layers": [fc(type="full")]}),
+        (r"capsules\.layers\[0\]\.kernel_size=3 has no meaning", {"layers": [fc(kernel_size=3)]}),
+        (r"capsules\.layers\[0\]\.kernel_size is missing", {"layers": [fc(type="conv")]}),
+        (r"capsules\.layers\[0\]\.stride=0 is out of range", {"layers": [conv(stride=0)]}),
+        (r"capsules\.layers\[0\]\.num_capsules=0 is out of range", {"layers": [fc(num_capsules=0)]}),
+        (r"capsules\.primary\.num_capsules=-1 is out of range", {"primary": {"num_capsules": -1}}),
+        (r"capsules\.pose=tensor is unknown.*matrix or vector", {"pose": "tensor"}),
+        (r"capsules\.dropout=1\.0 is out of range", {"dropout": 1.0}),
+        (r"routing\.schedule=random is unknown.*concurrent, sequential", {"schedule": "random"}),
+        (r"num_routing=0 is out of range", {"num_routing": 0}),
+    ],
+)
+def test_an_impossible_stack_says_which_key(message, settings):
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        stack(**settings)
+
+
+def test_an_fc_layer_may_leave_kernel_and_stride_empty():
+    assert stack([fc(kernel_size=None, stride=None)]).out_shape == (7, 1, 1, 4)

@@ -1,0 +1,527 @@
+"""data.py with decoded.py and class_tree.py: sources, cache, splits, augmentation."""
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+import warnings
+from functools import partial
+from hashlib import md5
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from capsule_sweeps import data, decoded
+from capsule_sweeps.data import augment, crop_and_flip, load_data, normalize, prepare, split_indices
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+
+
+def dataset_config(**changes):
+    config = {"name": "pets", "source": "folder", "num_classes": 3, "channels": 3, "image_size": 5}
+    return SimpleNamespace(**{**config, "train_size": None, "val_size": 0, **changes})
+
+
+def digits_config(**changes):
+    digits = {"name": "digits", "source": "sklearn", "num_classes": 10, "channels": 1, "image_size": 32}
+    return dataset_config(**{**digits, **changes})
+
+
+@pytest.fixture(autouse=True)
+def user_cache(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("user_cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / "capsule_sweeps"
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """A tree of 3 classes with 4 training and 2 test images each; returns data_dir, {(split, class, i): pixels}."""
+    random = np.random.default_rng(0)
+    images = {}
+    for split, count in (("train", 4), ("test", 2)):
+        for name in ("cat", "ant", "bee"):
+            folder = tmp_path / "pets" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+                images[split, name, i] = pixels
+    return tmp_path, images
+
+
+# Sources
+
+
+def test_digits_are_the_real_digits_resized_and_split(tmp_path):
+    from sklearn.datasets import load_digits
+
+    digits = load_data(digits_config(), tmp_path, "cpu")
+    assert digits.train.images.shape == (1400, 1, 32, 32) and digits.test.images.shape == (397, 1, 32, 32)
+    assert digits.train.images.dtype == torch.uint8 and digits.train.labels.dtype == torch.int64
+    assert digits.val is None and digits.classes == tuple("0123456789") and len(digits.test) == 397
+    # golden: fails when the resizing or the split changes, and with them every number ever trained on digits
+    assert digits.sha256 == "c8108e7f51473e7bd81081fb006e5c01b0af151954a1ebaa44566ce0944eaf56"
+    pixels, labels = load_digits(return_X_y=True)
+    assert np.array_equal(np.sort(torch.cat([digits.train.labels, digits.test.labels])), np.sort(labels))
+    resized = np.concatenate([digits.train.images, digits.test.images])[:, 0] / 255 * 16
+    # Bilinear interpolation between pixel centres keeps each 4×4 block's mean close to its pixel: identify all images.
+    order = np.random.RandomState(data.SPLIT_SEED).permutation(1797)
+    means = resized.reshape(1797, 8, 4, 8, 4).mean(axis=(2, 4))
+    nearest = [np.argmin(((pixels.reshape(-1, 8, 8) - image) ** 2).sum(axis=(1, 2))) for image in means[::50]]
+    assert np.array_equal(nearest, order[::50])
+
+
+def test_class_tree_is_read_in_sorted_order(pets):
+    data_dir, images = pets
+    (data_dir / "pets" / "train" / "ant" / "notes.txt").write_text("no image")
+    (data_dir / "pets" / "train" / ".hidden").mkdir()
+    loaded = load_data(dataset_config(), data_dir, "cpu")
+    assert loaded.classes == ("ant", "bee", "cat")
+    for split in ("train", "test"):
+        part = getattr(loaded, split)
+        expected = sorted(key for key in images if key[0] == split)
+        assert part.labels.tolist() == [loaded.classes.index(name) for _, name, _ in expected]
+        for image, key in zip(part.images, expected, strict=True):
+            assert np.array_equal(image.permute(1, 2, 0), images[key])
+
+
+def test_grey_images_and_jpeg_are_read(tmp_path):
+    pixels = np.full((5, 5), 77, np.uint8)
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / "grey" / split / name).mkdir(parents=True)
+            Image.fromarray(pixels).save(tmp_path / "grey" / split / name / "x.JPG", "JPEG")
+    loaded = load_data(dataset_config(name="grey", num_classes=2, channels=1), tmp_path, "cpu")
+    assert loaded.train.images.shape == (2, 1, 5, 5) and (loaded.train.images == 77).all()
+
+
+def remove_test_images(root):
+    for path in (root / "test" / "bee").iterdir():
+        path.unlink()
+
+
+def save_image(root, mode, size):
+    Image.new(mode, size).save(root / "train" / "bee" / "odd.png")
+
+
+@pytest.mark.parametrize(
+    ("damage", "changes", "parts"),
+    [
+        (lambda root: (root / "test").rename(root / "val"), {}, ["pets/test", "{train,test}/<class>/*.png"]),
+        (lambda root: root.rename(root.parent / "zoo"), {}, ["pets/train", "No such file"]),
+        (remove_test_images, {}, ["pets/test/bee holds no images"]),
+        (lambda root: (root / "test" / "bee").rename(root / "test" / "bug"), {}, ["bee", "only one of"]),
+        (lambda root: None, {"num_classes": 10}, ["dataset.num_classes=10", "3 class folders"]),
+        (lambda root: None, {"image_size": 6}, ["ant/0.png is 5x5 RGB", "dataset.image_size=6"]),
+        (lambda root: None, {"channels": 1}, ["ant/0.png is 5x5 RGB", "dataset.channels=1", "5x5 L"]),
+        (lambda root: None, {"channels": 2}, ["dataset.channels=2", "1 (grey) nor 3 (RGB)"]),
+        (lambda root: save_image(root, "RGB", (5, 4)), {}, ["bee/odd.png is 5x4 RGB", "5x5 RGB"]),
+        (lambda root: save_image(root, "P", (5, 5)), {}, ["bee/odd.png is 5x5 P", "5x5 RGB"]),
+        (lambda root: (root / "train" / "cat" / "2.png").write_bytes(b"\x89PNG"), {}, ["cat/2.png cannot be read"]),
+        (
+            lambda root: os.truncate(root / "train" / "cat" / "2.png", 60),
+            {},
+            ["cat/2.png cannot be read", "replace or remove it"],
+        ),
+        (lambda root: None, {"source": "web"}, ["dataset.source=web", "torchvision, folder, sklearn"]),
+        (lambda root: None, {"source": "sklearn"}, ["dataset.source=sklearn", "dataset.name=pets"]),
+        (lambda root: None, {"source": "torchvision"}, ["dataset.source=torchvision", "CIFAR10, CIFAR100, not pets"]),
+        (lambda root: None, {"train_size": 13}, ["dataset.train_size=13", "1 to 12"]),
+        (lambda root: None, {"train_size": 0}, ["dataset.train_size=0", "1 to 12"]),
+        (lambda root: None, {"val_size": 10}, ["dataset.val_size=10", "0 to 9"]),
+        (lambda root: None, {"val_size": -1}, ["dataset.val_size=-1", "0 to 9"]),
+        (lambda root: None, {"val_size": 3, "train_size": 10}, ["dataset.train_size=10", "1 to 9"]),
+    ],
+)
+def test_what_cannot_be_had_is_one_sentence(pets, damage, changes, parts):
+    data_dir, _ = pets
+    damage(data_dir / "pets")
+    with pytest.raises(ValueError) as error:
+        load_data(dataset_config(**changes), data_dir, "cpu")
+    for part in parts:
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_digits_without_scikit_learn(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ValueError, match="pip install scikit-learn"):
+        load_data(digits_config(), tmp_path, "cpu")
+
+
+@pytest.mark.parametrize("changes", [{"num_classes": 7}, {"channels": 3}])
+def test_config_that_does_not_fit_stores_nothing(tmp_path, changes):
+    with pytest.raises(ValueError, match=f"dataset.{next(iter(changes))}={next(iter(changes.values()))}"):
+        load_data(digits_config(**changes), tmp_path, "cpu")
+    assert not list(tmp_path.rglob("*.bin"))
+    load_data(digits_config(), tmp_path, "cpu")
+    with pytest.raises(ValueError, match=f"dataset.{next(iter(changes))}={next(iter(changes.values()))}"):
+        load_data(digits_config(**changes), tmp_path, "cpu")
+
+
+# torchvision: its own code with its own md5 checks, on a data set of 12 images
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+def old_pickle(content):
+    """With the integers and the module name that the numpy of 2009 wrote, as in the real files."""
+    written = pickle.dumps(content, protocol=2)
+    return written.replace(b"\x89\x88\x87", b"K\x00K\x01\x87").replace(b"numpy._core", b"numpy.core")
+
+
+@pytest.fixture
+def tiny_cifar(tmp_path, monkeypatch):
+    """torchvision's CIFAR10 with another address and other md5 sums; yields its images (12, 3, 32, 32)."""
+    from torchvision.datasets import CIFAR10
+
+    images = np.random.default_rng(1).integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)
+    files = {"batches.meta": old_pickle({"label_names": ["ant", "bee"]})}
+    for i, name in enumerate([f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]):
+        files[name] = old_pickle({"data": images[2 * i : 2 * i + 2].reshape(2, 3072), "labels": [1, 0]})
+    sums = {name: md5(content).hexdigest() for name, content in files.items()}
+    folder = tmp_path / "served"
+    folder.mkdir()
+    with tarfile.open(folder / "cifar.tar.gz", "w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    monkeypatch.setattr(CIFAR10, "train_list", [[name, sums[name]] for name in sums if name.startswith("data")])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"]}
+    monkeypatch.setattr(CIFAR10, "meta", meta)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5((folder / "cifar.tar.gz").read_bytes()).hexdigest())
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    handler = partial(QuietHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/cifar.tar.gz")
+        yield images
+        server.shutdown()
+        thread.join()
+
+
+def cifar_config():
+    return dataset_config(name="CIFAR10", source="torchvision", num_classes=2, image_size=32)
+
+
+def test_torchvision_downloads_verifies_and_is_read_once(tiny_cifar, tmp_path, capfd, monkeypatch):
+    images = tiny_cifar
+    loaded = load_data(cifar_config(), tmp_path / "data", "cpu")
+    assert np.array_equal(loaded.train.images, images[:10]) and np.array_equal(loaded.test.images, images[10:])
+    assert loaded.train.labels.tolist() == [1, 0] * 5 and loaded.classes == ("ant", "bee")
+    assert capfd.readouterr() == ("", "")
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    assert load_data(cifar_config(), tmp_path / "data", "cpu").sha256 == loaded.sha256
+
+
+def test_torchvision_damaged_files_are_noticed_and_fetched_anew(tiny_cifar, tmp_path):
+    sha256 = load_data(cifar_config(), tmp_path / "data", "cpu").sha256
+    (tmp_path / "data" / "cifar-10-batches-py" / "data_batch_2").write_bytes(b"damaged")
+    (tmp_path / "data" / "cifar-10-python.tar.gz").unlink()
+    assert load_data(cifar_config(), tmp_path / "data", "cpu").sha256 == sha256
+
+
+def test_torchvision_failures_are_one_sentence(tiny_cifar, tmp_path, capfd, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    url = CIFAR10.url
+    monkeypatch.setattr(CIFAR10, "url", "https://127.0.0.1:9/cifar.tar.gz")  # nobody listens there
+    with pytest.raises(ValueError) as error:
+        load_data(cifar_config(), tmp_path / "data", "cpu")
+    tree = tmp_path / "data" / "CIFAR10" / "{train,test}" / "<class>" / "*.png"
+    assert str(error.value) == (
+        f"CIFAR10 is not under {tmp_path / 'data'} and could not be downloaded (Connection refused); copy "
+        f"cifar-10-batches-py there, or use dataset.source=folder with images in {tree}, or dataset=digits, "
+        "which needs no network."
+    )
+    monkeypatch.setattr(CIFAR10, "url", url)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", "0" * 32)
+    with pytest.raises(ValueError, match=r"could not be downloaded .*corrupted"):
+        load_data(cifar_config(), tmp_path / "data", "cpu")
+    (tmp_path / "data" / "cifar-10-batches-py").mkdir()
+    with pytest.raises(ValueError, match="CIFAR10 is damaged in "):
+        load_data(cifar_config(), tmp_path / "data", "cpu")
+    assert capfd.readouterr() == ("", "")
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+# The decoded cache
+
+
+def test_cache_is_mapped_and_follows_the_source(pets, monkeypatch):
+    data_dir, _ = pets
+    path = prepare(dataset_config(), data_dir)
+    assert path.parent == data_dir / ".cache" and not path.with_suffix(".tmp").exists()
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "read_class_tree", None)  # not needed any more
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loaded = load_data(dataset_config(), data_dir, "cpu")
+        maps = Path("/proc/self/maps")
+        assert not maps.exists() or str(path) in maps.read_text()
+        loaded.train.images.zero_()  # a private mapping: even a mistake cannot reach the file
+        assert path.read_bytes() == before
+        assert load_data(dataset_config(), data_dir, "cpu").train.images.any()
+    changed = data_dir / "pets" / "train" / "ant" / "0.png"
+    Image.new("RGB", (5, 5)).save(changed)
+    again = load_data(dataset_config(), data_dir, "cpu")
+    assert again.sha256 != loaded.sha256 and not again.train.images[0].any()
+    path, now = prepare(dataset_config(), data_dir), changed.stat()
+    os.utime(changed, ns=(now.st_atime_ns, now.st_mtime_ns + 1))
+    assert prepare(dataset_config(), data_dir) != path  # the time alone makes another key
+    assert load_data(dataset_config(), data_dir, "cpu").sha256 == again.sha256
+
+
+def garble_label(content):
+    header, rest = content.split(b"\n", 1)
+    return header + b"\n" + b"\x09" + rest[1:]
+
+
+@pytest.mark.parametrize(
+    "garble",
+    [
+        lambda content: b"",
+        lambda content: content[:40],
+        lambda content: content[:-1],
+        lambda content: content + b"\0",
+        lambda content: b"\0" * len(content),
+        lambda content: b"[]" + content[content.index(b"\n") :],
+        lambda content: content.replace(b'"train"', b'"trian"'),
+        garble_label,
+    ],
+)
+def test_garbled_cache_is_made_anew(pets, garble):
+    data_dir, _ = pets
+    path = prepare(dataset_config(), data_dir)
+    good = path.read_bytes()
+    path.write_bytes(garble(good))
+    assert prepare(dataset_config(), data_dir) == path
+    assert path.read_bytes() == good
+
+
+def test_data_dir_that_cannot_be_written(pets, user_cache, tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("")
+    path = prepare(digits_config(), file / "data")  # no folder can be made below a file, not even by root
+    assert path.parent == user_cache
+    assert len(load_data(digits_config(), file / "data", "cpu").test) == 397
+
+    data_dir, _ = pets
+    make_folder = Path.mkdir
+
+    def read_only(self, *args, **kwargs):
+        if data_dir in (self, *self.parents):
+            raise PermissionError(13, "Permission denied", str(self))
+        make_folder(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    assert prepare(dataset_config(), data_dir).parent == user_cache
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    with pytest.raises(ValueError, match=r"neither in .*data_dir or XDG_CACHE_HOME"):
+        prepare(dataset_config(), data_dir)
+    monkeypatch.undo()
+    assert prepare(dataset_config(), data_dir).parent == data_dir / ".cache"
+    monkeypatch.setattr(Path, "mkdir", read_only)  # a shared folder that somebody else has prepared is used
+    assert prepare(dataset_config(), data_dir).parent == data_dir / ".cache"
+
+
+def test_full_disk_is_one_sentence_and_leaves_nothing(pets, monkeypatch):
+    data_dir, _ = pets
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(decoded.os, "fsync", full)
+    with pytest.raises(ValueError, match=r"could not be written to .*No space left"):
+        prepare(dataset_config(), data_dir)
+    assert [path.suffix for path in (data_dir / ".cache").iterdir()] == [".lock"]
+
+
+def test_processes_that_start_together_decode_once(pets):
+    data_dir, _ = pets
+    program = """if True:
+        import sys, time
+        from pathlib import Path
+        from types import SimpleNamespace
+        from capsule_sweeps import data
+        data_dir, name = Path(sys.argv[1]), sys.argv[2]
+        read = data.read_class_tree
+        def slow_read(*args):
+            (data_dir / f"decoded-by-{name}").touch()
+            time.sleep(1)
+            return read(*args)
+        data.read_class_tree = slow_read
+        (data_dir / f"ready-{name}").touch()
+        while len(list(data_dir.glob("ready-*"))) < 3:
+            time.sleep(0.01)
+        config = dict(name="pets", source="folder", num_classes=3, channels=3, image_size=5)
+        print(data.load_data(SimpleNamespace(**config, train_size=None, val_size=0), data_dir, "cpu").sha256)
+    """
+    command = [sys.executable, "-c", program, str(data_dir)]
+    processes = [subprocess.Popen([*command, str(i)], stdout=subprocess.PIPE, text=True) for i in range(3)]
+    try:
+        hashes = {process.communicate(timeout=100)[0] for process in processes}
+    finally:
+        for process in processes:
+            process.kill()
+    assert len(list(data_dir.glob("ready-*"))) == 3
+    assert len(list(data_dir.glob("decoded-by-*"))) == 1
+    assert hashes == {load_data(dataset_config(), data_dir, "cpu").sha256 + "\n"}
+
+
+def test_stored_hash_is_that_of_the_arrays(pets):
+    data_dir, _ = pets
+    loaded = load_data(dataset_config(), data_dir, "cpu")
+    splits = [(s.images.numpy().copy(), s.labels.numpy().copy()) for s in (loaded.train, loaded.test)]
+    assert decoded.Decoded(splits[0], splits[1], loaded.classes).sha256() == loaded.sha256
+    splits[1][1][-1] = 0
+    assert decoded.Decoded(splits[0], splits[1], loaded.classes).sha256() != loaded.sha256
+    header = json.loads(prepare(dataset_config(), data_dir).read_bytes().split(b"\n")[0])
+    assert header["sha256"] == loaded.sha256
+
+
+# Splits
+
+
+@st.composite
+def labels_and_sizes(draw):
+    counts = draw(st.lists(st.integers(2, 9), min_size=2, max_size=6))
+    labels = np.random.default_rng(draw(st.integers(0, 99))).permutation(np.repeat(np.arange(len(counts)), counts))
+    left = [count - 1 for count in counts]
+    val_size = draw(st.integers(0, min(left) * len(counts)))
+    train_size = draw(st.integers(1, len(labels)))
+    return labels, train_size, val_size
+
+
+@given(labels_and_sizes())
+def test_splits_are_balanced_disjoint_and_fixed(case):
+    labels, train_size, val_size = case
+    everything, val = split_indices(labels, None, val_size)
+    assert sorted([*everything, *val]) == list(range(len(labels)))
+    num_classes = labels.max() + 1
+    counts = np.bincount(labels[val], minlength=num_classes)
+    assert len(val) == val_size and counts.max() - counts.min() <= 1
+    available = np.bincount(labels[everything], minlength=num_classes)
+    largest = available.min() * num_classes + (available > available.min()).sum()
+    if train_size > largest:
+        with pytest.raises(ValueError, match=rf"dataset\.train_size={train_size} .* 1 to {largest}\b"):
+            split_indices(labels, train_size, val_size)
+        return
+    train, same_val = split_indices(labels, train_size, val_size)
+    assert np.array_equal(val, same_val) and np.array_equal(train, split_indices(labels, train_size, val_size)[0])
+    counts = np.bincount(labels[train], minlength=num_classes)
+    assert len(set(train)) == train_size and set(train) <= set(everything) and counts.max() - counts.min() <= 1
+    if train_size > 1:
+        assert set(split_indices(labels, train_size - 1, val_size)[0]) < set(train)
+
+
+def test_splits_are_those_of_the_fixed_seed():
+    train, val = split_indices(np.arange(60) % 3, 4, 3)
+    assert (train.tolist(), val.tolist()) == ([13, 32, 36, 49], [34, 42, 59])
+
+
+def test_load_data_returns_the_splits(pets):
+    data_dir, _ = pets
+    whole = load_data(dataset_config(), data_dir, "cpu")
+    parts = load_data(dataset_config(train_size=6, val_size=3), data_dir, "cpu")
+    train, val = split_indices(whole.train.labels.numpy(), 6, 3)
+    assert torch.equal(parts.train.images, whole.train.images[train]) and parts.val is not None
+    assert torch.equal(parts.val.images, whole.train.images[val])
+    assert parts.train.labels.tolist() == [0, 0, 1, 1, 2, 2] and parts.val.labels.tolist() == [0, 1, 2]
+    assert torch.equal(parts.test.images, whole.test.images) and parts.sha256 == whole.sha256
+    images, labels = whole.train.batch(torch.tensor([7, 0, 7]))
+    assert torch.equal(images, whole.train.images[[7, 0, 7]]) and labels.tolist() == [1, 0, 1]
+
+
+# Augmentation
+
+
+@given(st.data())
+def test_crop_and_flip_equals_a_loop_over_images(draw):
+    num_images, channels = draw.draw(st.integers(1, 5)), draw.draw(st.sampled_from([1, 3]))
+    height, width, padding = draw.draw(st.integers(1, 7)), draw.draw(st.integers(1, 7)), draw.draw(st.integers(0, 4))
+    generator = torch.Generator().manual_seed(draw.draw(st.integers(0, 99)))
+    images = torch.randint(0, 256, (num_images, channels, height, width), dtype=torch.uint8, generator=generator)
+    top, left = torch.randint(2 * padding + 1, (2, num_images), generator=generator)
+    mirrored = torch.rand(num_images, generator=generator) < 0.5
+    ours = crop_and_flip(images, top, left, mirrored, padding)
+    for n in range(num_images):
+        padded = np.zeros((channels, height + 2 * padding, width + 2 * padding), np.uint8)
+        padded[:, padding : padding + height, padding : padding + width] = images[n]
+        image = padded[:, top[n] : top[n] + height, left[n] : left[n] + width]
+        assert np.array_equal(ours[n], image[:, :, ::-1] if mirrored[n] else image)
+
+
+def test_augment_draws_every_offset_and_flip_evenly():
+    # One lit pixel in the middle shows where its image went; mirrored it lands on the other side of the middle.
+    images = torch.zeros(20_000, 1, 12, 12, dtype=torch.uint8)
+    images[:, :, 5, 2] = 255
+    torch.manual_seed(3)
+    rows, columns = augment(images, 2, flip=True)[:, 0].nonzero()[:, 1:].T
+    assert len(rows) == 20_000
+    counts = np.zeros((12, 12))
+    np.add.at(counts, (rows.numpy(), columns.numpy()), 1)
+    hit = [(row, column) for row in range(3, 8) for column in [*range(5), *range(7, 12)]]
+    expected = 20_000 / len(hit)
+    assert sum(counts[place] for place in hit) == 20_000
+    chi_squared = sum((counts[place] - expected) ** 2 / expected for place in hit)
+    assert chi_squared < 93  # 49 degrees of freedom: one seed in 7,000 is beyond
+
+
+def test_augment_follows_from_the_global_seed_and_can_be_switched_off():
+    images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
+    torch.manual_seed(5)
+    first = augment(images, 4, True)
+    torch.manual_seed(5)
+    assert torch.equal(augment(images, 4, True), first) and not torch.equal(augment(images, 4, True), first)
+    assert torch.equal(augment(images, 0, False), images)
+    torch.manual_seed(5)
+    top, left = torch.randint(9, (2, 64))
+    mirrored = torch.rand(64) < 0.5
+    assert torch.equal(crop_and_flip(images, top, left, mirrored, 4), first)
+    only_flipped = augment(images, 0, True)
+    is_flipped = (only_flipped == images.flip(3)).flatten(1).all(1)
+    assert (is_flipped | (only_flipped == images).flatten(1).all(1)).all() and 10 < is_flipped.sum() < 54
+    torch.manual_seed(5)
+    top, left = torch.randint(9, (2, 64))
+    never = torch.zeros(64, dtype=torch.bool)
+    torch.manual_seed(5)
+    assert torch.equal(augment(images, 4, False), crop_and_flip(images, top, left, never, 4))
+
+
+def test_normalize_equals_torchvision():
+    from torchvision.transforms.functional import convert_image_dtype
+    from torchvision.transforms.functional import normalize as reference
+
+    images = torch.arange(256, dtype=torch.uint8).repeat(4, 3, 1)[..., None]  # every value in every channel
+    before = images.clone()
+    ours = normalize(images, list(MEAN), list(STD))
+    torch.testing.assert_close(ours, reference(convert_image_dtype(images), MEAN, STD), rtol=1e-6, atol=1e-6)
+    assert ours.dtype == torch.float32 and torch.equal(images, before)
+
+
+def test_padding_is_black_before_normalisation():
+    white = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
+    corner = crop_and_flip(white, torch.tensor([0]), torch.tensor([0]), torch.tensor([False]), 1)
+    expected = [(-m / s, (1 - m) / s) for m, s in zip(MEAN, STD, strict=True)]
+    for channel, (black, lit) in zip(normalize(corner, MEAN, STD)[0], expected, strict=True):
+        torch.testing.assert_close(channel, torch.tensor([[black, black], [black, lit]]))

@@ -1,0 +1,229 @@
+from pathlib import Path
+
+import naive
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck
+from torch.nn.functional import layer_norm
+
+from capsule_sweeps import routing
+from capsule_sweeps.routing import Capsules, InvertedAttention, VoteMap, routed_pass, uniform_pass
+
+GOLDEN = {path.stem: path for path in sorted((Path(__file__).parent / "golden").glob("*.npz"))}
+LAYERS = [name for name in GOLDEN if name.startswith(("fc_", "conv_"))]
+
+# B, N, M, H, W, (k, l), stride, a, x, d
+ODD_SHAPES = {
+    "1x1": (2, 3, 2, 3, 2, (1, 1), 1, 2, 2, 2),
+    "1x1 stride 2": (1, 2, 3, 4, 5, (1, 1), 2, 2, 2, 2),
+    "2x2 over a grid it does not divide": (2, 2, 3, 5, 5, (2, 2), 2, 2, 2, 2),
+    "3x3 stride 1": (1, 2, 2, 4, 5, (3, 3), 1, 2, 2, 2),
+    "3x3 stride 2 over an even grid": (2, 1, 2, 6, 6, (3, 3), 2, 4, 4, 4),
+    "5x5": (1, 1, 2, 6, 5, (5, 5), 1, 2, 2, 2),
+    "kernel smaller than stride": (1, 2, 2, 7, 7, (2, 2), 3, 2, 2, 2),
+    "whole grid, not square": (2, 2, 3, 2, 3, (2, 3), 1, 2, 2, 2),
+    "36 numbers": (1, 1, 2, 3, 3, (2, 2), 1, 6, 6, 6),
+    "64 numbers": (1, 1, 2, 2, 2, (1, 2), 1, 8, 8, 8),
+    "vectors of different size": (2, 2, 3, 3, 3, (2, 2), 1, 1, 3, 5),
+    "one parent": (2, 2, 1, 3, 3, (2, 2), 1, 2, 2, 2),
+}
+
+
+def make(shape, dtype=torch.float64, seed=0):
+    """children, parents, weight, stride of a shape as in ODD_SHAPES."""
+    batch, num_children, num_parents, height, width, (k, l), stride, a, x, d = shape  # noqa: E741
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*size):
+        return torch.randn(*size, generator=generator, dtype=dtype)
+
+    h, w = (height - k) // stride + 1, (width - l) // stride + 1
+    children, parents = randn(batch, num_children, height, width, a * x), randn(batch, num_parents, h, w, a * d)
+    return children, parents, randn(k, l, num_children, x, num_parents, d), stride
+
+
+def reference(children, parents, weight, stride):
+    """The routed pass over explicit votes, for autograd."""
+    votes = VoteMap(weight, stride).explicit(children)
+    r = torch.einsum("bhwklnme,bmhwe->bhwklnm", votes, parents).mul(parents.shape[-1] ** -0.5).softmax(-1)
+    return torch.einsum("bhwklnm,bhwklnme->bmhwe", r, votes)
+
+
+def gradients(function, *inputs, cotangent):
+    inputs = [t.detach().clone().requires_grad_() for t in inputs]
+    out = function(*inputs)
+    return out.detach(), *torch.autograd.grad((out * cotangent).sum(), inputs)
+
+
+def distance(ours, theirs):
+    return ((ours.double() - theirs.double()).norm() / theirs.double().norm()).item()
+
+
+@pytest.fixture(params=[2**19, 40], ids=["one slice", "many slices"])
+def slices(request, monkeypatch):
+    monkeypatch.setattr(routing, "VOTES_PER_SLICE", request.param)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+def test_golden_layers(name, dtype, slices):
+    golden = {key: torch.from_numpy(value) for key, value in np.load(GOLDEN[name]).items()}
+    matrix, stride = "matrix" in name, 2 if "s2" in name else 1
+    weight, child, parent, cotangent = (golden[key].to(dtype) for key in ("weight", "child", "parent", "cotangent"))
+    if matrix:
+        weight = weight.transpose(-1, -2)
+    if name.startswith("fc_"):
+        weight = weight[None, None]
+        child, parent, cotangent = (t[:, :, None, None] for t in (child, parent, cotangent))
+
+    def norm(sums):
+        return layer_norm(sums, sums.shape[-1:], golden["norm_weight"].to(dtype), golden["norm_bias"].to(dtype))
+
+    first = gradients(lambda c, w: norm(uniform_pass(c, w, stride)), child, weight, cotangent=cotangent)
+    routed = gradients(lambda c, p, w: norm(routed_pass(c, p, w, stride)), child, parent, weight, cotangent=cotangent)
+    ours = dict(zip(("first", "first_grad_child", "first_grad_weight"), first, strict=True))
+    keys = ("routed", "routed_grad_child", "routed_grad_parent", "routed_grad_weight")
+    ours |= dict(zip(keys, routed, strict=True))
+    for key, value in ours.items():
+        assert value.dtype == dtype
+        if key.endswith("weight") and matrix:
+            value = value.transpose(-1, -2)
+        assert distance(value.reshape(golden[key].shape), golden[key]) <= 1e-5, key
+
+
+@st.composite
+def shapes(draw):
+    k, l = draw(st.integers(1, 3)), draw(st.integers(1, 3))  # noqa: E741
+    a, x, d = draw(st.sampled_from([(2, 2, 2), (3, 3, 3), (1, 2, 3), (1, 4, 2)]))
+    small = st.integers(1, 3)
+    height, width = k + draw(st.integers(0, 3)), l + draw(st.integers(0, 3))
+    return draw(small), draw(small), draw(small), height, width, (k, l), draw(st.integers(1, 3)), a, x, d
+
+
+@settings(max_examples=40, deadline=None)
+@given(shape=shapes(), seed=st.integers(0, 2**16), votes_per_slice=st.integers(1, 300))
+def test_naive_loop_agrees_on_random_shapes(shape, seed, votes_per_slice):
+    children, parents, weight, stride = make(shape, seed=seed)
+    torch.testing.assert_close(uniform_pass(children, weight, stride), naive.route(children, None, weight, stride))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(routing, "VOTES_PER_SLICE", votes_per_slice)
+        ours = routed_pass(children, parents, weight, stride)
+    torch.testing.assert_close(ours, naive.route(children, parents, weight, stride))
+
+
+@pytest.mark.parametrize("shape", ODD_SHAPES.values(), ids=ODD_SHAPES)
+def test_gradients_by_hand_are_the_numerical_ones(shape, slices):
+    children, parents, weight, stride = make(shape)
+    inputs = tuple(t.requires_grad_() for t in (children, parents, weight))
+    assert gradcheck(lambda c, p, w: routed_pass(c, p, w, stride), inputs, fast_mode=children.numel() > 60)
+    assert gradcheck(lambda c, w: uniform_pass(c, w, stride), (children, weight), fast_mode=True)
+
+
+@pytest.mark.parametrize("shape", ODD_SHAPES.values(), ids=ODD_SHAPES)
+def test_float32_is_close_to_autograd_in_float64(shape):
+    *inputs, stride = make(shape)
+    cotangent = torch.randn_like(inputs[1])
+    exact = gradients(lambda c, p, w: reference(c, p, w, stride), *inputs, cotangent=cotangent)
+    short = [t.float() for t in inputs]
+    ours = gradients(lambda c, p, w: routed_pass(c, p, w, stride), *short, cotangent=cotangent.float())
+    scale = max(t.norm() for t in exact)  # one parent: the gradient for it is 0
+    for value, wanted in zip(ours, exact, strict=True):
+        assert (value - wanted).norm() <= 2e-5 * max(wanted.norm(), 1e-3 * scale)
+
+
+def test_the_votes_are_never_all_in_memory(monkeypatch):
+    children, parents, weight, stride = make((2, 4, 4, 6, 6, (3, 3), 1, 4, 4, 4))
+    monkeypatch.setattr(routing, "VOTES_PER_SLICE", 2000)
+    largest = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            largest.append(out.numel() if isinstance(out, torch.Tensor) else 0)
+            return out
+
+    inputs = [t.requires_grad_() for t in (children, parents, weight)]
+    with Watch():
+        routed_pass(*inputs, stride).sum().backward()
+    assert max(largest) <= VoteMap(weight, stride).explicit(children).numel() / 8
+
+
+def test_autocast_keeps_the_sums_in_float32():
+    *inputs, stride = make((2, 3, 4, 5, 5, (3, 3), 1, 4, 4, 4), torch.float32)
+    cotangent = torch.randn_like(inputs[1])
+    plain = gradients(lambda c, p, w: routed_pass(c, p, w, stride), *inputs, cotangent=cotangent)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = gradients(lambda c, p, w: routed_pass(c, p, w, stride), *inputs, cotangent=cotangent)
+        first = uniform_pass(inputs[0], inputs[2], stride)
+    for ours, wanted in zip(cast, plain, strict=True):
+        assert torch.equal(ours, wanted)
+    assert distance(first, uniform_pass(inputs[0], inputs[2], stride)) <= 2e-2
+
+
+def test_bfloat16_inputs_are_summed_in_float32():
+    *inputs, stride = make((2, 3, 4, 5, 5, (3, 3), 1, 4, 4, 4), torch.float32)
+    ours = routed_pass(*(t.bfloat16() for t in inputs), stride)
+    assert ours.dtype == torch.bfloat16
+    assert distance(ours, routed_pass(*(t.bfloat16().float() for t in inputs), stride)) <= 1e-2
+
+
+def test_large_poses_stay_finite():
+    *inputs, stride = make((2, 3, 4, 5, 5, (3, 3), 1, 4, 4, 4), torch.float32)
+    results = gradients(lambda c, p, w: routed_pass(1e4 * c, 1e4 * p, w, stride), *inputs, cotangent=inputs[1])
+    assert all(t.isfinite().all() for t in results)
+
+
+def test_without_gradients_the_numbers_are_the_same():
+    *inputs, stride = make(ODD_SHAPES["3x3 stride 1"], torch.float32)
+    with torch.no_grad():
+        silent = routed_pass(*inputs, stride)
+    assert torch.equal(silent, routed_pass(*(t.requires_grad_() for t in inputs), stride))
+
+
+def test_repeating_gives_the_same_bits():
+    *inputs, stride = make((4, 8, 8, 9, 9, (3, 3), 2, 4, 4, 4), torch.float32)
+    runs = [gradients(lambda c, p, w: routed_pass(c, p, w, stride), *inputs, cotangent=inputs[1]) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@settings(max_examples=15, deadline=None)
+@given(shape=shapes(), seed=st.integers(0, 2**16))
+def test_order_of_children_does_not_matter(shape, seed):
+    children, parents, weight, stride = make(shape, seed=seed)
+    order = torch.randperm(children.shape[1], generator=torch.Generator().manual_seed(seed))
+    for function in (lambda c, w: uniform_pass(c, w, stride), lambda c, w: routed_pass(c, parents, w, stride)):
+        torch.testing.assert_close(function(children[:, order], weight[:, :, order]), function(children, weight))
+
+
+@settings(max_examples=15, deadline=None)
+@given(shape=shapes(), seed=st.integers(0, 2**16))
+def test_coefficients_of_a_child_sum_to_one(shape, seed):
+    # With the same vote for every parent the parents share it out: together they have all of it, however they compete.
+    children, parents, weight, stride = make(shape, seed=seed)
+    weight = weight[..., :1, :].expand_as(weight)
+    together = routed_pass(children, parents, weight, stride).sum(1)
+    torch.testing.assert_close(together, VoteMap(weight, stride).explicit(children)[..., 0, :].sum((3, 4, 5)))
+
+
+def test_parents_win_the_votes_that_agree_with_them():
+    children, parents, weight, stride = make((1, 1, 2, 1, 1, (1, 1), 1, 2, 2, 2))
+    votes = VoteMap(weight, stride).explicit(children)[0, 0, 0, 0, 0, 0]  # M, E
+    parents[0, :, 0, 0] = torch.stack([100 * votes[0], -100 * votes[1]])
+    torch.testing.assert_close(routed_pass(children, parents, weight, stride)[0, 0, 0, 0], votes[0])
+
+
+def test_dropout_comes_between_sum_and_norm():
+    children, parents, weight, stride = make((8, 3, 4, 5, 5, (3, 3), 1, 4, 4, 4), torch.float32)
+    attention, votes = InvertedAttention(num_capsules=4, pose_size=16, dropout=0.5), VoteMap(weight, stride)
+    for previous in (None, Capsules(parents)):
+        sums = votes.uniform(children) if previous is None else votes.routed(children, parents)
+        torch.manual_seed(3)
+        dropped = torch.nn.functional.dropout(sums, 0.5)
+        assert 0.4 < (dropped == 0).float().mean() < 0.6
+        torch.manual_seed(3)
+        assert torch.equal(attention(votes, Capsules(children), previous).poses, layer_norm(dropped, (16,)))
+    attention.eval()
+    assert torch.equal(attention(votes, Capsules(children), previous).poses, layer_norm(sums, (16,)))
