@@ -1,34 +1,177 @@
-"""python -m capsule_sweeps <command>: look at runs without starting any."""
+"""python -m capsule_sweeps <command>: look at runs, and look after them."""
+
+# PYTHON_ARGCOMPLETE_OK
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from capsule_sweeps.results import FORMATS, accuracy_rows, load_runs, notes, render
+import argcomplete
 
-STATUS_COLUMNS = ["run", "state", "epochs_done", "epochs", "accuracy_last", "seconds"]
+FORMATS = ("table", "md", "csv", "json")
+RULES = ("last", "best_val", "best_test")
+STATUS_COLUMNS = ["run", "state", "epochs_done", "epochs", "accuracy_last", "seconds"]  # accuracies are fractions
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m capsule_sweeps", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    def add(
+        function: Callable[[argparse.Namespace], None], name: str, text: str, **words: str
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where the run folders are (runs)")
+        for key, meaning in words.items():
+            command.add_argument(key, nargs="*" if key in ("runs", "overrides") else None, help=meaning)
+        command.set_defaults(function=function)
+        return command
+
+    about = "run names, paths, beginnings of signatures, sweeps, or filters: dataset=CIFAR10 num_routing=2 state=failed"
+    command = add(status, "status", "list runs and their states", runs=about)
+    command.add_argument("--watch", action="store_true", help="show it anew every two seconds, until Ctrl-C")
+    command.add_argument("--format", choices=FORMATS, default="table")
+    command = add(results, "results", "the table of accuracies over seeds", runs=about)
+    command.add_argument("--rule", choices=RULES, default="last", help="which epoch's accuracy counts (last)")
+    command.add_argument("--format", choices=FORMATS, default="table")
+    command = add(show, "show", "everything that is known of one run", run="name, path or beginning of a signature")
+    command.add_argument("--format", choices=FORMATS, default="table")
+    command = add(why, "why", "what makes a run what it is, and how its nearest relatives differ", run="as for show")
+    command.add_argument("--format", choices=FORMATS, default="table")
+    add(cancel, "cancel", "ask running runs to save and stop", runs=about)
+    command = add(retry, "retry", "run failed and interrupted runs again, as they were configured", runs=about)
+    command.add_argument("--parallel", default="1", help="runs at once: a number, or auto (1)")
+    command = add(collect, "gc", "list what nobody needs: temporary files, superseded folders; never a finished run")
+    command.add_argument("--yes", action="store_true", help="remove it")
+    command.add_argument("--format", choices=FORMATS, default="table")
+    add(
+        prepare_data,
+        "prepare-data",
+        "download, verify and cache data sets",
+        overrides="dataset=CIFAR10,CIFAR100 data_dir=…",
+    )
+    command = add(doctor, "doctor", "check what runs need, before hours are spent", overrides="as for launch.py")
+    command.add_argument("--format", choices=FORMATS, default="table")
+    return parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m capsule_sweeps", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where the run folders are (default: runs)")
-    shared.add_argument("--format", choices=FORMATS, default="table")
-    commands.add_parser("status", parents=[shared], help="list all runs and their states")
-    results = commands.add_parser("results", parents=[shared], help="the table of accuracies")
-    results.add_argument("--rule", choices=["last", "best_val", "best_test"], default="last", help="selection rule")
+    parser = make_parser()
+    argcomplete.autocomplete(parser)
     arguments = parser.parse_args()
+    try:
+        arguments.function(arguments)
+    except ValueError as error:
+        sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has seen enough
+
+
+def status(arguments: argparse.Namespace) -> None:
+    from capsule_sweeps.progress import console
+    from capsule_sweeps.results import render
+    from capsule_sweeps.selection import select
+
+    while True:
+        runs = select(arguments.runs_dir, arguments.runs)
+        counts = ", ".join(f"{count} {state}" for state, count in runs.state.value_counts().items()) or "none"
+        text = render(runs[STATUS_COLUMNS], arguments.format, title=f"Runs in {arguments.runs_dir}", note=counts)
+        if arguments.watch:
+            console().clear()
+        print(text, flush=True)
+        if not arguments.watch:
+            return
+        time.sleep(2)
+
+
+def results(arguments: argparse.Namespace) -> None:
+    from capsule_sweeps.results import accuracy_rows, notes, render
+    from capsule_sweeps.selection import select
+
+    runs, rule = select(arguments.runs_dir, arguments.runs), arguments.rule
+    print(render(accuracy_rows(runs, rule), arguments.format, title="Results", note=notes(runs, rule)))
+
+
+def show(arguments: argparse.Namespace) -> None:
+    from capsule_sweeps.selection import find_run
+    from capsule_sweeps.show import show as show_run
+
+    print(show_run(find_run(arguments.runs_dir, arguments.run), arguments.format))
+
+
+def why(arguments: argparse.Namespace) -> None:
+    from capsule_sweeps.selection import find_run
+    from capsule_sweeps.show import why as explain
+
+    print(explain(find_run(arguments.runs_dir, arguments.run), arguments.format))
+
+
+def cancel(arguments: argparse.Namespace) -> None:
+    from capsule_sweeps import control
+    from capsule_sweeps.selection import select
+
+    if not arguments.runs:
+        raise ValueError("say what to cancel: a run, a sweep, or a filter such as state=running")
+    sweeps = [word.removeprefix("sweep=") for word in arguments.runs if word.startswith(("sweep-", "sweep="))]
+    print("\n".join(control.cancel(arguments.runs_dir, select(arguments.runs_dir, arguments.runs), sweeps)))
+
+
+def retry(arguments: argparse.Namespace) -> None:
+    from capsule_sweeps import control
+    from capsule_sweeps.selection import select
+
+    parallel = int(arguments.parallel) if arguments.parallel.isdigit() else arguments.parallel
+    if not control.retry(arguments.runs_dir, select(arguments.runs_dir, arguments.runs), parallel):
+        sys.exit(1)
+
+
+def collect(arguments: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from capsule_sweeps import control
+    from capsule_sweeps.results import render
+
     if not arguments.runs_dir.is_dir():
-        sys.exit(f"Error: there is no folder {arguments.runs_dir}; say where the runs are with --runs-dir")
-    runs = load_runs(arguments.runs_dir)
-    if arguments.command == "status":
-        print(render(runs[STATUS_COLUMNS], arguments.format, title=f"Runs in {arguments.runs_dir}"))
-    else:
-        rule = arguments.rule
-        print(render(accuracy_rows(runs, rule), arguments.format, title="Results", note=notes(runs, rule)))
+        raise ValueError(f"there is no folder {arguments.runs_dir}; say where the runs are with --runs-dir")
+    found = list(control.garbage(arguments.runs_dir))
+    rows = [{"path": str(path), "why": reason, "MB": size / 1e6} for path, reason, size in found]
+    note = "Removed." if arguments.yes else "Nothing is removed without --yes."
+    print(render(pd.DataFrame(rows, columns=["path", "why", "MB"]), arguments.format, title="Not needed", note=note))
+    for path, _, _ in found if arguments.yes else []:
+        control.remove(path)
+
+
+def prepare_data(arguments: argparse.Namespace) -> None:
+    from capsule_sweeps.config import compose_config, sweep_points
+    from capsule_sweeps.data import load_data
+
+    for point in sweep_points(arguments.overrides):
+        config = compose_config(point)
+        data = load_data(config.dataset, config.data_dir, "cpu")
+        print(f"{config.dataset.name}: {len(data.train):,} training and {len(data.test):,} test images are ready")
+
+
+def doctor(arguments: argparse.Namespace) -> None:
+    from capsule_sweeps.config import compose_config
+    from capsule_sweeps.doctor import examine
+
+    config = compose_config(arguments.overrides)
+    bad = 0
+    for name, ok, text in examine(config):
+        bad += not ok
+        if arguments.format == "json":
+            print(json.dumps({"check": name, "ok": ok, "text": text}), flush=True)
+        else:
+            print(f"{'ok  ' if ok else 'MEND'}  {name:<14} {text}", flush=True)
+    if bad:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -154,6 +154,20 @@ def compose_config(overrides: list[str]) -> DictConfig:
         raise ValueError(_sentence(error)) from error
 
 
+def sweep_points(overrides: list[str]) -> list[list[str]]:
+    """The points of a sweep, each a list of overrides: every combination of the values that overrides give."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        (points,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    except HydraException as error:
+        raise ValueError(_sentence(error)) from error
+    return points
+
+
 def check(config: DictConfig) -> DictConfig:
     """The config under the typed schema, interpolations resolved and numbers in their types, without Hydra's own part.
 

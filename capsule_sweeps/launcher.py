@@ -167,8 +167,8 @@ def run_here(todo: Sequence[Point], sweep: str, stop: Stop) -> None:
         for point in todo:
             try:
                 train(point.config, point.run, sweep, display, stop)
-            except Interrupted:
-                return
+            except Interrupted as interrupted:
+                log.warning("%s: %s", point.run.folder.name, interrupted)
             except Busy as busy:
                 log.warning("%s: left alone, %s", point.run.folder.name, busy)
             except Exception as error:

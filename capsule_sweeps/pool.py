@@ -154,5 +154,7 @@ def report(worker: Worker) -> None:
         log.warning("%s: left alone, %s", name, worker.last_words())
     elif code < 0:
         log.error("%s: its process was killed (%s); the same command goes on", name, signal.Signals(-code).name)
+    elif code == 128:
+        log.warning("%s: cancelled", name)
     elif 0 < code < 128:
         log.error("%s: failed, %s", name, worker.last_words())

@@ -35,7 +35,6 @@ COLUMNS = (
 )
 FLOATS = ("accuracy_last", "accuracy_best_test", "accuracy_best_val", "seconds")
 INTEGERS = ("num_routing", "seed", "epochs", "epochs_done", "parameters")
-FORMATS = ("table", "md", "csv", "json")
 
 
 def load_runs(runs_dir: Path | str) -> pd.DataFrame:
@@ -124,7 +123,7 @@ def render(frame: pd.DataFrame, form: str, title: str = "", note: str = "") -> s
         lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
         return "\n".join([*lines, *(["", note] if note else [])])
     assert form == "table", form
-    table = Table(title=title or None, caption=note or None, caption_justify="left")
+    table = Table(title=title or None, title_justify="left")
     for column in frame.columns:
         numeric = pd.api.types.is_numeric_dtype(frame[column])
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
@@ -132,6 +131,8 @@ def render(frame: pd.DataFrame, form: str, title: str = "", note: str = "") -> s
         table.add_row(*row)
     with console().capture() as capture:
         console().print(table, markup=False)
+        if note:
+            console().print(note, markup=False, highlight=False)
     return capture.get().rstrip("\n")
 
 

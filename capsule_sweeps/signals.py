@@ -13,10 +13,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; its checkpoint is written. `signum` is the signal."""
+    """The run was asked to stop and its checkpoint is written: by the signal `signum`, or (0) because of `cancel`."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        super().__init__(f"stopped by {signal.Signals(signum).name}" if signum else "cancelled")
         self.signum = signum
 
 

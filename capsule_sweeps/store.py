@@ -176,6 +176,13 @@ class Run:
         self.folder.rename(target)
         return target
 
+    def request_cancel(self) -> bool:
+        """Ask the process that works here, on whatever host, to save and stop. False when there is none."""
+        if self.state() != "running":
+            return False
+        (self.folder / "cancel").touch()
+        return True
+
     def record(self) -> dict[str, Any]:
         """What run.json holds: the columns of `load_runs`, science, provenance, execution, attempts."""
         return read_json(self.folder / "run.json")
@@ -185,7 +192,7 @@ class Run:
         if (self.folder / "summary.json").exists():
             return "finished"
         number = self._last_attempt()
-        if number and _alive(self._attempt_path(number)):
+        if number and alive(self._attempt_path(number)):
             return "running"
         record = self.record() if record is None else record
         if record.get("state") == "failed":
@@ -214,7 +221,7 @@ class Run:
         """Own the folder for the time of a `with`. Raises Busy when somebody else does."""
         self.folder.mkdir(parents=True, exist_ok=True)
         last = self._last_attempt()
-        if last and _alive(self._attempt_path(last)):
+        if last and alive(self._attempt_path(last)):
             raise Busy(f"{self.folder} is in use by {_describe(self._attempt_path(last))}")
         path = self._attempt_path(last + 1)
         try:
@@ -255,16 +262,23 @@ class Claim:
     def __init__(self, run: Run, attempt: int) -> None:
         self.run, self.attempt = run, attempt
         self._path = run._attempt_path(attempt)
+        self.cancelled = False  # somebody asked for the run's end: `request_cancel`
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
 
     def start(self) -> None:
+        self._cancel_file.unlink(missing_ok=True)
         self._thread.start()
+
+    @property
+    def _cancel_file(self) -> Path:
+        return self.run.folder / "cancel"
 
     def stop(self) -> None:
         self._done.set()
         self._thread.join()
         with suppress(OSError):  # the folder may be gone; then there is nothing to release
+            self._cancel_file.unlink(missing_ok=True)
             write_json(self._path, {**owner(), "released": time.time()})
 
     def check(self) -> None:
@@ -280,9 +294,13 @@ class Claim:
         write_json(self.run.folder / "run.json", {**self.run.record(), **changes})
 
     def _beat(self) -> None:
-        while not self._done.wait(HEARTBEAT_SECONDS):
-            with suppress(OSError):
-                os.utime(self._path)
+        beat = time.monotonic()
+        while not self._done.wait(1.0):
+            self.cancelled = self.cancelled or self._cancel_file.exists()
+            if time.monotonic() - beat >= HEARTBEAT_SECONDS:
+                beat = time.monotonic()
+                with suppress(OSError):
+                    os.utime(self._path)
 
 
 def _host() -> str:
@@ -315,7 +333,8 @@ def owner() -> dict[str, Any]:
     return {"host": _host(), "pid": os.getpid(), "start": _process_start(os.getpid()), "time": time.time()}
 
 
-def _alive(path: Path) -> bool:
+def alive(path: Path) -> bool:
+    """Whether the process that a claim or sweep file names still works: see the head of this file."""
     try:
         owner = json.loads(path.read_text())
         if "released" in owner:

@@ -143,12 +143,13 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                 losses[batch] = loss.detach() * len(labels)
                 correct += (logits.detach().argmax(1) == labels).sum()
                 done = batch + 1
-                if done % read_every == 0 or done == num_batches or stop.signum:
+                asked_to_stop = bool(stop.signum or claim.cancelled)
+                if done % read_every == 0 or done == num_batches or asked_to_stop:
                     check_finite(losses[:done], epoch, num_batches)
                     seen = min(done * recipe.batch_size, num_images)
                     rate = (done - first_of_epoch) * recipe.batch_size / (time.perf_counter() - started)
                     observer.batch(done, float(losses[:done].sum()) / seen, int(correct) / seen, rate)
-                if stop.signum and done < num_batches:
+                if asked_to_stop and done < num_batches:
                     save(epoch, done)
                     raise Interrupted(stop.signum)
             trained = time.perf_counter() - started
@@ -169,10 +170,11 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             correct.zero_()
             first_batch = 0
             last = epoch + 1 == recipe.epochs
-            if stop.signum or last or (recipe.checkpoint_epochs and (epoch + 1) % recipe.checkpoint_epochs == 0):
+            asked_to_stop = bool(stop.signum or claim.cancelled)
+            if asked_to_stop or last or (recipe.checkpoint_epochs and (epoch + 1) % recipe.checkpoint_epochs == 0):
                 save(epoch + 1, 0)
                 claim.update(epochs_done=epoch + 1, seconds=sum(row["seconds"] for row in rows))
-            if stop.signum and not last:
+            if asked_to_stop and not last:
                 raise Interrupted(stop.signum)
         summary = summarize(rows, parameters)
         claim.check()

@@ -59,6 +59,7 @@ def main() -> int:
                 check(OmegaConf.create(task["config"])), Run(Path(task["folder"])), task["sweep"], PipeDisplay(), stop
             )
         except Interrupted as interrupted:
+            print(interrupted, file=sys.stderr)
             return 128 + interrupted.signum
         except Busy as busy:
             print(busy, file=sys.stderr)

@@ -1,0 +1,71 @@
+"""Which runs a command is about: run names, prefixes of signatures, paths, sweeps, and filters like dataset=CIFAR10."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from capsule_sweeps.results import load_runs
+from capsule_sweeps.store import Run, read_json
+
+
+def select(runs_dir: Path, words: Sequence[str]) -> pd.DataFrame:
+    """The rows of `load_runs` that fit all filters and, where runs or sweeps are named, are among these.
+
+    A filter is column=value, or key=value for a key of the signed configuration (training.lr=0.1); values are compared
+    as they are written. Raises ValueError for a word that means nothing.
+    """
+    if not runs_dir.is_dir():
+        raise ValueError(f"there is no folder {runs_dir}; say where the runs are with --runs-dir")
+    runs = load_runs(runs_dir)
+    named = [word for word in words if "=" not in word or Path(word).exists()]
+    if named:
+        signatures = {signature for word in named for signature in _named(runs_dir, runs, word)}
+        runs = runs[runs.signature.isin(signatures)]
+    for word in words:
+        if word in named:
+            continue
+        key, _, value = word.partition("=")
+        if key == "sweep":
+            runs = runs[runs.signature.isin(_sweep(runs_dir, value))]
+        elif key in runs.columns and key != "science":
+            runs = runs[runs[key].astype(str) == value]
+        elif runs.science.map(lambda science, key=key: key in science).any():
+            runs = runs[runs.science.map(lambda science, key=key: str(science.get(key))) == value]
+        elif len(runs):
+            columns = ", ".join(column for column in runs.columns if column != "science")
+            raise ValueError(f"{word}: there is no column or signed key {key}; columns are {columns}, sweep")
+    return runs.reset_index(drop=True)
+
+
+def find_run(runs_dir: Path, word: str) -> Run:
+    """The one run that a word names. Raises ValueError when there is none, or more than one."""
+    runs = select(runs_dir, [word])
+    if len(runs) != 1:
+        raise ValueError(f"{word} names {len(runs)} runs, not one; `status` lists them")
+    return Run(runs_dir / runs.run[0])
+
+
+def _named(runs_dir: Path, runs: pd.DataFrame, word: str) -> list[str]:
+    """Signatures of the runs that a name, a path, a prefix of a signature, or a sweep's name stands for."""
+    name = Path(word).name
+    if (runs.run == name).any():
+        return [name[-8:]]
+    if word.startswith("sweep-"):
+        return _sweep(runs_dir, word)
+    matches = list(runs.signature[runs.signature.str.startswith(word)])
+    if len(matches) > 1:
+        raise ValueError(f"{word} is the beginning of {len(matches)} signatures: {', '.join(matches)}; say more of it")
+    if not matches:
+        raise ValueError(f"{word} is no run in {runs_dir}: no name, no beginning of a signature, no path, no sweep")
+    return matches
+
+
+def _sweep(runs_dir: Path, name: str) -> list[str]:
+    path = runs_dir / ".sweeps" / f"{Path(name).name}.json"
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("sweep-*.json"))) or "none"
+        raise ValueError(f"{name} is no sweep in {runs_dir}; there are: {known}")
+    return list(read_json(path).get("signatures", []))

@@ -1,0 +1,99 @@
+"""One run from near: everything that is known of it, and what makes it different from others."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from capsule_sweeps.results import load_runs, render
+from capsule_sweeps.store import Run
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+NUM_RELATIVES = 5
+LOG_LINES = 10
+
+
+def show(run: Run, form: str) -> str:
+    """Columns, provenance of each attempt, accuracy curve, configuration, last log lines, and the error of a run."""
+    record = run.record()
+    attempts = record.pop("attempts", [])
+    science = record.pop("science", {})
+    rows, damage = read_metrics(run)
+    if form == "json":
+        everything = {**record, "state": run.state(record), "science": science, "attempts": attempts, "metrics": rows}
+        return json.dumps(everything, indent=1)
+    facts = {**record, "state": run.state(record), "folder": run.folder}
+    parts = [_pairs(facts, form, run.folder.name), _pairs(science, form, "Signed configuration")]
+    for number, attempt in enumerate(attempts, 1):
+        told = {key: value for key, value in attempt.items() if key not in ("code", "versions", "execution", "started")}
+        told |= {"started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt.get("started", 0)))}
+        told |= attempt.get("versions", {}) | attempt.get("execution", {})
+        parts.append(_pairs(told, form, f"Attempt {number}"))
+    if rows:
+        accuracies = [row["test_accuracy"] for row in rows]
+        parts.append(f"Test accuracy by epoch, {min(accuracies):.1%} to {max(accuracies):.1%}\n{sparkline(accuracies)}")
+    parts += [damage] if damage else []
+    for name in ("log.txt", "error.txt"):
+        path = run.folder / name
+        if path.exists():
+            lines = path.read_text(errors="replace").splitlines()[-LOG_LINES:]
+            parts.append("\n".join([f"{path}, last lines:", *lines]))
+    return "\n\n".join(parts)
+
+
+def read_metrics(run: Run) -> tuple[list[dict[str, Any]], str]:
+    """The rows of metrics.jsonl up to the first damaged one, and a sentence about it."""
+    path = run.folder / "metrics.jsonl"
+    rows: list[dict[str, Any]] = []
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            float(row["test_accuracy"])
+        except (ValueError, KeyError, TypeError):
+            return rows, f"{path} is damaged in line {number}"
+        rows.append(row)
+    return rows, ""
+
+
+def sparkline(values: list[float], width: int = 80) -> str:
+    """Values as blocks of eight heights, at most `width` of them."""
+    step = max(1, -(-len(values) // width))
+    values = values[::step]
+    low, high = min(values), max(values)
+    span = (high - low) or 1.0
+    return "".join(BLOCKS[min(7, int(8 * (value - low) / span))] for value in values)
+
+
+def why(run: Run, form: str) -> str:
+    """Which signed fields make a run what it is, and how it differs from its nearest relatives in the same folder."""
+    science = run.record().get("science", {})
+    runs = load_runs(run.folder.parent)
+    relatives = []
+    for name, theirs in zip(runs.run, runs.science, strict=True):
+        if name != run.folder.name:
+            keys = sorted(key for key in science.keys() | theirs.keys() if science.get(key) != theirs.get(key))
+            relatives.append((len(keys), name, {key: (science.get(key), theirs.get(key)) for key in keys}))
+    nearest = sorted(relatives, key=lambda relative: relative[:2])[:NUM_RELATIVES]
+    frame = pd.DataFrame(
+        [
+            {"relative": name, "key": key, "here": here, "there": there}
+            for _, name, differences in nearest
+            for key, (here, there) in differences.items()
+        ],
+        columns=["relative", "key", "here", "there"],
+    )
+    if form == "json":
+        return json.dumps({"science": science, "relatives": json.loads(render(frame, "json"))}, indent=1)
+    head = _pairs(science, form, f"{run.folder.name}: hashed to {run.folder.name[-8:]}")
+    return f"{head}\n\n{render(frame, form, title='Nearest relatives')}"
+
+
+def _pairs(values: dict[str, Any], form: str, title: str) -> str:
+    texts = [value if isinstance(value, str | Path) else json.dumps(value, default=str) for value in values.values()]
+    frame = pd.DataFrame({"key": list(values), "value": [str(text) for text in texts]})
+    return render(frame, form, title=title)
