@@ -121,8 +121,8 @@ def launch(
             else:
                 run_pool(todo, sweep, slots, stop)
     show_results(plan, configs[0].selection_rule)
-    if todo and stop.signum:
-        left = sum(point.run.state() != "finished" for point in plan)
+    left = sum(point.run.state() != "finished" for point in plan)
+    if todo and stop.signum and left:
         print(f"{Interrupted(stop.signum)}; {left} runs are not finished: the same command goes on", file=sys.stderr)
         sys.exit(128 + stop.signum)
     accuracies = {point.signature: accuracy(point) for point in plan}
