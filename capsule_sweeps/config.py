@@ -173,16 +173,26 @@ def check(config: DictConfig) -> DictConfig:
 
     Raises ValueError naming the key, its value and what would be right.
     """
+    return check_typed(add_types(config))
+
+
+def add_types(config: DictConfig) -> DictConfig:
+    """The config under the typed schema, without Hydra's own part, interpolations as they are. Raises ValueError."""
     plain = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     try:
         typed = OmegaConf.merge(OmegaConf.structured(Config), plain)
-        missing = sorted(OmegaConf.missing_keys(typed))
-        OmegaConf.resolve(typed)
     except OmegaConfBaseException as error:
         raise ValueError(_sentence(error)) from error
     assert isinstance(typed, DictConfig)
-    if missing:
-        raise ValueError(f"{missing[0]} has no value; give it one, {missing[0]}=…")
+    return typed
+
+
+def check_typed(typed: DictConfig) -> DictConfig:
+    """Resolve a typed config in place and return it, if nothing is missing or out of range. Raises ValueError."""
+    try:
+        OmegaConf.resolve(typed)
+    except OmegaConfBaseException as error:
+        raise ValueError(_sentence(error)) from error
     for key, value, metadata in _leaves(typed, Config):
         if "test" in metadata and value is not None and not metadata["test"](value):
             raise ValueError(f"{key}={value} is out of range: it must be {metadata['words']}")
@@ -196,9 +206,12 @@ def check(config: DictConfig) -> DictConfig:
 
 
 def _leaves(config: Any, schema: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, value, metadata) of every field of the schema."""
+    """(dotted key, value, metadata) of every field of the schema. Raises ValueError for one without a value."""
     for entry in fields(schema):
-        value, key = config[entry.name], prefix + entry.name
+        key = prefix + entry.name
+        if OmegaConf.is_missing(config, entry.name):
+            raise ValueError(f"{key} has no value; give it one, {key}=…")
+        value = config[entry.name]
         if entry.default_factory is list:
             for index, item in enumerate(value):
                 yield from _leaves(item, Layer, f"{key}.{index}.")

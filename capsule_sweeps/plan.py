@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.table import Table
 
-from capsule_sweeps.config import check
+from capsule_sweeps.config import add_types, check_typed
 from capsule_sweeps.progress import console
 from capsule_sweeps.provenance import changed_code
 from capsule_sweeps.store import Run, find_runs, run_name, science, signature
@@ -78,20 +80,19 @@ class Point:
 def compose_points(loader: Any, master: DictConfig, points: Sequence[Sequence[str]]) -> list[DictConfig]:
     """The checked config of each point, a list of overrides.
 
-    Composing is slow (tens of milliseconds), so each choice of groups is composed once and plain values are set on a
-    copy of it. Raises ValueError or Hydra's own exceptions for the first point that is wrong.
+    Composing is slow (tens of milliseconds), so each choice of groups is composed once, and plain values are set on a
+    copy of it under the same schema. Raises ValueError or Hydra's own exceptions for the first point that is wrong.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Override
 
+    @cache
+    def is_group(key: str) -> bool:
+        return bool(key.startswith("hydra") or loader.list_groups(key) or loader.get_group_options(key))
+
     def plain(override: Override) -> bool:
-        return (
-            not (override.is_add() or override.is_force_add() or override.is_delete())
-            and override.package is None
-            and not override.key_or_group.startswith("hydra")
-            and not loader.list_groups(override.key_or_group)
-            and not loader.get_group_options(override.key_or_group)
-        )
+        special = override.is_add() or override.is_force_add() or override.is_delete() or override.package is not None
+        return not special and not is_group(override.key_or_group)
 
     parser = OverridesParser.create(config_loader=loader)
     parsed = {text: parser.parse_override(text) for text in dict.fromkeys(text for point in points for text in point)}
@@ -101,10 +102,10 @@ def compose_points(loader: Any, master: DictConfig, points: Sequence[Sequence[st
     for point in points:
         choices = tuple(text for text in point if not simple[text])
         if choices not in composed:
-            composed[choices] = loader.load_sweep_config(master, list(choices))
-        config = OmegaConf.masked_copy(composed[choices], [str(key) for key in composed[choices] if key != "hydra"])
+            composed[choices] = add_types(loader.load_sweep_config(master, list(choices)))
+        config = copy.deepcopy(composed[choices])
         loader._apply_overrides_to_config([parsed[text] for text in point if simple[text]], config)
-        configs.append(check(config))
+        configs.append(check_typed(config))
     return configs
 
 
@@ -122,9 +123,9 @@ def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]],
         identity = signature(flat)
         if identity in plan:
             continue
-        run = known[str(config.runs_dir)].get(identity) or Run(Path(config.runs_dir) / run_name(config))
+        run = known[str(config.runs_dir)].get(identity) or Run(Path(config.runs_dir) / run_name(config, identity))
         record = run.record()
-        run.compare(config, record)
+        run.compare(flat, record)
         state, changed = run.state(record), changed_code(record.get("attempts", []))
         state = "stale" if state == "finished" and changed else state
         label = " ".join(text for text in point if text not in common) or "(as configured)"

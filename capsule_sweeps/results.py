@@ -35,6 +35,7 @@ COLUMNS = (
 )
 FLOATS = ("accuracy_last", "accuracy_best_test", "accuracy_best_val", "seconds")
 INTEGERS = ("num_routing", "seed", "epochs", "epochs_done", "parameters")
+MANY = 1000  # rows
 
 
 def load_runs(runs_dir: Path | str) -> pd.DataFrame:
@@ -123,6 +124,9 @@ def render(frame: pd.DataFrame, form: str, title: str = "", note: str = "") -> s
         lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
         return "\n".join([*lines, *(["", note] if note else [])])
     assert form == "table", form
+    if len(frame) > MANY:  # a table with borders would take seconds
+        plain = pd.DataFrame(cells, columns=frame.columns).to_string(index=False)
+        return "\n".join(part for part in (title, plain, note) if part)
     table = Table(title=title or None, title_justify="left")
     for column in frame.columns:
         numeric = pd.api.types.is_numeric_dtype(frame[column])

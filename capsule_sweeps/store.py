@@ -81,7 +81,7 @@ def columns(config: DictConfig) -> dict[str, Any]:
     flat = science(config)
     model = config.model
     return {
-        "run": run_name(config),
+        "run": run_name(config, signature(flat)),
         "signature": signature(flat),
         "group": signature({key: value for key, value in flat.items() if key != "seed"}),
         "dataset": config.dataset.name,
@@ -95,14 +95,14 @@ def columns(config: DictConfig) -> dict[str, Any]:
     }
 
 
-def run_name(config: DictConfig) -> str:
-    """The folder's name: readable part and signature, safe on every file system."""
+def run_name(config: DictConfig, identity: str) -> str:
+    """The folder's name: a readable part and the signature `identity`, safe on every file system."""
     model = config.model
     parts = [config.dataset.name, model.get("name")]
     parts += [model[key].name for key in ("backbone", "routing") if key in model]
     parts += [f"r{model.num_routing}"] if "num_routing" in model else []
     readable = re.sub(r"[^A-Za-z0-9_.+-]", "_", "-".join([*map(str, parts), f"s{config.seed}"])).lstrip(".-")[:120]
-    return f"{readable}-{signature(science(config))}"
+    return f"{readable}-{identity}"
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -199,15 +199,14 @@ class Run:
             return "failed"
         return "interrupted" if number else "new"
 
-    def compare(self, config: DictConfig, record: dict[str, Any]) -> None:
-        """Raises ValueError when the folder's signed config is not that of `config`: never reuse different science."""
+    def compare(self, asked: dict[str, Any], record: dict[str, Any]) -> None:
+        """Raises ValueError when the folder's signed config is not the one asked for: never reuse other science."""
         stored = record.get("science")
         if stored is None and (self.folder / "config.yaml").exists():
             try:
                 stored = science(DictConfig(OmegaConf.load(self.folder / "config.yaml")))
             except Exception as error:
                 raise ValueError(f"{self.folder / 'config.yaml'} is damaged ({error}); move the folder away") from error
-        asked = science(config)
         if stored is None or stored == asked:
             return
         stored = {key: value for key, value in stored.items() if not (key in NEUTRAL and value == NEUTRAL[key])}

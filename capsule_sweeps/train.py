@@ -44,7 +44,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     has the folder, FloatingPointError when the loss is not finite, Interrupted once `stop` holds a signal.
     """
     recipe, record = config.training, run.record()
-    run.compare(config, record)
+    run.compare(science(config), record)
     device = choose_device(config.device, record.get("execution", {}).get("device"))
     data = load_data(config.dataset, Path(config.data_dir), device)
     if record.get("data_sha256", data.sha256) != data.sha256:
