@@ -111,16 +111,18 @@ class PoolDisplay:
 
 
 class EpochLines:
-    """A line an epoch, where no terminal shows bars."""
+    """A line an epoch, where no terminal shows bars; no more than one a second, but always the last."""
 
     def __init__(self, console: Console, name: str, epochs: int, epochs_done: int) -> None:
         self._console, self._name, self._epochs = console, name, epochs
-        self._first, self._started = epochs_done, time.perf_counter()
+        self._first, self._started, self._said = epochs_done, time.perf_counter(), 0.0
 
     def epoch(self, row: dict[str, Any]) -> None:
-        if self._console.is_terminal:
+        now, last = time.perf_counter(), row["epoch"] == self._epochs
+        if self._console.is_terminal or (now - self._said < 1 and not last):
             return
-        left = (time.perf_counter() - self._started) / (row["epoch"] - self._first) * (self._epochs - row["epoch"])
+        self._said = now
+        left = (now - self._started) / (row["epoch"] - self._first) * (self._epochs - row["epoch"])
         rate = f"{row['images_per_second']:,.0f} images/s  {left:.0f} s left"
         line = f"{self._name}  epoch {row['epoch']}/{self._epochs}  {summary_of(row)}  {rate}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
