@@ -249,6 +249,8 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
         cls = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"_target_={target} cannot be found ({error}); check its spelling") from error
+    if not isinstance(cls, type):
+        raise ValueError(f"_target_={target} is not allowed: it is no class")
     try:
         return cls(*args, **kwargs, **options)
     except TypeError as error:

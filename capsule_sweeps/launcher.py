@@ -110,12 +110,9 @@ def launch(
     if policy.dry_run:
         return [None] * len(configs)
     if todo:
-        preflight([point.config for point in todo])
+        preflight(plan)
         sweep = record_sweep(plan)
         with stop_signals() as stop:
-            for point in todo:
-                if point.action == "run anew":
-                    point.run.put_aside()
             if len(slots) == 1:
                 run_here(todo, sweep, stop)
             else:
@@ -135,14 +132,18 @@ def scratch(config: DictConfig, folder: str) -> DictConfig:
     return DictConfig(OmegaConf.merge(config, changes))
 
 
-def preflight(configs: Sequence[DictConfig]) -> None:
-    """Raises ValueError for whatever would keep a run from starting: folders, device, stack, data. Starts nothing."""
+def preflight(plan: Sequence[Point]) -> None:
+    """Raises ValueError for whatever would keep a run from starting: folders, device, stack, data. Starts nothing.
+
+    The data that are opened for it must be those of the runs of this plan that exist already.
+    """
     import torch
 
     from capsule_sweeps.data import load_data
     from capsule_sweeps.model import build_model
     from capsule_sweeps.train import choose_device
 
+    configs = [point.config for point in plan if point.to_do]
     for runs_dir in {str(config.runs_dir) for config in configs}:
         check_runs_dir(Path(runs_dir))
     for device in {str(config.device) for config in configs}:
@@ -151,7 +152,11 @@ def preflight(configs: Sequence[DictConfig]) -> None:
         for config in _distinct(configs, "model", "dataset"):
             build_model(config)
     for config in _distinct(configs, "dataset", "data_dir"):
-        load_data(config.dataset, Path(config.data_dir), torch.device("cpu"))
+        data = load_data(config.dataset, Path(config.data_dir), torch.device("cpu"))
+        for point in plan:
+            same = all(point.config[key] == config[key] for key in ("dataset", "data_dir"))
+            if same and point.action != "run anew":
+                point.run.compare_data(data.sha256)
 
 
 def _distinct(configs: Sequence[DictConfig], *keys: str) -> list[DictConfig]:
@@ -166,6 +171,7 @@ def run_here(todo: Sequence[Point], sweep: str, stop: Stop) -> None:
     with Display() as display:
         for point in todo:
             try:
+                point.clear()
                 train(point.config, point.run, sweep, display, stop)
             except Interrupted as interrupted:
                 log.warning("%s: %s", point.run.folder.name, interrupted)

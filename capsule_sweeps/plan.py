@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 from rich.table import Table
+from rich.text import Text
 
 from capsule_sweeps.config import add_types, check_typed
 from capsule_sweeps.progress import console
@@ -71,6 +72,11 @@ class Point:
     @property
     def signature(self) -> str:
         return self.run.folder.name[-8:]
+
+    def clear(self) -> None:
+        """Put the old folder of a run that is made anew aside; called right before it starts."""
+        if self.action == "run anew":
+            self.run.put_aside()
 
     @property
     def to_do(self) -> bool:
@@ -162,8 +168,8 @@ def show_plan(plan: Sequence[Point], asked: int, parallel: int) -> None:
     table.add_column("state")
     table.add_column("action")
     for point in plan:
-        table.add_row(point.run.folder.name, point.label, point.state, point.action)
-    console().print(table, markup=False)
+        table.add_row(*map(Text, (point.run.folder.name, point.label, point.state, point.action)))
+    console().print(table)
     counts = Counter(point.action for point in plan)
     totals = ", ".join(f"{count} to {action}" for action, count in counts.items())
     same = f" ({asked} points, some with the same signature)" if asked > len(plan) else ""

@@ -73,6 +73,7 @@ class Worker:
 
     def __init__(self, point: Point, sweep: str, slot: Slot, events: queue.Queue[tuple[Worker, Any]]) -> None:
         self.point, self.slot = point, slot
+        point.clear()
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         environment = dict(os.environ)
         if slot.gpu is not None:

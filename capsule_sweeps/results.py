@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 from rich.table import Table
+from rich.text import Text
 
 from capsule_sweeps.progress import console
 from capsule_sweeps.store import Run, find_runs
@@ -132,9 +133,9 @@ def render(frame: pd.DataFrame, form: str, title: str = "", note: str = "") -> s
         numeric = pd.api.types.is_numeric_dtype(frame[column])
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in cells:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     with console().capture() as capture:
-        console().print(table, markup=False)
+        console().print(table)
         if note:
             console().print(note, markup=False, highlight=False)
     return capture.get().rstrip("\n")

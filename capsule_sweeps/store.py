@@ -60,15 +60,22 @@ def science(config: DictConfig) -> dict[str, Any]:
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and leaves, empty containers among them. A whole float becomes an int: 1 and 1.0 are one value."""
+    """Dotted keys and leaves; lists are leaves unless they hold dicts. Whole floats become ints: 1 and 1.0 are one."""
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value)
-    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if entries is None or not value:
-        yield prefix, int(value) if isinstance(value, float) and value.is_integer() else value
+    if isinstance(value, dict) and value:
+        entries = list(value.items())
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        entries = list(enumerate(value))
+    else:
+        yield prefix, [_plain(item) for item in value] if isinstance(value, list) else _plain(value)
         return
     for key, item in entries:
         yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def signature(flat: dict[str, Any]) -> str:
@@ -214,6 +221,14 @@ class Run:
         if keys:
             differences = ", ".join(f"{key}={stored.get(key)} there and {asked.get(key)} here" for key in keys)
             raise ValueError(f"{self.folder} holds another run under the same signature: {differences}; move it away")
+
+    def compare_data(self, sha256: str) -> None:
+        """Raises ValueError when the run was trained on other data than those with this hash."""
+        if self.record().get("data_sha256", sha256) != sha256:
+            raise ValueError(
+                f"the images under data_dir are not those that {self.folder} was trained on (their hash differs); "
+                "bring the old data back, or move the folder away to train anew"
+            )
 
     @contextmanager
     def claim(self) -> Iterator[Claim]:

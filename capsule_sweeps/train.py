@@ -28,7 +28,7 @@ from capsule_sweeps.model import build_model
 from capsule_sweeps.progress import Observer
 from capsule_sweeps.provenance import provenance
 from capsule_sweeps.signals import Interrupted, Stop
-from capsule_sweeps.store import Claim, Run, columns, science, write_atomic, write_json
+from capsule_sweeps.store import Claim, Run, columns, read_json, science, write_atomic, write_json
 from capsule_sweeps.tracking import tracker
 
 log = logging.getLogger(__name__)
@@ -47,19 +47,15 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     run.compare(science(config), record)
     device = choose_device(config.device, record.get("execution", {}).get("device"))
     data = load_data(config.dataset, Path(config.data_dir), device)
-    if record.get("data_sha256", data.sha256) != data.sha256:
-        raise ValueError(
-            f"the {config.dataset.name} images under data_dir={config.data_dir} are not those that {run.folder} was "
-            "trained on (their hash differs); bring the old data back, or move the folder away to train anew"
-        )
+    run.compare_data(data.sha256)
     if recipe.amp == "bf16" and device.type == "mps":
         raise ValueError("training.amp=bf16 is not supported on device=mps; use training.amp=none")
 
     execution = {"device": device.type, "threads": torch.get_num_threads(), "channels_last": recipe.channels_last}
     execution = settle(execution, record.get("execution"))
-    torch.set_num_threads(execution["threads"])
     layout = torch.channels_last if execution["channels_last"] else torch.contiguous_format
 
+    torch.backends.cudnn.allow_tf32 = False  # like that of matrix products, whose default it is
     torch.manual_seed(mix(config.seed))
     model = build_model(config).to(device).to(memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
@@ -72,6 +68,9 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
 
     with ExitStack() as stack:
         claim = stack.enter_context(run.claim())
+        if (run.folder / "summary.json").exists():  # another process finished it while this one prepared
+            return read_json(run.folder / "summary.json")
+        stack.enter_context(num_threads(execution["threads"]))
         stack.enter_context(log_to(run.folder / "log.txt"))
         stack.enter_context(outcome(claim))
         write_atomic(run.folder / "config.yaml", OmegaConf.to_yaml(config).encode())
@@ -318,6 +317,17 @@ def failure(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return "oom"
     return "nan" if isinstance(error, FloatingPointError) else "other"
+
+
+@contextmanager
+def num_threads(number: int) -> Iterator[None]:
+    """While open, torch uses so many threads; a run that follows in this process is not touched by it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
