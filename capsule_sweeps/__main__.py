@@ -92,11 +92,11 @@ def status(arguments: argparse.Namespace) -> None:
 
 
 def results(arguments: argparse.Namespace) -> None:
-    from capsule_sweeps.results import accuracy_rows, notes, render
+    from capsule_sweeps.results import accuracy_table, notes, render
     from capsule_sweeps.selection import select
 
     runs, rule = select(arguments.runs_dir, arguments.runs), arguments.rule
-    print(render(accuracy_rows(runs, rule), arguments.format, title="Results", note=notes(runs, rule)))
+    print(render(accuracy_table(runs, rule), arguments.format, title="Results", note=notes(runs, rule)))
 
 
 def show(arguments: argparse.Namespace) -> None:

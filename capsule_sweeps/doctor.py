@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from omegaconf import DictConfig
 
 from capsule_sweeps.store import check_runs_dir
+from capsule_sweeps.tracking import reachable
 
 FREE_GIB = 5
 
@@ -27,7 +26,7 @@ def examine(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
         ("data", data),
         ("device", device),
         ("training step", step),
-        ("W&B", tracking),
+        ("W&B", reachable),
     ]
     for name, look in checks:
         try:
@@ -110,20 +109,3 @@ def step(config: DictConfig) -> str:
     return (
         f"one step of {config.model.name} with batch {len(images)}: {time.perf_counter() - started:.2f} s, uncompiled"
     )
-
-
-def tracking(config: DictConfig) -> str:
-    mode = os.environ.get("WANDB_MODE") or config.tracking.mode
-    if config.tracking.name == "none" or mode == "disabled":
-        return "off"
-    import wandb
-
-    if mode == "offline":
-        return f"wandb {wandb.__version__}, offline: upload with `wandb sync {config.runs_dir}/*/wandb/offline-run-*`"
-    server = urlsplit(wandb.setup().settings.base_url)
-    port = server.port or (443 if server.scheme == "https" else 80)
-    try:
-        socket.create_connection((str(server.hostname), port), 5).close()
-    except OSError as error:
-        raise ValueError(f"{server.hostname}:{port} does not answer ({error}); set tracking.mode=offline") from error
-    return f"wandb {wandb.__version__}, {server.hostname} answers"

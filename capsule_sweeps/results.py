@@ -34,6 +34,8 @@ COLUMNS = (
     "seconds",
     "group",
 )
+RULES = ("last", "best_val", "best_test")
+LABELS = ("model", "backbone", "routing", "schedule")
 FLOATS = ("accuracy_last", "accuracy_best_test", "accuracy_best_val", "seconds")
 INTEGERS = ("num_routing", "seed", "epochs", "epochs_done", "parameters")
 MANY = 1000  # rows
@@ -64,39 +66,41 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
     return frame.sort_values("run", ignore_index=True)
 
 
+def finished_runs(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """The runs that have an accuracy under a selection rule. Raises ValueError for a rule that there is not."""
+    if rule not in RULES:
+        raise ValueError(f"rule={rule} is no selection rule; it is one of {', '.join(RULES)}")
+    return runs[(runs.state == "finished") & runs[f"accuracy_{rule}"].notna()]
+
+
 def accuracy_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
     """Accuracy in percent of the finished runs, one row for each group of runs that differ only in their seed.
 
-    Index: dataset, num_routing, and whatever else differs between the groups; columns n, mean, std (NaN for n = 1),
-    min, max.
+    Columns: dataset, num_routing, and whatever else tells the groups apart; n, mean, std (sample standard deviation,
+    NaN for n = 1), min, max; rule.
     """
-    finished = runs[runs.state == "finished"].dropna(subset=f"accuracy_{rule}")
-    labels = [
-        column
-        for column in ("dataset", "num_routing", "model", "backbone", "routing", "schedule")
-        if column in ("dataset", "num_routing") or finished[column].nunique(dropna=False) > 1
-    ]
-    frame = finished[[*labels, "group"]].copy()
+    finished = finished_runs(runs, rule)
+    frame = finished[["dataset", "num_routing", "group"]].copy()
+    for column in LABELS:
+        if finished[column].nunique(dropna=False) > 1:
+            frame[column] = finished[column]
+    keys = differing(finished)
+    if keys:
+        settings = [" ".join(f"{key}={science.get(key)}" for key in keys) for science in finished.science]
+        frame["settings"] = settings
+    labels = [column for column in frame.columns if column != "group"]
     frame["accuracy"] = 100 * finished[f"accuracy_{rule}"]
-    settings = differing(finished)
-    if settings:
-        frame["settings"] = [" ".join(f"{key}={science.get(key)}" for key in settings) for science in finished.science]
-        labels.append("settings")
     grouped = frame.groupby([*labels, "group"], dropna=False, sort=True).accuracy
-    return (
-        pd.DataFrame(grouped.agg(["count", "mean", "std", "min", "max"]))
-        .rename(columns={"count": "n"})
-        .droplevel("group")
-    )
+    table = pd.DataFrame(grouped.agg(["count", "mean", "std", "min", "max"])).rename(columns={"count": "n"})
+    return table.reset_index().drop(columns="group").assign(rule=rule)
 
 
 def differing(finished: pd.DataFrame) -> list[str]:
-    """Signed keys, beyond those that have columns, that keep apart groups which otherwise look alike."""
-    labels = ["dataset", "num_routing", "model", "backbone", "routing", "schedule"]
+    """Signed keys that tell runs apart beyond dataset, LABELS, num_routing and seed."""
     keys: set[str] = set()
-    for _, alike in finished.groupby(labels, dropna=False):
+    for _, alike in finished.groupby(["dataset", *LABELS], dropna=False):
         sciences = list(alike.drop_duplicates("group").science)
-        for key in {key for science in sciences for key in science} - {"seed"}:
+        for key in {key for science in sciences for key in science} - {"seed", "model.num_routing"}:
             if len({json.dumps(science.get(key)) for science in sciences}) > 1:
                 keys.add(key)
     return sorted(keys)
@@ -145,8 +149,3 @@ def _cell(value: Any) -> str:
     if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
         return "–"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
-def accuracy_rows(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
-    """`accuracy_table` with its index as columns, for `render`."""
-    return accuracy_table(runs, rule).reset_index()

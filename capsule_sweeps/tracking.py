@@ -4,14 +4,34 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 
 log = logging.getLogger(__name__)
+
+
+def reachable(config: DictConfig) -> str:
+    """How runs of this config are tracked. Raises ValueError when they are to be online and the server is not there."""
+    mode = os.environ.get("WANDB_MODE") or config.tracking.mode
+    if config.tracking.name == "none" or mode == "disabled":
+        return "off"
+    import wandb
+
+    if mode == "offline":
+        return f"wandb {wandb.__version__}, offline: upload with `wandb sync {config.runs_dir}/*/wandb/offline-run-*`"
+    server = urlsplit(wandb.setup().settings.base_url)
+    port = server.port or (443 if server.scheme == "https" else 80)
+    try:
+        socket.create_connection((str(server.hostname), port), 5).close()
+    except OSError as error:
+        raise ValueError(f"{server.hostname}:{port} does not answer ({error}); set tracking.mode=offline") from error
+    return f"wandb {wandb.__version__}, {server.hostname} answers"
 
 
 @contextmanager

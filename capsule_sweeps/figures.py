@@ -1,0 +1,156 @@
+"""Figures for a column of a paper, drawn from `load_runs` without pyplot: no window, no state left behind."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
+
+from capsule_sweeps.results import LABELS, accuracy_table, differing, finished_runs
+
+COLUMN_WIDTH = 3.4  # inches
+COLORS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+)  # Okabe and Ito, colour-blind safe
+MARKERS = ("o", "s", "^", "D", "v")  # for readers without any colour; 5 × 7 pairs before one comes again
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.title_fontsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.linewidth": 0.4,
+    "grid.color": "#D9D9D9",
+    "lines.linewidth": 1.2,
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,  # letters stay letters: publishers refuse Type 3
+}
+
+
+def accuracy_vs_num_routing(runs: pd.DataFrame, rule: str = "last") -> Figure:
+    """Test accuracy in % against num_routing, one panel a dataset: mean line, sample standard deviation as bars (none
+    for n = 1), every run as a point.
+
+    Runs on one line differ only in seed and num_routing. Unfinished runs and models without num_routing stay out.
+    Raises ValueError when no run is left, or for an unknown rule.
+    """
+    finished = finished_runs(runs, rule).dropna(subset="num_routing")
+    if finished.empty:
+        held_out = " dataset.val_size=200" if rule == "best_val" else ""
+        raise ValueError(
+            f"none of {len(runs)} runs is finished, has a num_routing and an accuracy under rule={rule}; choose another "
+            f"runs_dir, or: python launch.py -m num_routing=1,2,3 dataset=digits training=quick{held_out}"
+        )
+    datasets = sorted(finished.dataset.unique())
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(layout="constrained")
+        height = 0.0
+        for axes, dataset in zip(figure.subplots(len(datasets), squeeze=False)[:, 0], datasets, strict=True):
+            labels = _draw_accuracies(axes, finished[finished.dataset == dataset], rule)
+            axes.get_legend().set_title(f"{dataset}: mean ± sample std, and every run")
+            height += 2.2 + sum(0.04 + 0.11 * (1 + label.count("\n")) for label in labels)
+        figure.set_size_inches(COLUMN_WIDTH, height)
+    return figure
+
+
+def save(figure: Figure, folder: Path | str, name: str) -> list[Path]:
+    """Write `<folder>/<name>.png` and `.pdf`, and return their paths. The same figure gives the same bytes."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(png)
+        figure.savefig(pdf, metadata={"CreationDate": None})
+    return [png, pdf]
+
+
+def _draw_accuracies(axes: Axes, finished: pd.DataFrame, rule: str) -> list[str]:
+    """Draw the lines of one dataset, a little beside each other so that none hides another; return their labels."""
+    lines = list(finished.groupby(_line_names(finished), sort=True))
+    gap = min(0.2, 0.7 / len(lines))
+    handles: list[Any] = []
+    labels: list[str] = []
+    for number, (name, runs) in enumerate(lines):
+        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+        shift = gap * (number - (len(lines) - 1) / 2)
+        table = accuracy_table(runs, rule).sort_values("num_routing")
+        bars = axes.errorbar(
+            table.num_routing.astype(float) + shift - 0.25 * gap,
+            table["mean"],
+            yerr=table["std"],
+            color=color,
+            marker="_",
+            markersize=7,
+            markeredgewidth=1.2,
+            capsize=2.5,
+            elinewidth=0.8,
+            capthick=0.8,
+        )
+        points = axes.scatter(
+            runs.num_routing.astype(float) + shift + 0.25 * gap * (1 + _spread(runs)),
+            100 * runs[f"accuracy_{rule}"],
+            s=10,
+            marker=marker,
+            color=color,
+            alpha=0.6,
+            linewidths=0,
+            zorder=3,
+        )
+        counts = list(table.n) if table.n.nunique() > 1 else [table.n.iloc[0]]
+        handles.append((bars, points))
+        label = ", ".join([*([name] if name else []), "n = " + ", ".join(map(str, counts))])
+        labels.append(textwrap.fill(label, 48))
+    ticks = sorted(finished.num_routing.astype(int).unique())
+    axes.set_xticks(ticks)
+    axes.set_xlim(ticks[0] - 0.5, ticks[-1] + 0.5)
+    axes.set_xlabel("num_routing (routing iterations)")
+    axes.set_ylabel(f"test accuracy (%)\nselection rule: {rule}")
+    axes.legend(
+        handles,
+        labels,
+        handler_map={tuple: HandlerTuple(ndivide=None)},  # bar and point side by side
+        handlelength=3,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        alignment="left",
+        frameon=False,
+    )
+    return labels
+
+
+def _line_names(finished: pd.DataFrame) -> pd.Series:
+    """For each run the name of its line: whatever tells it from the other lines, empty when there is only one."""
+    columns = [column for column in LABELS if finished[column].nunique(dropna=False) > 1]
+    keys = differing(finished)
+    names = [
+        " ".join([f"{column}={run[column]}" for column in columns] + [f"{key}={run.science.get(key)}" for key in keys])
+        for _, run in finished.iterrows()
+    ]
+    return pd.Series(names, index=finished.index)
+
+
+def _spread(runs: pd.DataFrame) -> pd.Series:
+    """Numbers in [-1, 1] that keep the points of one mean apart, in the order of their seeds; 0 for n = 1."""
+    seeds = runs.groupby("num_routing").seed
+    steps = (seeds.transform("size") - 1).clip(lower=1).astype(float)
+    rank = seeds.rank(method="first").astype(float) - 1
+    return (2 * rank / steps - 1).where(seeds.transform("size") > 1, 0.0)
