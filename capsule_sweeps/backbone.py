@@ -21,8 +21,8 @@ class Simple(nn.Module):
 
     def __init__(self, image_shape: tuple[int, int, int], channels: int) -> None:
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"backbone.channels={channels} is out of range: it must be at least 1")
+        if not isinstance(channels, int) or channels < 1:
+            raise ValueError(f"backbone.channels={channels} is out of range: it must be a whole number of at least 1")
         in_channels, height, width = image_shape
         self.layers = nn.Sequential(nn.Conv2d(in_channels, channels, 3, stride=2, padding=1), nn.ReLU())
         self.out_shape = (channels, _halved(height), _halved(width))

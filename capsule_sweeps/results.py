@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from capsule_sweeps.progress import console
-from capsule_sweeps.store import Run, find_runs
+from capsule_sweeps.store import Run, find_runs, read_json
 
 COLUMNS = (
     "run",
@@ -55,8 +55,11 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
     rows = []
     for run in runs:
         record = run.record()
+        state = run.state(record)
+        if state == "finished" and record.get("state") != "finished":  # run.json was damaged; the summary has it all
+            record = {**record, **read_json(run.folder / "summary.json")}
         row = {column: record.get(column) for column in COLUMNS}
-        row |= {"run": run.folder.name, "signature": run.folder.name[-8:], "state": run.state(record)}
+        row |= {"run": run.folder.name, "signature": run.folder.name[-8:], "state": state}
         rows.append({**row, "science": record.get("science", {})})
     frame = pd.DataFrame(rows, columns=[*COLUMNS, "science"])
     for column in FLOATS:

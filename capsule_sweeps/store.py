@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -145,8 +146,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def check_runs_dir(runs_dir: Path) -> None:
     """Raises ValueError when nothing can be written under runs_dir. Leaves nothing behind."""
-    existing = next(path for path in [runs_dir.absolute(), *runs_dir.absolute().parents] if path.exists())
     try:
+        existing = next(path for path in [runs_dir.absolute(), *runs_dir.absolute().parents] if path.exists())
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
@@ -159,9 +160,14 @@ def find_runs(runs_dir: Path) -> dict[str, Run]:
     """Signature → run, for every run folder under runs_dir."""
     try:
         with os.scandir(runs_dir) as entries:
-            names = [entry.name for entry in entries if re.fullmatch(r"[^.].*-[0-9a-f]{8}", entry.name)]
+            named = [entry for entry in entries if re.fullmatch(r"[^.].*-[0-9a-f]{8}", entry.name)]
+            names = [entry.name for entry in named if entry.is_dir()]
     except (FileNotFoundError, NotADirectoryError):
         return {}
+    except OSError as error:
+        raise ValueError(
+            f"runs_dir={runs_dir} cannot be read ({error.strerror}); set runs_dir to another one"
+        ) from error
     return {name[-8:]: Run(runs_dir / name) for name in sorted(names)}
 
 
@@ -237,13 +243,13 @@ class Run:
         last = self._last_attempt()
         if last and alive(self._attempt_path(last)):
             raise Busy(f"{self.folder} is in use by {_describe(self._attempt_path(last))}")
-        path = self._attempt_path(last + 1)
+        path, nonce = self._attempt_path(last + 1), uuid4().hex
         try:
             with open(path, "x") as file:
-                json.dump(owner(), file)
+                json.dump({**owner(), "nonce": nonce}, file)
         except FileExistsError:
             raise Busy(f"{self.folder} was claimed a moment ago by {_describe(path)}") from None
-        claim = Claim(self, last + 1)
+        claim = Claim(self, last + 1, nonce)
         if self._last_attempt() != last + 1:  # others came and went since `last` was read: they know more
             path.unlink()
             raise Busy(f"{self.folder} is in use")
@@ -273,8 +279,8 @@ class Run:
 class Claim:
     """The right to write in a run folder; its file's time is the heartbeat."""
 
-    def __init__(self, run: Run, attempt: int) -> None:
-        self.run, self.attempt = run, attempt
+    def __init__(self, run: Run, attempt: int, nonce: str) -> None:
+        self.run, self.attempt, self.nonce = run, attempt, nonce
         self._path = run._attempt_path(attempt)
         self.cancelled = False  # somebody asked for the run's end: `request_cancel`
         self._done = threading.Event()
@@ -291,13 +297,14 @@ class Claim:
     def stop(self) -> None:
         self._done.set()
         self._thread.join()
-        with suppress(OSError):  # the folder may be gone; then there is nothing to release
+        with suppress(OSError, ValueError):  # the folder may be gone or another's; then there is nothing to release
+            self.check()
             self._cancel_file.unlink(missing_ok=True)
             write_json(self._path, {**owner(), "released": time.time()})
 
     def check(self) -> None:
         """Raises ValueError when the folder was removed or taken over; called before anything is written."""
-        if not self._path.exists() or self.run._last_attempt() != self.attempt:
+        if self.run._last_attempt() != self.attempt or read_json(self._path).get("nonce") != self.nonce:
             raise ValueError(
                 f"{self.run.folder} was removed or taken over while the run was in it; nothing more is written"
             )
