@@ -13,6 +13,8 @@ from pathlib import Path
 
 import argcomplete
 
+from capsule_sweeps.bench import add_arguments, bench
+
 FORMATS = ("table", "md", "csv", "json")
 RULES = ("last", "best_val", "best_test")
 STATUS_COLUMNS = ["run", "state", "epochs_done", "epochs", "accuracy_last", "seconds"]  # accuracies are fractions
@@ -57,6 +59,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command = add(doctor, "doctor", "check what runs need, before hours are spent", overrides="as for launch.py")
     command.add_argument("--format", choices=FORMATS, default="table")
+    command = commands.add_parser(
+        "bench",
+        help="how fast a stack trains on this machine",
+        description="how fast a stack trains here, beside its backbone alone",
+    )
+    add_arguments(command)
+    command.set_defaults(function=lambda arguments: print(bench(arguments)))
     return parser
 
 
@@ -81,6 +90,7 @@ def status(arguments: argparse.Namespace) -> None:
 
     while True:
         runs = select(arguments.runs_dir, arguments.runs)
+        runs["state"] = runs.state.mask(runs.stale, "stale")
         counts = ", ".join(f"{count} {state}" for state, count in runs.state.value_counts().items()) or "none"
         text = render(runs[STATUS_COLUMNS], arguments.format, title=f"Runs in {arguments.runs_dir}", note=counts)
         if arguments.watch:
@@ -159,18 +169,23 @@ def prepare_data(arguments: argparse.Namespace) -> None:
 
 
 def doctor(arguments: argparse.Namespace) -> None:
+    import pandas as pd
+
     from capsule_sweeps.config import compose_config
     from capsule_sweeps.doctor import examine
+    from capsule_sweeps.results import render
 
     config = compose_config(arguments.overrides)
-    bad = 0
+    found = []
     for name, ok, text in examine(config):
-        bad += not ok
+        found.append({"check": name, "ok": ok, "text": text})
         if arguments.format == "json":
-            print(json.dumps({"check": name, "ok": ok, "text": text}), flush=True)
-        else:
+            print(json.dumps(found[-1]), flush=True)
+        elif arguments.format == "table":
             print(f"{'ok  ' if ok else 'MEND'}  {name:<14} {text}", flush=True)
-    if bad:
+    if arguments.format in ("md", "csv"):
+        print(render(pd.DataFrame(found), arguments.format))
+    if not all(check["ok"] for check in found):
         sys.exit(1)
 
 

@@ -69,11 +69,12 @@ class CapsuleLayer(nn.Module):
         self.weight = nn.Parameter(torch.empty(k, l, num_children, x, num_capsules, d))
         nn.init.normal_(self.weight, std=sqrt(num_capsules / (x * num_children * k * l)))
         self.routing = routing
+        self.fused = False  # set by build_model: whether routed passes are compiled
         self.out_shape: Shape = (num_capsules, (height - k) // stride + 1, (width - l) // stride + 1, pose_size)
 
     def forward(self, children: Capsules, previous: Capsules | None = None) -> Capsules:
         """The parents after one more iteration, or after the first where there is no `previous`."""
-        parents: Capsules = self.routing(VoteMap(self.weight, self.stride), children, previous)
+        parents: Capsules = self.routing(VoteMap(self.weight, self.stride, self.fused), children, previous)
         return parents
 
 

@@ -137,6 +137,9 @@ class Config:
     tracking: Tracking = field(default_factory=Tracking)
 
 
+_SCHEMA = OmegaConf.structured(Config)
+
+
 def compose_config(overrides: list[str]) -> DictConfig:
     """The checked, resolved configuration that `python launch.py <overrides>` runs.
 
@@ -173,29 +176,18 @@ def check(config: DictConfig) -> DictConfig:
 
     Raises ValueError naming the key, its value and what would be right.
     """
-    return check_typed(add_types(config))
-
-
-def add_types(config: DictConfig) -> DictConfig:
-    """The config under the typed schema, without Hydra's own part, interpolations as they are. Raises ValueError."""
-    plain = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(Config), plain)
-    except OmegaConfBaseException as error:
-        raise ValueError(_sentence(error)) from error
-    assert isinstance(typed, DictConfig)
-    return typed
-
-
-def check_typed(typed: DictConfig) -> DictConfig:
-    """Resolve a typed config in place and return it, if nothing is missing or out of range. Raises ValueError."""
-    try:
+        typed = OmegaConf.merge(_SCHEMA, without_hydra(config) if "hydra" in config else config)
+        assert isinstance(typed, DictConfig)
         OmegaConf.resolve(typed)
     except OmegaConfBaseException as error:
         raise ValueError(_sentence(error)) from error
     for key, value, metadata in _leaves(typed, Config):
-        if "test" in metadata and value is not None and not metadata["test"](value):
+        if "test" in metadata and value is not None and not _passes(metadata["test"], value):
             raise ValueError(f"{key}={value} is out of range: it must be {metadata['words']}")
+    for key in ("backbone", "routing", "model"):
+        if not isinstance(typed[key].get("name"), str):
+            raise ValueError(f"{key}.name has no value; every option of a group has one")
     if not len(typed.dataset.mean) == len(typed.dataset.std) == typed.dataset.channels:
         raise ValueError(
             f"dataset.mean and dataset.std need one number for each of dataset.channels={typed.dataset.channels}"
@@ -203,6 +195,18 @@ def check_typed(typed: DictConfig) -> DictConfig:
     if typed.dataset.val_size == 0 and typed.selection_rule == "best_val":
         raise ValueError("selection_rule=best_val needs images held out: set dataset.val_size, for instance 5000")
     return typed
+
+
+def _passes(test: Callable[[Any], bool], value: Any) -> bool:
+    try:
+        return test(value)
+    except TypeError:  # items of a list that cannot be compared
+        return False
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """A copy of the config without Hydra's own part."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
 def _leaves(config: Any, schema: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -242,7 +246,7 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
     Raises ValueError for a class outside this package and torch, and for keys the class does not take.
     """
     options: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else dict(node)
-    target = str(options.pop("_target_"))
+    target = str(options.pop("_target_", None))
     name = options.pop("name", target)
     if not target.startswith(TARGETS):
         raise ValueError(f"_target_={target} is not allowed: only classes of capsule_sweeps and torch are built")
@@ -251,8 +255,10 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
         cls = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"_target_={target} cannot be found ({error}); check its spelling") from error
-    if not isinstance(cls, type):
-        raise ValueError(f"_target_={target} is not allowed: it is no class")
+    from torch.nn import Module
+
+    if not (isinstance(cls, type) and issubclass(cls, Module) and cls.__module__.startswith(TARGETS)):
+        raise ValueError(f"_target_={target} is not allowed: it is no torch.nn.Module of capsule_sweeps or torch")
     try:
         return cls(*args, **kwargs, **options)
     except TypeError as error:

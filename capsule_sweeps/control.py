@@ -14,7 +14,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from capsule_sweeps.config import check
-from capsule_sweeps.store import Run, alive, read_json
+from capsule_sweeps.store import Run, living_elsewhere, process_here, science, signature
 
 TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.(\d+)\.tmp")
 TEMPORARY_SECONDS = 3600  # younger ones may still be in the making
@@ -24,10 +24,15 @@ def cancel(runs_dir: Path, runs: pd.DataFrame, sweeps: Sequence[str]) -> list[st
     """Ask running runs to save and stop, and the launchers of these sweeps to start no more. Says what it did."""
     said = []
     for name in sweeps:
-        owner = read_json(runs_dir / ".sweeps" / f"{name}.json")
-        if owner and alive(runs_dir / ".sweeps" / f"{name}.json") and owner["pid"] != os.getpid():
-            os.kill(owner["pid"], signal.SIGTERM)
-            said.append(f"{name}: its launcher (process {owner['pid']}) was asked to save and stop")
+        pid = process_here(runs_dir / ".sweeps" / f"{name}.json")
+        if pid is not None and pid != os.getpid():
+            try:
+                os.kill(pid, signal.SIGTERM)
+            except OSError as error:
+                raise ValueError(f"{name}: its launcher, process {pid}, cannot be told ({error.strerror})") from error
+            said.append(f"{name}: its launcher (process {pid}) was asked to save and stop")
+        elif pid is None and (host := living_elsewhere(runs_dir / ".sweeps" / f"{name}.json")):
+            said.append(f"{name}: its launcher may run on {host}, out of reach from here; cancel it there")
     for name in runs.run[runs.state == "running"]:
         if Run(runs_dir / name).request_cancel():
             said.append(f"{name}: asked to save and stop; it is interrupted in a moment, the same command goes on")
@@ -50,6 +55,10 @@ def retry(runs_dir: Path, runs: pd.DataFrame, parallel: int | str) -> bool:
             config = check(OmegaConf.create(OmegaConf.to_container(OmegaConf.load(path))))  # type: ignore[arg-type]
         except Exception as error:
             raise ValueError(f"{path} cannot be used ({' '.join(str(error).split())}); start the run anew") from error
+        run = Run(runs_dir / name)
+        run.compare(science(config), run.record())
+        if signature(science(config)) != name[-8:]:
+            raise ValueError(f"{path} describes another run than {name}: it was edited; bring the old one back")
         config.runs_dir = str(runs_dir)
         configs.append(config)
     slots = make_slots(parallel, 1, {config.device for config in configs})
@@ -65,8 +74,10 @@ def garbage(runs_dir: Path) -> Iterator[tuple[Path, str, int]]:
             if old and path.is_file():
                 yield path, "temporary file of a process that was killed", path.lstat().st_size
     shelf = runs_dir / ".superseded"
-    if shelf.is_dir():
+    if shelf.is_dir() and not shelf.is_symlink():
         for path in sorted(shelf.iterdir()):
+            if not (runs_dir / path.name.rpartition(".")[0] / "summary.json").exists():
+                continue  # what was to take its place is not finished yet
             size = sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())
             yield path, "superseded: the run was made anew with force", size
 

@@ -57,8 +57,8 @@ def accuracy_vs_num_routing(runs: pd.DataFrame, rule: str = "last") -> Figure:
     if finished.empty:
         held_out = " dataset.val_size=200" if rule == "best_val" else ""
         raise ValueError(
-            f"none of {len(runs)} runs is finished, has a num_routing and an accuracy under rule={rule}; choose another "
-            f"runs_dir, or: python launch.py -m num_routing=1,2,3 dataset=digits training=quick{held_out}"
+            f"none of {len(runs)} runs is finished, has a num_routing and an accuracy under rule={rule}; choose "
+            f"another runs_dir, or: python launch.py -m num_routing=1,2,3 dataset=digits training=quick{held_out}"
         )
     datasets = sorted(finished.dataset.unique())
     with matplotlib.rc_context(STYLE):

@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log
 from hydra.plugins.launcher import Launcher
@@ -63,11 +64,16 @@ class LocalLauncher(Launcher):
         self.loader, self.master = hydra_context.config_loader, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        HydraConfig.instance().set_config(self.master)
         configure_log(self.master.hydra.job_logging, self.master.hydra.verbose)
         with user_errors():
+            known = {entry.name for entry in fields(Policy)}
+            if unknown := sorted(self.policy.keys() - known):
+                raise ValueError(f"hydra.launcher.{unknown[0]} is unknown; there are {', '.join(sorted(known))}")
             policy = Policy(**self.policy)
             configs = compose_points(self.loader, self.master, job_overrides)
-            slots = make_slots(self.parallel, self.runs_per_gpu, {config.device for config in configs})
+            parallel = 1 if policy.dry_run and self.parallel == "auto" else self.parallel  # whose answer needs torch
+            slots = make_slots(parallel, self.runs_per_gpu, {"cpu"} if policy.dry_run else {c.device for c in configs})
             accuracies = launch(configs, job_overrides, policy, slots)
         if policy.dry_run:
             sys.exit(0)  # a sweeper has nothing to learn from it
@@ -83,8 +89,6 @@ class LocalLauncher(Launcher):
 
 def launch_one(config: DictConfig) -> float | None:
     """One run: its accuracy under config.selection_rule. Ends the program when the run does not finish."""
-    from hydra.core.hydra_config import HydraConfig
-
     hydra = HydraConfig.get()
     with user_errors():
         policy = Policy(**{entry.name: hydra.launcher[entry.name] for entry in fields(Policy)})
@@ -207,8 +211,10 @@ def record_sweep(plan: Sequence[Point]) -> str:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """While open, a ValueError ends the program with its sentence alone."""
+    """While open, what a user can mend ends the program with its sentence alone, and so does Ctrl-C."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

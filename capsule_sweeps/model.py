@@ -6,10 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from capsule_sweeps.capsules import CapsuleLayer, CapsuleStack
+from capsule_sweeps.compile import CompiledForward, decide
 from capsule_sweeps.config import build
 
 
@@ -43,6 +45,8 @@ class CapsNet(nn.Module):
 def build_model(config: DictConfig) -> nn.Module:
     """The model of a composed configuration, with fresh weights: images (B, C, H, W) → logits (B, num_classes).
 
+    It runs compiled or not as `training.compile` says; parameters and state dict are the same either way.
+
     Under `with torch.device("meta")` it checks a stack without making its weights. Raises ValueError naming the key
     that makes a model impossible.
     """
@@ -52,7 +56,16 @@ def build_model(config: DictConfig) -> nn.Module:
         image_shape=(dataset.channels, dataset.image_size, dataset.image_size),
         num_classes=dataset.num_classes,
     )
+    if "training" in config and decide(config, _expected_device(config.device)):
+        for module in model.modules():
+            if isinstance(module, CapsuleLayer):
+                module.fused = True
+        model.forward = CompiledForward(model)
     return model
+
+
+def _expected_device(asked: str) -> torch.device:
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked)
 
 
 PUBLISHED_NAMES = (  # our names → the published code's

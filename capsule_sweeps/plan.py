@@ -12,12 +12,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
-from rich.text import Text
 
-from capsule_sweeps.config import add_types, check_typed
-from capsule_sweeps.progress import console
+from capsule_sweeps.config import check, without_hydra
+from capsule_sweeps.progress import console, plain_text
 from capsule_sweeps.provenance import changed_code
 from capsule_sweeps.store import Run, find_runs, run_name, science, signature
 
@@ -86,8 +85,9 @@ class Point:
 def compose_points(loader: Any, master: DictConfig, points: Sequence[Sequence[str]]) -> list[DictConfig]:
     """The checked config of each point, a list of overrides.
 
-    Composing is slow (tens of milliseconds), so each choice of groups is composed once, and plain values are set on a
-    copy of it under the same schema. Raises ValueError or Hydra's own exceptions for the first point that is wrong.
+    Composing is slow (tens of milliseconds), so each choice of groups is composed once, and the other overrides are
+    applied to a copy of it in their order, as Hydra does. Raises ValueError or Hydra's own exceptions for the first
+    point that is wrong.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Override
@@ -97,8 +97,7 @@ def compose_points(loader: Any, master: DictConfig, points: Sequence[Sequence[st
         return bool(key.startswith("hydra") or loader.list_groups(key) or loader.get_group_options(key))
 
     def plain(override: Override) -> bool:
-        special = override.is_add() or override.is_force_add() or override.is_delete() or override.package is not None
-        return not special and not is_group(override.key_or_group)
+        return override.package is None and not is_group(override.key_or_group)
 
     parser = OverridesParser.create(config_loader=loader)
     parsed = {text: parser.parse_override(text) for text in dict.fromkeys(text for point in points for text in point)}
@@ -108,10 +107,11 @@ def compose_points(loader: Any, master: DictConfig, points: Sequence[Sequence[st
     for point in points:
         choices = tuple(text for text in point if not simple[text])
         if choices not in composed:
-            composed[choices] = add_types(loader.load_sweep_config(master, list(choices)))
+            composed[choices] = without_hydra(loader.load_sweep_config(master, list(choices)))
         config = copy.deepcopy(composed[choices])
+        OmegaConf.set_struct(config, True)
         loader._apply_overrides_to_config([parsed[text] for text in point if simple[text]], config)
-        configs.append(check_typed(config))
+        configs.append(check(config))
     return configs
 
 
@@ -168,7 +168,7 @@ def show_plan(plan: Sequence[Point], asked: int, parallel: int) -> None:
     table.add_column("state")
     table.add_column("action")
     for point in plan:
-        table.add_row(*map(Text, (point.run.folder.name, point.label, point.state, point.action)))
+        table.add_row(*map(plain_text, (point.run.folder.name, point.label, point.state, point.action)))
     console().print(table)
     counts = Counter(point.action for point in plan)
     totals = ", ".join(f"{count} to {action}" for action, count in counts.items())

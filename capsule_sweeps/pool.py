@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -20,7 +21,9 @@ from omegaconf import OmegaConf
 
 from capsule_sweeps.plan import Point
 from capsule_sweeps.progress import PoolDisplay
+from capsule_sweeps.provenance import ROOT
 from capsule_sweeps.signals import Stop
+from capsule_sweeps.store import Busy
 from capsule_sweeps.worker import BUSY
 
 log = logging.getLogger(__name__)
@@ -46,6 +49,11 @@ def make_slots(parallel: int | str, runs_per_gpu: int, devices: set[str]) -> lis
     if parallel == 1:
         return [Slot(None, os.cpu_count() or 1)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    named = sorted(device for device in devices if device.startswith("cuda:"))
+    if named:
+        raise ValueError(
+            f"device={named[0]} names one GPU, but hydra.launcher.parallel shares them out; use device=cuda"
+        )
     gpus = [] if devices <= {"cpu", "mps"} else visible_gpus()
     if not gpus:
         num_slots = cores if parallel == "auto" else int(parallel)
@@ -64,6 +72,8 @@ def visible_gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES would name them."""
     import torch
 
+    if not torch.cuda.is_available():
+        return []
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return named or [str(index) for index in range(torch.cuda.device_count())]
 
@@ -75,7 +85,7 @@ class Worker:
         self.point, self.slot = point, slot
         point.clear()
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
-        environment = dict(os.environ)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         if slot.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
         self.process = subprocess.Popen(
@@ -96,8 +106,10 @@ class Worker:
     def _listen(self, events: queue.Queue[tuple[Worker, Any]]) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            if line.startswith(b"{"):
-                events.put((self, json.loads(line)))
+            with suppress(ValueError):  # not ours, or cut off
+                event = json.loads(line)
+                if isinstance(event, dict):
+                    events.put((self, event))
         self.process.wait()
         events.put((self, None))
 
@@ -124,7 +136,12 @@ def run_pool(todo: Sequence[Point], sweep: str, slots: Sequence[Slot], stop: Sto
         try:
             while active or (waiting and not stop.signum):
                 while waiting and free and not stop.signum:
-                    active.add(Worker(waiting.popleft(), sweep, free.pop(), events))
+                    point, slot = waiting.popleft(), free.pop()
+                    try:
+                        active.add(Worker(point, sweep, slot, events))
+                    except (Busy, OSError) as error:
+                        log.error("%s: not started, %s", point.run.folder.name, error)
+                        free.append(slot)
                 if stop.signum and not passed_on:
                     passed_on = True
                     for worker in active:

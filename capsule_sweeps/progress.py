@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from rich import get_console
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 
 def console() -> Console:
@@ -19,6 +20,11 @@ def console() -> Console:
     if not found.is_terminal and "COLUMNS" not in os.environ:
         found.width = 160
     return found
+
+
+def plain_text(text: str) -> Text:
+    """Text for a table, without markup and without control characters: names and errors come from files."""
+    return Text("".join(letter for letter in text if letter == "\n" or letter.isprintable()))
 
 
 class ConsoleHandler(logging.Handler):
@@ -90,17 +96,17 @@ class PoolDisplay:
 
     def show(self, name: str, event: dict[str, Any]) -> None:
         """An event of `worker.PipeDisplay`."""
-        if event["event"] == "start":
+        if event.get("event") == "start":
             epochs, done, self._num_batches[name] = event["epochs"], event["epochs_done"], event["num_batches"]
             self._epochs_done[name] = done
             self._lines[name] = EpochLines(self.console, name, epochs, done)
             total, completed = epochs * self._num_batches[name], done * self._num_batches[name]
             self._tasks[name] = self._bars.add_task(name, total=total, completed=completed, note="")
-        elif event["event"] == "batch":
+        elif event.get("event") == "batch" and name in self._tasks:
             completed = self._epochs_done[name] * self._num_batches[name] + event["done"]
             note = f"epoch {self._epochs_done[name] + 1}  loss {event['loss']:.3f}  train {event['accuracy']:.1%}"
             self._bars.update(self._tasks[name], completed=completed, note=note)
-        else:
+        elif event.get("event") == "epoch" and name in self._tasks:
             self._epochs_done[name] = event["row"]["epoch"]
             self._lines[name].epoch(event["row"])
 

@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "wandb", "submitit")
 
 
-NUMBERS = ("backbone", "capsules", "routing", "model", "class_tree", "data", "decoded", "train")  # what makes numbers
+# The modules that make numbers
+NUMBERS = ("backbone", "capsules", "routing", "kernels", "compile", "model", "class_tree", "data", "decoded", "train")
 
 
 @cache

@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 from rich.table import Table
-from rich.text import Text
 
-from capsule_sweeps.progress import console
+from capsule_sweeps.progress import console, plain_text
+from capsule_sweeps.provenance import changed_code
 from capsule_sweeps.store import Run, find_runs, read_json
 
 COLUMNS = (
@@ -44,7 +44,8 @@ MANY = 1000  # rows
 def load_runs(runs_dir: Path | str) -> pd.DataFrame:
     """One row a run folder under runs_dir, sorted by name.
 
-    Columns: COLUMNS, then `science`, the flat dict of the signed configuration. Accuracies are fractions, NaN while the
+    Columns: COLUMNS, `stale` (finished, but with code that changed since), and `science`, the flat dict of the signed
+    configuration. Accuracies are fractions, NaN while the
     run is not finished; seconds are those of its epochs, evaluation included.
     """
     return runs_frame(find_runs(Path(runs_dir)).values())
@@ -60,8 +61,9 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
             record = {**record, **read_json(run.folder / "summary.json")}
         row = {column: record.get(column) for column in COLUMNS}
         row |= {"run": run.folder.name, "signature": run.folder.name[-8:], "state": state}
-        rows.append({**row, "science": record.get("science", {})})
-    frame = pd.DataFrame(rows, columns=[*COLUMNS, "science"])
+        stale = state == "finished" and bool(changed_code(record.get("attempts", [])))
+        rows.append({**row, "stale": stale, "science": record.get("science", {})})
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, "stale", "science"])
     for column in FLOATS:
         frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
     for column in INTEGERS:
@@ -115,6 +117,8 @@ def notes(runs: pd.DataFrame, rule: str) -> str:
     text = f"Test accuracy in %, selection rule: {rule}; mean ± sample standard deviation over seeds (none for n = 1)."
     if len(runs) > finished:
         text += f" Left out: {len(runs) - finished} of {len(runs)} runs, not finished."
+    if runs.stale.any():
+        text += f" These are stale, made with code that changed since: {', '.join(runs.run[runs.stale])}."
     if rule == "best_val" and runs[runs.state == "finished"].accuracy_best_val.isna().any():
         text += " Left out: runs without validation images."
     return text
@@ -140,7 +144,7 @@ def render(frame: pd.DataFrame, form: str, title: str = "", note: str = "") -> s
         numeric = pd.api.types.is_numeric_dtype(frame[column])
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in cells:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(plain_text, row))
     with console().capture() as capture:
         console().print(table)
         if note:

@@ -24,11 +24,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-VOTES_PER_SLICE = 2**19  # on a CPU: two buffers of 2 MiB stay in the cache (measured: 2**17 to 2**20 are within 1.5 x)
-VOTES_PER_SLICE_GPU = 2**26  # there a slice must fill the device, and a buffer is 256 MiB
+from capsule_sweeps import kernels
+
+PLACES_PER_SLICE = 128  # of the compiled kernels on a CPU: children and parents of a slice stay in the cache
+PLACES_PER_SLICE_GPU = 2**16
 
 
 def uniform_pass(children: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -45,163 +46,181 @@ def uniform_pass(children: Tensor, weight: Tensor, stride: int) -> Tensor:
     return sums.unflatten(1, (num_parents, d)).unflatten(0, (batch, -1)).permute(0, 2, 4, 5, 1, 3).flatten(4, 5)
 
 
-def routed_pass(children: Tensor, parents: Tensor, weight: Tensor, stride: int) -> Tensor:
+def routed_pass(children: Tensor, parents: Tensor, weight: Tensor, stride: int, fused: bool = False) -> Tensor:
     """Σ_i r[i,m] V[i,m] with r[i,·] = softmax over m of ⟨V[i,m], parents[m]⟩ / √E (equations 1 to 3 of the paper).
 
     children (B, N, H, W, D), parents (B, M, h, w, E), weight (k, l, N, x, M, d) → (B, M, h, w, E) in the children's
-    type. Computes in float32, or float64 if that comes in, under autocast too. Differentiable once.
+    type. Computes in float32, or float64 if that comes in, under autocast too. Differentiable once. `fused`: by
+    compiled kernels, where they pay and can be made.
     """
     dtype = torch.promote_types(torch.promote_types(children.dtype, weight.dtype), torch.float32)
     inputs = children.to(dtype), parents.to(dtype), weight.to(dtype)
-    if torch.is_grad_enabled():
-        sums: Tensor = _RoutedPass.apply(*inputs, stride)
-    else:
-        sums = _Layout(inputs[0], inputs[2], stride).route(inputs[1], None)
+    fused = fused and weight.shape[3] * weight.shape[5] <= kernels.MAX_PRODUCTS
+    # Given to the operator, because compiled models on disk know it only by its arguments.
+    num_images = _fused_slice(parents) if fused else _cache_slice(parents)
+    sums: Tensor = _routed(*inputs, stride, num_images, fused, torch.is_grad_enabled())[0]
     return sums.to(children.dtype)
 
 
-class _Layout:
-    """One layer's children and weight as the routed pass reads them: places p run innermost, contiguous in memory.
+def _fused_slice(parents: Tensor) -> int:
+    """Images of a slice: a power of two, so that few shapes are ever compiled, whatever the size of the batch."""
+    batch, _, h, w, _ = parents.shape
+    places = PLACES_PER_SLICE if parents.device.type == "cpu" else PLACES_PER_SLICE_GPU
+    most = max(1, places // (h * w))
+    return int(min(1 << (most.bit_length() - 1), 1 << (batch - 1).bit_length()))
 
-    Every operation on votes (i, M, d·a, p) is then a plain loop over neighbouring numbers, sums run over the axes in
-    front of it, and the places of one image follow those of the one before.
+
+def _cache_slice(parents: Tensor) -> int:
+    """Images of a slice: as many as fit the cache with the votes of one child, all slices about equal."""
+    batch = len(parents)
+    most = min(batch, max(1, kernels.votes_per_slice(parents.device) // parents[0].numel()))
+    return int(-(-batch // -(-batch // most)))
+
+
+class _Layout:
+    """One layer's children and weight as the kernels read them: places p innermost, contiguous in memory.
+
+    The batch is cut into `num_slices` of equal size, which the kernels see one at a time; it is filled up with zeros
+    if need be, which give and take no gradient.
     """
 
-    def __init__(self, children: Tensor, weight: Tensor, stride: int) -> None:
+    def __init__(self, children: Tensor, weight: Tensor, stride: int, num_images: int) -> None:
         self.k, self.l, self.num_children, self.x, self.num_parents, self.d = weight.shape
         self.batch, _, self.rows, self.columns, size = children.shape
         self.a = size // self.x
         self.stride = stride
         self.h = (self.rows - self.k) // stride + 1
         self.w = (self.columns - self.l) // stride + 1
-        self.scale = (self.a * self.d) ** -0.5
-        self.children = children.unflatten(4, (self.a, self.x)).permute(1, 5, 4, 0, 2, 3).contiguous()  # N x a B H W
-        self.weight = weight.flatten(4, 5).flatten(0, 2).transpose(1, 2).contiguous()  # i (M d) x
+        self.num_i = self.k * self.l * self.num_children
+        self.num_images = num_images  # of a slice
+        self.num_slices = -(-self.batch // num_images)
+        self.weight = weight.flatten(0, 2).permute(0, 2, 3, 1).contiguous()  # i M d x
+        children = self.filled(children).unflatten(4, (self.a, self.x)).permute(1, 5, 4, 0, 2, 3)
+        self.children = children.contiguous()  # N x a B H W
+
+    def filled(self, images: Tensor) -> Tensor:
+        """(B, …) with the batch filled up to whole slices."""
+        missing = self.num_slices * self.num_images - self.batch
+        return torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing else images
 
     def places_last(self, parents: Tensor) -> Tensor:
-        """(B, M, h, w, E) → (M, d·a, p)."""
-        return parents.unflatten(4, (self.a, self.d)).permute(1, 5, 4, 0, 2, 3).flatten(1, 2).flatten(2)
+        """(B, M, h, w, E) → (slices, M, d, a, p)."""
+        parents = self.filled(parents).unflatten(4, (self.a, self.d)).unflatten(0, (self.num_slices, -1))
+        return parents.permute(0, 2, 6, 5, 1, 3, 4).flatten(4).contiguous()
 
     def poses_last(self, parents: Tensor) -> Tensor:
-        """(M, d·a, p) → (B, M, h, w, E)."""
-        parents = parents.view(self.num_parents, self.d, self.a, self.batch, self.h, self.w)
-        return parents.permute(3, 0, 4, 5, 2, 1).flatten(4, 5)
+        """(slices, M, d, a, p) → (B, M, h, w, E)."""
+        parents = parents.unflatten(4, (self.num_images, self.h, self.w))
+        return parents.permute(0, 4, 1, 5, 6, 3, 2).flatten(5).flatten(0, 1)[: self.batch].contiguous()
 
-    def slices(self) -> tuple[list[slice], list[slice], Tensor]:
-        """Slices of the batch and of i whose votes fit the cache, and two buffers for the votes of such a pair.
+    def images(self, number: int) -> slice:
+        return slice(number * self.num_images, (number + 1) * self.num_images)
 
-        Buffers are used again and again: fresh memory would fall out of the cache.
-        """
-        budget = VOTES_PER_SLICE if self.children.device.type == "cpu" else VOTES_PER_SLICE_GPU
-        votes = self.num_parents * self.d * self.a * self.h * self.w  # of one child in one image
-        num_i = self.weight.shape[0]
-        num_images = min(self.batch, max(1, budget // votes))
-        num_seen = min(num_i, max(1, budget // (votes * num_images)))
-        images = [slice(b, min(b + num_images, self.batch)) for b in range(0, self.batch, num_images)]
-        seen = [slice(i, min(i + num_seen, num_i)) for i in range(0, num_i, num_seen)]
-        return images, seen, self.children.new_empty(2, votes * num_images * num_seen)
+    def patches(self, number: int) -> Tensor:
+        """The children that the kernel sees at every place of a slice: (i, x, a, p)."""
+        children = self.children[:, :, :, self.images(number)]
+        windows = children.unfold(4, self.k, self.stride).unfold(5, self.l, self.stride)
+        return windows.permute(6, 7, 0, 1, 2, 3, 4, 5).flatten(5).flatten(0, 2)
 
-    def patches(self, images: slice) -> Tensor:
-        """The children that the kernel sees at every place: (i, x, a·p)."""
-        windows = self.children[:, :, :, images].unfold(4, self.k, self.stride).unfold(5, self.l, self.stride)
-        return windows.permute(6, 7, 0, 1, 2, 3, 4, 5).flatten(4).flatten(0, 2)
-
-    def add_patches(self, grad: Tensor, patches: Tensor, images: slice) -> None:
-        """The reverse of `patches`: adds (i, x, a·p) to the places of grad (N, x, a, B, H, W) that they came from."""
-        shape = (self.k, self.l, self.num_children, self.x, self.a, -1, self.h, self.w)
+    def add_patches(self, grad: Tensor, patches: Tensor, number: int) -> None:
+        """The reverse of `patches`: adds (i, x, a, p) to the places of grad (N, x, a, B, H, W) that they came from."""
+        shape = (self.k, self.l, self.num_children, self.x, self.a, self.num_images, self.h, self.w)
         for row, line in enumerate(patches.view(shape)):
             for column, part in enumerate(line):
                 rows = slice(row, row + self.stride * self.h, self.stride)
                 columns = slice(column, column + self.stride * self.w, self.stride)
-                grad[:, :, :, images, rows, columns] += part
+                grad[:, :, :, self.images(number), rows, columns] += part
 
-    def votes(self, patches: Tensor, seen: slice, buffer: Tensor) -> Tensor:
-        """V = P W for some i: (i, M, d·a, p)."""
-        shape = (seen.stop - seen.start, self.num_parents * self.d, patches.shape[2])
-        votes = torch.bmm(self.weight[seen], patches[seen], out=_shaped(buffer, shape))
-        return votes.view(shape[0], self.num_parents, self.d * self.a, -1)
 
-    def route(self, parents: Tensor, coefficients: Tensor | None) -> Tensor:
-        """Σ_i r V (B, M, h, w, E); keeps r in `coefficients` (i, M, p) if the backward pass will want it."""
-        places = self.places_last(parents)
-        sums = torch.zeros_like(places)
-        images, all_seen, (first, second) = self.slices()
-        for some in images:
-            p = slice(some.start * self.h * self.w, some.stop * self.h * self.w)
-            patches, parent, total = self.patches(some), places[..., p].contiguous(), sums[..., p].contiguous()
-            for seen in all_seen:
-                votes = self.votes(patches, seen, first)
-                agreement = torch.mul(votes, parent, out=_shaped(second, votes.shape)).sum(2)
-                r = torch.softmax(agreement.mul_(self.scale), 1)
-                _add_weighted(total, r, votes)
-                if coefficients is not None:
-                    coefficients[seen, :, p] = r
-            sums[..., p] = total
-        return self.poses_last(sums)
+# Operators, so that torch.compile takes a routed pass inside of a model for what it is, instead of unrolling its slices
 
-    def route_backward(self, parents: Tensor, coefficients: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients for children, parents and weight. Computes the votes again, slice by slice.
 
-        With g the gradient of the sums:  ∂r = ⟨V, g⟩,  ∂s = r (∂r - Σ_m r ∂r) / √E,  ∂V = r g + ∂s U,  ∂U = Σ_i ∂s V.
-        """
-        places, grad = self.places_last(parents), self.places_last(grad)
-        grad_places, grad_children = torch.zeros_like(places), torch.zeros_like(self.children)
-        grad_weight = torch.zeros_like(self.weight)
-        images, all_seen, (first, second) = self.slices()
-        for some in images:
-            p = slice(some.start * self.h * self.w, some.stop * self.h * self.w)
-            patches, parent, g = self.patches(some), places[..., p].contiguous(), grad[..., p].contiguous()
-            grad_patches, grad_parent = torch.empty_like(patches), torch.zeros_like(parent)
-            for seen in all_seen:
-                votes = self.votes(patches, seen, first)
-                work = _shaped(second, votes.shape)
-                r = coefficients[seen, :, p]
-                r_grad_r = torch.mul(votes, g, out=work).sum(2).mul_(r)
-                grad_s = r_grad_r.sub_(r * r_grad_r.sum(1, keepdim=True)).mul_(self.scale)
-                _add_weighted(grad_parent, grad_s, votes)
-                grad_votes = torch.mul(r.unsqueeze(2), g, out=work).addcmul_(grad_s.unsqueeze(2), parent)
-                grad_votes = grad_votes.view(len(r), self.num_parents * self.d, -1)
-                grad_weight[seen].baddbmm_(grad_votes, patches[seen].transpose(1, 2))
-                torch.bmm(self.weight[seen].transpose(1, 2), grad_votes, out=grad_patches[seen])
-            grad_places[..., p] = grad_parent
-            self.add_patches(grad_children, grad_patches, some)
-        shape = (self.k, self.l, self.num_children, self.num_parents, self.d, self.x)
-        return (
-            grad_children.permute(3, 0, 4, 5, 2, 1).flatten(4, 5),
-            self.poses_last(grad_places),
-            grad_weight.view(shape).permute(0, 1, 2, 5, 3, 4),
+@torch.library.custom_op("capsule_sweeps::routed", mutates_args=())
+def _routed(
+    children: Tensor, parents: Tensor, weight: Tensor, stride: int, num_images: int, fused: bool, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """Σ_i r V (B, M, h, w, E), and all r (slices, i, M, p) if the backward pass will want them: 1/E of the votes."""
+    layout = _Layout(children, weight, stride, num_images)
+    places = layout.places_last(parents)
+    sums = torch.empty_like(places)
+    coefficients = _empty_coefficients(layout, children, keep)
+    for number, poses in enumerate(places):
+        sums[number], r = kernels.route(layout.patches(number), layout.weight, poses, fused)
+        if keep:
+            coefficients[number] = r
+    return layout.poses_last(sums), coefficients
+
+
+@_routed.register_fake
+def _(
+    children: Tensor, parents: Tensor, weight: Tensor, stride: int, num_images: int, fused: bool, keep: bool
+) -> tuple[Tensor, Tensor]:
+    coefficients = _empty_coefficients(_Layout(children, weight, stride, num_images), children, keep)
+    return parents.new_empty(parents.shape), coefficients
+
+
+def _empty_coefficients(layout: _Layout, children: Tensor, keep: bool) -> Tensor:
+    places = layout.num_images * layout.h * layout.w
+    return children.new_empty(layout.num_slices if keep else 0, layout.num_i, layout.num_parents, places)
+
+
+@torch.library.custom_op("capsule_sweeps::routed_backward", mutates_args=())
+def _routed_backward(
+    children: Tensor,
+    parents: Tensor,
+    weight: Tensor,
+    coefficients: Tensor,
+    grad: Tensor,
+    stride: int,
+    num_images: int,
+    fused: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients for children, parents and weight. Computes the votes again."""
+    layout = _Layout(children, weight, stride, num_images)
+    places, grad = layout.places_last(parents), layout.places_last(grad)
+    grad_places, grad_children = torch.empty_like(places), torch.zeros_like(layout.children)
+    grad_weight = torch.zeros_like(layout.weight)
+    for number, poses in enumerate(places):
+        grad_patches, grad_some, grad_places[number] = kernels.route_backward(
+            layout.patches(number), layout.weight, poses, coefficients[number], grad[number], fused
         )
+        grad_weight += grad_some
+        layout.add_patches(grad_children, grad_patches, number)
+    shape = (layout.k, layout.l, layout.num_children, layout.num_parents, layout.d, layout.x)
+    return (
+        grad_children.permute(3, 0, 4, 5, 2, 1).flatten(4)[: layout.batch].contiguous(),
+        layout.poses_last(grad_places),
+        grad_weight.view(shape).permute(0, 1, 2, 5, 3, 4).contiguous(),
+    )
 
 
-def _shaped(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The front of a flat buffer in this shape."""
-    return buffer[: torch.Size(shape).numel()].view(shape)
+@_routed_backward.register_fake
+def _(
+    children: Tensor,
+    parents: Tensor,
+    weight: Tensor,
+    coefficients: Tensor,
+    grad: Tensor,
+    stride: int,
+    num_images: int,
+    fused: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return children.new_empty(children.shape), parents.new_empty(parents.shape), weight.new_empty(weight.shape)
 
 
-def _add_weighted(total: Tensor, factors: Tensor, votes: Tensor) -> None:
-    """total (M, E, p) += Σ_i factors (i, M, p) · votes (i, M, E, p). May overwrite the votes."""
-    if len(votes) == 1:  # one pass over memory instead of two
-        total.addcmul_(factors[0].unsqueeze(1), votes[0])
-    else:
-        total += votes.mul_(factors.unsqueeze(2)).sum(0)
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    children, parents, weight, *ctx.settings, _ = inputs
+    ctx.save_for_backward(children, parents, weight, output[1])
+    ctx.mark_non_differentiable(output[1])
 
 
-class _RoutedPass(torch.autograd.Function):
-    """`routed_pass` with gradients by hand: saves the coefficients (1/E of the votes) and no vote."""
+def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    children, parents, weight, coefficients = ctx.saved_tensors
+    grads = _routed_backward(children, parents, weight, coefficients, grad.contiguous(), *ctx.settings)
+    return *grads, None, None, None, None
 
-    @staticmethod
-    def forward(ctx: Any, children: Tensor, parents: Tensor, weight: Tensor, stride: int) -> Tensor:
-        layout = _Layout(children, weight, stride)
-        coefficients = children.new_empty(len(layout.weight), layout.num_parents, layout.batch * layout.h * layout.w)
-        ctx.save_for_backward(children, parents, weight, coefficients)
-        ctx.stride = stride
-        return layout.route(parents, coefficients)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        children, parents, weight, coefficients = ctx.saved_tensors
-        return *_Layout(children, weight, ctx.stride).route_backward(parents, coefficients, grad), None
+_routed.register_autograd(_backward, setup_context=_keep_for_backward)
 
 
 class Capsules(NamedTuple):
@@ -214,11 +233,13 @@ class Capsules(NamedTuple):
 class VoteMap(NamedTuple):
     """What a layer's children vote for its parents: V = P W, in the forms that a routing can afford.
 
-    `weight` (k, l, N, x, M, d), `stride` of the kernel. Results are as long as the parents' grid, poses last.
+    `weight` (k, l, N, x, M, d), `stride` of the kernel, `fused`: by compiled kernels. Results are as long as the
+    parents' grid, poses last.
     """
 
     weight: Tensor
     stride: int
+    fused: bool = False
 
     def uniform(self, children: Tensor) -> Tensor:
         """Σ_i V / M (B, M, h, w, E): see `uniform_pass`."""
@@ -226,7 +247,7 @@ class VoteMap(NamedTuple):
 
     def routed(self, children: Tensor, parents: Tensor) -> Tensor:
         """Σ_i r V (B, M, h, w, E): see `routed_pass`."""
-        return routed_pass(children, parents, self.weight, self.stride)
+        return routed_pass(children, parents, self.weight, self.stride, self.fused)
 
     def explicit(self, children: Tensor) -> Tensor:
         """All votes (B, h, w, k, l, N, M, E), which is large: E times the coefficients."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -20,7 +22,7 @@ def select(runs_dir: Path, words: Sequence[str]) -> pd.DataFrame:
     if not runs_dir.is_dir():
         raise ValueError(f"there is no folder {runs_dir}; say where the runs are with --runs-dir")
     runs = load_runs(runs_dir)
-    named = [word for word in words if "=" not in word or Path(word).exists()]
+    named = [word for word in words if "=" not in word]
     if named:
         signatures = {signature for word in named for signature in _named(runs_dir, runs, word)}
         runs = runs[runs.signature.isin(signatures)]
@@ -31,17 +33,29 @@ def select(runs_dir: Path, words: Sequence[str]) -> pd.DataFrame:
         if key == "sweep":
             runs = runs[runs.signature.isin(_sweep(runs_dir, value))]
         elif key in runs.columns and key != "science":
-            runs = runs[runs[key].astype(str) == value]
+            runs = runs[[_same(found, value) for found in runs[key]]]
         elif runs.science.map(lambda science, key=key: key in science).any():
-            runs = runs[runs.science.map(lambda science, key=key: str(science.get(key))) == value]
+            runs = runs[[key in science and _same(science[key], value) for science in runs.science]]
         elif len(runs):
             columns = ", ".join(column for column in runs.columns if column != "science")
             raise ValueError(f"{word}: there is no column or signed key {key}; columns are {columns}, sweep")
     return runs.reset_index(drop=True)
 
 
+def _same(found: Any, asked: str) -> bool:
+    """Whether a value is the one that is written here: 5e-4 is 0.0005, false is False, null is None."""
+    if found is None or found is pd.NA:
+        return asked.lower() in ("null", "none", "nan")
+    try:
+        return float(found) == float(asked)
+    except (TypeError, ValueError):
+        return str(found).lower() == asked.lower()
+
+
 def find_run(runs_dir: Path, word: str) -> Run:
     """The one run that a word names. Raises ValueError when there is none, or more than one."""
+    if os.sep in word and (Path(word) / "run.json").is_file():
+        return Run(Path(word))
     runs = select(runs_dir, [word])
     if len(runs) != 1:
         raise ValueError(f"{word} names {len(runs)} runs, not one; `status` lists them")
@@ -50,7 +64,9 @@ def find_run(runs_dir: Path, word: str) -> Run:
 
 def _named(runs_dir: Path, runs: pd.DataFrame, word: str) -> list[str]:
     """Signatures of the runs that a name, a path, a prefix of a signature, or a sweep's name stands for."""
-    name = Path(word).name
+    name, parent = Path(word).name, Path(word).parent
+    if os.sep in word and parent.resolve() != runs_dir.resolve():
+        raise ValueError(f"{word} is not in {runs_dir}; say --runs-dir {parent}")
     if (runs.run == name).any():
         return [name[-8:]]
     if word.startswith("sweep-"):
@@ -68,4 +84,7 @@ def _sweep(runs_dir: Path, name: str) -> list[str]:
     if not path.exists():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("sweep-*.json"))) or "none"
         raise ValueError(f"{name} is no sweep in {runs_dir}; there are: {known}")
-    return list(read_json(path).get("signatures", []))
+    signatures = read_json(path).get("signatures")
+    if not isinstance(signatures, list):
+        raise ValueError(f"{path} is damaged: it lists no signatures")
+    return signatures

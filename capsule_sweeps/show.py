@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from capsule_sweeps.progress import plain_text
 from capsule_sweeps.results import load_runs, render
 from capsule_sweeps.store import Run
 
@@ -30,8 +31,11 @@ def show(run: Run, form: str) -> str:
     parts = [_pairs(facts, form, run.folder.name), _pairs(science, form, "Signed configuration")]
     for number, attempt in enumerate(attempts, 1):
         told = {key: value for key, value in attempt.items() if key not in ("code", "versions", "execution", "started")}
-        told |= {"started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt.get("started", 0)))}
-        told |= attempt.get("versions", {}) | attempt.get("execution", {})
+        started, nested = attempt.get("started"), [attempt.get(key) for key in ("versions", "execution")]
+        if isinstance(started, int | float):
+            told["started"] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started))
+        for entries in nested:
+            told |= entries if isinstance(entries, dict) else {}
         parts.append(_pairs(told, form, f"Attempt {number}"))
     if rows:
         accuracies = [row["test_accuracy"] for row in rows]
@@ -39,17 +43,17 @@ def show(run: Run, form: str) -> str:
     parts += [damage] if damage else []
     for name in ("log.txt", "error.txt"):
         path = run.folder / name
-        if path.exists():
+        if path.is_file():
             lines = path.read_text(errors="replace").splitlines()[-LOG_LINES:]
             parts.append("\n".join([f"{path}, last lines:", *lines]))
-    return "\n\n".join(parts)
+    return str(plain_text("\n\n".join(parts)))
 
 
 def read_metrics(run: Run) -> tuple[list[dict[str, Any]], str]:
     """The rows of metrics.jsonl up to the first damaged one, and a sentence about it."""
     path = run.folder / "metrics.jsonl"
     rows: list[dict[str, Any]] = []
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)

@@ -33,6 +33,15 @@ STATES = ("new", "running", "interrupted", "failed", "finished")
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
 
+RECORD_TYPES: dict[str, Any] = {  # of what planning and resuming read in run.json
+    "attempts": list,
+    "science": dict,
+    "execution": dict,
+    "epochs_done": int,
+    "seconds": int | float,
+    "data_sha256": str,
+}
+
 # Fields that were added after runs existed, with the value that means "as before": at that value they are not signed.
 NEUTRAL: dict[str, Any] = {}
 
@@ -107,7 +116,7 @@ def run_name(config: DictConfig, identity: str) -> str:
     """The folder's name: a readable part and the signature `identity`, safe on every file system."""
     model = config.model
     parts = [config.dataset.name, model.get("name")]
-    parts += [model[key].name for key in ("backbone", "routing") if key in model]
+    parts += [model[key].get("name") for key in ("backbone", "routing") if key in model]
     parts += [f"r{model.num_routing}"] if "num_routing" in model else []
     readable = re.sub(r"[^A-Za-z0-9_.+-]", "_", "-".join([*map(str, parts), f"s{config.seed}"])).lstrip(".-")[:120]
     return f"{readable}-{identity}"
@@ -122,10 +131,20 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             beside.unlink()
+        if isinstance(error, OSError):  # a full disk does not say which file
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def append_line(path: Path, line: str) -> None:
+    try:
+        with open(path, "a") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -141,7 +160,10 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         log.warning("%s cannot be read and counts as absent: %s", path, error)
         return {}
-    return value if isinstance(value, dict) else {}
+    if isinstance(value, dict):
+        return value
+    log.warning("%s cannot be read and counts as absent: it holds no object", path)
+    return {}
 
 
 def check_runs_dir(runs_dir: Path) -> None:
@@ -198,7 +220,17 @@ class Run:
 
     def record(self) -> dict[str, Any]:
         """What run.json holds: the columns of `load_runs`, science, provenance, execution, attempts."""
-        return read_json(self.folder / "run.json")
+        path = self.folder / "run.json"
+        record = read_json(path)
+        for key, kind in RECORD_TYPES.items():
+            value = record.get(key)
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+                log.warning("%s is damaged: %s is left out", path, key)
+                del record[key]
+        if any(not isinstance(attempt, dict) for attempt in record.get("attempts") or []):
+            log.warning("%s is damaged: attempts are left out", path)
+            del record["attempts"]
+        return {key: value for key, value in record.items() if value is not None or key not in RECORD_TYPES}
 
     def state(self, record: dict[str, Any] | None = None) -> str:
         """One of STATES. The folder decides: a summary means finished, a living claim means running."""
@@ -219,7 +251,10 @@ class Run:
             try:
                 stored = science(DictConfig(OmegaConf.load(self.folder / "config.yaml")))
             except Exception as error:
-                raise ValueError(f"{self.folder / 'config.yaml'} is damaged ({error}); move the folder away") from error
+                reason = " ".join(str(error).split())
+                raise ValueError(
+                    f"{self.folder / 'config.yaml'} is damaged ({reason}); move the folder away"
+                ) from error
         if stored is None or stored == asked:
             return
         stored = {key: value for key, value in stored.items() if not (key in NEUTRAL and value == NEUTRAL[key])}
@@ -267,7 +302,7 @@ class Run:
             names = os.listdir(self.folder)
         except OSError:
             return []
-        return [int(found[1]) for name in names if (found := re.fullmatch(r"attempt-(\d+)\.json", name))]
+        return [int(found[1]) for name in names if (found := re.fullmatch(r"attempt-(\d+)\.(?:json|released)", name))]
 
     def _last_attempt(self) -> int:
         return max(self._attempts(), default=0)
@@ -300,7 +335,10 @@ class Claim:
         with suppress(OSError, ValueError):  # the folder may be gone or another's; then there is nothing to release
             self.check()
             self._cancel_file.unlink(missing_ok=True)
-            write_json(self._path, {**owner(), "released": time.time()})
+            try:
+                write_json(self._path, {**owner(), "released": time.time()})
+            except OSError:  # a full disk: a new name needs no room
+                self._path.rename(self._path.with_suffix(".released"))
 
     def check(self) -> None:
         """Raises ValueError when the folder was removed or taken over; called before anything is written."""
@@ -367,9 +405,22 @@ def alive(path: Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         pass  # being written at this moment, or damaged: its age decides
     try:
-        return abs(time.time() - path.stat().st_mtime) < STALE_SECONDS
+        return time.time() - path.stat().st_mtime < STALE_SECONDS  # a clock set back makes it young: alive
     except OSError:
         return False
+
+
+def process_here(path: Path) -> int | None:
+    """The living process on this host that a claim or sweep file names; None for any other."""
+    owner = read_json(path)
+    here = owner.get("host") == _host() and isinstance(owner.get("pid"), int)
+    return owner["pid"] if here and _process_start(owner["pid"]) == owner.get("start") else None
+
+
+def living_elsewhere(path: Path) -> str | None:
+    """The other host whose process a sweep file names; None when it names one of this host, or none."""
+    host = read_json(path).get("host")
+    return host.split()[0] if isinstance(host, str) and host and host != _host() else None
 
 
 def _describe(path: Path) -> str:

@@ -23,12 +23,13 @@ import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from capsule_sweeps.compile import decide
 from capsule_sweeps.data import Split, augment, load_data, normalize
 from capsule_sweeps.model import build_model
 from capsule_sweeps.progress import Observer
 from capsule_sweeps.provenance import provenance
 from capsule_sweeps.signals import Interrupted, Stop
-from capsule_sweeps.store import Claim, Run, columns, read_json, science, write_atomic, write_json
+from capsule_sweeps.store import Claim, Run, append_line, columns, read_json, science, write_atomic, write_json
 from capsule_sweeps.tracking import tracker
 
 log = logging.getLogger(__name__)
@@ -51,13 +52,19 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     if recipe.amp == "bf16" and device.type == "mps":
         raise ValueError("training.amp=bf16 is not supported on device=mps; use training.amp=none")
 
-    execution = {"device": device.type, "threads": torch.get_num_threads(), "channels_last": recipe.channels_last}
+    execution = {
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "channels_last": recipe.channels_last,
+        "compile": decide(config, device),
+    }
     execution = settle(execution, record.get("execution"))
     layout = torch.channels_last if execution["channels_last"] else torch.contiguous_format
 
     torch.backends.cudnn.allow_tf32 = False  # like that of matrix products, whose default it is
     torch.manual_seed(mix(config.seed))
-    model = build_model(config).to(device).to(memory_format=layout)
+    decided = {"training": {"compile": "on" if execution["compile"] else "off"}}
+    model = build_model(DictConfig(OmegaConf.merge(config, decided))).to(device).to(memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     num_images = len(data.train.labels)
@@ -78,6 +85,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
         claim.update(
             **columns(config),
             state="running",
+            **dict.fromkeys(("error", "failure", "ended")),  # of an earlier attempt
             parameters=parameters,
             science=science(config),
             execution=execution,
@@ -157,12 +165,12 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             if data.val is not None:
                 row |= dict(zip(("val_loss", "val_accuracy"), evaluate(model, data.val, config), strict=True))
             row |= dict(zip(("test_loss", "test_accuracy"), evaluate(model, data.test, config), strict=True))
+            check_evaluation(row, (epoch + 1) * num_batches)
             row |= {"lr": lr, "seconds": time.perf_counter() - started}
             row |= {"images_per_second": (num_batches - first_of_epoch) * recipe.batch_size / trained}
             rows.append(row)
             claim.check()
-            with open(metrics_path, "a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_line(metrics_path, json.dumps(row))
             mirror.log(row)
             observer.epoch(row)
             losses.zero_()
@@ -177,8 +185,8 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                 raise Interrupted(stop.signum)
         summary = summarize(rows, parameters)
         claim.check()
-        write_json(run.folder / "summary.json", {**columns(config), **summary})
         claim.update(state="finished", ended=time.time(), **summary)
+        write_json(run.folder / "summary.json", {**columns(config), **summary})  # last: it says that all is there
         mirror.summary(summary)
     return summary
 
@@ -259,6 +267,15 @@ def check_finite(losses: Tensor, epoch: int, num_batches: int) -> None:
             f"the loss is {float(losses[batch])} in step {epoch * num_batches + batch + 1} "
             f"(epoch {epoch + 1}, batch {batch + 1}); a smaller training.lr may help"
         )
+
+
+def check_evaluation(row: dict[str, Any], steps: int) -> None:
+    """Raises FloatingPointError when a loss after so many steps is not finite."""
+    for name in ("val_loss", "test_loss"):
+        if not math.isfinite(row.get(name, 0.0)):
+            raise FloatingPointError(
+                f"the {name} is {row[name]} after step {steps} (epoch {row['epoch']}); a smaller training.lr may help"
+            )
 
 
 def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:

@@ -1,15 +1,17 @@
+import shutil
 from pathlib import Path
 
 import naive
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 from torch.nn.functional import layer_norm
 
-from capsule_sweeps import routing
+from capsule_sweeps import kernels, routing
 from capsule_sweeps.routing import Capsules, InvertedAttention, VoteMap, routed_pass, uniform_pass
 
 GOLDEN = {path.stem: path for path in sorted((Path(__file__).parent / "golden").glob("*.npz"))}
@@ -62,9 +64,19 @@ def distance(ours, theirs):
     return ((ours.double() - theirs.double()).norm() / theirs.double().norm()).item()
 
 
+@pytest.fixture
+def compiler(monkeypatch):
+    """conftest hides the compiler from all other tests."""
+    if not shutil.which("g++"):
+        pytest.skip("needs g++")
+    monkeypatch.setenv("CXX", "g++")
+    with torch._inductor.config.patch({"cpp.cxx": (None, "g++")}):
+        yield
+
+
 @pytest.fixture(params=[2**19, 40], ids=["one slice", "many slices"])
 def slices(request, monkeypatch):
-    monkeypatch.setattr(routing, "VOTES_PER_SLICE", request.param)
+    monkeypatch.setattr(kernels, "VOTES_PER_SLICE", request.param)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -109,7 +121,7 @@ def test_naive_loop_agrees_on_random_shapes(shape, seed, votes_per_slice):
     children, parents, weight, stride = make(shape, seed=seed)
     torch.testing.assert_close(uniform_pass(children, weight, stride), naive.route(children, None, weight, stride))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(routing, "VOTES_PER_SLICE", votes_per_slice)
+        patch.setattr(kernels, "VOTES_PER_SLICE", votes_per_slice)
         ours = routed_pass(children, parents, weight, stride)
     torch.testing.assert_close(ours, naive.route(children, parents, weight, stride))
 
@@ -134,9 +146,47 @@ def test_float32_is_close_to_autograd_in_float64(shape):
         assert (value - wanted).norm() <= 2e-5 * max(wanted.norm(), 1e-3 * scale)
 
 
+FUSED_SHAPES = ["2x2 over a grid it does not divide", "vectors of different size", "one parent", "3x3 stride 1"]
+FUSED_SLOW = [name for name in ODD_SHAPES if name not in FUSED_SHAPES]
+
+
+@pytest.mark.parametrize("places", [4, 64], ids=["many slices", "one slice"])
+@pytest.mark.parametrize("shape", ODD_SHAPES.values(), ids=ODD_SHAPES)
+def test_the_kernels_as_written_for_the_compiler_are_right(shape, places, monkeypatch):
+    # Without compiling, which takes seconds a shape; a compiler that miscompiles is caught by the tests below.
+    for name in ("_AGREEMENT", "_WEIGHTED_SUM", "_GRAD_S", "_GRAD_PATCHES", "_GRAD_WEIGHT"):
+        monkeypatch.setattr(kernels, name, getattr(kernels, name).function)
+    monkeypatch.setattr(routing, "PLACES_PER_SLICE", places)
+    monkeypatch.setattr(kernels, "sliced_route", None)
+    children, parents, weight, stride = make(shape)
+    inputs = tuple(t.requires_grad_() for t in (children, parents, weight))
+    assert gradcheck(lambda c, p, w: routed_pass(c, p, w, stride, True), inputs, fast_mode=children.numel() > 60)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [pytest.param(ODD_SHAPES[name], id=name, marks=[pytest.mark.slow] * (name in FUSED_SLOW)) for name in ODD_SHAPES],
+)
+def test_compiled_kernels_in_float32_are_close_to_autograd_in_float64(shape, monkeypatch, compiler):
+    monkeypatch.setattr(kernels, "sliced_route", None)  # no falling back
+    monkeypatch.setattr(kernels, "sliced_route_backward", None)
+    *inputs, stride = make(shape)
+    cotangent = torch.randn_like(inputs[1])
+    exact = gradients(lambda c, p, w: reference(c, p, w, stride), *inputs, cotangent=cotangent)
+    short = [t.float() for t in inputs]
+    ours = gradients(lambda c, p, w: routed_pass(c, p, w, stride, True), *short, cotangent=cotangent.float())
+    scale = max(t.norm() for t in exact)
+    for value, wanted in zip(ours, exact, strict=True):
+        assert (value - wanted).norm() <= 2e-5 * max(wanted.norm(), 1e-3 * scale)
+    large = gradients(lambda c, p, w: routed_pass(1e4 * c, 1e4 * p, w, stride, True), *short, cotangent=short[1])
+    assert all(t.isfinite().all() for t in large)
+    again = gradients(lambda c, p, w: routed_pass(c, p, w, stride, True), *short, cotangent=cotangent.float())
+    assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+
+
 def test_the_votes_are_never_all_in_memory(monkeypatch):
     children, parents, weight, stride = make((2, 4, 4, 6, 6, (3, 3), 1, 4, 4, 4))
-    monkeypatch.setattr(routing, "VOTES_PER_SLICE", 2000)
+    monkeypatch.setattr(kernels, "VOTES_PER_SLICE", 2000)
     largest = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

@@ -1,0 +1,143 @@
+"""torch.compile, so that what ran earlier in a process cannot matter, and so that a run never dies of it.
+
+Every layout of arguments gets a compilation of its own, for fixed shapes. torch keeps compilations by code object and
+gives up silently after a few of the same one; so each is made from a copy of the function with its own code object.
+Compiled code is kept on disk by torch (TORCHINDUCTOR_CACHE_DIR): another process with the same shapes reads it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Hashable
+from types import FunctionType
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+MIN_STEPS = 2000  # on a CPU: compiling costs about a minute, and the step of the paper's network gains 50 ms or more
+NUM_IMAGES = {"sklearn": 1400, "torchvision": 50_000, "folder": 50_000}  # where dataset.train_size does not say
+
+
+def decide(config: DictConfig, device: torch.device) -> bool:
+    """What `training.compile` means on this device.
+
+    auto: on for a CUDA GPU; on for a CPU when a C++ compiler is there and the run has MIN_STEPS training steps or more.
+    """
+    recipe = config.training
+    if recipe.compile != "auto":
+        return bool(recipe.compile == "on")
+    if device.type != "cpu":
+        return device.type == "cuda"
+    num_images = config.dataset.train_size or NUM_IMAGES[config.dataset.source]
+    num_steps = recipe.epochs * math.ceil(num_images / recipe.batch_size)
+    return num_steps >= MIN_STEPS and has_cpp_compiler()
+
+
+def has_cpp_compiler() -> bool:
+    """Whether $CXX, or g++ or clang++ where that is not set, is there."""
+    names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
+    return any(shutil.which(name.split()[0]) for name in names if name.strip())
+
+
+class CompileError(Exception):
+    """A function could not be compiled; the log has said why. What it computes must be had in another way."""
+
+
+class Compiled:
+    """A function of tensors, compiled separately for every layout (shapes, strides, types, device) of its arguments.
+
+    `options` are torch.compile's. A call raises CompileError for a layout that cannot be compiled.
+    """
+
+    def __init__(self, function: Callable[..., Any], options: dict[str, Any] | None = None) -> None:
+        self.function = function
+        self.options = options
+        self.made: dict[Hashable, Callable[..., Any] | None] = {}
+
+    def __call__(self, *tensors: Tensor) -> Any:
+        layout = _layout(tensors)
+        if layout in self.made:
+            made = self.made[layout]
+            if made is None:
+                raise CompileError
+            return made(*tensors)
+        made = torch.compile(_own_code(self.function), fullgraph=True, dynamic=False, options=self.options)
+        self.made[layout] = None
+        try:
+            if tensors[0].device.type == "cpu" and not has_cpp_compiler():
+                raise RuntimeError("there is no C++ compiler: install g++, or say in CXX where one is")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the compiler's, about itself
+                results = made(*tensors)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # dynamo, inductor, the C++ compiler and triton each have errors of their own
+            _warn_once(error)
+            raise CompileError from error
+        self.made[layout] = made
+        return results
+
+
+def _layout(tensors: tuple[Tensor, ...]) -> Hashable:
+    """All that compiled code depends on."""
+    device = tensors[0].device.type
+    return (
+        *((t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in tensors),
+        torch.get_num_threads(),
+        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+
+
+def _own_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    assert isinstance(function, FunctionType)
+    code = function.__code__.replace()
+    return FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+
+
+def _warn_once(error: Exception) -> None:
+    if not _warned:
+        _warned.append(True)
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        log.warning("training.compile: this could not be compiled and runs uncompiled, more slowly (%s)", reason[:200])
+
+
+_warned: list[bool] = []
+
+
+class CompiledForward:
+    """A model's forward, compiled for training and left as it is for evaluation, which is a small part of a run.
+
+    Set as the attribute `forward` of a model, it leaves parameters, state dict and everything else alone.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        forward = type(model).forward
+
+        def train_forward(images: Tensor) -> Tensor:
+            logits: Tensor = forward(model, images)
+            return logits
+
+        self.eager = train_forward
+        self.compiled = Compiled(train_forward)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self.model.training and torch.is_grad_enabled():
+            try:
+                logits: Tensor = self.compiled(images)
+                return logits
+            except CompileError:
+                pass
+        return self.eager(images)
+
+    def __reduce__(self) -> tuple[type[CompiledForward], tuple[nn.Module]]:
+        return CompiledForward, (self.model,)  # a copy of the model compiles for itself

@@ -1,0 +1,192 @@
+"""The routed pass over a slice of the batch, as plain functions of tensors: once for a compiler, once without.
+
+Letters as in `routing`, with the axes that are looped over in front and places p innermost:
+
+    patches (i, x, a, p), weight (i, M, d, x), parents and sums (M, d, a, p), coefficients (i, M, p)
+
+Both versions take and return the same. `fused_*` write a vote out as a sum of x products, which the compiler fuses
+into the agreement and again into the sums: no vote is ever stored. `sliced_*` multiply matrices, for so many children
+at a time that their votes stay in the cache. With g the gradient of the sums, the backward passes compute
+
+    ∂r = ⟨V, g⟩,  ∂s = r (∂r − Σ_m r ∂r) / √E,  ∂V = r g + ∂s U,  ∂U = Σ_i ∂s V,  ∂W = Σ_p P ∂V,  ∂P = Σ_m W ∂V
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+from capsule_sweeps.compile import Compiled, CompileError
+
+VOTES_PER_SLICE = 2**19  # on a CPU: two buffers of 2 MiB stay in the cache (measured: 2**17 to 2**20 are within 1.5 x)
+VOTES_PER_SLICE_GPU = 2**26  # there a slice must fill the device, and a buffer is 256 MiB
+MAX_PRODUCTS = 64  # x·d, written out one by one: up to 8x8 weights. Larger ones make good use of matrix products.
+OPTIONS = {  # recompute what is used more than once instead of storing it
+    "realize_opcount_threshold": 1_000_000,
+    "realize_reads_threshold": 1_000_000,
+    "realize_acc_reads_threshold": 1_000_000,
+    "max_fusion_size": 1_000,
+}
+
+
+def route(patches: Tensor, weight: Tensor, parents: Tensor, fused: bool) -> tuple[Tensor, Tensor]:
+    """Σ_i r V (M, d, a, p) and r (i, M, p). `fused`: by the compiled version where it can be had."""
+    if fused:
+        with suppress(CompileError):
+            return fused_route(patches, weight, parents)
+    return sliced_route(patches, weight, parents)
+
+
+def route_backward(
+    patches: Tensor, weight: Tensor, parents: Tensor, coefficients: Tensor, grad: Tensor, fused: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients for patches, weight and parents, from `grad` (M, d, a, p) for the sums."""
+    if fused:
+        with suppress(CompileError):
+            return fused_route_backward(patches, weight, parents, coefficients, grad)
+    return sliced_route_backward(patches, weight, parents, coefficients, grad)
+
+
+# With a compiler: five kernels, in which all of a vote stays in registers. They are compiled one by one: what stands
+# between them is stored, for within a kernel the compiler would compute it again for every one of its results.
+
+
+def fused_route(patches: Tensor, weight: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
+    coefficients = torch.softmax(_AGREEMENT(patches, weight, parents), 1)
+    return _WEIGHTED_SUM(patches, weight, coefficients), coefficients
+
+
+def fused_route_backward(
+    patches: Tensor, weight: Tensor, parents: Tensor, coefficients: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_s = _GRAD_S(coefficients, _AGREEMENT(patches, weight, grad))
+    return (
+        _GRAD_PATCHES(weight, parents, coefficients, grad, grad_s),
+        _GRAD_WEIGHT(patches, parents, coefficients, grad, grad_s),
+        _WEIGHTED_SUM(patches, weight, grad_s),
+    )
+
+
+def agreement(patches: Tensor, weight: Tensor, poses: Tensor) -> Tensor:
+    """⟨V, poses⟩ / √E (i, M, p)."""
+    _, d, a, _ = poses.shape
+    return _sum(_votes(patches, weight, j) * poses[:, j] for j in range(d)).sum(2) * (d * a) ** -0.5
+
+
+def weighted_sum(patches: Tensor, weight: Tensor, factors: Tensor) -> Tensor:
+    """Σ_i factors V (M, d, a, p)."""
+    sums = [(_votes(patches, weight, j) * factors.unsqueeze(2)).sum(0) for j in range(weight.shape[2])]
+    return torch.stack(sums, 1)
+
+
+def grad_agreement(coefficients: Tensor, grad_r: Tensor) -> Tensor:
+    """r (∂r − Σ_m r ∂r) (i, M, p): 1/√E is in ∂r already."""
+    r_grad_r = coefficients * grad_r
+    return r_grad_r - coefficients * r_grad_r.sum(1, keepdim=True)
+
+
+def grad_patches(weight: Tensor, parents: Tensor, coefficients: Tensor, grad: Tensor, grad_s: Tensor) -> Tensor:
+    """Σ_m W ∂V (i, x, a, p)."""
+    _, _, d, x = weight.shape
+    votes = [_grad_votes(parents, coefficients, grad, grad_s, j) for j in range(d)]
+    sums = [_sum(votes[j] * weight[:, :, j, y, None, None] for j in range(d)).sum(1) for y in range(x)]
+    return torch.stack(sums, 1)
+
+
+def grad_weight(patches: Tensor, parents: Tensor, coefficients: Tensor, grad: Tensor, grad_s: Tensor) -> Tensor:
+    """Σ_p P ∂V (i, M, d, x)."""
+    d, x = grad.shape[1], patches.shape[1]
+    votes = [_grad_votes(parents, coefficients, grad, grad_s, j) for j in range(d)]
+    sums = [(votes[j] * patches[:, None, y]).sum((2, 3)) for j in range(d) for y in range(x)]
+    return torch.stack(sums, 2).unflatten(2, (d, x))
+
+
+def _sum(terms: Iterable[Tensor]) -> Tensor:
+    total, *others = terms
+    for term in others:
+        total = total + term
+    return total
+
+
+def _votes(patches: Tensor, weight: Tensor, j: int) -> Tensor:
+    """Column j of all votes (i, M, a, p), never stored."""
+    return _sum(weight[:, :, j, y, None, None] * patches[:, None, y] for y in range(weight.shape[3]))
+
+
+def _grad_votes(parents: Tensor, coefficients: Tensor, grad: Tensor, grad_s: Tensor, j: int) -> Tensor:
+    """Column j of r g + ∂s U (i, M, a, p), never stored."""
+    return coefficients.unsqueeze(2) * grad[:, j] + grad_s.unsqueeze(2) * parents[:, j]
+
+
+_AGREEMENT = Compiled(agreement, OPTIONS)
+_WEIGHTED_SUM = Compiled(weighted_sum, OPTIONS)
+_GRAD_S = Compiled(grad_agreement)
+_GRAD_PATCHES = Compiled(grad_patches, OPTIONS)
+_GRAD_WEIGHT = Compiled(grad_weight, OPTIONS)
+
+
+# Without a compiler: matrix products for a few children at a time
+
+
+def sliced_route(patches: Tensor, weight: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
+    poses = parents.flatten(1, 2)
+    sums = torch.zeros_like(poses)
+    coefficients = patches.new_empty(len(weight), len(poses), poses.shape[2])
+    for seen, votes, work in _slices(patches, weight):
+        agreement = torch.mul(votes, poses, out=work).sum(2).mul_(poses.shape[1] ** -0.5)
+        coefficients[seen] = torch.softmax(agreement, 1)
+        _add_weighted(sums, coefficients[seen], votes)
+    return sums.view(parents.shape), coefficients
+
+
+def sliced_route_backward(
+    patches: Tensor, weight: Tensor, parents: Tensor, coefficients: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    poses, g = parents.flatten(1, 2), grad.flatten(1, 2)
+    grad_patches, grad_weight, grad_poses = (
+        torch.empty_like(patches),
+        torch.empty_like(weight),
+        torch.zeros_like(poses),
+    )
+    for seen, votes, work in _slices(patches, weight):
+        r = coefficients[seen]
+        r_grad_r = torch.mul(votes, g, out=work).sum(2).mul_(r)
+        grad_s = r_grad_r.sub_(r * r_grad_r.sum(1, keepdim=True)).mul_(poses.shape[1] ** -0.5)
+        _add_weighted(grad_poses, grad_s, votes)
+        grad_votes = torch.mul(r.unsqueeze(2), g, out=work).addcmul_(grad_s.unsqueeze(2), poses)
+        grad_votes = grad_votes.view(len(r), weight.shape[1] * weight.shape[2], -1)
+        torch.bmm(grad_votes, patches[seen].flatten(2).transpose(1, 2), out=grad_weight[seen].flatten(1, 2))
+        torch.bmm(weight[seen].flatten(1, 2).transpose(1, 2), grad_votes, out=grad_patches[seen].flatten(2))
+    return grad_patches, grad_weight, grad_poses.view(parents.shape)
+
+
+def _slices(patches: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """For some i at a time: which, their votes (i, M, E, p), and a buffer of that shape.
+
+    The memory of both is used again and again: fresh memory would fall out of the cache.
+    """
+    num_i, num_parents, d, _ = weight.shape
+    a, places = patches.shape[2:]
+    each = num_parents * d * a * places
+    num_seen = min(num_i, max(1, votes_per_slice(patches.device) // each))
+    memory = patches.new_empty(2, num_seen, num_parents, d * a, places)
+    for first in range(0, num_i, num_seen):
+        seen = slice(first, min(first + num_seen, num_i))
+        votes, work = memory[:, : seen.stop - seen.start]
+        torch.bmm(weight[seen].flatten(1, 2), patches[seen].flatten(2), out=votes.view(len(votes), num_parents * d, -1))
+        yield seen, votes, work
+
+
+def votes_per_slice(device: torch.device) -> int:
+    return VOTES_PER_SLICE if device.type == "cpu" else VOTES_PER_SLICE_GPU
+
+
+def _add_weighted(total: Tensor, factors: Tensor, votes: Tensor) -> None:
+    """total (M, E, p) += Σ_i factors (i, M, p) · votes (i, M, E, p). May overwrite the votes."""
+    if len(votes) == 1:  # one pass over memory instead of two
+        total.addcmul_(factors[0].unsqueeze(1), votes[0])
+    else:
+        total += votes.mul_(factors.unsqueeze(2)).sum(0)

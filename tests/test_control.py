@@ -1,0 +1,252 @@
+"""Commands that change what happens to runs: cancel, retry, gc."""
+
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from capsule_sweeps import control, store
+from capsule_sweeps.store import Run, columns, science, write_json
+
+SWEEP = "sweep-12345678"
+
+
+def make_run(config, state: str = "finished") -> Run:
+    run = Run(Path(config.runs_dir) / columns(config)["run"])
+    with run.claim():
+        if state == "finished":
+            write_json(run.folder / "summary.json", {**columns(config), "accuracy_last": 0.5})
+        write_json(run.folder / "run.json", {**columns(config), "science": science(config), "state": state})
+    return run
+
+
+@pytest.fixture
+def killed(monkeypatch) -> list[tuple[int, int]]:
+    """What os.kill was asked for, and nothing is killed."""
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda pid, signum: asked.append((pid, signum)))
+    return asked
+
+
+# ── cancel ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_cancel_needs_to_be_told_what(tiny_config, capsule_sweeps) -> None:
+    make_run(tiny_config())
+    ended = capsule_sweeps("cancel")
+    assert ended.code == 1 and "state=running" in ended.err
+
+
+@pytest.mark.parametrize("state", ["finished", "failed", "interrupted"])
+def test_cancel_of_what_does_not_run_changes_nothing(tiny_config, capsule_sweeps, state) -> None:
+    run = make_run(tiny_config(), state)
+    ended = capsule_sweeps("cancel", run.folder.name)
+    assert ended.code == 0 and "nothing to cancel" in ended.out
+    assert not (run.folder / "cancel").exists()
+
+
+def test_cancelled_run_is_interrupted_and_goes_on(hold, launch, capsule_sweeps, runs) -> None:
+    held = hold("step", 3, "seed=1", "training.epochs=500", "training.compile=off")
+    folder = runs.only()
+    ended = capsule_sweeps("cancel", "state=running")
+    assert ended.code == 0 and folder.name in ended.out
+    code = held.send(signal.SIGCONT)
+    assert code != 0, "not finished"
+    record = runs.record(folder)
+    assert record["state"] == "interrupted" and len(runs.metrics(folder)) < 500
+    assert not (folder / "cancel").exists() and (folder / "checkpoint.pt").exists()
+    assert "Traceback" not in held.output.read_text()
+
+
+def sweep_file(**owner: object) -> Path:
+    path = Path("runs/.sweeps") / f"{SWEEP}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"sweep": SWEEP, "signatures": [], **store.owner(), **owner})
+    return path
+
+
+def test_cancel_never_signals_a_process_of_another_machine(tiny_config, capsule_sweeps, killed) -> None:
+    """The number of a launcher over there is that of somebody else here."""
+    make_run(tiny_config())
+    sweep_file(host="elsewhere boot ns", pid=os.getppid(), start="1")
+    ended = capsule_sweeps("cancel", SWEEP)
+    assert killed == []
+    assert ended.code in (0, 1) and "elsewhere" in ended.text, "say where its launcher is"
+
+
+def test_cancel_never_signals_a_number_that_was_given_again(tiny_config, capsule_sweeps, killed) -> None:
+    make_run(tiny_config())
+    sweep_file(pid=os.getppid(), start="1")
+    assert "nothing to cancel" in capsule_sweeps("cancel", SWEEP).out and killed == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', '{"a": 1}', '{"host": 1, "pid": "x", "start": []}'])
+def test_garbled_sweep_signals_nobody(tiny_config, capsule_sweeps, killed, content) -> None:
+    make_run(tiny_config())
+    sweep_file().write_text(content)
+    ended = capsule_sweeps("cancel", SWEEP)
+    assert ended.code in (0, 1) and killed == []
+
+
+def test_launcher_that_went_away_meanwhile_is_no_traceback(tiny_config, capsule_sweeps, monkeypatch) -> None:
+    make_run(tiny_config())
+    sweep_file(pid=os.getppid(), start=store._process_start(os.getppid()))
+
+    def gone(pid: int, signum: int) -> None:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(os, "kill", gone)
+    assert capsule_sweeps("cancel", SWEEP).code in (0, 1)
+
+
+def test_foreign_launcher_that_may_not_be_signalled_is_no_traceback(tiny_config, capsule_sweeps, monkeypatch) -> None:
+    make_run(tiny_config())
+    sweep_file(pid=os.getppid(), start=store._process_start(os.getppid()))
+
+    def forbidden(pid: int, signum: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", forbidden)
+    assert capsule_sweeps("cancel", SWEEP).code in (0, 1)
+
+
+# ── retry ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_retry_ends_with_the_numbers_of_an_untouched_run(launch, capsule_sweeps, runs) -> None:
+    launch("seed=0", signal_at=(signal.SIGTERM, 7))
+    launch("seed=1")
+    assert launch("seed=0", "runs_dir=untouched").code == 0
+    before = {folder: (folder / "run.json").read_bytes() for folder in runs.folders()}
+    ended = capsule_sweeps("retry", "seed=0")
+    assert ended.code == 0, ended.text
+    (resumed,) = [folder for folder in runs.folders() if (folder / "run.json").read_bytes() != before[folder]]
+    runs.assert_same(resumed, runs.only("untouched"))
+    assert capsule_sweeps("retry").code == 1
+
+
+def test_retry_that_fails_again_says_so(launch, capsule_sweeps, runs) -> None:
+    launch("training.lr=1e30")
+    ended = capsule_sweeps("retry", runs.only().name[-8:])
+    assert ended.code == 1 and "Traceback" not in ended.text
+    assert len(runs.record(runs.only())["attempts"]) == 2
+
+
+def test_retry_of_a_moved_folder_stays_in_it(launch, capsule_sweeps, runs) -> None:
+    launch(signal_at=(signal.SIGTERM, 3))
+    Path("runs").rename("moved")
+    assert capsule_sweeps("retry", "--runs-dir", "moved").code == 0
+    assert runs.record(runs.only("moved"))["state"] == "finished" and not Path("runs").exists()
+
+
+@pytest.mark.parametrize("parallel", ["0", "many", "-1", "1.5", ""])
+def test_retry_with_a_bad_number(tiny_config, capsule_sweeps, parallel) -> None:
+    run = make_run(tiny_config(), "failed")
+    (run.folder / "config.yaml").write_text("{}")
+    from omegaconf import OmegaConf
+
+    (run.folder / "config.yaml").write_text(OmegaConf.to_yaml(tiny_config()))
+    ended = capsule_sweeps("retry", f"--parallel={parallel}")
+    assert ended.code == 1 and "parallel" in ended.err and "Error: " in ended.err
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "seed: 1", "\x00", "a: !!python/object/apply:os.getcwd []"])
+def test_retry_of_a_garbled_config_names_it(tiny_config, capsule_sweeps, content) -> None:
+    run = make_run(tiny_config(), "failed")
+    if content is not None:
+        (run.folder / "config.yaml").write_text(content)
+    ended = capsule_sweeps("retry", run.folder.name)
+    assert ended.code == 1 and "config.yaml" in ended.err and ended.err.count("\n") == 1
+
+
+def test_retry_of_another_config_in_the_folder_is_refused(launch, capsule_sweeps, runs) -> None:
+    """config.yaml that was edited by hand is another run; it must not train under this signature, nor elsewhere."""
+    launch(signal_at=(signal.SIGTERM, 3))
+    folder = runs.only()
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace("seed: 0", "seed: 5"))
+    ended = capsule_sweeps("retry", folder.name)
+    assert ended.code == 1 and "seed" in ended.err
+    assert [other.name for other in runs.folders()] == [folder.name]
+
+
+# ── gc ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def temporary(folder: Path, hours: float) -> Path:
+    path = folder / ".checkpoint.pt.123.456.tmp"
+    path.write_bytes(b"x" * 1000)
+    then = time.time() - 3600 * hours
+    os.utime(path, (then, then))
+    return path
+
+
+def test_gc_lists_and_removes_only_with_yes(tiny_config, capsule_sweeps) -> None:
+    run, other = make_run(tiny_config()), make_run(tiny_config("seed=1"), "failed")
+    old, young = temporary(run.folder, 2), temporary(other.folder, 0)
+    shelf = Path("runs/.superseded") / f"{run.folder.name}.1"
+    shelf.mkdir(parents=True)
+    (shelf / "checkpoint.pt").write_bytes(b"x" * 5000)
+    for path in (run.folder / ".hidden", run.folder / "checkpoint.pt.tmp", Path("runs/notes.txt")):
+        path.write_text("the user's")
+    before = {path for path in Path("runs").rglob("*")}
+    listed = json.loads(capsule_sweeps("gc", "--format", "json").out)
+    assert {entry["path"] for entry in listed} == {str(old), str(shelf)}
+    assert {path for path in Path("runs").rglob("*")} == before
+    ended = capsule_sweeps("gc", "--yes")
+    assert ended.code == 0 and "Removed" in ended.out
+    assert before - {path for path in Path("runs").rglob("*")} == {old, shelf, shelf / "checkpoint.pt"}
+    assert young.exists() and json.loads(capsule_sweeps("gc", "--format", "json").out) == []
+
+
+def test_gc_keeps_the_only_finished_run_of_a_signature(launch, capsule_sweeps, runs, monkeypatch) -> None:
+    """Made anew with force, but not finished yet: what was finished is not superseded by anything."""
+    assert launch().code == 0
+    launch("hydra.launcher.force=true", signal_at=(signal.SIGTERM, 3))
+    (aside,) = Path("runs/.superseded").iterdir()
+    assert runs.record(runs.only())["state"] == "interrupted"
+    assert capsule_sweeps("gc", "--yes").code == 0
+    assert (aside / "summary.json").exists(), "never a finished run"
+    assert launch().code == 0
+    capsule_sweeps("gc", "--yes")
+    assert not aside.exists()
+
+
+def test_gc_does_not_follow_links(tiny_config, capsule_sweeps, tmp_path) -> None:
+    make_run(tiny_config())
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    kept = [temporary(outside, 5)]
+    (outside / "precious").mkdir()
+    (outside / "precious" / "file").touch()
+    Path("runs/link-00000000").symlink_to(outside)
+    Path("runs/.superseded").mkdir()
+    Path("runs/.superseded/link-00000000.1").symlink_to(outside)
+    assert capsule_sweeps("gc", "--yes").code == 0
+    assert all(path.exists() for path in [*kept, outside / "precious" / "file"])
+
+
+def test_gc_of_a_shelf_that_is_a_link_removes_nothing_there(tiny_config, capsule_sweeps, tmp_path) -> None:
+    make_run(tiny_config())
+    (tmp_path / "outside" / "precious").mkdir(parents=True)
+    Path("runs/.superseded").symlink_to(tmp_path / "outside")
+    capsule_sweeps("gc", "--yes")
+    assert (tmp_path / "outside" / "precious").exists()
+
+
+def test_gc_while_a_folder_disappears(tiny_config, monkeypatch) -> None:
+    run = make_run(tiny_config())
+    paths = []
+    for path, _, _ in control.garbage(Path("runs")):
+        paths.append(path)
+    temporary(run.folder, 2)
+    control.remove(run.folder / "not there")
+    assert len(list(control.garbage(Path("runs")))) == len(paths) + 1
+
+
+def test_owner_names_this_host() -> None:
+    assert store.owner()["host"].split()[0] == socket.gethostname()

@@ -1,0 +1,154 @@
+"""Which runs a command means: names, beginnings of signatures, paths, sweeps, filters."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from capsule_sweeps.selection import find_run, select
+from capsule_sweeps.store import Run, columns, science, write_json
+
+LR = ("0.1", "0.05")
+
+
+def make_run(config, state: str = "finished") -> Run:
+    run = Run(Path(config.runs_dir) / columns(config)["run"])
+    with run.claim():
+        record = {**columns(config), "science": science(config), "state": state, "attempts": []}
+        summary = {"accuracy_last": 0.5, "accuracy_best_test": 0.5, "accuracy_best_val": None}
+        if state == "finished":
+            write_json(run.folder / "summary.json", {**columns(config), **summary})
+            record |= summary
+        write_json(run.folder / "run.json", record)
+    return run
+
+
+@pytest.fixture
+def some(tiny_config) -> dict[tuple[str, int], Run]:
+    """(lr, seed) → run; seed 1 failed."""
+    return {
+        (lr, seed): make_run(tiny_config(f"training.lr={lr}", f"seed={seed}"), "failed" if seed else "finished")
+        for lr in LR
+        for seed in (0, 1)
+    }
+
+
+def names(words: list[str], runs_dir: str = "runs") -> set[str]:
+    return set(select(Path(runs_dir), words).run)
+
+
+def test_nothing_said_means_all(some) -> None:
+    assert names([]) == {run.folder.name for run in some.values()}
+
+
+def test_run_is_found_by_name_signature_beginning_and_path(some, place) -> None:
+    run = some["0.1", 0]
+    signature = run.folder.name[-8:]
+    others = [other.folder.name[-8:] for other in some.values() if other is not run]
+    shortest = next(signature[:n] for n in range(1, 9) if not any(o.startswith(signature[:n]) for o in others))
+    words = [run.folder.name, signature, shortest, f"runs/{run.folder.name}", f"./runs/{run.folder.name}/"]
+    for word in [*words, str(place / "runs" / run.folder.name)]:
+        assert names([word]) == {run.folder.name}, word
+        assert find_run(Path("runs"), word).folder.name == run.folder.name
+
+
+def test_several_runs(some) -> None:
+    both = [some["0.1", 0].folder.name, some["0.05", 1].folder.name[-8:]]
+    assert len(names(both)) == 2
+    assert names([*both, "state=failed"]) == {some["0.05", 1].folder.name}
+
+
+def test_ambiguous_beginning_says_which(some) -> None:
+    """The empty one begins them all; so does a digit that two signatures share."""
+    for number, word in enumerate(("a", "ab"), 1):
+        folder = Path("runs") / f"x-{word:0<8}"
+        folder.mkdir()
+        write_json(folder / "run.json", {"state": "failed", "science": {}})
+        del number
+    with pytest.raises(ValueError, match=r"^a is .*a0000000.*ab000000.*more"):
+        select(Path("runs"), ["a"])
+    assert names(["ab"]) == {"x-ab000000"}
+
+
+@pytest.mark.parametrize("word", ["zzzz", "runs/nothing-00000000", "sweep-nothing", "sweep=nothing", "[", "*", ".."])
+def test_word_that_means_nothing_is_named(some, word) -> None:
+    with pytest.raises(ValueError) as error:
+        select(Path("runs"), [word])
+    assert word.removeprefix("sweep=") in str(error.value)
+
+
+def test_unknown_column_names_those_there_are(some) -> None:
+    with pytest.raises(ValueError, match=r"colour.*state.*dataset.*num_routing"):
+        select(Path("runs"), ["colour=red"])
+
+
+def test_filters_are_joined_by_and(some) -> None:
+    assert len(names(["dataset=digits"])) == 4 and names(["dataset=CIFAR10"]) == set()
+    assert names(["training.lr=0.05", "seed=1"]) == {some["0.05", 1].folder.name}
+    assert len(names(["state=failed"])) == 2 and len(names(["num_routing=1"])) == 4
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "dataset.flip=false",
+        "dataset.train_size=40",
+        "dataset.val_size=0",
+        "training.weight_decay=5e-4",
+        "training.weight_decay=0.0005",
+        "training.momentum=0.90",
+        "training.amp=none",
+        "model.capsules.pose=matrix",
+        "seed=0",
+    ],
+)
+def test_values_are_written_as_for_launch(tiny_config, word) -> None:
+    make_run(tiny_config())
+    make_run(tiny_config("dataset.flip=true", "dataset.train_size=41", "training.weight_decay=0", "seed=1"))
+    assert len(names([word])) in (1, 2), word
+
+
+def test_null_is_a_value(tiny_config) -> None:
+    make_run(tiny_config("dataset.train_size=null"))
+    make_run(tiny_config())
+    assert len(names(["dataset.train_size=null"])) == 1
+
+
+def test_sweep_by_name_and_as_filter(some) -> None:
+    signatures = [some["0.1", 0].folder.name[-8:], some["0.1", 1].folder.name[-8:]]
+    Path("runs/.sweeps").mkdir()
+    write_json(Path("runs/.sweeps/sweep-12345678.json"), {"sweep": "sweep-12345678", "signatures": signatures})
+    assert names(["sweep-12345678"]) == names(["sweep=sweep-12345678"]) == {some["0.1", s].folder.name for s in (0, 1)}
+    assert names(["sweep-12345678", "state=failed"]) == {some["0.1", 1].folder.name}
+    with pytest.raises(ValueError, match=r"sweep-1 .*sweep-12345678"):
+        select(Path("runs"), ["sweep-1"])
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "5", '{"signatures": 5}', '{"signatures": [5]}', '{"signatures": null}']
+)
+def test_garbled_sweep_is_no_traceback_and_named(some, capsule_sweeps, content) -> None:
+    Path("runs/.sweeps").mkdir()
+    Path("runs/.sweeps/sweep-12345678.json").write_text(content)
+    ended = capsule_sweeps("status", "sweep-12345678")
+    assert "sweep-12345678.json" in ended.text or ended.code == 0
+
+
+def test_path_to_a_run_elsewhere_means_that_run(some, tiny_config, capsule_sweeps, tmp_path) -> None:
+    """Never the one of the same name under --runs-dir."""
+    there = make_run(tiny_config("training.lr=0.1", f"runs_dir={tmp_path}/there"), "failed")
+    here = some["0.1", 0]
+    assert there.folder.name == here.folder.name
+    ended = capsule_sweeps("show", str(there.folder), "--format", "json")
+    assert ended.code == 0 and json.loads(ended.out)["state"] == "failed"
+    for path in here.folder.iterdir():
+        path.unlink()
+    here.folder.rmdir()
+    ended = capsule_sweeps("show", str(there.folder), "--format", "json")
+    assert ended.code == 0 and json.loads(ended.out)["state"] == "failed"
+
+
+@pytest.mark.parametrize("word", ["x" * 5000, "x=" + "y" * 5000, "a\nb", "é", "=", "=x", "", " "])
+def test_strange_words_are_no_traceback(some, capsule_sweeps, word) -> None:
+    ended = capsule_sweeps("status", word)
+    assert ended.code in (0, 1) and (ended.code == 0 or ended.err.startswith("Error: "))

@@ -1,0 +1,145 @@
+"""One run from near: `show` and `why`."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from capsule_sweeps.show import sparkline
+from capsule_sweeps.store import Run, columns, science, write_json
+
+
+def make_run(config, **changes) -> Run:
+    run = Run(Path(config.runs_dir) / columns(config)["run"])
+    with run.claim():
+        write_json(run.folder / "run.json", {**columns(config), "science": science(config), "attempts": [], **changes})
+    return run
+
+
+def test_show_has_everything_that_is_known(launch, capsule_sweeps, runs) -> None:
+    """Config, provenance, curve, log, and the error of one that failed."""
+    launch("training.epochs=3", signal_at=(signal.SIGTERM, 7))
+    assert launch("training.epochs=3").code == 0
+    folder = runs.only()
+    ended = capsule_sweeps("show", folder.name[-8:])
+    assert ended.code == 0
+    accuracies = [row["test_accuracy"] for row in runs.metrics(folder)]
+    attempt = runs.record(folder)["attempts"][1]
+    words = [folder.name, "finished", "training.lr", "model.backbone.channels", "Attempt 1", "Attempt 2"]
+    words += [sparkline(accuracies), f"{max(accuracies):.1%}", attempt["host"], attempt["versions"]["torch"]]
+    words += ["commit", "dirty", "threads", "log.txt", (folder / "log.txt").read_text().splitlines()[-1]]
+    for word in words:
+        assert str(word) in ended.out, word
+
+
+def test_show_of_a_failed_run_has_the_error(launch, capsule_sweeps, runs) -> None:
+    launch("training.lr=1e30")
+    ended = capsule_sweeps("show", runs.only().name)
+    assert "FloatingPointError" in ended.out and "error.txt" in ended.out and "failed" in ended.out
+
+
+def test_show_as_json_is_one_object(launch, capsule_sweeps, runs) -> None:
+    assert launch().code == 0
+    folder = runs.only()
+    shown = json.loads(capsule_sweeps("show", folder.name, "--format", "json").out)
+    record = runs.record(folder)
+    assert shown["science"] == record["science"] and shown["attempts"] == record["attempts"]
+    assert shown["metrics"] == runs.metrics(folder)
+    assert shown["state"] == "finished" and shown["accuracy_last"] == record["accuracy_last"]
+
+
+@pytest.mark.parametrize("form", ["table", "md", "csv", "json"])
+@pytest.mark.parametrize("command", ["show", "why"])
+def test_every_format(tiny_config, capsule_sweeps, command, form) -> None:
+    run = make_run(tiny_config(), state="failed")
+    make_run(tiny_config("seed=1"), state="failed")
+    ended = capsule_sweeps(command, run.folder.name, "--format", form)
+    assert ended.code == 0 and "training.lr" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [([0, 1], "▁█"), ([5], "▁"), ([2, 2, 2], "▁▁▁"), ([1, 0.5, 0], "█▅▁"), (list(range(8)), "▁▂▃▄▅▆▇█")],
+)
+def test_sparkline(values, line) -> None:
+    assert sparkline(values) == line
+
+
+def test_sparkline_of_many_epochs_has_a_width() -> None:
+    assert 40 < len(sparkline([float(n) for n in range(350)])) <= 80
+
+
+def test_why_names_the_fields_and_the_nearest_relatives_first(tiny_config, capsule_sweeps) -> None:
+    run = make_run(tiny_config())
+    far = make_run(tiny_config("seed=1", "training.lr=0.3", "num_routing=2"))
+    near = make_run(tiny_config("seed=1"))
+    ended = capsule_sweeps("why", run.folder.name, "--format", "json")
+    why = json.loads(ended.out)
+    assert why["science"] == {**science(tiny_config())}
+    relatives = why["relatives"]
+    assert relatives[0]["relative"] == near.folder.name
+    assert [
+        (entry["key"], entry["here"], entry["there"]) for entry in relatives if entry["relative"] == near.folder.name
+    ] == [("seed", 0, 1)]
+    assert {entry["key"] for entry in relatives if entry["relative"] == far.folder.name} == {
+        "seed",
+        "training.lr",
+        "model.num_routing",
+    }
+
+
+def test_why_of_the_only_run(tiny_config, capsule_sweeps) -> None:
+    run = make_run(tiny_config())
+    assert capsule_sweeps("why", run.folder.name).code == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"5",
+        b"\xff\xfe\x00",
+        b"{}",
+        b'{"attempts": 5}',
+        b'{"attempts": [5]}',
+        b'{"attempts": null}',
+        b'{"attempts": [{"started": "x", "versions": 3}]}',
+        b'{"science": []}',
+        b'{"science": null}',
+        b'{"science": "x", "state": 7}',
+        b'{"epochs_done": "x", "seconds": []}',
+        b'{"seconds": {}, "epochs_done": -1, "parameters": "a"}',
+        b'{"seconds": "1", "epochs_done": "2"}',
+        b'{"accuracy_last": "high"}',
+        b'{"data_sha256": 5}',
+    ],
+)
+@pytest.mark.parametrize("command", [["status"], ["results"], ["show", "RUN"], ["why", "RUN"], ["gc"]])
+def test_garbled_record_breaks_no_command(tiny_config, capsule_sweeps, command, content, capfd) -> None:
+    run = make_run(tiny_config())
+    make_run(tiny_config("seed=1"), state="failed")
+    (run.folder / "run.json").write_bytes(content)
+    ended = capsule_sweeps(*[run.folder.name if word == "RUN" else word for word in command])
+    assert ended.code in (0, 1)
+    assert ended.code == 0 or "run.json" in ended.err
+
+
+@pytest.mark.parametrize(
+    "line", [b"{", b"", b"[]", b"\xff", b'{"test_accuracy": "x"}', b'{"test_accuracy": null}', b"{}"]
+)
+def test_garbled_metrics_are_said(tiny_config, capsule_sweeps, line) -> None:
+    run = make_run(tiny_config())
+    good = json.dumps({"epoch": 1, "test_accuracy": 0.25}).encode()
+    (run.folder / "metrics.jsonl").write_bytes(good + b"\n" + line + b"\n" + good + b"\n")
+    ended = capsule_sweeps("show", run.folder.name)
+    assert ended.code == 0 and "metrics.jsonl is damaged in line 2" in " ".join(ended.out.split())
+
+
+def test_control_characters_of_a_log_do_not_reach_the_terminal(tiny_config, capsule_sweeps) -> None:
+    run = make_run(tiny_config(), error="\x1b[2Jgone")
+    (run.folder / "log.txt").write_bytes(b"\x1b[2J\x1b]0;title\x07 line\n\xff\n")
+    ended = capsule_sweeps("show", run.folder.name)
+    assert ended.code == 0 and "\x1b" not in ended.out and "\x07" not in ended.out
