@@ -45,18 +45,18 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--format", choices=FORMATS, default="table")
     command = add(why, "why", "what makes a run what it is, and how its nearest relatives differ", run="as for show")
     command.add_argument("--format", choices=FORMATS, default="table")
-    add(cancel, "cancel", "ask running runs to save and stop", runs=about)
+    command = add(cancel, "cancel", "ask running runs to save and stop", runs=about)
+    command.add_argument("--format", choices=FORMATS, default="table")
     command = add(retry, "retry", "run failed and interrupted runs again, as they were configured", runs=about)
     command.add_argument("--parallel", default="1", help="runs at once: a number, or auto (1)")
-    command = add(collect, "gc", "list what nobody needs: temporary files, superseded folders; never a finished run")
+    command.add_argument("--format", choices=FORMATS, default="table", help="of the list of these runs at the end")
+    text = "list what nobody needs: temporary files, superseded folders; never a finished run"
+    command = add(collect, "gc", text, runs=about)
     command.add_argument("--yes", action="store_true", help="remove it")
     command.add_argument("--format", choices=FORMATS, default="table")
-    add(
-        prepare_data,
-        "prepare-data",
-        "download, verify and cache data sets",
-        overrides="dataset=CIFAR10,CIFAR100 data_dir=…",
-    )
+    text = "download, verify and cache data sets"
+    command = add(prepare_data, "prepare-data", text, overrides="dataset=CIFAR10,CIFAR100 data_dir=…")
+    command.add_argument("--format", choices=FORMATS, default="table")
     command = add(doctor, "doctor", "check what runs need, before hours are spent", overrides="as for launch.py")
     command.add_argument("--format", choices=FORMATS, default="table")
     command = commands.add_parser(
@@ -124,21 +124,32 @@ def why(arguments: argparse.Namespace) -> None:
 
 
 def cancel(arguments: argparse.Namespace) -> None:
+    import pandas as pd
+
     from capsule_sweeps import control
+    from capsule_sweeps.results import render
     from capsule_sweeps.selection import select
 
     if not arguments.runs:
         raise ValueError("say what to cancel: a run, a sweep, or a filter such as state=running")
     sweeps = [word.removeprefix("sweep=") for word in arguments.runs if word.startswith(("sweep-", "sweep="))]
-    print("\n".join(control.cancel(arguments.runs_dir, select(arguments.runs_dir, arguments.runs), sweeps)))
+    said = control.cancel(arguments.runs_dir, select(arguments.runs_dir, arguments.runs), sweeps)
+    print("\n".join(said) if arguments.format == "table" else render(pd.DataFrame({"done": said}), arguments.format))
 
 
 def retry(arguments: argparse.Namespace) -> None:
     from capsule_sweeps import control
+    from capsule_sweeps.results import render, runs_frame
     from capsule_sweeps.selection import select
+    from capsule_sweeps.store import Run
 
     parallel = int(arguments.parallel) if arguments.parallel.isdigit() else arguments.parallel
-    if not control.retry(arguments.runs_dir, select(arguments.runs_dir, arguments.runs), parallel):
+    runs = select(arguments.runs_dir, arguments.runs)
+    all_finished = control.retry(arguments.runs_dir, runs, parallel)
+    if arguments.format != "table":
+        after = runs_frame(Run(arguments.runs_dir / name) for name in runs.run)
+        print(render(after[STATUS_COLUMNS], arguments.format))
+    if not all_finished:
         sys.exit(1)
 
 
@@ -147,10 +158,14 @@ def collect(arguments: argparse.Namespace) -> None:
 
     from capsule_sweeps import control
     from capsule_sweeps.results import render
+    from capsule_sweeps.selection import select
 
-    if not arguments.runs_dir.is_dir():
-        raise ValueError(f"there is no folder {arguments.runs_dir}; say where the runs are with --runs-dir")
-    found = list(control.garbage(arguments.runs_dir))
+    names = set(select(arguments.runs_dir, arguments.runs).run)
+    found = [
+        (path, reason, size)
+        for path, reason, size in control.garbage(arguments.runs_dir)
+        if not arguments.runs or {path.parent.name, path.name.rpartition(".")[0]} & names
+    ]
     rows = [{"path": str(path), "why": reason, "MB": size / 1e6} for path, reason, size in found]
     note = "Removed." if arguments.yes else "Nothing is removed without --yes."
     print(render(pd.DataFrame(rows, columns=["path", "why", "MB"]), arguments.format, title="Not needed", note=note))
@@ -159,13 +174,21 @@ def collect(arguments: argparse.Namespace) -> None:
 
 
 def prepare_data(arguments: argparse.Namespace) -> None:
+    import pandas as pd
+
     from capsule_sweeps.config import compose_config, sweep_points
     from capsule_sweeps.data import load_data
+    from capsule_sweeps.results import render
 
+    rows = []
     for point in sweep_points(arguments.overrides):
         config = compose_config(point)
         data = load_data(config.dataset, config.data_dir, "cpu")
-        print(f"{config.dataset.name}: {len(data.train):,} training and {len(data.test):,} test images are ready")
+        rows.append({"dataset": config.dataset.name, "train": len(data.train), "test": len(data.test)})
+        if arguments.format == "table":
+            print(f"{config.dataset.name}: {len(data.train):,} training and {len(data.test):,} test images are ready")
+    if arguments.format != "table":
+        print(render(pd.DataFrame(rows), arguments.format))
 
 
 def doctor(arguments: argparse.Namespace) -> None:

@@ -72,7 +72,7 @@ def visible_gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES would name them."""
     import torch
 
-    if not torch.cuda.is_available():
+    if torch.cuda.device_count() == 0:
         return []
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return named or [str(index) for index in range(torch.cuda.device_count())]
@@ -108,7 +108,7 @@ class Worker:
         for line in self.process.stdout:
             with suppress(ValueError):  # not ours, or cut off
                 event = json.loads(line)
-                if isinstance(event, dict):
+                if isinstance(event, dict) and "event" in event:
                     events.put((self, event))
         self.process.wait()
         events.put((self, None))
