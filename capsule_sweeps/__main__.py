@@ -75,12 +75,12 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         arguments.function(arguments)
-    except ValueError as error:
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has seen enough
+    except (ValueError, OSError) as error:
         sys.exit(f"Error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has seen enough
 
 
 def status(arguments: argparse.Namespace) -> None:

@@ -183,7 +183,7 @@ def find_runs(runs_dir: Path) -> dict[str, Run]:
     try:
         with os.scandir(runs_dir) as entries:
             named = [entry for entry in entries if re.fullmatch(r"[^.].*-[0-9a-f]{8}", entry.name)]
-            names = [entry.name for entry in named if entry.is_dir()]
+            names = [entry.name for entry in named if os.path.isdir(entry.path)]  # False for a link to itself, too
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:

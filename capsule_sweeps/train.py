@@ -250,7 +250,8 @@ def settle(wanted: dict[str, Any], before: dict[str, Any] | None) -> dict[str, A
     """How the run is executed: as in its first attempt, for only then are its bits the same."""
     if before is None:
         return wanted
-    kept = {**wanted, **{key: before[key] for key in wanted.keys() & before.keys() if key != "device"}}
+    known = [key for key in wanted.keys() & before.keys() if key != "device" and type(before[key]) is type(wanted[key])]
+    kept = {**wanted, **{key: before[key] for key in known}}
     if kept["device"] != before.get("device"):
         log.warning(
             "the run began on %s and goes on on %s: its last bits may differ", before.get("device"), kept["device"]

@@ -1,0 +1,59 @@
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+from test_compile import SMALL
+
+from capsule_sweeps import bench as benching
+from capsule_sweeps.bench import add_arguments, bench, measure_data, memory
+from capsule_sweeps.config import compose_config
+
+
+def run(*arguments):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return bench(parser.parse_args([*SMALL, "training.batch_size=4", "--repeats", "1", *arguments]))
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    monkeypatch.setattr(benching, "EPOCH_IMAGES", 100)
+
+
+def test_every_variant_has_a_row(monkeypatch):
+    monkeypatch.setattr(benching, "memory", lambda config, name, *_: {"backbone": 1.5}.get(name))
+    rows = json.loads(run("--format", "json"))
+    named = [(row["variant"], row["num_routing"]) for row in rows]
+    ours = [(name, n) for n in (1, 2, 3) for name in ("eager", "compiled")]
+    assert named == [("backbone", None), *ours]
+    for row in rows:
+        assert row["images_per_second"] == pytest.approx(4000 / row["step_ms"], rel=0.05)
+    assert rows[0]["relative_to_backbone"] == 1 and rows[0]["step_memory_mb"] == 1.5
+    table = run()
+    assert "torch" in table and "preparing a batch takes" in table
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak of resident memory")
+def test_memory_is_that_of_the_activations():
+    config = compose_config([*SMALL, "dataset.image_size=32", "backbone.channels=64", "training.batch_size=64"])
+    activations = 64 * 64 * 16 * 16 * 4 / 1e6  # MB of one copy of the backbone's features: 4.2
+    used = memory(config, "backbone", 0, None)
+    assert activations <= used <= 12 * activations
+
+
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"--against=.* has no resnet_backbone_digits\.json"):
+        run("--against", str(tmp_path))
+
+
+def test_no_step_is_no_measurement():
+    with pytest.raises(ValueError, match="--repeats=0"):
+        run("--repeats", "0")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork beside threads
+def test_the_data_path_is_compared_with_torchvision():
+    frame, note = measure_data(compose_config([*SMALL, "training.batch_size=32"]))
+    assert list(frame["data path"]) == ["tensors on the device", "torchvision, 2 workers"]
+    assert frame["times"].min() == 1 and "100 random" in note
