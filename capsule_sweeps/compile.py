@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
-MIN_STEPS = 2000  # on a CPU: compiling costs about a minute, and the step of the paper's network gains 50 ms or more
+MIN_STEPS = 2000  # on a CPU: compiling takes about half a minute, a step of the paper's network gains 25 ms or more
 NUM_IMAGES = {"sklearn": 1400, "torchvision": 50_000, "folder": 50_000}  # where dataset.train_size does not say
 
 
