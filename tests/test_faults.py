@@ -17,6 +17,8 @@ import torch
 from capsule_sweeps import load_runs, store, train
 from capsule_sweeps.store import Run, columns, write_json
 
+pytestmark = pytest.mark.slow  # seconds each, minutes together: make test stays short
+
 ROOT = Path(__file__).resolve().parents[1]
 EAGER = "training.compile=off"  # nothing here depends on it, and compiling takes its time
 
@@ -340,7 +342,6 @@ def test_runs_dir_that_vanishes_under_a_run(launch, monkeypatch) -> None:
     assert launch(EAGER).code == 0
 
 
-@pytest.mark.slow
 def test_pool_started_twice_at_the_same_moment_trains_nothing_twice(tiny, place, runs) -> None:
     command = [sys.executable, ROOT / "launch.py", "-m", *tiny, EAGER, "seed=0,1,2,3", "hydra.launcher.parallel=2"]
     with open("output", "w+") as output:
