@@ -111,7 +111,7 @@ def test_no_finished_runs_is_one_sentence(checkout: Path) -> None:
         execute(checkout, runs_dir="elsewhere")
     assert caught.value.ename == "ValueError"
     assert caught.value.evalue.startswith("none of 0 runs is finished")
-    assert "set runs_dir" in caught.value.evalue and "python launch.py -m" in caught.value.evalue
+    assert "choose another runs_dir" in caught.value.evalue and "python launch.py -m" in caught.value.evalue
     assert not list((checkout / "analysis").iterdir())
 
 
