@@ -14,7 +14,8 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from capsule_sweeps.config import check
-from capsule_sweeps.store import Run, living_elsewhere, process_here, science, signature
+from capsule_sweeps.owner import living_elsewhere, process_here
+from capsule_sweeps.store import Run, science, signature
 
 TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.(\d+)\.tmp")
 TEMPORARY_SECONDS = 3600  # younger ones may still be in the making

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -24,11 +25,16 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from capsule_sweeps.config import check
+from capsule_sweeps.files import read_json, write_json
+from capsule_sweeps.owner import owner
 from capsule_sweeps.plan import Point, Policy, compose_points, make_plan, show_plan
 from capsule_sweeps.pool import Slot, make_slots, run_pool
 from capsule_sweeps.progress import Display
 from capsule_sweeps.signals import Interrupted, Stop, stop_signals
-from capsule_sweeps.store import Busy, check_runs_dir, owner, read_json, science, signature, write_json
+from capsule_sweeps.store import Busy, check_runs_dir, science, signature
+
+if TYPE_CHECKING:
+    from capsule_sweeps.submit import Settings
 
 log = logging.getLogger(__name__)
 
@@ -49,16 +55,19 @@ class GridSweeper(Sweeper):
         overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(arguments)
         (points,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
         jobs = self.launcher.launch(points, initial_job_idx=0)
-        if any(job.status != JobStatus.COMPLETED for job in jobs):
+        if any(job.status == JobStatus.FAILED for job in jobs):
             sys.exit(1)
         return jobs
 
 
-class LocalLauncher(Launcher):
-    """Runs what is missing of a sweep on this machine, in this process or, with `parallel`, in a pool of processes."""
+class SweepLauncher(Launcher):
+    """Composes and checks the points of a sweep; `apply` plans and runs them, with the launcher's own `settings`."""
 
-    def __init__(self, parallel: int | str = 1, runs_per_gpu: int = 1, **policy: Any) -> None:
-        self.parallel, self.runs_per_gpu, self.policy = parallel, runs_per_gpu, policy
+    def __init__(self, **settings: Any) -> None:
+        self.settings = {
+            key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            for key, value in settings.items()
+        }
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.loader, self.master = hydra_context.config_loader, config
@@ -67,30 +76,105 @@ class LocalLauncher(Launcher):
         HydraConfig.instance().set_config(self.master)
         configure_log(self.master.hydra.job_logging, self.master.hydra.verbose)
         with user_errors():
-            known = {entry.name for entry in fields(Policy)}
-            if unknown := sorted(self.policy.keys() - known):
-                raise ValueError(f"hydra.launcher.{unknown[0]} is unknown; there are {', '.join(sorted(known))}")
-            policy = Policy(**self.policy)
+            policy, settings = split_settings(self.settings, self.known())
             configs = compose_points(self.loader, self.master, job_overrides)
-            parallel = 1 if policy.dry_run and self.parallel == "auto" else self.parallel  # whose answer needs torch
-            slots = make_slots(parallel, self.runs_per_gpu, {"cpu"} if policy.dry_run else {c.device for c in configs})
-            accuracies = launch(configs, job_overrides, policy, slots)
+            accuracies = self.apply(configs, job_overrides, policy, settings)
         if policy.dry_run:
             sys.exit(0)  # a sweeper has nothing to learn from it
         return [
             JobReturn(overrides=overrides, cfg=config, status=JobStatus.COMPLETED, _return_value=accuracy)
             if accuracy is not None
             else JobReturn(
-                overrides=overrides, cfg=config, status=JobStatus.FAILED, _return_value=RuntimeError("not finished")
+                overrides=overrides, cfg=config, status=self.missing, _return_value=RuntimeError("not finished")
             )
             for overrides, config, accuracy in zip(job_overrides, configs, accuracies, strict=True)
         ]
+
+    @property
+    def missing(self) -> JobStatus:
+        """What it means, when all is done, that a run has no accuracy."""
+        return JobStatus.FAILED
+
+    def known(self) -> set[str]:
+        """The names of the launcher's own settings."""
+        raise NotImplementedError
+
+    def apply(
+        self,
+        configs: Sequence[DictConfig],
+        overrides: Sequence[Sequence[str]],
+        policy: Policy,
+        settings: dict[str, Any],
+    ) -> list[float | None]:
+        """The accuracies (fractions) of these points, None where a run is not finished."""
+        raise NotImplementedError
+
+
+class LocalLauncher(SweepLauncher):
+    """Runs what is missing of a sweep on this machine, in this process or, with `parallel`, in a pool of processes."""
+
+    def known(self) -> set[str]:
+        return {"parallel", "runs_per_gpu"}
+
+    def apply(
+        self,
+        configs: Sequence[DictConfig],
+        overrides: Sequence[Sequence[str]],
+        policy: Policy,
+        settings: dict[str, Any],
+    ) -> list[float | None]:
+        parallel, devices = settings.get("parallel", 1), {str(config.device) for config in configs}
+        if policy.dry_run:  # nothing that needs torch to be answered
+            parallel, devices = 1 if parallel == "auto" else parallel, {"cpu"}
+        return launch(configs, overrides, policy, make_slots(parallel, settings.get("runs_per_gpu", 1), devices))
+
+
+class SlurmLauncher(SweepLauncher):
+    """Gives what is missing of a sweep to SLURM and returns, or follows it with `wait`."""
+
+    def known(self) -> set[str]:
+        from capsule_sweeps.submit import Settings
+
+        return {entry.name for entry in fields(Settings)}
+
+    @property
+    def missing(self) -> JobStatus:
+        return JobStatus.FAILED if self.settings.get("wait") else JobStatus.UNKNOWN
+
+    def apply(
+        self,
+        configs: Sequence[DictConfig],
+        overrides: Sequence[Sequence[str]],
+        policy: Policy,
+        settings: dict[str, Any],
+    ) -> list[float | None]:
+        from capsule_sweeps.submit import Settings
+
+        cluster = Settings(**settings)
+        sweeper = str(self.master.hydra.sweeper._target_)
+        if not cluster.wait and not sweeper.endswith(("GridSweeper", "BasicSweeper")):
+            raise ValueError(f"{sweeper} learns from results: set hydra.launcher.wait=true")
+        return launch_on_slurm(configs, overrides, policy, cluster)
+
+
+def split_settings(settings: dict[str, Any], own: set[str]) -> tuple[Policy, dict[str, Any]]:
+    """A launcher's settings: the Policy, and the launcher's own. Raises ValueError for an unknown one."""
+    names = {entry.name for entry in fields(Policy)}
+    if unknown := sorted(settings.keys() - names - own):
+        known = ", ".join(sorted(names | own))
+        raise ValueError(f"hydra.launcher.{unknown[0]} is unknown; there are {known}")
+    policy = Policy(**{name: value for name, value in settings.items() if name in names})
+    return policy, {name: value for name, value in settings.items() if name in own}
 
 
 def launch_one(config: DictConfig) -> float | None:
     """One run: its accuracy under config.selection_rule. Ends the program when the run does not finish."""
     hydra = HydraConfig.get()
     with user_errors():
+        if hydra.runtime.choices["hydra/launcher"] != "local":
+            raise ValueError(
+                f"hydra/launcher={hydra.runtime.choices['hydra/launcher']} is for sweeps: add -m behind launch.py"
+            )
         policy = Policy(**{entry.name: hydra.launcher[entry.name] for entry in fields(Policy)})
         (accuracy,) = launch([check(config)], [hydra.overrides.task], policy, make_slots(1, 1, set()))
     if accuracy is None and not policy.dry_run:
@@ -120,12 +204,40 @@ def launch(
             if len(slots) == 1:
                 run_here(todo, sweep, stop)
             else:
-                run_pool(todo, sweep, slots, stop)
+                waiting = deque(todo)
+                run_pool(lambda: waiting.popleft() if waiting else None, len(todo), sweep, slots, stop)
     show_results(plan, configs[0].selection_rule)
     left = sum(point.run.state() != "finished" for point in plan)
     if todo and stop.signum and left:
         print(f"{Interrupted(stop.signum)}; {left} runs are not finished: the same command goes on", file=sys.stderr)
         sys.exit(128 + stop.signum)
+    accuracies = {point.signature: accuracy(point) for point in plan}
+    return [accuracies[signature(science(config))] for config in configs]
+
+
+def launch_on_slurm(
+    configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]], policy: Policy, cluster: Settings
+) -> list[float | None]:
+    """Queue what is missing of some points. Returns the accuracies of those that are finished (all, with `wait`).
+
+    Raises ValueError, with nothing changed in the ledger, when something is wrong here or SLURM refuses.
+    """
+    from capsule_sweeps.submit import follow, submit
+
+    if any(config.debug for config in configs):
+        raise ValueError("debug=true runs here and leaves nothing: leave out hydra/launcher")
+    plan = make_plan(configs, overrides, policy)
+    todo = [point for point in plan if point.to_do]
+    show_plan(plan, len(configs), cluster.num_parallel(len(todo)))
+    if policy.dry_run:
+        return [None] * len(configs)
+    if todo:
+        preflight(plan, devices=False)  # those of a login node are not those of a compute node
+        submit(todo, record_sweep(plan), cluster)
+    if cluster.wait:
+        follow(plan)
+    if cluster.wait or not todo:
+        show_results(plan, configs[0].selection_rule)
     accuracies = {point.signature: accuracy(point) for point in plan}
     return [accuracies[signature(science(config))] for config in configs]
 
@@ -136,7 +248,7 @@ def scratch(config: DictConfig, folder: str) -> DictConfig:
     return DictConfig(OmegaConf.merge(config, changes))
 
 
-def preflight(plan: Sequence[Point]) -> None:
+def preflight(plan: Sequence[Point], devices: bool = True) -> None:
     """Raises ValueError for whatever would keep a run from starting: folders, device, stack, data. Starts nothing.
 
     The data that are opened for it must be those of the runs of this plan that exist already.
@@ -150,7 +262,7 @@ def preflight(plan: Sequence[Point]) -> None:
     configs = [point.config for point in plan if point.to_do]
     for runs_dir in {str(config.runs_dir) for config in configs}:
         check_runs_dir(Path(runs_dir))
-    for device in {str(config.device) for config in configs}:
+    for device in {str(config.device) for config in configs} if devices else set():
         choose_device(device)
     with torch.device("meta"):
         for config in _distinct(configs, "model", "dataset"):

@@ -43,7 +43,7 @@ class Policy:
                 raise ValueError(f"hydra.launcher.{name}={getattr(self, name)} must be true or false")
 
     def action(self, state: str, failure: str | None) -> str:
-        if state == "running":
+        if state in ("running", "queued"):
             return "leave"
         if self.force:
             return "run" if state == "new" else "run anew"

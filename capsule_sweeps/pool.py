@@ -11,8 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any
@@ -98,6 +97,7 @@ class Worker:
         )
         config = OmegaConf.to_container(point.config)
         task = {"config": config, "folder": str(point.run.folder), "sweep": sweep, "threads": slot.threads}
+        task["submission"] = point.run.submission
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(task).encode() + b"\n")
         self.process.stdin.flush()
@@ -113,9 +113,12 @@ class Worker:
         self.process.wait()
         events.put((self, None))
 
-    def last_words(self) -> str:
+    def errors_text(self) -> str:
         self.errors.seek(0)
-        lines = self.errors.read().decode(errors="replace").strip().splitlines()
+        return self.errors.read().decode(errors="replace")
+
+    def last_words(self) -> str:
+        lines = self.errors_text().strip().splitlines()
         return lines[-1] if lines else ""
 
     def close(self) -> None:
@@ -124,24 +127,35 @@ class Worker:
                 file.close()
 
 
-def run_pool(todo: Sequence[Point], sweep: str, slots: Sequence[Slot], stop: Stop) -> None:
-    """Run all of `todo`, as many at once as there are slots; what ends one leaves the others alone.
+def run_pool(
+    take: Callable[[], Point | None],
+    total: int,
+    sweep: str,
+    slots: Sequence[Slot],
+    stop: Stop,
+    ended: Callable[[Worker], None] = lambda worker: None,
+    active: set[Worker] | None = None,
+) -> None:
+    """Run what `take` gives until it gives None, as many at once as there are slots; what ends one leaves others alone.
 
-    A signal is passed on, and no run is started after it. KeyboardInterrupt (a second Ctrl-C) kills what is left.
+    `ended` is told of each worker when its process is gone; `active` holds those at work, for who must know them;
+    `total` is for the display. A signal is passed on, and no run is started after it. KeyboardInterrupt (a second
+    Ctrl-C) kills what is left.
     """
-    waiting, free, active = deque(todo), list(reversed(slots)), set[Worker]()
+    free, active = list(reversed(slots)), set() if active is None else active
     events: queue.Queue[tuple[Worker, Any]] = queue.Queue()
     passed_on = False
-    with PoolDisplay(len(todo)) as display:
+    with PoolDisplay(total) as display:
         try:
-            while active or (waiting and not stop.signum):
-                while waiting and free and not stop.signum:
-                    point, slot = waiting.popleft(), free.pop()
+            while True:
+                while free and not stop.signum and (point := take()) is not None:
                     try:
-                        active.add(Worker(point, sweep, slot, events))
+                        active.add(Worker(point, sweep, free[-1], events))
+                        free.pop()
                     except (Busy, OSError) as error:
                         log.error("%s: not started, %s", point.run.folder.name, error)
-                        free.append(slot)
+                if not active:
+                    return
                 if stop.signum and not passed_on:
                     passed_on = True
                     for worker in active:
@@ -156,6 +170,7 @@ def run_pool(todo: Sequence[Point], sweep: str, slots: Sequence[Slot], stop: Sto
                     continue
                 display.end(name)
                 report(worker)
+                ended(worker)
                 worker.close()
                 active.remove(worker)
                 free.append(worker.slot)

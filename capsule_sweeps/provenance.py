@@ -14,7 +14,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from capsule_sweeps.files import read_json
+from capsule_sweeps.owner import slurm_job
+
 ROOT = Path(__file__).resolve().parents[1]
+MANIFEST = "MANIFEST.json"  # in the root of a snapshot: its files with their hashes, the commit, the patch to it
+SUBMISSION = "CAPSULE_SWEEPS_SUBMISSION"  # the environment variable in which a SLURM job finds its submission's name
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "wandb", "submitit")
 
 
@@ -43,10 +48,12 @@ def changed_code(attempts: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def provenance() -> dict[str, Any]:
-    """Commit, whether the tree was dirty, versions, host, processor, GPU, SLURM job."""
+    """Commit, whether the tree was dirty, versions, host, processor, GPU, SLURM job, the snapshot that ran."""
+    manifest = read_json(ROOT / MANIFEST)
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": (manifest["commit"] if manifest else git("rev-parse", "HEAD")).strip() or None,
+        "dirty": bool(manifest["patch"] if manifest else git("status", "--porcelain", "--untracked-files=no")),
+        "snapshot": ROOT.name if manifest else None,
         "code": code(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
@@ -54,16 +61,18 @@ def provenance() -> dict[str, Any]:
         "pid": os.getpid(),
         "processor": _processor(),
         "gpu": _gpu(),
-        "job": os.environ.get("SLURM_JOB_ID"),
+        **slurm_job(),
+        "submission": os.environ.get(SUBMISSION),
     }
 
 
-def _git(*arguments: str) -> str | None:
+def git(*arguments: str) -> str:
+    """What git says about the folder that this code lies in; empty when it says nothing, or is not there."""
     try:
-        done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, timeout=20)
+        done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+        return ""
+    return done.stdout if done.returncode == 0 else ""
 
 
 def _version(name: str) -> str | None:

@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
+from capsule_sweeps.files import read_json
 from capsule_sweeps.progress import console, plain_text
 from capsule_sweeps.provenance import changed_code
-from capsule_sweeps.store import Run, find_runs, read_json
+from capsule_sweeps.store import Run, find_runs
 
 COLUMNS = (
     "run",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import threading
@@ -28,8 +29,16 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """While open, SIGTERM, SIGUSR2 and Ctrl-C only raise a flag; a second Ctrl-C interrupts at once."""
-    stop, owner = Stop(), os.getpid()
+    """While open, SIGTERM, SIGUSR2 and Ctrl-C only raise a flag; a second Ctrl-C interrupts at once.
+
+    The signals are blocked and a thread waits for them. Processes started meanwhile, such as a compiler, inherit the
+    block: a signal to the whole group or the whole SLURM step, which is how they mostly come, does not end them.
+    Threads that were there before may still be given one; therefore handlers stand ready, too.
+    """
+    stop, owner, done = Stop(), os.getpid(), threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
 
     def handle(signum: int, _: Any) -> None:
         if os.getpid() != owner:  # a helper process that inherited this handler
@@ -38,12 +47,25 @@ def stop_signals() -> Iterator[Stop]:
             raise KeyboardInterrupt
         stop.signum = signum
 
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {signum: signal.signal(signum, handle) for signum in SIGNALS}
+    def wait() -> None:
+        while not done.is_set():
+            signum = signal.sigwait(SIGNALS)
+            if signum == signal.SIGINT and stop.signum:
+                _thread.interrupt_main()
+            elif not done.is_set():
+                stop.signum = signum
+
+    handlers = {signum: signal.signal(signum, handle) for signum in SIGNALS}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    waiter = threading.Thread(target=wait, daemon=True, name="signals")
+    waiter.start()
     try:
         yield stop
     finally:
-        for signum, handler in before.items():
+        done.set()
+        assert waiter.ident is not None
+        signal.pthread_kill(waiter.ident, signal.SIGUSR2)
+        waiter.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for signum, handler in handlers.items():
             signal.signal(signum, handler)

@@ -3,7 +3,10 @@
 Every file in it but the append-only metrics is replaced atomically, so a reader never sees half of one and a process
 may be killed at any moment. The folder is claimed by creating `attempt-<n>.json`, n one above the last: creation is
 exclusive on local disks and on NFS alike, numbers never fall, and the highest number owns the folder. A claim is void
-at once when its process on this host is gone, and after `STALE_SECONDS` without a heartbeat when it came from another.
+at once when its process on this host is gone, and some time after its last heartbeat when it came from another.
+
+A run that was given to SLURM has a ticket, `queued.json`. Whoever works through the jobs of that submission may claim
+it; it is taken away when the run finishes, fails or is cancelled, and means nothing once no such job is left.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ import json
 import logging
 import os
 import re
-import socket
 import tempfile
 import threading
 import time
@@ -26,12 +28,14 @@ from uuid import uuid4
 from omegaconf import DictConfig, OmegaConf
 
 from capsule_sweeps.config import Dataset, Training, unsigned
+from capsule_sweeps.files import read_json, write_json
+from capsule_sweeps.owner import alive, describe, owner
+from capsule_sweeps.slurm import is_active
 
 log = logging.getLogger(__name__)
 
-STATES = ("new", "running", "interrupted", "failed", "finished")
+STATES = ("new", "queued", "running", "interrupted", "failed", "finished")
 HEARTBEAT_SECONDS = 10.0
-STALE_SECONDS = 120.0
 
 RECORD_TYPES: dict[str, Any] = {  # of what planning and resuming read in run.json
     "attempts": list,
@@ -122,50 +126,6 @@ def run_name(config: DictConfig, identity: str) -> str:
     return f"{readable}-{identity}"
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file whole: write beside it, flush to the disk, rename."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException as error:
-        with suppress(OSError):
-            beside.unlink()
-        if isinstance(error, OSError):  # a full disk does not say which file
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
-
-
-def append_line(path: Path, line: str) -> None:
-    try:
-        with open(path, "a") as file:
-            file.write(line + "\n")
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, (json.dumps(value, indent=1, default=str) + "\n").encode())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; {} when there is none, and with a warning when it is damaged."""
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        log.warning("%s cannot be read and counts as absent: %s", path, error)
-        return {}
-    if isinstance(value, dict):
-        return value
-    log.warning("%s cannot be read and counts as absent: it holds no object", path)
-    return {}
-
-
 def check_runs_dir(runs_dir: Path) -> None:
     """Raises ValueError when nothing can be written under runs_dir. Leaves nothing behind."""
     try:
@@ -194,15 +154,40 @@ def find_runs(runs_dir: Path) -> dict[str, Run]:
 
 
 class Run:
-    """One run folder, whether it exists yet or not."""
+    """One run folder, whether it exists yet or not. With a `submission`, it is claimed only on a ticket of that one."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, submission: str | None = None) -> None:
+        self.folder, self.submission = folder, submission
+
+    @property
+    def _ticket_path(self) -> Path:
+        return self.folder / "queued.json"
+
+    def ticket(self) -> dict[str, Any]:
+        """What the run was given to SLURM with: submission, config, columns, science, attempts."""
+        return read_json(self._ticket_path)
+
+    def enqueue(self, ticket: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self._ticket_path, ticket)
+
+    def dequeue(self) -> None:
+        """Take the ticket away, and the folder when there is nothing else in it."""
+        with suppress(OSError):
+            self._ticket_path.unlink(missing_ok=True)
+            self.folder.rmdir()
+
+    def waits_for(self, submission: str) -> bool:
+        """Whether a job of this submission may start the run now."""
+        number = self._last_attempt()
+        busy = bool(number) and alive(self._attempt_path(number))
+        finished = (self.folder / "summary.json").exists()
+        return not busy and not finished and self.ticket().get("submission") == submission
 
     def put_aside(self) -> Path:
         """Move the folder to `.superseded/` beside it, so that the run can be made anew. Raises Busy when in use."""
         if self.state() == "running":
-            raise Busy(f"{self.folder} is in use by {_describe(self._attempt_path(self._last_attempt()))}")
+            raise Busy(f"{self.folder} is in use by {describe(self._attempt_path(self._last_attempt()))}")
         shelf = self.folder.parent / ".superseded"
         shelf.mkdir(exist_ok=True)
         number = 1
@@ -233,12 +218,17 @@ class Run:
         return {key: value for key, value in record.items() if value is not None or key not in RECORD_TYPES}
 
     def state(self, record: dict[str, Any] | None = None) -> str:
-        """One of STATES. The folder decides: a summary means finished, a living claim means running."""
+        """One of STATES. The folder decides: a summary means finished, a living claim means running.
+
+        A run is queued while SLURM still has a job for its ticket.
+        """
         if (self.folder / "summary.json").exists():
             return "finished"
         number = self._last_attempt()
         if number and alive(self._attempt_path(number)):
             return "running"
+        if self._ticket_path.exists() and is_active(str(self.ticket().get("submission"))):
+            return "queued"
         record = self.record() if record is None else record
         if record.get("state") == "failed":
             return "failed"
@@ -273,21 +263,24 @@ class Run:
 
     @contextmanager
     def claim(self) -> Iterator[Claim]:
-        """Own the folder for the time of a `with`. Raises Busy when somebody else does."""
+        """Own the folder for the time of a `with`. Raises Busy when somebody else does, or the ticket is gone."""
         self.folder.mkdir(parents=True, exist_ok=True)
         last = self._last_attempt()
         if last and alive(self._attempt_path(last)):
-            raise Busy(f"{self.folder} is in use by {_describe(self._attempt_path(last))}")
+            raise Busy(f"{self.folder} is in use by {describe(self._attempt_path(last))}")
         path, nonce = self._attempt_path(last + 1), uuid4().hex
         try:
             with open(path, "x") as file:
                 json.dump({**owner(), "nonce": nonce}, file)
         except FileExistsError:
-            raise Busy(f"{self.folder} was claimed a moment ago by {_describe(path)}") from None
+            raise Busy(f"{self.folder} was claimed a moment ago by {describe(path)}") from None
         claim = Claim(self, last + 1, nonce)
         if self._last_attempt() != last + 1:  # others came and went since `last` was read: they know more
             path.unlink()
             raise Busy(f"{self.folder} is in use")
+        if self.submission and self.ticket().get("submission") != self.submission:
+            path.unlink()
+            raise Busy(f"{self.folder} was taken out of the queue")
         for number in self._attempts():
             if number <= last:
                 self._attempt_path(number).unlink(missing_ok=True)
@@ -360,69 +353,3 @@ class Claim:
                 beat = time.monotonic()
                 with suppress(OSError):
                     os.utime(self._path)
-
-
-def _host() -> str:
-    """This machine as far as process numbers mean the same: name, boot, and process namespace where there are such."""
-    parts = [socket.gethostname()]
-    with suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(parts)
-
-
-def _process_start(pid: int) -> str | None:
-    """When a process of this host started, in a unit that no clock change moves; None when it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]
-    except OSError:
-        if Path("/proc/self/stat").exists():
-            return None
-    import psutil  # where there is no /proc
-
-    try:
-        return str(psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:
-        return None
-
-
-def owner() -> dict[str, Any]:
-    """This process, as claims and sweeps name it."""
-    return {"host": _host(), "pid": os.getpid(), "start": _process_start(os.getpid()), "time": time.time()}
-
-
-def alive(path: Path) -> bool:
-    """Whether the process that a claim or sweep file names still works: see the head of this file."""
-    try:
-        owner = json.loads(path.read_text())
-        if "released" in owner:
-            return False
-        if owner["host"] == _host():
-            return _process_start(owner["pid"]) == owner["start"]
-    except FileNotFoundError:
-        return False
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # being written at this moment, or damaged: its age decides
-    try:
-        return time.time() - path.stat().st_mtime < STALE_SECONDS  # a clock set back makes it young: alive
-    except OSError:
-        return False
-
-
-def process_here(path: Path) -> int | None:
-    """The living process on this host that a claim or sweep file names; None for any other."""
-    owner = read_json(path)
-    here = owner.get("host") == _host() and isinstance(owner.get("pid"), int)
-    return owner["pid"] if here and _process_start(owner["pid"]) == owner.get("start") else None
-
-
-def living_elsewhere(path: Path) -> str | None:
-    """The other host whose process a sweep file names; None when it names one of this host, or none."""
-    host = read_json(path).get("host")
-    return host.split()[0] if isinstance(host, str) and host and host != _host() else None
-
-
-def _describe(path: Path) -> str:
-    owner = read_json(path)
-    return f"process {owner.get('pid', '?')} on {str(owner.get('host', '?')).split()[0]}"

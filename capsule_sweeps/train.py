@@ -25,11 +25,12 @@ from torch import Tensor, nn
 
 from capsule_sweeps.compile import decide
 from capsule_sweeps.data import Split, augment, load_data, normalize
+from capsule_sweeps.files import append_line, read_json, write_atomic, write_json
 from capsule_sweeps.model import build_model
 from capsule_sweeps.progress import Observer
 from capsule_sweeps.provenance import provenance
 from capsule_sweeps.signals import Interrupted, Stop
-from capsule_sweeps.store import Claim, Run, append_line, columns, read_json, science, write_atomic, write_json
+from capsule_sweeps.store import Claim, Run, columns, science
 from capsule_sweeps.tracking import tracker
 
 log = logging.getLogger(__name__)
@@ -187,6 +188,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
         claim.check()
         claim.update(state="finished", ended=time.time(), **summary)
         write_json(run.folder / "summary.json", {**columns(config), **summary})  # last: it says that all is there
+        run.dequeue()
         mirror.summary(summary)
     return summary
 
@@ -319,14 +321,17 @@ def outcome(claim: Claim) -> Iterator[None]:
     """While open, what ends the run early is recorded: interrupted, or failed with the traceback in error.txt."""
     try:
         yield
-    except Interrupted:
+    except Interrupted as interrupted:
         claim.update(state="interrupted", ended=time.time())
+        if not interrupted.signum:
+            claim.run.dequeue()  # cancelled; after a signal a job of SLURM goes on with it
         raise
     except Exception as error:
         with suppress(OSError, ValueError):  # the folder itself may be what failed
             write_atomic(claim.run.folder / "error.txt", traceback.format_exc().encode())
             message = f"{type(error).__name__}: {error}"
             claim.update(state="failed", ended=time.time(), error=message, failure=failure(error))
+            claim.run.dequeue()
         raise
 
 

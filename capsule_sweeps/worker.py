@@ -1,7 +1,8 @@
 """One run in a process of its own: `python -m capsule_sweeps.worker`, started by the pool.
 
-Reads one line of JSON from its standard input (config, folder, sweep, threads) and writes progress as lines of JSON.
-When the input ends its parent is gone: it saves and stops. Exit code 0 finished, 1 failed, 75 in use, 128 + signal.
+Reads one line of JSON from its standard input (config, folder, submission, sweep, threads) and writes progress as
+lines of JSON. When the input ends its parent is gone: it saves and stops. Exit code 0 finished, 1 failed, 75 in use,
+128 + signal.
 """
 
 from __future__ import annotations
@@ -55,9 +56,8 @@ def main() -> int:
 
         torch.set_num_threads(task["threads"])
         try:
-            train(
-                check(OmegaConf.create(task["config"])), Run(Path(task["folder"])), task["sweep"], PipeDisplay(), stop
-            )
+            run = Run(Path(task["folder"]), task["submission"])
+            train(check(OmegaConf.create(task["config"])), run, task["sweep"], PipeDisplay(), stop)
         except Interrupted as interrupted:
             print(interrupted, file=sys.stderr)
             return 128 + interrupted.signum

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from capsule_sweeps import control, store
-from capsule_sweeps.store import Run, columns, science, write_json
+from capsule_sweeps import control, owner
+from capsule_sweeps.files import write_json
+from capsule_sweeps.store import Run, columns, science
 
 SWEEP = "sweep-12345678"
 
@@ -62,10 +63,10 @@ def test_cancelled_run_is_interrupted_and_goes_on(hold, launch, capsule_sweeps, 
     assert "Traceback" not in held.output.read_text()
 
 
-def sweep_file(**owner: object) -> Path:
+def sweep_file(**changes: object) -> Path:
     path = Path("runs/.sweeps") / f"{SWEEP}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"sweep": SWEEP, "signatures": [], **store.owner(), **owner})
+    write_json(path, {"sweep": SWEEP, "signatures": [], **owner.owner(), **changes})
     return path
 
 
@@ -94,7 +95,7 @@ def test_garbled_sweep_signals_nobody(tiny_config, capsule_sweeps, killed, conte
 
 def test_launcher_that_went_away_meanwhile_is_no_traceback(tiny_config, capsule_sweeps, monkeypatch) -> None:
     make_run(tiny_config())
-    sweep_file(pid=os.getppid(), start=store._process_start(os.getppid()))
+    sweep_file(pid=os.getppid(), start=owner._process_start(os.getppid()))
 
     def gone(pid: int, signum: int) -> None:
         raise ProcessLookupError
@@ -105,7 +106,7 @@ def test_launcher_that_went_away_meanwhile_is_no_traceback(tiny_config, capsule_
 
 def test_foreign_launcher_that_may_not_be_signalled_is_no_traceback(tiny_config, capsule_sweeps, monkeypatch) -> None:
     make_run(tiny_config())
-    sweep_file(pid=os.getppid(), start=store._process_start(os.getppid()))
+    sweep_file(pid=os.getppid(), start=owner._process_start(os.getppid()))
 
     def forbidden(pid: int, signum: int) -> None:
         raise PermissionError
@@ -249,4 +250,4 @@ def test_gc_while_a_folder_disappears(tiny_config, monkeypatch) -> None:
 
 
 def test_owner_names_this_host() -> None:
-    assert store.owner()["host"].split()[0] == socket.gethostname()
+    assert owner.owner()["host"].split()[0] == socket.gethostname()

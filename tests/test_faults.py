@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from capsule_sweeps import load_runs, store, train
-from capsule_sweeps.store import Run, columns, write_json
+from capsule_sweeps.files import write_json
+from capsule_sweeps.store import Run, columns
 
 pytestmark = pytest.mark.slow  # seconds each, minutes together: make test stays short
 

@@ -19,7 +19,7 @@ from hydra.core.utils import JobStatus
 from hydra.plugins.sweeper import Sweeper
 
 import hydra_plugins
-from capsule_sweeps import launcher, load_runs, pool, store
+from capsule_sweeps import files, launcher, load_runs, owner, pool, store
 from capsule_sweeps.plan import Policy
 from capsule_sweeps.pool import Slot, make_slots
 
@@ -156,7 +156,7 @@ def test_folder_that_another_process_takes_meanwhile_ends_no_other_run(tiny_conf
         claim.stop()
 
         def and_take(plan: Any) -> str:
-            store.write_json(claim._path, store.owner())
+            files.write_json(claim._path, owner.owner())
             return original(plan)
 
         patch.setattr(launcher, "record_sweep", and_take)
@@ -262,7 +262,7 @@ def start(tiny) -> Iterator[Callable[..., Pool]]:
 
 def worker_of(folder: Path) -> int:
     number = max(int(path.stem.partition("-")[2]) for path in folder.glob("attempt-*.json"))
-    return store.read_json(folder / f"attempt-{number}.json")["pid"]
+    return files.read_json(folder / f"attempt-{number}.json")["pid"]
 
 
 @pytest.mark.slow
@@ -340,7 +340,7 @@ def test_workers_of_a_killed_launcher_save_and_stop_by_themselves(start, runs) -
     assert [runs.record(folder)["state"] for folder in runs.folders()] == ["interrupted"] * 2
     for folder in runs.folders():
         assert (folder / "checkpoint.pt").exists()
-        assert "released" in store.read_json(folder / "attempt-1.json")
+        assert "released" in files.read_json(folder / "attempt-1.json")
 
 
 def test_workers_run_the_code_of_their_launcher(tiny, python, tmp_path) -> None:

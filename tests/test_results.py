@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from capsule_sweeps import compose_config, load_runs
+from capsule_sweeps.files import write_json
 from capsule_sweeps.results import accuracy_table, notes, render
-from capsule_sweeps.store import Run, columns, science, write_json
+from capsule_sweeps.store import Run, columns, science
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMANDED = {"run", "signature", "state", "dataset", "model", "backbone", "routing", "schedule", "num_routing", "seed"}

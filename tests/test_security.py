@@ -16,7 +16,8 @@ import torch
 from omegaconf import OmegaConf
 
 from capsule_sweeps.config import build
-from capsule_sweeps.store import Run, columns, science, write_json
+from capsule_sweeps.files import write_json
+from capsule_sweeps.store import Run, columns, science
 
 ROOT = Path(__file__).resolve().parents[1]
 SECRETS = {

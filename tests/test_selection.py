@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from capsule_sweeps.files import write_json
 from capsule_sweeps.selection import find_run, select
-from capsule_sweeps.store import Run, columns, science, write_json
+from capsule_sweeps.store import Run, columns, science
 
 LR = ("0.1", "0.05")
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from capsule_sweeps.files import write_json
 from capsule_sweeps.show import sparkline
-from capsule_sweeps.store import Run, columns, science, write_json
+from capsule_sweeps.store import Run, columns, science
 
 
 def make_run(config, **changes) -> Run:

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from capsule_sweeps import compose_config, load_runs, store
-from capsule_sweeps.store import Busy, Run, columns, find_runs, science, signature, write_atomic
+from capsule_sweeps import compose_config, files, load_runs, owner, store
+from capsule_sweeps.files import write_atomic
+from capsule_sweeps.store import Busy, Run, columns, find_runs, science, signature
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -174,11 +175,11 @@ def test_new_field_with_a_neutral_default_keeps_old_signatures(monkeypatch, tmp_
     assert columns(with_new_field(config, 5))["signature"] != columns(config)["signature"]
     run = Run(tmp_path / columns(config)["run"])
     run.folder.mkdir()
-    store.write_json(run.folder / "run.json", {"science": science(config)})
+    files.write_json(run.folder / "run.json", {"science": science(config)})
     compare(run, with_new_field(config, 0))
     with pytest.raises(ValueError, match=r"training\.warmup_epochs"):
         compare(run, with_new_field(config, 5))
-    store.write_json(run.folder / "run.json", {"science": {**science(config), "training.warmup_epochs": 0}})
+    files.write_json(run.folder / "run.json", {"science": {**science(config), "training.warmup_epochs": 0}})
     compare(run, config)
 
 
@@ -188,7 +189,7 @@ def test_other_science_under_one_signature_is_an_error_that_names_the_difference
     run = Run(tmp_path / columns(here)["run"])
     run.folder.mkdir()
     if source == "run.json":
-        store.write_json(run.folder / "run.json", {"science": science(there)})
+        files.write_json(run.folder / "run.json", {"science": science(there)})
     else:
         (run.folder / "config.yaml").write_text(OmegaConf.to_yaml(there))
     with pytest.raises(ValueError) as caught:
@@ -297,7 +298,7 @@ def test_claim_from_another_host_holds_until_its_heartbeat_is_old(claiming) -> N
     assert run.state() == "running"
     with pytest.raises(Busy, match="elsewhere"), run.claim():
         pytest.fail("two owners")
-    old = time.time() - store.STALE_SECONDS - 5
+    old = time.time() - owner.STALE_SECONDS - 5
     os.utime(path, (old, old))
     assert run.state() == "interrupted"
     with run.claim():
@@ -356,7 +357,7 @@ with ExitStack() as stack:
 
 def test_of_many_processes_that_claim_at_once_exactly_one_wins(tmp_path) -> None:
     rounds, start = 20, tmp_path / "start"
-    dead = json.dumps({"host": store._host(), "pid": os.getpid(), "start": "1", "time": 0})
+    dead = json.dumps({"host": owner._host(), "pid": os.getpid(), "start": "1", "time": 0})
     for number in range(0, rounds, 2):  # every other folder has a dead owner, whom all of them want to follow
         (tmp_path / f"x-{number:08x}").mkdir()
         (tmp_path / f"x-{number:08x}" / "attempt-3.json").write_text(dead)

@@ -1,0 +1,124 @@
+"""What a SLURM job does: it works through the runs of its submission, claiming them one by one from the ledger.
+
+All jobs of a submission are alike: each takes whichever run still has this submission's ticket, so an early finisher
+takes the next one, and a job that starts again after a preemption goes on where there is something left to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from capsule_sweeps.config import check
+from capsule_sweeps.files import read_json, write_atomic, write_json
+from capsule_sweeps.plan import Point
+from capsule_sweeps.pool import Slot, Worker, run_pool
+from capsule_sweeps.provenance import ROOT
+from capsule_sweeps.signals import Stop
+from capsule_sweeps.snapshot import check_snapshot
+from capsule_sweeps.store import Run
+
+log = logging.getLogger(__name__)
+
+
+class SlurmJob:
+    """The callable that submitit keeps: it holds a path only, `<runs_dir>/.jobs/<submission>`.
+
+    job.json in there says what to do: runs (folders), sweep, snapshot, packing, runs_per_job, max_attempts.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __call__(self) -> None:
+        """Raises RuntimeError, so that SLURM says FAILED, when a run failed here; ValueError for damaged code."""
+        handler = logging.StreamHandler(sys.stdout)  # submitit's own logger has one
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logging.getLogger("capsule_sweeps").addHandler(handler)
+        logging.getLogger("capsule_sweeps").setLevel(logging.INFO)
+        self.job = read_json(Path(self.folder) / "job.json")
+        if Path(self.job["snapshot"]) != ROOT:
+            raise ValueError(
+                f"the job runs the code in {ROOT} and not its own, {self.job['snapshot']}: is PYTHONPATH set?"
+            )
+        check_snapshot(ROOT)
+        self.stop, self.workers, self.failed = Stop(), set[Worker](), list[str]()
+        self.starts = Counter[str]()
+        signal.signal(signal.SIGTERM, self._terminate)
+        run_pool(
+            self.take, len(self.job["runs"]), self.job["sweep"], self._slots(), self.stop, self.ended, self.workers
+        )
+        if self.stop.signum:
+            sys.exit(128 + self.stop.signum)
+        if self.failed:
+            raise RuntimeError("these runs did not finish, the log above says why: " + ", ".join(self.failed))
+
+    def checkpoint(self) -> Any:
+        """Called by submitit at SIGUSR2, before the time limit or a preemption: let runs save, then start again."""
+        from submitit.helpers import DelayedSubmission
+
+        for worker in self.workers:
+            worker.process.send_signal(signal.SIGTERM)
+        for worker in self.workers:
+            worker.process.wait()
+        return DelayedSubmission(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}
+
+    def _terminate(self, signum: int, _: Any) -> None:
+        self.stop.signum = signum
+
+    def _slots(self) -> list[Slot]:
+        num_slots = self.job["runs_per_job"] if self.job["packing"] == "parallel" else 1
+        cpus = int(os.environ.get("SLURM_CPUS_PER_TASK") or len(os.sched_getaffinity(0)))
+        gpus = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        threads = max(1, cpus // num_slots)
+        return [Slot(gpus[index % len(gpus)] if gpus else None, threads) for index in range(num_slots)]
+
+    def take(self) -> Point | None:
+        """The next run that waits; each job begins at another one, so that jobs that start together do not collide."""
+        folders = self.job["runs"]
+        first = int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0) * self.job["runs_per_job"] % len(folders)
+        here = {worker.point.run.folder for worker in self.workers}
+        for folder in [*folders[first:], *folders[:first]]:
+            run = Run(Path(folder), self.job["submission"])
+            if run.folder in here or not run.waits_for(self.job["submission"]):
+                continue
+            ticket = run.ticket()
+            tried = len(run.record().get("attempts", [])) - ticket["attempts"]
+            if max(tried, self.starts[folder]) >= self.job["max_attempts"]:
+                self._give_up(run, f"not finished after {self.job['max_attempts']} attempts")
+                continue
+            self.starts[folder] += 1
+            return Point(check(OmegaConf.create(ticket["config"])), run, "", run.state(), "run")
+        return None
+
+    def ended(self, worker: Worker) -> None:
+        """Called when a worker's process is gone. Killed or interrupted runs keep their ticket."""
+        run, code = worker.point.run, worker.process.returncode
+        if code == 1:
+            if run.record().get("state") != "failed":  # it did not get as far as its claim
+                words = worker.errors_text()
+                write_atomic(run.folder / "error.txt", words.encode())
+                told = {**run.record(), **run.ticket().get("columns", {}), "state": "failed", "failure": "other"}
+                write_json(run.folder / "run.json", {**told, "error": worker.last_words(), "ended": time.time()})
+                run.dequeue()
+            self.failed.append(run.folder.name)
+            error = run.folder / "error.txt"
+            print(error.read_text() if error.exists() else worker.errors_text(), file=sys.stderr, flush=True)
+        elif code > 128:
+            self.stop.signum = code - 128  # SLURM told the whole job to end
+
+    def _give_up(self, run: Run, reason: str) -> None:
+        log.error("%s: %s", run.folder.name, reason)
+        run.dequeue()
+        self.failed.append(run.folder.name)

@@ -1,0 +1,84 @@
+"""What SLURM knows: jobs in its queue, and how it is set up. Asks squeue and scontrol; no accounting is needed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+
+ASK_SECONDS = 30
+REMEMBER_SECONDS = 2.0
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job (or array task: job_task) that is pending or running; its name is the submission it belongs to."""
+
+    job_id: str
+    name: str
+    state: str
+    reason: str
+    node: str
+    time_left: str
+
+    def __str__(self) -> str:
+        if self.state == "RUNNING":
+            return f"{self.node}, {self.time_left} left"
+        return f"{self.state.lower()} ({self.reason})"
+
+
+_remembered: tuple[float, list[Job] | None] = (float("-inf"), None)
+
+
+def jobs() -> list[Job] | None:
+    """This user's jobs in the queue; None when there is no SLURM or it does not answer. Remembered for a moment."""
+    global _remembered
+    if time.monotonic() - _remembered[0] > REMEMBER_SECONDS:
+        text = ask("squeue", "--me", "-h", "-r", "-o", "%i|%j|%T|%r|%N|%L")
+        rows = None if text is None else [line.strip().split("|", 5) for line in text.splitlines()]
+        found = None if rows is None else [Job(*row) for row in rows if len(row) == 6 and row[2] not in ENDED]
+        _remembered = time.monotonic(), found
+    return _remembered[1]
+
+
+def forget() -> None:
+    """Ask anew at the next question: the queue was just changed."""
+    global _remembered
+    _remembered = float("-inf"), None
+
+
+def is_active(submission: str) -> bool:
+    """Whether a job of this submission is in the queue; True as well when SLURM cannot be asked at this moment."""
+    found = jobs()
+    return found is None or any(job.name == submission for job in found)
+
+
+def settings() -> dict[str, str] | None:
+    """What `scontrol show config` says; None when SLURM does not answer."""
+    text = ask("scontrol", "show", "config")
+    return None if text is None else dict(re.findall(r"^(\w+)\s*= (.*?)\s*$", text, re.MULTILINE))
+
+
+def max_array_size() -> int:
+    """How many tasks an array may have on this cluster (SLURM's own default where it does not say)."""
+    return int((settings() or {}).get("MaxArraySize", "1001")) - 1
+
+
+def cancel_pending(submission: str) -> None:
+    """Take the jobs of a submission that have not started out of the queue."""
+    ask("scancel", "--me", f"--name={submission}", "--state=PENDING")
+    forget()
+
+
+def ask(*command: str) -> str | None:
+    """The output of a SLURM command; None when it is not installed, fails, or does not answer in time."""
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

@@ -1,0 +1,81 @@
+"""The code as it is now, kept for jobs that start later: `<runs_dir>/.code/<hash>/`, made once for each content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from tempfile import mkdtemp
+
+from capsule_sweeps.provenance import MANIFEST, ROOT, git
+
+MAX_BYTES = 10_000_000
+SECRETS = (".env*", ".netrc", "id_*", "*.pem", "*.key", "*.p12", "*.pfx")  # names of files that stay where they are
+
+
+def take_snapshot(runs_dir: Path) -> tuple[Path, bool]:
+    """(the folder that holds the code as it is, whether it was made now): one folder for each content.
+
+    Holds what git tracks, with edits, and untracked files that git does not ignore; no keys, .env files, files over
+    10 MB, and nothing from runs_dir. Staged beside and renamed, so that it is never half there.
+    """
+    files = {name: (ROOT / name).read_bytes() for name in _names(runs_dir)}
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
+    identity = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16]
+    shelf = runs_dir.absolute() / ".code"
+    target = shelf / identity
+    if target.exists():
+        check_snapshot(target)
+        return target, False
+    shelf.mkdir(parents=True, exist_ok=True)
+    staged = Path(mkdtemp(dir=shelf, prefix=".staged-"))
+    try:
+        for name, content in files.items():
+            path = staged / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            path.chmod((ROOT / name).stat().st_mode & 0o777)
+        patch = git("diff", "HEAD", "--", ".", *(f":(exclude,glob)**/{name}" for name in SECRETS))
+        manifest = {"files": hashes, "commit": git("rev-parse", "HEAD").strip(), "patch": patch}
+        (staged / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        staged.chmod(shelf.stat().st_mode & 0o777)  # mkdtemp's are private, but a group may share its runs
+        os.rename(staged, target)
+    except OSError:
+        shutil.rmtree(staged, ignore_errors=True)
+        if not target.exists():  # else another process made the same one meanwhile
+            raise
+    return target, True
+
+
+def check_snapshot(folder: Path) -> None:
+    """Raises ValueError when a snapshot is not what it was made as."""
+    try:
+        hashes = json.loads((folder / MANIFEST).read_text())["files"]
+        for name, expected in hashes.items():
+            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
+                raise ValueError(f"{name} was changed")
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"the code in {folder} is damaged ({error}); remove that folder and submit again") from error
+
+
+def _names(runs_dir: Path) -> list[str]:
+    listing = git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    if listing:
+        names = listing.split("\0")[:-1]
+    else:  # no git: the files that the program is made of
+        folders = ("capsule_sweeps", "hydra_plugins", "conf")
+        names = [str(path.relative_to(ROOT)) for folder in folders for path in (ROOT / folder).rglob("*")]
+        names = ["launch.py", *(name for name in names if "__pycache__" not in name)]
+    inside = runs_dir.absolute()
+    return [
+        name
+        for name in sorted(set(names))
+        if not any(fnmatch(Path(name).name, pattern) for pattern in SECRETS)
+        and (path := ROOT / name).is_file()
+        and not path.is_symlink()
+        and path.stat().st_size <= MAX_BYTES
+        and inside not in path.absolute().parents
+    ]

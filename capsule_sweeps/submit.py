@@ -1,0 +1,276 @@
+"""Gives the missing runs of a sweep to SLURM, as one job array, through submitit, and follows them if asked to.
+
+Everything a job needs lies under `<runs_dir>/.jobs/<submission>/` and `.code/` before sbatch is called, so it does not
+matter if this process dies right after. A submission's name is the name of its jobs: by it the ledger asks the queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from omegaconf import OmegaConf
+from rich.live import Live
+from rich.table import Table
+from submitit import SlurmExecutor
+from submitit.core.utils import DelayedSubmission, FailedJobError
+
+from capsule_sweeps import slurm
+from capsule_sweeps.files import write_json
+from capsule_sweeps.job import SlurmJob
+from capsule_sweeps.owner import owner
+from capsule_sweeps.plan import Point
+from capsule_sweeps.progress import console, plain_text
+from capsule_sweeps.provenance import SUBMISSION
+from capsule_sweeps.snapshot import take_snapshot
+from capsule_sweeps.store import columns, science
+
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 120  # before the time limit SLURM tells the job to save
+SECONDS_BETWEEN_LOOKS = 2
+RESERVED = {"job-name", "array", "output", "error", "open-mode"}
+OWN = {"setup", "max_parallel", "runs_per_job", "packing", "wait", "max_attempts", "sbatch"}  # the others are sbatch's
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings `hydra.launcher.<name>` that say how a sweep is given to SLURM; None is not sent.
+
+    Memory in GiB, time in minutes or as SLURM writes it. Raises ValueError for values out of range.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gpus: int | None = None
+    cpus: int | None = None
+    mem_gb: float | None = None
+    time: int | str | None = None
+    max_parallel: int | None = None
+    setup: list[str] = field(default_factory=list)
+    sbatch: dict[str, Any] = field(default_factory=dict)
+    runs_per_job: int = 1
+    packing: str = "parallel"
+    wait: bool = False
+    max_attempts: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("gpus", "cpus", "max_parallel", "runs_per_job", "max_attempts"):
+            value = getattr(self, name)
+            required = name in ("runs_per_job", "max_attempts")
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= (0 if name == "gpus" else 1)
+            if not whole and (required or value is not None):
+                raise ValueError(f"hydra.launcher.{name}={value} must be a whole number of at least 1")
+        if self.mem_gb is not None and not (isinstance(self.mem_gb, int | float) and self.mem_gb > 0):
+            raise ValueError(f"hydra.launcher.mem_gb={self.mem_gb} must be a number of GiB greater than 0")
+        if self.packing not in ("parallel", "sequential"):
+            raise ValueError(f"hydra.launcher.packing={self.packing} must be parallel or sequential")
+        if not isinstance(self.wait, bool):
+            raise ValueError(f"hydra.launcher.wait={self.wait} must be true or false")
+        for name, kind, words in (("setup", list, "a list of shell lines"), ("sbatch", dict, "sbatch options by name")):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"hydra.launcher.{name}={getattr(self, name)} must be {words}")
+        if ours := sorted({str(key).replace("_", "-") for key in self.sbatch} & RESERVED):
+            raise ValueError(f"hydra.launcher.sbatch.{ours[0]} is not for you to set: the ledger finds its jobs by it")
+
+    def parameters(self) -> dict[str, Any]:
+        """Options of sbatch by their long names."""
+        names = {"gpus": "gpus-per-node", "cpus": "cpus-per-task"}
+        given = {key: value for key, value in asdict(self).items() if key not in OWN and value is not None}
+        if self.mem_gb is not None:
+            given["mem"] = f"{math.ceil(1024 * given.pop('mem_gb'))}M"
+        sent = {names.get(key, key): value for key, value in given.items()}
+        own = {"signal": f"USR2@{GRACE_SECONDS}", "requeue": True}
+        return {**own, **sent, **{str(key).replace("_", "-"): value for key, value in self.sbatch.items()}}
+
+    def num_jobs(self, num_runs: int) -> int:
+        """Each job takes another run when one of its own is done, so there need not be more than may run at once."""
+        return min(math.ceil(num_runs / self.runs_per_job), self.max_parallel or num_runs)
+
+    def num_parallel(self, num_runs: int) -> int:
+        """How many of so many runs may be at work at once."""
+        return self.num_jobs(num_runs) * (self.runs_per_job if self.packing == "parallel" else 1)
+
+
+class Executor(SlurmExecutor):
+    """submitit's, sending what is set and nothing else, with one pickle for all tasks that is there before sbatch."""
+
+    def submit_tasks(self, job: SlurmJob, num_tasks: int) -> str:
+        """The job's number. Raises FailedJobError when sbatch refuses."""
+        delayed = DelayedSubmission(job)
+        delayed.set_timeout(1, sys.maxsize)  # attempts are counted by run, in SlurmJob
+        delayed.dump(Path(self.folder) / "job.pkl")
+        self.parameters["map_count"] = num_tasks
+        return str(self._submit_command(self._submitit_command_str).job_id)
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        sent = self.parameters["additional_parameters"]
+        unasked = [f"#SBATCH --{name}=" for name in ("time", "wckey") if name not in sent]
+        text = super()._make_submission_file_text(command, uid)
+        return "\n".join(line for line in text.splitlines() if not line.startswith(tuple(unasked))) + "\n"
+
+
+def submit(todo: Sequence[Point], sweep: str, settings: Settings) -> str:
+    """Queue some runs. Returns the name of the submission.
+
+    Raises ValueError with SLURM's own sentence when it refuses; the ledger is as before then.
+    """
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise ValueError("there is no SLURM here (no sbatch on the PATH): launch from a login node of the cluster")
+    runs_dir = todo[0].run.folder.parent.absolute()
+    submission = f"{sweep}-{uuid4().hex[:6]}"
+    folder = runs_dir / ".jobs" / submission
+    with ExitStack() as undo:
+        snapshot, new = take_snapshot(runs_dir)
+        if new:
+            undo.callback(remove, snapshot)
+        undo.callback(remove, folder)
+        folder.mkdir(parents=True)
+        for point in todo:
+            enqueue(point, submission, undo)
+        job: dict[str, Any] = {
+            "submission": submission,
+            "sweep": sweep,
+            "runs": [str(point.run.folder.absolute()) for point in todo],
+            "snapshot": str(snapshot),
+            **asdict(settings),
+            **owner(),
+            "job_ids": [],
+        }
+        write_json(folder / "job.json", job)
+        left, most = settings.num_jobs(len(todo)), slurm.max_array_size()
+        while left:
+            try:
+                job["job_ids"].append(send(folder, submission, snapshot, settings, min(left, most)))
+            except FailedJobError as error:
+                if not job["job_ids"]:
+                    raise ValueError(f"SLURM refused the jobs: {slurm_sentence(error)}") from error
+                log.warning("SLURM took no more jobs, those that it took do all runs: %s", slurm_sentence(error))
+                break
+            undo.pop_all()  # there is no way back once a job is in the queue
+            left -= min(left, most)
+            write_json(folder / "job.json", job)
+    slurm.forget()
+    num_jobs, numbers = settings.num_jobs(len(todo)) - left, ", ".join(job["job_ids"])
+    runs = f"{len(todo)} run{'s' if len(todo) > 1 else ''}"
+    console().print(
+        f"{runs} queued in {num_jobs} job{'s' if num_jobs > 1 else ''} ({numbers}): {submission}. "
+        f"Follow with `python -m capsule_sweeps status --runs-dir {shlex.quote(os.path.relpath(runs_dir))} --watch`.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return submission
+
+
+def enqueue(point: Point, submission: str, undo: ExitStack) -> None:
+    """The ticket: with it a job can run the point, and it is all that the job gets to know."""
+    run = point.run
+    if point.action == "run anew":
+        undo.callback(restore, run.put_aside(), run.folder)
+    config = point.config.copy()
+    config.runs_dir, config.data_dir = str(Path(config.runs_dir).absolute()), str(Path(config.data_dir).absolute())
+    ticket = {
+        "submission": submission,
+        "config": OmegaConf.to_container(config),
+        "columns": columns(config),
+        "science": science(config),
+        "attempts": len(run.record().get("attempts", [])),
+    }
+    undo.callback(run.dequeue)
+    run.enqueue(ticket)
+
+
+def remove(folder: Path) -> None:
+    """A folder, and the one around it if nothing else is in there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()
+
+
+def restore(aside: Path, folder: Path) -> None:
+    aside.rename(folder)
+    with suppress(OSError):
+        aside.parent.rmdir()
+
+
+def send(folder: Path, submission: str, snapshot: Path, settings: Settings, num_tasks: int) -> str:
+    """One sbatch. Returns the job's number."""
+    pickle = shlex.quote(str(folder)) + "/${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}_submitted.pkl"
+    setup = [
+        *settings.setup,
+        f"export PYTHONPATH={shlex.quote(str(snapshot))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
+        f"export {SUBMISSION}={submission}",
+        "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-}" if settings.cpus else "",
+        f"[ -e {pickle} ] || cp {shlex.quote(str(folder / 'job.pkl'))} {pickle}",
+    ]
+    executor = Executor(folder)
+    executor.update_parameters(
+        job_name=submission,
+        setup=[line for line in setup if line],
+        stderr_to_stdout=True,
+        array_parallelism=num_tasks,
+        additional_parameters=settings.parameters(),
+    )
+    return executor.submit_tasks(SlurmJob(str(folder)), num_tasks)
+
+
+def slurm_sentence(error: Exception) -> str:
+    """What sbatch said, without submitit's words around it."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line.partition("error: ")[2] for line in lines if line.startswith("sbatch: error: ")]
+    said = [line for line in said if line != "Batch job submission failed"]
+    return " ".join(said) or " ".join(lines)
+
+
+def follow(plan: Sequence[Point]) -> None:
+    """A live table until none of these runs is queued or running. Ctrl-C ends it and leaves the jobs alone."""
+    said: dict[str, str] = {}
+    try:
+        with Live(console=console(), auto_refresh=False, transient=True) as live:
+            while True:
+                states = {point.run.folder.name: point.run.state() for point in plan}
+                if console().is_terminal:
+                    live.update(_states_table(plan, states), refresh=True)
+                else:
+                    for name, state in states.items():
+                        if said.get(name) != state:
+                            console().print(f"{name}: {state}", markup=False, highlight=False, soft_wrap=True)
+                said = states
+                if not {"queued", "running"} & set(states.values()):
+                    return
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+    except KeyboardInterrupt:
+        counts = Counter(said.values())
+        told = ", ".join(f"{count} {state}" for state, count in counts.items())
+        sys.exit(
+            f"Left the jobs running ({told}); `status` shows them, `cancel` ends them, the same command follows again."
+        )
+
+
+def _states_table(plan: Sequence[Point], states: dict[str, str]) -> Table:
+    table = Table(title="Runs", title_justify="left")
+    for name in ("run", "state", "epochs", "accuracy of the last epoch"):
+        table.add_column(name, overflow="fold")
+    for point in plan:
+        name = point.run.folder.name
+        record = point.run.record()
+        done, of = record.get("epochs_done", 0), point.config.training.epochs
+        accuracy = record.get("accuracy_last")
+        shown = f"{accuracy:.1%}" if isinstance(accuracy, float) else "–"
+        table.add_row(plain_text(name), states[name], f"{done}/{of}", shown)
+    return table
