@@ -9,6 +9,8 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 
 import argcomplete
@@ -57,7 +59,9 @@ def make_parser() -> argparse.ArgumentParser:
     text = "download, verify and cache data sets"
     command = add(prepare_data, "prepare-data", text, overrides="dataset=CIFAR10,CIFAR100 data_dir=…")
     command.add_argument("--format", choices=FORMATS, default="table")
-    command = add(doctor, "doctor", "check what runs need, before hours are spent", overrides="as for launch.py")
+    about = "as for launch.py; with hydra/launcher=slurm the cluster is checked, too"
+    command = add(doctor, "doctor", "check what runs need, before hours are spent", overrides=about)
+    command.add_argument("--submit", action="store_true", help="send a job of one minute to see what a node sees")
     command.add_argument("--format", choices=FORMATS, default="table")
     command = commands.add_parser(
         "bench",
@@ -84,6 +88,7 @@ def main() -> None:
 
 
 def status(arguments: argparse.Namespace) -> None:
+    from capsule_sweeps.control import whereabouts
     from capsule_sweeps.progress import console
     from capsule_sweeps.results import render
     from capsule_sweeps.selection import select
@@ -92,7 +97,9 @@ def status(arguments: argparse.Namespace) -> None:
         runs = select(arguments.runs_dir, arguments.runs)
         runs["state"] = runs.state.mask(runs.stale, "stale")
         counts = ", ".join(f"{count} {state}" for state, count in runs.state.value_counts().items()) or "none"
-        text = render(runs[STATUS_COLUMNS], arguments.format, title=f"Runs in {arguments.runs_dir}", note=counts)
+        shown = runs[STATUS_COLUMNS].assign(slurm=whereabouts(arguments.runs_dir, runs))
+        shown = shown if shown.slurm.any() else shown.drop(columns="slurm")
+        text = render(shown, arguments.format, title=f"Runs in {arguments.runs_dir}", note=counts)
         if arguments.watch:
             console().clear()
         print(text, flush=True)
@@ -194,13 +201,23 @@ def prepare_data(arguments: argparse.Namespace) -> None:
 def doctor(arguments: argparse.Namespace) -> None:
     import pandas as pd
 
-    from capsule_sweeps.config import compose_config
+    from capsule_sweeps.config import compose_config, launcher_settings
     from capsule_sweeps.doctor import examine
     from capsule_sweeps.results import render
 
-    config = compose_config(arguments.overrides)
+    config, launcher = compose_config(arguments.overrides), launcher_settings(arguments.overrides)
+    checks = examine(config)
+    if str(launcher.pop("_target_")).endswith("SlurmLauncher"):
+        from capsule_sweeps.cluster import examine_cluster
+        from capsule_sweeps.launcher import split_settings
+        from capsule_sweeps.submit import Settings
+
+        _, own = split_settings(launcher, {entry.name for entry in fields(Settings)})
+        checks = chain(checks, examine_cluster(config, Settings(**own), arguments.submit))
+    elif arguments.submit:
+        raise ValueError("--submit needs a cluster: say hydra/launcher=slurm, and its settings")
     found = []
-    for name, ok, text in examine(config):
+    for name, ok, text in checks:
         found.append({"check": name, "ok": ok, "text": text})
         if arguments.format == "json":
             print(json.dumps(found[-1]), flush=True)

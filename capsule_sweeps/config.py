@@ -157,6 +157,21 @@ def compose_config(overrides: list[str]) -> DictConfig:
         raise ValueError(_sentence(error)) from error
 
 
+def launcher_settings(overrides: list[str]) -> dict[str, Any]:
+    """The settings `hydra.launcher` under these overrides, `_target_` among them. Raises ValueError as above."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            composed = compose("config", overrides, return_hydra_config=True)
+            return dict(OmegaConf.to_container(composed.hydra.launcher, resolve=True))  # type: ignore[arg-type]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_sentence(error)) from error
+
+
 def sweep_points(overrides: list[str]) -> list[list[str]]:
     """The points of a sweep, each a list of overrides: every combination of the values that overrides give."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper

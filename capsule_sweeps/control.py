@@ -7,22 +7,29 @@ import re
 import shutil
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from capsule_sweeps import slurm
 from capsule_sweeps.config import check
+from capsule_sweeps.files import read_json
 from capsule_sweeps.owner import living_elsewhere, process_here
-from capsule_sweeps.store import Run, science, signature
+from capsule_sweeps.store import Run, find_runs, science, signature
 
 TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.(\d+)\.tmp")
 TEMPORARY_SECONDS = 3600  # younger ones may still be in the making
 
 
 def cancel(runs_dir: Path, runs: pd.DataFrame, sweeps: Sequence[str]) -> list[str]:
-    """Ask running runs to save and stop, and the launchers of these sweeps to start no more. Says what it did."""
+    """Ask running runs to save and stop, and the launchers of these sweeps to start no more. Says what it did.
+
+    Queued runs are taken out of the queue; jobs that go on, for other runs, find nothing to do for them.
+    """
     said = []
     for name in sweeps:
         pid = process_here(runs_dir / ".sweeps" / f"{name}.json")
@@ -34,22 +41,37 @@ def cancel(runs_dir: Path, runs: pd.DataFrame, sweeps: Sequence[str]) -> list[st
             said.append(f"{name}: its launcher (process {pid}) was asked to save and stop")
         elif pid is None and (host := living_elsewhere(runs_dir / ".sweeps" / f"{name}.json")):
             said.append(f"{name}: its launcher may run on {host}, out of reach from here; cancel it there")
+    emptied = set()
+    for name in runs.run[runs.state == "queued"]:
+        run = Run(runs_dir / name)
+        emptied.add(run.ticket().get("submission"))
+        run.dequeue()
+        said.append(f"{name}: taken out of the queue")
+    for submission in emptied - {
+        Run(path.parent).ticket().get("submission") for path in runs_dir.glob("*/queued.json")
+    }:
+        slurm.cancel_pending(str(submission))
+        said.append(f"{submission}: nothing is left to do; its jobs that have not started were cancelled in SLURM")
     for name in runs.run[runs.state == "running"]:
         if Run(runs_dir / name).request_cancel():
             said.append(f"{name}: asked to save and stop; it is interrupted in a moment, the same command goes on")
-    return said or ["nothing to cancel: none of these runs is running"]
+    return said or ["nothing to cancel: none of these runs is running or queued"]
 
 
 def retry(runs_dir: Path, runs: pd.DataFrame, parallel: int | str) -> bool:
-    """Run the failed and interrupted among these runs again, from their stored configurations. True if all finish."""
-    from capsule_sweeps.launcher import launch
+    """Run the failed and interrupted among these runs again, from their stored configurations. True if all finish.
+
+    Those that SLURM ran are given to it again, with the settings of that submission, where there is a SLURM.
+    """
+    from capsule_sweeps.launcher import launch, launch_on_slurm
     from capsule_sweeps.plan import Policy
     from capsule_sweeps.pool import make_slots
 
     names = list(runs.run[runs.state.isin(["failed", "interrupted"])])
     if not names:
         raise ValueError("nothing to retry: none of these runs is failed or interrupted")
-    configs = []
+    here: dict[str, DictConfig] = {}
+    queued: dict[Path, dict[str, DictConfig]] = defaultdict(dict)
     for name in names:
         path = runs_dir / name / "config.yaml"
         try:
@@ -61,10 +83,52 @@ def retry(runs_dir: Path, runs: pd.DataFrame, parallel: int | str) -> bool:
         if signature(science(config)) != name[-8:]:
             raise ValueError(f"{path} describes another run than {name}: it was edited; bring the old one back")
         config.runs_dir = str(runs_dir)
-        configs.append(config)
-    slots = make_slots(parallel, 1, {config.device for config in configs})
-    accuracies = launch(configs, [[name] for name in names], Policy(), slots)
+        job = slurm_job_file(run)
+        (queued[job] if job is not None and slurm.settings() is not None else here)[name] = config
+    for job, configs in queued.items():
+        from capsule_sweeps.submit import Settings
+
+        told = read_json(job)
+        cluster = Settings(**{entry.name: told[entry.name] for entry in fields(Settings) if entry.name in told})
+        launch_on_slurm(list(configs.values()), [[name] for name in configs], Policy(), cluster)
+    if not here:
+        return True
+    slots = make_slots(parallel, 1, {config.device for config in here.values()})
+    accuracies = launch(list(here.values()), [[name] for name in here], Policy(), slots)
     return all(accuracy is not None for accuracy in accuracies)
+
+
+def slurm_job_file(run: Run) -> Path | None:
+    """The job.json of the submission under which a run was last at work; None when SLURM had no part in it."""
+    attempts = run.record().get("attempts", [])
+    submission = attempts[-1].get("submission") if attempts else None
+    path = run.folder.parent / ".jobs" / str(submission) / "job.json"
+    return path if submission and path.is_file() else None
+
+
+def slurm_log(run: Run) -> Path | None:
+    """What the SLURM job that last worked on a run printed."""
+    path, attempts = slurm_job_file(run), run.record().get("attempts", [])
+    log = None if path is None else path.with_name(f"{attempts[-1].get('job')}_0_log.out")
+    return log if log is not None and log.is_file() else None
+
+
+def whereabouts(runs_dir: Path, runs: pd.DataFrame) -> list[str]:
+    """For each run what SLURM says of its job: why it waits, or its node and the time left. Empty for all others."""
+    if not (runs_dir / ".jobs").is_dir():
+        return [""] * len(runs)
+    jobs = slurm.jobs() or []
+    names, numbers = {job.name: job for job in reversed(jobs)}, {job.job_id: job for job in jobs}
+    told = []
+    for name, state in zip(runs.run, runs.state, strict=True):
+        run, job = Run(runs_dir / name), None
+        if state == "queued":
+            job = names.get(str(run.ticket().get("submission")))
+        elif state == "running":
+            attempts = run.record().get("attempts", [])
+            job = numbers.get(str(attempts[-1].get("job"))) if attempts else None
+        told.append("" if job is None else str(job))
+    return told
 
 
 def garbage(runs_dir: Path) -> Iterator[tuple[Path, str, int]]:
@@ -74,13 +138,38 @@ def garbage(runs_dir: Path) -> Iterator[tuple[Path, str, int]]:
             old = TEMPORARY.fullmatch(path.name) and time.time() - path.lstat().st_mtime > TEMPORARY_SECONDS
             if old and path.is_file():
                 yield path, "temporary file of a process that was killed", path.lstat().st_size
+    yield from ended_jobs(runs_dir)
     shelf = runs_dir / ".superseded"
     if shelf.is_dir() and not shelf.is_symlink():
         for path in sorted(shelf.iterdir()):
             if not (runs_dir / path.name.rpartition(".")[0] / "summary.json").exists():
                 continue  # what was to take its place is not finished yet
-            size = sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())
-            yield path, "superseded: the run was made anew with force", size
+            yield path, "superseded: the run was made anew with force", size_of(path)
+
+
+def ended_jobs(runs_dir: Path) -> Iterator[tuple[Path, str, int]]:
+    """Files of submissions with no job left and nothing unfinished, and code that no run and no such job needs.
+
+    Code that a run in runs_dir was made with is kept: it belongs to where its numbers come from.
+    """
+    needed, known = set(), {run.folder.name: run for run in find_runs(runs_dir).values()}
+    for run in known.values():
+        needed |= {attempt.get("snapshot") for attempt in run.record().get("attempts", [])}
+    for folder in sorted(path for path in (runs_dir / ".jobs").glob("*") if path.is_dir()):
+        job = read_json(folder / "job.json")
+        left = [name for name in map(os.path.basename, job.get("runs", [])) if name in known]
+        if slurm.is_active(folder.name) or any(known[name].state() != "finished" for name in left):
+            needed.add(os.path.basename(job.get("snapshot", "")))
+        else:
+            yield folder, "SLURM jobs that ended, all their runs are finished", size_of(folder)
+    for folder in sorted((runs_dir / ".code").glob("*")):
+        staged = folder.name.startswith(".staged-") and time.time() - folder.stat().st_mtime > TEMPORARY_SECONDS
+        if staged or (folder.name not in needed and not folder.name.startswith(".")):
+            yield folder, "code that no job and no run needs", size_of(folder)
+
+
+def size_of(folder: Path) -> int:
+    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def remove(path: Path) -> None:

@@ -19,9 +19,10 @@ from omegaconf import OmegaConf
 
 from capsule_sweeps.config import check
 from capsule_sweeps.files import read_json, write_atomic, write_json
+from capsule_sweeps.owner import slurm_job
 from capsule_sweeps.plan import Point
 from capsule_sweeps.pool import Slot, Worker, run_pool
-from capsule_sweeps.provenance import ROOT
+from capsule_sweeps.provenance import ROOT, code
 from capsule_sweeps.signals import Stop
 from capsule_sweeps.snapshot import check_snapshot
 from capsule_sweeps.store import Run
@@ -104,19 +105,33 @@ class SlurmJob:
 
     def ended(self, worker: Worker) -> None:
         """Called when a worker's process is gone. Killed or interrupted runs keep their ticket."""
-        run, code = worker.point.run, worker.process.returncode
-        if code == 1:
-            if run.record().get("state") != "failed":  # it did not get as far as its claim
-                words = worker.errors_text()
-                write_atomic(run.folder / "error.txt", words.encode())
-                told = {**run.record(), **run.ticket().get("columns", {}), "state": "failed", "failure": "other"}
-                write_json(run.folder / "run.json", {**told, "error": worker.last_words(), "ended": time.time()})
-                run.dequeue()
+        run, status = worker.point.run, worker.process.returncode
+        if status == 1:
+            if run.record().get("state") != "failed":
+                self._record_failure(worker)
             self.failed.append(run.folder.name)
-            error = run.folder / "error.txt"
-            print(error.read_text() if error.exists() else worker.errors_text(), file=sys.stderr, flush=True)
-        elif code > 128:
-            self.stop.signum = code - 128  # SLURM told the whole job to end
+            print((run.folder / "error.txt").read_text(), file=sys.stderr, flush=True)
+        elif status > 128:
+            self.stop.signum = status - 128  # SLURM told the whole job to end
+
+    def _record_failure(self, worker: Worker) -> None:
+        """For a run that failed before its claim, and so left nothing behind: no data on this node, for instance."""
+        run, ticket = worker.point.run, worker.point.run.ticket()
+        write_atomic(run.folder / "error.txt", worker.errors_text().encode())
+        write_atomic(run.folder / "config.yaml", OmegaConf.to_yaml(worker.point.config).encode())
+        attempt = {"started": time.time(), "code": code(), **slurm_job(), "submission": self.job["submission"]}
+        told = {
+            **ticket.get("columns", {}),
+            "science": ticket.get("science", {}),
+            **run.record(),
+            "attempts": [*run.record().get("attempts", []), attempt],
+            "state": "failed",
+            "failure": "other",
+            "error": worker.last_words(),
+            "ended": time.time(),
+        }
+        write_json(run.folder / "run.json", told)
+        run.dequeue()
 
     def _give_up(self, run: Run, reason: str) -> None:
         log.error("%s: %s", run.folder.name, reason)

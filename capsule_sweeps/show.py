@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from capsule_sweeps.control import slurm_log
 from capsule_sweeps.progress import plain_text
 from capsule_sweeps.results import load_runs, render
 from capsule_sweeps.store import Run
@@ -41,9 +42,8 @@ def show(run: Run, form: str) -> str:
         accuracies = [row["test_accuracy"] for row in rows]
         parts.append(f"Test accuracy by epoch, {min(accuracies):.1%} to {max(accuracies):.1%}\n{sparkline(accuracies)}")
     parts += [damage] if damage else []
-    for name in ("log.txt", "error.txt"):
-        path = run.folder / name
-        if path.is_file():
+    for path in (run.folder / "log.txt", slurm_log(run), run.folder / "error.txt"):
+        if path is not None and path.is_file():
             lines = path.read_text(errors="replace").splitlines()[-LOG_LINES:]
             parts.append("\n".join([f"{path}, last lines:", *lines]))
     return str(plain_text("\n\n".join(parts)))

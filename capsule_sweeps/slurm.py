@@ -64,7 +64,7 @@ def settings() -> dict[str, str] | None:
 
 def max_array_size() -> int:
     """How many tasks an array may have on this cluster (SLURM's own default where it does not say)."""
-    return int((settings() or {}).get("MaxArraySize", "1001")) - 1
+    return int((settings() or {}).get("MaxArraySize", "1001"))
 
 
 def cancel_pending(submission: str) -> None:

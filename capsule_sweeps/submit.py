@@ -117,6 +117,11 @@ class Executor(SlurmExecutor):
         self.parameters["map_count"] = num_tasks
         return str(self._submit_command(self._submitit_command_str).job_id)
 
+    @staticmethod
+    def options(parameters: dict[str, Any]) -> list[str]:
+        """The same for a command line."""
+        return [f"--{key}" if value is True else f"--{key}={value}" for key, value in parameters.items()]
+
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         sent = self.parameters["additional_parameters"]
         unasked = [f"#SBATCH --{name}=" for name in ("time", "wckey") if name not in sent]

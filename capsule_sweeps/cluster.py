@@ -1,0 +1,168 @@
+"""Before a sweep goes to SLURM: does the cluster do what its jobs count on, and do its nodes see what they need?"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from uuid import uuid4
+
+from omegaconf import DictConfig
+
+from capsule_sweeps import slurm
+from capsule_sweeps.files import read_json
+from capsule_sweeps.plan import epoch_rates, like
+from capsule_sweeps.snapshot import take_snapshot
+from capsule_sweeps.store import find_runs, science
+from capsule_sweeps.submit import GRACE_SECONDS, Executor, Settings, remove
+
+PROBE_SECONDS = 180  # waiting for the probe to start and answer
+PROBE = """
+import json, os, sys, time
+import torch, capsule_sweeps
+found = {"python": sys.version.split()[0], "torch": torch.__version__, "code": capsule_sweeps.__file__,
+         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+         "cpus": len(os.sched_getaffinity(0)), "node": os.environ.get("SLURMD_NODENAME")}
+path = sys.argv[1] + "/answer.json"
+with open(path + ".tmp", "w") as file:
+    json.dump(found, file)
+os.replace(path + ".tmp", path)
+"""
+
+
+def examine_cluster(config: DictConfig, settings: Settings, submit: bool) -> Iterator[tuple[str, bool, str]]:
+    """(what, all right?, what was found or what to do), as `doctor.examine`; `submit` sends a job as a probe, too."""
+    checks: list[tuple[str, Callable[[DictConfig, Settings], str]]] = [
+        ("SLURM", answers),
+        ("submission", accepted),
+        ("time limit", enough_time),
+        ("signals", signals),
+    ]
+    for name, look in [*checks, *([("node", probe)] if submit else [])]:
+        try:
+            yield name, True, look(config, settings)
+        except Exception as error:
+            yield name, False, " ".join(str(error).split()) or type(error).__name__
+
+
+def answers(_: DictConfig, __: Settings) -> str:
+    if shutil.which("sbatch") is None:
+        raise ValueError("there is no sbatch on the PATH: run this on a login node of the cluster")
+    told = slurm.settings()
+    if told is None or slurm.jobs() is None:
+        raise ValueError("squeue and scontrol do not answer: is the controller up (`scontrol ping`)?")
+    name, version = told.get("ClusterName"), told.get("SLURM_VERSION")
+    return f"SLURM {version}, cluster {name}, arrays of up to {slurm.max_array_size()} tasks"
+
+
+def accepted(_: DictConfig, settings: Settings) -> str:
+    """What sbatch --test-only says of a job with these settings."""
+    options = Executor.options(settings.parameters())
+    command = ["sbatch", "--test-only", "--job-name=doctor", *options, "--wrap", "true"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=slurm.ASK_SECONDS)
+    said = " ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in done.stderr.splitlines())
+    if done.returncode:
+        raise ValueError(f"SLURM would refuse the jobs: {said}")
+    return said
+
+
+def enough_time(config: DictConfig, settings: Settings) -> str:
+    limit = settings.time or partition_limit(settings.partition)
+    minutes = minutes_of(limit)
+    rates = epoch_rates(find_runs(Path(config.runs_dir)).values()).get(like(science(config)))
+    shown = "no limit" if minutes is None else f"{minutes / 60:.3g} hours"
+    if minutes is not None and 60 * minutes <= GRACE_SECONDS:
+        raise ValueError(f"the limit of {shown} leaves no time: jobs are told to save {GRACE_SECONDS} s before it")
+    if not rates:
+        return f"{shown}; no run like this one was measured yet. At the limit runs are saved and the job starts again"
+    needed = median(rates) * config.training.epochs / 60
+    if minutes is None or needed < minutes:
+        return f"{shown}; a run takes about {needed / 60:.2g} hours"
+    return (
+        f"{shown}; a run takes about {needed / 60:.2g} hours: its job is started {needed / minutes:.0f} times or more"
+    )
+
+
+def partition_limit(partition: str | None) -> str:
+    """The time limit of a partition, or of the default one, as SLURM writes it."""
+    lines = (slurm.ask("sinfo", "-h", "-o", "%P|%l") or "").split()
+    limits = {name: limit for name, _, limit in (line.partition("|") for line in lines)}
+    default = next((limit for name, limit in limits.items() if name.endswith("*")), "UNLIMITED")
+    return limits.get(partition or "", limits.get(f"{partition}*", default))
+
+
+def minutes_of(limit: int | str) -> float | None:
+    """Minutes of a time as SLURM writes it: 90, 90:00, 1:30:00, 1-12:00; None for no limit. Raises ValueError."""
+    if str(limit).upper() in ("UNLIMITED", "INFINITE"):
+        return None
+    days, dash, clock = str(limit).rpartition("-")
+    try:
+        parts = [int(part) for part in clock.split(":")]
+        units = (60, 1, 1 / 60) if dash or len(parts) == 3 else (1, 1 / 60)
+        return 1440 * int(days or 0) + sum(part * unit for part, unit in zip(parts, units, strict=False))
+    except ValueError:
+        raise ValueError(f"hydra.launcher.time={limit} is no time; write minutes, or hours:minutes:seconds") from None
+
+
+def signals(_: DictConfig, __: Settings) -> str:
+    told = slurm.settings() or {}
+    kill, preempt = told.get("KillWait", "?"), told.get("PreemptMode", "OFF")
+    text = f"USR2 {GRACE_SECONDS} s before the time limit; {kill} between SIGTERM and SIGKILL"
+    if preempt == "OFF":
+        return f"{text}; nothing is preempted"
+    user = "preempt_send_user_signal" in told.get("SlurmctldParameters", "")
+    return f"{text}; preemption ({preempt}) comes with {'USR2' if user else 'SIGTERM'} and the partition's GraceTime"
+
+
+def probe(config: DictConfig, settings: Settings) -> str:
+    """A job of one minute, with the settings of a real one, that imports torch and this package and writes a file."""
+    runs_dir = Path(config.runs_dir).absolute()
+    folder = runs_dir / ".jobs" / f"doctor-{uuid4().hex[:6]}"
+    snapshot, new = take_snapshot(runs_dir)
+    folder.mkdir(parents=True)
+    (folder / "probe.py").write_text(PROBE)
+    lines = ["#!/bin/bash", *settings.setup, f"export PYTHONPATH={shlex.quote(str(snapshot))} PYTHONSAFEPATH=1"]
+    lines.append(shlex.join(["srun", sys.executable, str(folder / "probe.py"), str(folder)]))
+    (folder / "probe.sh").write_text("\n".join(lines) + "\n")
+    options = Executor.options({**settings.parameters(), "time": 1, "signal": "USR2@10"})
+    log = folder / "log.txt"
+    command = [
+        "sbatch",
+        "--parsable",
+        f"--job-name={folder.name}",
+        f"--output={log}",
+        *options,
+        str(folder / "probe.sh"),
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=slurm.ASK_SECONDS)
+        if done.returncode:
+            raise ValueError(done.stderr.strip())
+        until = time.monotonic() + PROBE_SECONDS
+        slurm.forget()
+        while not (folder / "answer.json").exists():
+            if not slurm.is_active(folder.name):
+                time.sleep(2)  # a shared file system may be slower than the queue
+                if (folder / "answer.json").exists():
+                    break
+                words = log.read_text().strip().splitlines()[-1] if log.exists() and log.read_text().strip() else ""
+                raise ValueError(f"the probe ended and left nothing in {folder}: {words or 'does the node see it?'}")
+            if time.monotonic() > until:
+                waiting = next((str(job) for job in slurm.jobs() or [] if job.name == folder.name), "unknown")
+                raise ValueError(f"the probe did not answer in {PROBE_SECONDS} s and was cancelled: it is {waiting}")
+            time.sleep(1)
+        found = read_json(folder / "answer.json")
+    finally:
+        slurm.ask("scancel", "--me", f"--name={folder.name}")
+        remove(folder)
+        if new:
+            remove(snapshot)
+    if not Path(found["code"]).is_relative_to(snapshot):
+        raise ValueError(f"the node imports {found['code']} and not {snapshot}: does `setup` change PYTHONPATH?")
+    gpus = ", ".join(found["gpus"]) or "no GPU"
+    return f"{found['node']} sees runs_dir and runs Python {found['python']}, torch {found['torch']}, on {gpus}"
