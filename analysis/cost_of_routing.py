@@ -2,7 +2,7 @@
 
     python analysis/cost_of_routing.py [overrides as for launch.py]
 
-Writes analysis/tables/cost_of_routing.md: each row changes one thing against the first. CIFAR-10's stack at batch 16
+Writes analysis/tables/cost_of_routing.md: each row changes one thing. CIFAR-10's stack at batch 16
 takes a few minutes on two CPU cores. `compiled` is as `training.compile` says (on, if nothing is said).
 """
 
@@ -33,25 +33,24 @@ def stack(num_capsules: int = 32, pose_size: int = 16) -> list[str]:
 
 
 BASE = ["training.batch_size=16", "num_routing=2", "routing.schedule=sequential"]
-CHANGES = {
-    "2 iterations, sequential, batch 16, 32 capsules of 16": [],
-    **{f"num_routing={n}": [f"num_routing={n}"] for n in (1, 3, 4)},
-    **{f"num_routing={n}, concurrent": [f"num_routing={n}", "routing.schedule=concurrent"] for n in (2, 3, 4)},
-    **{f"batch {n}": [f"training.batch_size={n}"] for n in (4, 64)},
-    **{f"{n} capsules": stack(num_capsules=n) for n in (8, 16, 64)},
-    **{f"poses of {n}": stack(pose_size=n) for n in (4, 36)},
+COLUMNS: dict[str, dict[object, list[str]]] = {  # what changes → its values → overrides
+    "num_routing, sequential": {n: [f"num_routing={n}"] for n in (1, 2, 3, 4)},
+    "num_routing, concurrent": {n: [f"num_routing={n}", "routing.schedule=concurrent"] for n in (1, 2, 3, 4)},
+    "batch size": {n: [f"training.batch_size={n}"] for n in (4, 16, 64)},
+    "capsules of each type": {n: stack(num_capsules=n) for n in (8, 16, 32, 64)},
+    "numbers in a pose": {n: stack(pose_size=n) for n in (4, 16, 36)},
 }
 
 
 def main() -> None:
-    steps, batch_sizes = {}, {}
-    for name, changes in CHANGES.items():
-        config = compose_config([*BASE, *changes, *sys.argv[1:]])
-        variant = "eager" if config.training.compile == "off" else "compiled"
-        steps[name] = make_step(config, variant, config.num_routing, None)
-        steps["backbone " + name] = make_step(config, "backbone", 0, None)
-        batch_sizes[name] = config.training.batch_size
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    steps = {}
+    for column, values in COLUMNS.items():
+        for value, changes in values.items():
+            config = compose_config([*BASE, *changes, *sys.argv[1:]])
+            variant = "eager" if config.training.compile == "off" else "compiled"
+            steps[column, value] = make_step(config, variant, config.num_routing, None)
+            steps[column, value, "backbone"] = make_step(config, "backbone", 0, None)
+    seconds: dict[tuple[object, ...], list[float]] = {name: [] for name in steps}
     for repeat in range(REPEATS + 1):  # the first compiles
         for name, step in steps.items():
             started = time.perf_counter()
@@ -60,12 +59,12 @@ def main() -> None:
                 torch.cuda.synchronize()
             if repeat:
                 seconds[name].append(time.perf_counter() - started)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    lines = ["| change | ms an image | backbone = 1 |", "|---|--:|--:|"]
-    for name, size in batch_sizes.items():
-        ratio = median[name] / median["backbone " + name]
-        lines.append(f"| {name} | {1000 * median[name] / size:.1f} | {ratio:.2f} |")
-    lines += ["", f"{machine(config)}; medians of {REPEATS} interleaved steps"]
+    median = {name: statistics.median(measured) for name, measured in seconds.items()}
+    lines = ["| what changes | its value: cost of a step (backbone = 1) |", "|---|---|"]
+    for column, values in COLUMNS.items():
+        ratios = [f"{v}: {median[column, v] / median[column, v, 'backbone']:.2f}" for v in values]
+        lines.append(f"| {column} | {', '.join(ratios)} |")
+    lines += ["", f"{machine(config)}; medians of {REPEATS} interleaved steps; the others stay as in: {' '.join(BASE)}"]
     path = Path(__file__).parent / "tables" / "cost_of_routing.md"
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
