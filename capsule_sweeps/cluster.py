@@ -126,7 +126,7 @@ def probe(config: DictConfig, settings: Settings) -> str:
     snapshot, new = take_snapshot(runs_dir)
     folder.mkdir(parents=True)
     (folder / "probe.py").write_text(PROBE)
-    lines = ["#!/bin/bash", *settings.setup, f"export PYTHONPATH={shlex.quote(str(snapshot))} PYTHONSAFEPATH=1"]
+    lines = ["#!/bin/bash", *(settings.setup or []), f"export PYTHONPATH={shlex.quote(str(snapshot))} PYTHONSAFEPATH=1"]
     lines.append(shlex.join(["srun", sys.executable, str(folder / "probe.py"), str(folder)]))
     (folder / "probe.sh").write_text("\n".join(lines) + "\n")
     options = Executor.options({**settings.parameters(), "time": 1, "signal": "USR2@10"})

@@ -9,7 +9,6 @@ import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
@@ -88,8 +87,7 @@ def retry(runs_dir: Path, runs: pd.DataFrame, parallel: int | str) -> bool:
     for job, configs in queued.items():
         from capsule_sweeps.submit import Settings
 
-        told = read_json(job)
-        cluster = Settings(**{entry.name: told[entry.name] for entry in fields(Settings) if entry.name in told})
+        cluster = Settings(**read_json(job).get("settings", {}))
         launch_on_slurm(list(configs.values()), [[name] for name in configs], Policy(), cluster)
     if not here:
         return True

@@ -17,6 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from capsule_sweeps import slurm
 from capsule_sweeps.config import check
 from capsule_sweeps.files import read_json, write_atomic, write_json
 from capsule_sweeps.owner import slurm_job
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 class SlurmJob:
     """The callable that submitit keeps: it holds a path only, `<runs_dir>/.jobs/<submission>`.
 
-    job.json in there says what to do: runs (folders), sweep, snapshot, packing, runs_per_job, max_attempts.
+    job.json in there says what to do: runs (folders), sweep, snapshot, and the settings of `submit`.
     """
 
     def __init__(self, folder: str) -> None:
@@ -46,21 +47,23 @@ class SlurmJob:
         logging.getLogger("capsule_sweeps").addHandler(handler)
         logging.getLogger("capsule_sweeps").setLevel(logging.INFO)
         self.job = read_json(Path(self.folder) / "job.json")
+        self.settings = self.job["settings"]
         if Path(self.job["snapshot"]) != ROOT:
             raise ValueError(
                 f"the job runs the code in {ROOT} and not its own, {self.job['snapshot']}: is PYTHONPATH set?"
             )
         check_snapshot(ROOT)
-        self.stop, self.workers, self.failed = Stop(), set[Worker](), list[str]()
-        self.starts = Counter[str]()
+        self.stop, self.workers = Stop(), set[Worker]()
+        self.starts, self.given_up = Counter[str](), list[str]()
         signal.signal(signal.SIGTERM, self._terminate)
         run_pool(
             self.take, len(self.job["runs"]), self.job["sweep"], self._slots(), self.stop, self.ended, self.workers
         )
         if self.stop.signum:
+            slurm.requeue_if_running(os.environ["SLURM_JOB_ID"])  # a preemption, which ends before SLURM's grace does
             sys.exit(128 + self.stop.signum)
-        if self.failed:
-            raise RuntimeError("these runs did not finish, the log above says why: " + ", ".join(self.failed))
+        if failed := [*self.given_up, *self._failed()]:
+            raise RuntimeError("these runs did not finish, the log says why: " + ", ".join(failed))
 
     def checkpoint(self) -> Any:
         """Called by submitit at SIGUSR2, before the time limit or a preemption: let runs save, then start again."""
@@ -79,8 +82,9 @@ class SlurmJob:
         self.stop.signum = signum
 
     def _slots(self) -> list[Slot]:
-        num_slots = self.job["runs_per_job"] if self.job["packing"] == "parallel" else 1
-        cpus = int(os.environ.get("SLURM_CPUS_PER_TASK") or len(os.sched_getaffinity(0)))
+        num_slots = self.settings["runs_per_job"] if self.settings["packing"] == "parallel" else 1
+        told = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE")
+        cpus = int(told or len(os.sched_getaffinity(0)))
         gpus = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         threads = max(1, cpus // num_slots)
         return [Slot(gpus[index % len(gpus)] if gpus else None, threads) for index in range(num_slots)]
@@ -88,7 +92,7 @@ class SlurmJob:
     def take(self) -> Point | None:
         """The next run that waits; each job begins at another one, so that jobs that start together do not collide."""
         folders = self.job["runs"]
-        first = int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0) * self.job["runs_per_job"] % len(folders)
+        first = int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0) * self.settings["runs_per_job"] % len(folders)
         here = {worker.point.run.folder for worker in self.workers}
         for folder in [*folders[first:], *folders[:first]]:
             run = Run(Path(folder), self.job["submission"])
@@ -96,8 +100,8 @@ class SlurmJob:
                 continue
             ticket = run.ticket()
             tried = len(run.record().get("attempts", [])) - ticket["attempts"]
-            if max(tried, self.starts[folder]) >= self.job["max_attempts"]:
-                self._give_up(run, f"not finished after {self.job['max_attempts']} attempts")
+            if max(tried, self.starts[folder]) >= self.settings["max_attempts"]:
+                self._give_up(run, f"not finished after {self.settings['max_attempts']} attempts")
                 continue
             self.starts[folder] += 1
             return Point(check(OmegaConf.create(ticket["config"])), run, "", run.state(), "run")
@@ -109,7 +113,6 @@ class SlurmJob:
         if status == 1:
             if run.record().get("state") != "failed":
                 self._record_failure(worker)
-            self.failed.append(run.folder.name)
             print((run.folder / "error.txt").read_text(), file=sys.stderr, flush=True)
         elif status > 128:
             self.stop.signum = status - 128  # SLURM told the whole job to end
@@ -133,7 +136,18 @@ class SlurmJob:
         write_json(run.folder / "run.json", told)
         run.dequeue()
 
+    def _failed(self) -> list[str]:
+        """Runs that failed in this job, in an earlier start of it as well."""
+        names = []
+        for folder in self.job["runs"]:
+            record = Run(Path(folder)).record()
+            attempt = (record.get("attempts") or [{}])[-1]
+            mine = attempt.get("submission") == self.job["submission"] and attempt.get("job") == slurm_job().get("job")
+            if record.get("state") == "failed" and mine:
+                names.append(Path(folder).name)
+        return names
+
     def _give_up(self, run: Run, reason: str) -> None:
         log.error("%s: %s", run.folder.name, reason)
         run.dequeue()
-        self.failed.append(run.folder.name)
+        self.given_up.append(run.folder.name)

@@ -199,7 +199,7 @@ def launch(
         return [None] * len(configs)
     if todo:
         preflight(plan)
-        sweep = record_sweep(plan)
+        sweep = record_sweep(plan, owner())
         with stop_signals() as stop:
             if len(slots) == 1:
                 run_here(todo, sweep, stop)
@@ -233,7 +233,8 @@ def launch_on_slurm(
         return [None] * len(configs)
     if todo:
         preflight(plan, devices=False)  # those of a login node are not those of a compute node
-        submit(todo, record_sweep(plan), cluster)
+        submit(todo, sweep_name(plan), cluster)
+    record_sweep(plan, {})
     if cluster.wait:
         follow(plan)
     if cluster.wait or not todo:
@@ -311,13 +312,18 @@ def accuracy(point: Point) -> float | None:
     return read_json(point.run.folder / "summary.json").get(f"accuracy_{point.config.selection_rule}")
 
 
-def record_sweep(plan: Sequence[Point]) -> str:
-    """The sweep's name, the same for the same set of runs; `.sweeps/<name>.json` says which these are."""
+def sweep_name(plan: Sequence[Point]) -> str:
+    """The same for the same set of runs."""
     signatures = sorted(point.signature for point in plan)
-    name = "sweep-" + hashlib.sha256(" ".join(signatures).encode()).hexdigest()[:8]
+    return "sweep-" + hashlib.sha256(" ".join(signatures).encode()).hexdigest()[:8]
+
+
+def record_sweep(plan: Sequence[Point], launcher: dict[str, Any]) -> str:
+    """Write to `.sweeps/<name>.json` which runs a sweep has and which process launches them. Returns its name."""
+    name, signatures = sweep_name(plan), sorted(point.signature for point in plan)
     folder = plan[0].run.folder.parent / ".sweeps"
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{name}.json", {"sweep": name, "command": sys.argv, "signatures": signatures, **owner()})
+    write_json(folder / f"{name}.json", {"sweep": name, "command": sys.argv, "signatures": signatures, **launcher})
     return name
 
 

@@ -29,7 +29,7 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """While open, SIGTERM, SIGUSR2 and Ctrl-C only raise a flag; a second Ctrl-C interrupts at once.
+    """While open, SIGTERM, SIGUSR2 and Ctrl-C only raise a flag; a second Ctrl-C raises KeyboardInterrupt.
 
     The signals are blocked and a thread waits for them. Processes started meanwhile, such as a compiler, inherit the
     block: a signal to the whole group or the whole SLURM step, which is how they mostly come, does not end them.

@@ -73,6 +73,12 @@ def cancel_pending(submission: str) -> None:
     forget()
 
 
+def requeue_if_running(job_id: str) -> None:
+    """Put a job back into the queue, unless SLURM is ending it already (cancelled, out of time, requeued)."""
+    if (ask("squeue", "-h", "-j", job_id, "-o", "%T") or "").strip() == "RUNNING":
+        ask("scontrol", "requeue", job_id)
+
+
 def ask(*command: str) -> str | None:
     """The output of a SLURM command; None when it is not installed, fails, or does not answer in time."""
     if shutil.which(command[0]) is None:

@@ -6,6 +6,7 @@ matter if this process dies right after. A submission's name is the name of its 
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
@@ -15,8 +16,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, redirect_stderr, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -30,7 +31,6 @@ from submitit.core.utils import DelayedSubmission, FailedJobError
 from capsule_sweeps import slurm
 from capsule_sweeps.files import write_json
 from capsule_sweeps.job import SlurmJob
-from capsule_sweeps.owner import owner
 from capsule_sweeps.plan import Point
 from capsule_sweeps.progress import console, plain_text
 from capsule_sweeps.provenance import SUBMISSION
@@ -61,8 +61,8 @@ class Settings:
     mem_gb: float | None = None
     time: int | str | None = None
     max_parallel: int | None = None
-    setup: list[str] = field(default_factory=list)
-    sbatch: dict[str, Any] = field(default_factory=dict)
+    setup: list[str] | None = None
+    sbatch: dict[str, Any] | None = None
     runs_per_job: int = 1
     packing: str = "parallel"
     wait: bool = False
@@ -82,9 +82,9 @@ class Settings:
         if not isinstance(self.wait, bool):
             raise ValueError(f"hydra.launcher.wait={self.wait} must be true or false")
         for name, kind, words in (("setup", list, "a list of shell lines"), ("sbatch", dict, "sbatch options by name")):
-            if not isinstance(getattr(self, name), kind):
+            if not isinstance(getattr(self, name), kind) and getattr(self, name) is not None:
                 raise ValueError(f"hydra.launcher.{name}={getattr(self, name)} must be {words}")
-        if ours := sorted({str(key).replace("_", "-") for key in self.sbatch} & RESERVED):
+        if ours := sorted({str(key).replace("_", "-") for key in self.sbatch or {}} & RESERVED):
             raise ValueError(f"hydra.launcher.sbatch.{ours[0]} is not for you to set: the ledger finds its jobs by it")
 
     def parameters(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Settings:
             given["mem"] = f"{math.ceil(1024 * given.pop('mem_gb'))}M"
         sent = {names.get(key, key): value for key, value in given.items()}
         own = {"signal": f"USR2@{GRACE_SECONDS}", "requeue": True}
-        return {**own, **sent, **{str(key).replace("_", "-"): value for key, value in self.sbatch.items()}}
+        return {**own, **sent, **{str(key).replace("_", "-"): value for key, value in (self.sbatch or {}).items()}}
 
     def num_jobs(self, num_runs: int) -> int:
         """Each job takes another run when one of its own is done, so there need not be more than may run at once."""
@@ -115,7 +115,8 @@ class Executor(SlurmExecutor):
         delayed.set_timeout(1, sys.maxsize)  # attempts are counted by run, in SlurmJob
         delayed.dump(Path(self.folder) / "job.pkl")
         self.parameters["map_count"] = num_tasks
-        return str(self._submit_command(self._submitit_command_str).job_id)
+        with redirect_stderr(io.StringIO()):  # submitit prints what the exception says, too
+            return str(self._submit_command(self._submitit_command_str).job_id)
 
     @staticmethod
     def options(parameters: dict[str, Any]) -> list[str]:
@@ -152,8 +153,9 @@ def submit(todo: Sequence[Point], sweep: str, settings: Settings) -> str:
             "sweep": sweep,
             "runs": [str(point.run.folder.absolute()) for point in todo],
             "snapshot": str(snapshot),
-            **asdict(settings),
-            **owner(),
+            "settings": asdict(settings),
+            "command": sys.argv,
+            "submitted": time.time(),
             "job_ids": [],
         }
         write_json(folder / "job.json", job)
@@ -217,7 +219,7 @@ def send(folder: Path, submission: str, snapshot: Path, settings: Settings, num_
     """One sbatch. Returns the job's number."""
     pickle = shlex.quote(str(folder)) + "/${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}_submitted.pkl"
     setup = [
-        *settings.setup,
+        *(settings.setup or []),
         f"export PYTHONPATH={shlex.quote(str(snapshot))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
         f"export {SUBMISSION}={submission}",
         "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-}" if settings.cpus else "",
@@ -238,8 +240,7 @@ def slurm_sentence(error: Exception) -> str:
     """What sbatch said, without submitit's words around it."""
     lines = [line.strip() for line in str(error).splitlines()]
     said = [line.partition("error: ")[2] for line in lines if line.startswith("sbatch: error: ")]
-    said = [line for line in said if line != "Batch job submission failed"]
-    return " ".join(said) or " ".join(lines)
+    return "; ".join(line.removeprefix("Batch job submission failed: ") for line in said) or " ".join(lines)
 
 
 def follow(plan: Sequence[Point]) -> None:

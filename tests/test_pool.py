@@ -155,9 +155,9 @@ def test_folder_that_another_process_takes_meanwhile_ends_no_other_run(tiny_conf
         (taken.folder / "summary.json").rename(taken.folder / "kept")
         claim.stop()
 
-        def and_take(plan: Any) -> str:
+        def and_take(plan: Any, launcher: Any) -> str:
             files.write_json(claim._path, owner.owner())
-            return original(plan)
+            return original(plan, launcher)
 
         patch.setattr(launcher, "record_sweep", and_take)
         launcher.launch(configs, [["0"], ["1"]], Policy(force=True), slots)
