@@ -95,10 +95,13 @@ def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.
     ]
     frame = pd.DataFrame(rows).astype({"num_routing": "Int64"})
     share = median["data", 0] / median["compiled", 1]
+    recipe, num_images = config.training, config.dataset.train_size or EPOCH_IMAGES
+    hours = recipe.epochs * num_images / batch_size * median["compiled", 2] / 3600
     note = (
         f"batch size {batch_size}, amp={config.training.amp}, {config.routing.get('schedule', '')} schedule, medians "
         f"of {repeats} interleaved steps; preparing a batch takes {1000 * median['data', 0]:.2f} ms, {share:.2%} of a "
-        "compiled step with num_routing=1"
+        f"compiled step with num_routing=1; compiled with num_routing=2, {recipe.epochs} epochs of {num_images:,} images "
+        f"take {hours:.3g} hours, evaluation not counted"
     )
     return frame, note
 

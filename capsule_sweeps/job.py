@@ -48,7 +48,7 @@ class SlurmJob:
         logging.getLogger("capsule_sweeps").setLevel(logging.INFO)
         self.job = read_json(Path(self.folder) / "job.json")
         self.settings = self.job["settings"]
-        if Path(self.job["snapshot"]) != ROOT:
+        if Path(self.job["snapshot"]).resolve() != ROOT:
             raise ValueError(
                 f"the job runs the code in {ROOT} and not its own, {self.job['snapshot']}: is PYTHONPATH set?"
             )

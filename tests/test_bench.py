@@ -1,5 +1,6 @@
 import argparse
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,10 @@ def test_every_variant_has_a_row(monkeypatch):
     assert rows[0]["relative_to_backbone"] == 1 and rows[0]["step_memory_mb"] == 1.5
     table = run()
     assert "torch" in table and "preparing a batch takes" in table
+    config = compose_config([*SMALL, "training.batch_size=4"])
+    note = " ".join(table.split())
+    told = re.search(rf"{config.training.epochs} epochs of ([\d,]+) images take ([\d.e-]+) hours", note)
+    assert told and int(told[1].replace(",", "")) == (config.dataset.train_size or 100) and 0 < float(told[2]) < 10
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak of resident memory")
