@@ -12,7 +12,8 @@ from rich.table import Table
 
 from capsule_sweeps.progress import console, plain_text
 from capsule_sweeps.provenance import changed_code
-from capsule_sweeps.store import Run, find_runs, read_json
+from capsule_sweeps.statistics import half_width
+from capsule_sweeps.store import NEUTRAL, Run, find_runs, read_json
 
 COLUMNS = (
     "run",
@@ -44,9 +45,9 @@ MANY = 1000  # rows
 def load_runs(runs_dir: Path | str) -> pd.DataFrame:
     """One row a run folder under runs_dir, sorted by name.
 
-    Columns: COLUMNS, `stale` (finished, but with code that changed since), and `science`, the flat dict of the signed
-    configuration. Accuracies are fractions, NaN while the
-    run is not finished; seconds are those of its epochs, evaluation included.
+    Columns: COLUMNS, `stale` (finished, but with code that changed since), `device`, and `science`, the flat dict of
+    the signed configuration. Accuracies are fractions, NaN while the run is not finished; seconds are those of its
+    epochs, evaluation included.
     """
     return runs_frame(find_runs(Path(runs_dir)).values())
 
@@ -62,8 +63,9 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
         row = {column: record.get(column) for column in COLUMNS}
         row |= {"run": run.folder.name, "signature": run.folder.name[-8:], "state": state}
         stale = state == "finished" and bool(changed_code(record.get("attempts", [])))
-        rows.append({**row, "stale": stale, "science": record.get("science", {})})
-    frame = pd.DataFrame(rows, columns=[*COLUMNS, "stale", "science"])
+        device = record.get("execution", {}).get("device")
+        rows.append({**row, "stale": stale, "device": device, "science": record.get("science", {})})
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, "stale", "device", "science"])
     for column in FLOATS:
         frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
     for column in INTEGERS:
@@ -81,8 +83,8 @@ def finished_runs(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
 def accuracy_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
     """Accuracy in percent of the finished runs, one row for each group of runs that differ only in their seed.
 
-    Columns: dataset, num_routing, and whatever else tells the groups apart; n, mean, std (sample standard deviation,
-    NaN for n = 1), min, max; rule.
+    Columns: dataset, num_routing, and whatever else tells the groups apart; n, mean, std (sample standard deviation),
+    half_width (of the 95 % t interval; both NaN for n = 1), min (the worst run), max (the best); rule.
     """
     finished = finished_runs(runs, rule)
     frame = finished[["dataset", "num_routing", "group"]].copy()
@@ -91,12 +93,12 @@ def accuracy_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
             frame[column] = finished[column]
     keys = differing(finished)
     if keys:
-        settings = [" ".join(f"{key}={science.get(key)}" for key in keys) for science in finished.science]
-        frame["settings"] = settings
+        frame["settings"] = [settings(science, keys) for science in finished.science]
     labels = [column for column in frame.columns if column != "group"]
     frame["accuracy"] = 100 * finished[f"accuracy_{rule}"]
     grouped = frame.groupby([*labels, "group"], dropna=False, sort=True).accuracy
     table = pd.DataFrame(grouped.agg(["count", "mean", "std", "min", "max"])).rename(columns={"count": "n"})
+    table.insert(3, "half_width", half_width(table["std"], table.n))
     return table.reset_index().drop(columns="group").assign(rule=rule)
 
 
@@ -111,10 +113,22 @@ def differing(finished: pd.DataFrame) -> list[str]:
     return sorted(keys)
 
 
+def setting(science: dict[str, Any], key: str) -> Any:
+    """The value of a signed key; a neutral value is not signed, but it is what the run has."""
+    return science.get(key, NEUTRAL.get(key))
+
+
+def settings(science: dict[str, Any], keys: list[str]) -> str:
+    return " ".join(f"{key}={setting(science, key)}" for key in keys)
+
+
 def notes(runs: pd.DataFrame, rule: str) -> str:
     """What must be said under a table of accuracies."""
     finished = int((runs.state == "finished").sum())
-    text = f"Test accuracy in %, selection rule: {rule}; mean ± sample standard deviation over seeds (none for n = 1)."
+    text = (
+        f"Test accuracy in %, selection rule: {rule} for every number; mean ± sample standard deviation over seeds, "
+        "half_width of the 95 % interval (t); neither for n = 1. Only finished runs enter."
+    )
     if len(runs) > finished:
         text += f" Left out: {len(runs) - finished} of {len(runs)} runs, not finished."
     if runs.stale.any():
@@ -125,7 +139,7 @@ def notes(runs: pd.DataFrame, rule: str) -> str:
 
 
 def render(frame: pd.DataFrame, form: str, title: str = "", note: str = "") -> str:
-    """A frame as text: `table` (for a terminal), `md`, `csv` or `json` (a list of objects)."""
+    """A frame as text: `table` (for a terminal), `md`, `tex` (booktabs), `csv` or `json` (a list of objects)."""
     if form == "json":
         return frame.to_json(orient="records", indent=1, default_handler=str)
     if form == "csv":
@@ -135,6 +149,8 @@ def render(frame: pd.DataFrame, form: str, title: str = "", note: str = "") -> s
         lines = ["| " + " | ".join(frame.columns) + " |", "|" + "---|" * len(frame.columns)]
         lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
         return "\n".join([*lines, *(["", note] if note else [])])
+    if form == "tex":
+        return _tex(frame, cells, note)
     assert form == "table", form
     if len(frame) > MANY:  # a table with borders would take seconds
         plain = pd.DataFrame(cells, columns=frame.columns).to_string(index=False)
@@ -155,4 +171,36 @@ def render(frame: pd.DataFrame, form: str, title: str = "", note: str = "") -> s
 def _cell(value: Any) -> str:
     if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
         return "–"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.2f}" if value == 0 or abs(value) >= 0.005 else f"{value:.1g}"  # a small number is no zero
+    return str(value)
+
+
+TEX = {  # of letters that LaTeX reads as commands, or that not every font has
+    "\\": r"\textbackslash{}",
+    **{letter: "\\" + letter for letter in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "–": "--",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "√": r"$\surd$",
+    "'": r"\textquotesingle{}",
+    "\n": r" \\ ",
+}
+
+
+def _tex(frame: pd.DataFrame, cells: list[list[str]], note: str) -> str:
+    """A LaTeX tabular with booktabs, numbers to the right, and the note beneath it."""
+
+    def plain(text: str) -> str:
+        return "".join(TEX.get(letter, letter) for letter in text)
+
+    right = [pd.api.types.is_numeric_dtype(frame[column]) for column in frame.columns]
+    lines = ["% needs \\usepackage{booktabs}", "\\begin{tabular}{" + "".join("lr"[number] for number in right) + "}"]
+    lines += ["\\toprule", " & ".join(map(plain, map(str, frame.columns))) + " \\\\", "\\midrule"]
+    lines += [" & ".join(map(plain, row)) + " \\\\" for row in cells]
+    lines += ["\\bottomrule", "\\end{tabular}"]
+    return "\n".join([*lines, *(["", "\\par\\smallskip{\\footnotesize " + plain(note) + "}"] if note else [])])

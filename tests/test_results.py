@@ -94,7 +94,9 @@ def test_mean_and_sample_deviation_over_seeds(invent) -> None:
     assert (three["min"], three["max"]) == (pytest.approx(90), pytest.approx(97))
     assert one.n == 1 and np.isnan(one["std"])  # one seed has no deviation, not 0
     text = render(accuracy_table(load_runs("runs"), "last"), "md")
-    assert "| digits | 2 | 1 | 50.00 | – | 50.00 | 50.00 | last |" in text
+    assert "| digits | 2 | 1 | 50.00 | – | – | 50.00 | 50.00 | last |" in text
+    assert three.half_width == pytest.approx(4.302653 * three["std"] / np.sqrt(3))  # t(0.975, 2)
+    assert np.isnan(one.half_width)
 
 
 def test_rule_decides_and_runs_without_it_are_left_out_loudly(invent) -> None:
@@ -127,6 +129,13 @@ def test_unfinished_runs_are_said_to_be_left_out(invent) -> None:
     assert "1 of 2 runs" in notes(frame, "last")
 
 
+def test_rule_and_finished_runs_are_said_under_every_table(invent, capsule_sweeps) -> None:
+    invent(["seed=0"], 0.5)
+    for form in ("table", "md", "tex"):
+        text = " ".join(capsule_sweeps("results", "--rule", "best_test", "--format", form).out.split())
+        assert "selection rule: best" in text and "Only finished runs enter" in text and "95" in text
+
+
 # Commands
 
 
@@ -148,6 +157,15 @@ def test_every_format_is_readable(some_runs, capsule_sweeps, command) -> None:
     for name in csv.columns:
         assert name in ended["table"].out
     assert capsule_sweeps(command).out == ended["table"].out
+
+
+def test_tex_is_a_booktabs_table(some_runs, capsule_sweeps) -> None:
+    text = capsule_sweeps("results", "--format", "tex").out
+    assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
+    header, *rows = [line for line in text.splitlines() if " & " in line]
+    assert header.endswith(r" \\") and r"num\_routing" in header and len(rows) == 2
+    assert all(row.count(" & ") == header.count(" & ") for row in rows) and r"\begin{tabular}{lrrrrrrrl}" in text
+    assert r"in \%" in text and r"$\pm$" in text
 
 
 def test_status_lists_all_runs(some_runs, capsule_sweeps) -> None:
@@ -189,3 +207,9 @@ def test_names_cannot_break_a_table(invent) -> None:
     frame = pd.DataFrame({"settings": ["a|b", "[red]c"], "n": [1, 2]})
     assert "a\\|b" in render(frame, "md")
     assert "[red]c" in render(frame, "table")
+    assert r"50\% \_\{\#\&\textbackslash{}x" in render(pd.DataFrame({"settings": ["50% _{#&\\x"]}), "tex")
+
+
+def test_a_small_number_is_not_shown_as_zero() -> None:
+    text = render(pd.DataFrame({"p_value": [0.0004, 0.0, -0.004, 0.25]}), "md")
+    assert [line.strip("| ") for line in text.splitlines()[2:]] == ["0.0004", "0.00", "-0.004", "0.25"]
