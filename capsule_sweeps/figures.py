@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 
-from capsule_sweeps.results import LABELS, accuracy_table, differing, finished_runs
+from capsule_sweeps.results import LABELS, accuracy_table, differing, finished_runs, settings
 
 COLUMN_WIDTH = 3.4  # inches
 COLORS = (
@@ -69,6 +69,45 @@ def accuracy_vs_num_routing(runs: pd.DataFrame, rule: str = "last") -> Figure:
             axes.get_legend().set_title(f"{dataset}: mean ± sample std, and every run")
             height += 2.2 + sum(0.04 + 0.11 * (1 + label.count("\n")) for label in labels)
         figure.set_size_inches(COLUMN_WIDTH, height)
+    return figure
+
+
+def forest_plot(table: pd.DataFrame) -> Figure:
+    """The differences of an `ablation.ablation_table`, one panel a base: a point each, its 95 % interval as a bar (none
+    where there is no interval), the base as the line at 0.
+
+    Raises ValueError when the table has no ablation.
+    """
+    changed = table[table.ablation != "none"]
+    if changed.empty:
+        raise ValueError(
+            "no ablation is finished beside its base; make some: "
+            "python launch.py -m 'ablation=glob(*)' num_routing=2 seed=0,1,2 dataset=digits training=quick"
+        )
+    panels = list(changed.groupby("base", sort=True))
+    with matplotlib.rc_context({**STYLE, "axes.grid.axis": "x"}):
+        heights = [0.16 * len(rows) + 0.55 for _, rows in panels]
+        figure = Figure(figsize=(COLUMN_WIDTH, sum(heights) + 0.3), layout="constrained")
+        grid = figure.subplots(len(panels), squeeze=False, height_ratios=heights, sharex=True)
+        for axes, (base, rows) in zip(grid[:, 0], panels, strict=True):
+            places = range(len(rows))
+            axes.axvline(0, color="black", linewidth=0.8)
+            axes.errorbar(
+                rows.difference,
+                places,
+                xerr=rows.half_width,
+                linestyle="none",
+                color=COLORS[0],
+                marker="o",
+                markersize=4,
+                capsize=2,
+                elinewidth=1,
+            )
+            axes.set_yticks(places, [f"{row.ablation} (n = {row.n})" for row in rows.itertuples()])
+            axes.set_ylim(len(rows) - 0.5, -0.5)
+            axes.set_title(textwrap.fill(str(base), 60), fontsize=8, loc="right")
+        rule = changed.rule.iloc[0]
+        axes.set_xlabel(f"difference (percentage points)\nrule: {rule}; bars: 95 % interval")
     return figure
 
 
@@ -142,7 +181,7 @@ def _line_names(finished: pd.DataFrame) -> pd.Series:
     columns = [column for column in LABELS if finished[column].nunique(dropna=False) > 1]
     keys = differing(finished)
     names = [
-        " ".join([f"{column}={run[column]}" for column in columns] + [f"{key}={run.science.get(key)}" for key in keys])
+        " ".join([f"{column}={run[column]}" for column in columns] + ([settings(run.science, keys)] if keys else []))
         for _, run in finished.iterrows()
     ]
     return pd.Series(names, index=finished.index)
