@@ -153,6 +153,16 @@ def verdict(cell: Cell, ours: float, n: int | None, std: float, half_width: floa
     return f"too few seeds to say: {max(1, needed - n) if needed else 'very many'} more needed"
 
 
+def marks(cells: list[Cell]) -> pd.DataFrame:
+    """The published accuracies as points for a plot: dataset, num_routing, value, aggregate, rule."""
+    rows = []
+    for cell in (cell for cell in cells if cell.aggregate != "count"):
+        config = compose_config(cell.overrides)
+        row = {"dataset": config.dataset.name, "num_routing": config.num_routing, "value": cell.value}
+        rows.append({**row, "aggregate": cell.aggregate, "rule": cell.rule})
+    return pd.DataFrame(rows, columns=["dataset", "num_routing", "value", "aggregate", "rule"])
+
+
 def published_notes(cells: list[Cell], runs: pd.DataFrame, table: pd.DataFrame) -> str:
     """What must be said under a published table: rule, tolerance, sources, what was left out, and commands."""
     rule = next((cell.rule for cell in cells if cell.rule), None)

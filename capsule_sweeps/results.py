@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from capsule_sweeps.progress import console, plain_text
 from capsule_sweeps.provenance import changed_code
-from capsule_sweeps.statistics import half_width
+from capsule_sweeps.statistics import compare, half_width
 from capsule_sweeps.store import NEUTRAL, Run, find_runs, read_json
 
 COLUMNS = (
@@ -100,6 +101,53 @@ def accuracy_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
     table = pd.DataFrame(grouped.agg(["count", "mean", "std", "min", "max"])).rename(columns={"count": "n"})
     table.insert(3, "half_width", half_width(table["std"], table.n))
     return table.reset_index().drop(columns="group").assign(rule=rule)
+
+
+def comparison_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """What one more value of num_routing changes, between groups that are alike in all else: see statistics.compare.
+
+    Columns: runs (dataset, and settings where they differ), from, to (num_routing), n, difference (percentage points),
+    half_width of its 95 % interval, p_value, seeds_needed, paired, rule.
+    """
+    finished = finished_runs(runs, rule).dropna(subset=["num_routing", "seed", "group"])
+    keys = differing(finished)
+    names = [f"{s.get('dataset.name')} {settings(s, keys)}".strip() for s in finished.science]
+    rows = []
+    for name, alike in finished.groupby(pd.Series(names, index=finished.index), sort=True):
+        groups = [
+            (number, pd.Series(100 * own[f"accuracy_{rule}"].to_numpy(), index=own.seed.astype(int)))
+            for number, own in alike.drop_duplicates(["group", "seed"]).groupby("num_routing")
+        ]
+        for (fewer, base), (more, values) in pairwise(groups):
+            found = compare(values, base)
+            row: dict[str, Any] = {
+                "runs": name,
+                "from": fewer,
+                "to": more,
+                "n": found.n,
+                "difference": found.difference,
+            }
+            row |= {"half_width": found.half_width, "p_value": found.p_value, "seeds_needed": found.seeds_needed}
+            rows.append({**row, "paired": found.paired})
+    columns = ["runs", "from", "to", "n", "difference", "half_width", "p_value", "seeds_needed", "paired"]
+    return pd.DataFrame(rows, columns=columns).astype({"seeds_needed": "Int64"}).assign(rule=rule)
+
+
+def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Hours of training and evaluation so far, unfinished runs included: by dataset, num_routing and device, and total.
+
+    Hours on the device `cuda` are GPU hours: a run has one GPU. What an interrupted epoch took is not in them.
+    """
+    frame = runs[["dataset", "num_routing", "device"]].assign(hours=runs.seconds / 3600)
+    grouped = frame.groupby(["dataset", "num_routing", "device"], dropna=False, sort=True).hours
+    table = grouped.agg(runs="count", hours_per_run="mean", hours="sum").reset_index()
+    total = {
+        "dataset": "all",
+        "runs": table.runs.sum(),
+        "hours_per_run": frame.hours.mean(),
+        "hours": table.hours.sum(),
+    }
+    return pd.concat([table, pd.DataFrame([total])], ignore_index=True).astype({"num_routing": "Int64"})
 
 
 def differing(finished: pd.DataFrame) -> list[str]:

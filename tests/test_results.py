@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from capsule_sweeps import compose_config, load_runs
-from capsule_sweeps.results import accuracy_table, notes, render
+from capsule_sweeps.results import accuracy_table, comparison_table, cost_table, notes, render
 from capsule_sweeps.store import Run, columns, science, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,6 +134,29 @@ def test_rule_and_finished_runs_are_said_under_every_table(invent, capsule_sweep
     for form in ("table", "md", "tex"):
         text = " ".join(capsule_sweeps("results", "--rule", "best_test", "--format", form).out.split())
         assert "selection rule: best" in text and "Only finished runs enter" in text and "95" in text
+
+
+def test_num_routing_is_compared_seed_by_seed(invent) -> None:
+    for num_routing, values in {1: [0.90, 0.91, 0.92], 2: [0.91, 0.93, 0.93], 4: [0.5]}.items():
+        for seed, value in enumerate(values):
+            invent([f"num_routing={num_routing}", f"seed={seed}"], value)
+    invent(["num_routing=1", "training.lr=0.05"], 0.1)
+    found = comparison_table(load_runs("runs"), "last")
+    assert list(zip(found["from"], found.to, found.n, found.paired, strict=True)) == [(1, 2, 3, True), (2, 4, 1, False)]
+    assert found.difference[0] == pytest.approx(4 / 3) and found.half_width[0] == pytest.approx(4.302653 / 3)
+    assert found.p_value[0] == pytest.approx(1 - 4 / np.sqrt(18)) and found.seeds_needed[0] == 4
+    assert list(comparison_table(load_runs("nothing"), "last").columns) == list(found.columns)
+
+
+def test_costs_are_hours_of_all_runs(invent) -> None:
+    invent(["seed=0"], 0.5)
+    (invent(["seed=1"], 0.9) / "summary.json").unlink()
+    invent(["num_routing=2"], 0.5)
+    table = cost_table(load_runs("runs"))
+    assert list(table.dataset) == ["digits", "digits", "all"] and list(table.runs) == [2, 1, 3]
+    assert list(table.hours) == pytest.approx([3 / 3600, 1.5 / 3600, 4.5 / 3600])
+    assert list(table.hours_per_run) == pytest.approx([1.5 / 3600] * 3)
+    assert cost_table(load_runs("nothing")).hours.sum() == 0
 
 
 # Commands
