@@ -1,10 +1,15 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test test-all check format clean
+RUNS ?= runs
+
+.PHONY: demo notebooks test test-all check format clean
 
 demo: .venv/installed ## three small runs and their table
 	$(BIN)/python launch.py -m num_routing=1,2,3 dataset=digits training=quick
+
+notebooks: .venv/installed-dev ## execute analysis/*.ipynb on the runs in RUNS, into analysis/rendered
+	$(BIN)/python analysis/render.py $(RUNS)
 
 test: .venv/installed-dev ## all tests that take less than 20 s each
 	$(BIN)/python -m pytest -m "not slow"

@@ -41,8 +41,15 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--watch", action="store_true", help="show it anew every two seconds, until Ctrl-C")
     command.add_argument("--format", choices=FORMATS, default="table")
     command = add(results, "results", "the table of accuracies over seeds", runs=about)
-    command.add_argument("--rule", choices=RULES, default="last", help="which epoch's accuracy counts (last)")
-    command.add_argument("--format", choices=FORMATS, default="table")
+    text = "which epoch's accuracy counts (last; a published table has its own)"
+    command.add_argument("--rule", choices=RULES, help=text)
+    command.add_argument("--format", choices=(*FORMATS, "tex"), default="table", help="tex: LaTeX with booktabs")
+    kind = command.add_mutually_exclusive_group()
+    kind.add_argument("--published", metavar="NAME", help="beside published numbers: readme_table")
+    kind.add_argument("--ablation", action="store_true", help="differences that ablations make, seed by seed")
+    command.add_argument(
+        "--figure", type=Path, metavar="PATH", help="with --ablation: a forest plot, PATH.png and .pdf"
+    )
     command = add(show, "show", "everything that is known of one run", run="name, path or beginning of a signature")
     command.add_argument("--format", choices=FORMATS, default="table")
     command = add(why, "why", "what makes a run what it is, and how its nearest relatives differ", run="as for show")
@@ -112,8 +119,42 @@ def results(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.results import accuracy_table, notes, render
     from capsule_sweeps.selection import select
 
-    runs, rule = select(arguments.runs_dir, arguments.runs), arguments.rule
-    print(render(accuracy_table(runs, rule), arguments.format, title="Results", note=notes(runs, rule)))
+    if arguments.figure and not arguments.ablation:
+        raise ValueError("--figure draws the differences that ablations make: say --ablation, too")
+    if arguments.published:
+        return published(arguments)
+    runs, rule = select(arguments.runs_dir, arguments.runs), arguments.rule or "last"
+    if not arguments.ablation:
+        print(render(accuracy_table(runs, rule), arguments.format, title="Results", note=notes(runs, rule)))
+        return
+    from capsule_sweeps.ablation import ablation_notes, ablation_table
+
+    table = ablation_table(runs, rule)
+    note = ablation_notes(table, runs, rule)
+    print(render(table, arguments.format, title="Ablations", note=note))
+    if arguments.figure:
+        from capsule_sweeps.figures import forest_plot, save
+
+        path = arguments.figure.with_suffix("") if arguments.figure.suffix in (".png", ".pdf") else arguments.figure
+        written = save(forest_plot(table), path.parent, path.name)
+        print(f"wrote {written[0]} and {written[1]}", file=sys.stderr)
+
+
+def published(arguments: argparse.Namespace) -> None:
+    from capsule_sweeps.published import published_notes, published_table, read_cells
+    from capsule_sweeps.results import load_runs, render
+    from capsule_sweeps.selection import select
+
+    cells = read_cells(arguments.published)
+    rule = next((cell.rule for cell in cells if cell.rule), None)
+    if arguments.rule not in (None, rule):
+        raise ValueError(f"--rule {arguments.rule}: the published table {arguments.published} counts by {rule}")
+    nothing_yet = arguments.runs_dir == Path("runs") and not arguments.runs_dir.exists() and not arguments.runs
+    runs = load_runs(arguments.runs_dir) if nothing_yet else select(arguments.runs_dir, arguments.runs)
+    table = published_table(runs, cells)
+    note = published_notes(cells, runs, table)
+    shown = table if arguments.format in ("csv", "json") else table.drop(columns="command")  # else it is in the note
+    print(render(shown, arguments.format, title=f"{arguments.published}, runs in {arguments.runs_dir}", note=note))
 
 
 def show(arguments: argparse.Namespace) -> None:

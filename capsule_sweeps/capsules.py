@@ -6,15 +6,15 @@ A layer says only what is its own; grid, number and size of its children come fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isqrt, sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from capsule_sweeps.config import build
-from capsule_sweeps.routing import Capsules, VoteMap
+from capsule_sweeps.routing import Capsules, ExplicitVotes, VoteMap
 
 Shape = tuple[int, int, int, int]  # N, H, W, D
 
@@ -78,7 +78,37 @@ class CapsuleLayer(nn.Module):
         return parents
 
 
-def concurrent(layers: Sequence[nn.Module], primary: Capsules, num_routing: int) -> list[Capsules]:
+class Step(NamedTuple):
+    """One iteration of one layer: parents, coefficients, and how much the votes agree with these parents.
+
+    poses (B, M, h, w, E); coefficients and agreement ⟨V, poses⟩ / √E: (B, h, w, k, l, N, M), where (h, w) is the
+    parent's place and (k, l, N) the child under its kernel.
+    """
+
+    poses: Tensor
+    coefficients: Tensor
+    agreement: Tensor
+
+
+class Watched:
+    """A layer that computes from explicit votes and keeps every iteration's Step."""
+
+    def __init__(self, layer: CapsuleLayer) -> None:
+        self.layer = layer
+        self.steps: list[Step] = []
+
+    def __call__(self, children: Capsules, previous: Capsules | None = None) -> Capsules:
+        votes = ExplicitVotes(VoteMap(self.layer.weight, self.layer.stride))
+        parents: Capsules = self.layer.routing(votes, children, previous)
+        coefficients = self.steps[-1].coefficients if votes.coefficients is None else votes.coefficients
+        self.steps.append(Step(parents.poses, coefficients, votes.agreement(children.poses, parents.poses)))
+        return parents
+
+
+Layers = Sequence[Callable[..., Capsules]]
+
+
+def concurrent(layers: Layers, primary: Capsules, num_routing: int) -> list[Capsules]:
     """All layers update together, each from what its neighbours were in the iteration before (algorithm 2).
 
     News climbs one layer an iteration. What can no longer reach the class capsules is not computed: in the last
@@ -95,7 +125,7 @@ def concurrent(layers: Sequence[nn.Module], primary: Capsules, num_routing: int)
     return values
 
 
-def sequential(layers: Sequence[nn.Module], primary: Capsules, num_routing: int) -> list[Capsules]:
+def sequential(layers: Layers, primary: Capsules, num_routing: int) -> list[Capsules]:
     """Each layer does all its iterations before the next one begins."""
     values = [primary]
     for layer in layers:
@@ -141,6 +171,12 @@ class CapsuleStack(nn.Module):
 
     def forward(self, features: Tensor) -> list[Capsules]:
         return self.schedule(list(self.layers), self.primary(features), self.num_routing)
+
+    def watch(self, features: Tensor) -> tuple[list[Capsules], list[list[Step]]]:
+        """What `forward` returns, computed from explicit votes, and the Steps of each layer, first iteration first."""
+        layers = [Watched(layer) for layer in self.layers if isinstance(layer, CapsuleLayer)]
+        values = self.schedule(layers, self.primary(features), self.num_routing)
+        return values, [layer.steps for layer in layers]
 
 
 def _check_settings(capsules: Mapping[str, Any], routing: Mapping[str, Any], num_routing: int) -> None:

@@ -130,7 +130,9 @@ class CompiledForward:
         self.eager = train_forward
         self.compiled = Compiled(train_forward)
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, intermediates: bool = False) -> Any:
+        if intermediates:
+            return type(self.model).forward(self.model, images, intermediates)
         if self.model.training and torch.is_grad_enabled():
             try:
                 logits: Tensor = self.compiled(images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 
-from capsule_sweeps.results import LABELS, accuracy_table, differing, finished_runs
+from capsule_sweeps.results import LABELS, accuracy_table, differing, finished_runs, settings
 
 COLUMN_WIDTH = 3.4  # inches
 COLORS = (
@@ -46,9 +47,9 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def accuracy_vs_num_routing(runs: pd.DataFrame, rule: str = "last") -> Figure:
+def accuracy_vs_num_routing(runs: pd.DataFrame, rule: str = "last", published: pd.DataFrame | None = None) -> Figure:
     """Test accuracy in % against num_routing, one panel a dataset: mean line, sample standard deviation as bars (none
-    for n = 1), every run as a point.
+    for n = 1), every run as a point; `published.marks` as markers, with their own rule in the legend.
 
     Runs on one line differ only in seed and num_routing. Unfinished runs and models without num_routing stay out.
     Raises ValueError when no run is left, or for an unknown rule.
@@ -65,10 +66,87 @@ def accuracy_vs_num_routing(runs: pd.DataFrame, rule: str = "last") -> Figure:
         figure = Figure(layout="constrained")
         height = 0.0
         for axes, dataset in zip(figure.subplots(len(datasets), squeeze=False)[:, 0], datasets, strict=True):
-            labels = _draw_accuracies(axes, finished[finished.dataset == dataset], rule)
+            theirs = None if published is None else published[published.dataset == dataset]
+            labels = _draw_accuracies(axes, finished[finished.dataset == dataset], rule, theirs)
             axes.get_legend().set_title(f"{dataset}: mean ± sample std, and every run")
             height += 2.2 + sum(0.04 + 0.11 * (1 + label.count("\n")) for label in labels)
         figure.set_size_inches(COLUMN_WIDTH, height)
+    return figure
+
+
+def forest_plot(table: pd.DataFrame) -> Figure:
+    """The differences of an `ablation.ablation_table`, one panel a base: a point each, its 95 % interval as a bar (none
+    where there is no interval), the base as the line at 0.
+
+    Raises ValueError when the table has no ablation.
+    """
+    changed = table[table.ablation != "none"]
+    if changed.empty:
+        raise ValueError(
+            "no ablation is finished beside its base; make some: "
+            "python launch.py -m 'ablation=glob(*)' num_routing=2 seed=0,1,2 dataset=digits training=quick"
+        )
+    panels = list(changed.groupby("base", sort=True))
+    with matplotlib.rc_context({**STYLE, "axes.grid.axis": "x"}):
+        heights = [0.16 * len(rows) + 0.55 for _, rows in panels]
+        figure = Figure(figsize=(COLUMN_WIDTH, sum(heights) + 0.3), layout="constrained")
+        grid = figure.subplots(len(panels), squeeze=False, height_ratios=heights, sharex=True)
+        for axes, (base, rows) in zip(grid[:, 0], panels, strict=True):
+            places = range(len(rows))
+            axes.axvline(0, color="black", linewidth=0.8)
+            axes.errorbar(
+                rows.difference,
+                places,
+                xerr=rows.half_width,
+                linestyle="none",
+                color=COLORS[0],
+                marker="o",
+                markersize=4,
+                capsize=2,
+                elinewidth=1,
+            )
+            axes.set_yticks(places, [f"{row.ablation} (n = {row.n})" for row in rows.itertuples()])
+            axes.set_ylim(len(rows) - 0.5, -0.5)
+            axes.set_title(textwrap.fill(str(base), 60), fontsize=8, loc="right")
+        rule = changed.rule.iloc[0]
+        axes.set_xlabel(f"difference (percentage points)\nrule: {rule}; bars: 95 % interval")
+    return figure
+
+
+def training_curves(metrics: Mapping[str, pd.DataFrame]) -> Figure:
+    """Loss, accuracy and images a second by epoch of some runs: name → its metrics.jsonl as a frame.
+
+    Training dotted, test full; a thin line where a run's learning rate changed. Raises ValueError when there is nothing
+    to draw.
+    """
+    drawn = {name: rows for name, rows in metrics.items() if len(rows)}
+    if not drawn:
+        raise ValueError("none of these runs has an epoch yet; choose others, or wait for their first one")
+    panels = [("loss", "loss (nats)", 1), ("accuracy", "accuracy (%)", 100)]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(COLUMN_WIDTH, 4.6 + 0.13 * len(drawn)), layout="constrained")
+        *upper, speed = figure.subplots(3, sharex=True, height_ratios=[2, 2, 1])
+        for number, (name, rows) in enumerate(drawn.items()):
+            color = COLORS[number % len(COLORS)]
+            epochs = rows.epoch.to_numpy()
+            for axes, (key, _, scale) in zip(upper, panels, strict=True):
+                marks: dict[str, Any] = {"color": color, "marker": "." if len(rows) == 1 else ""}  # no line has one end
+                axes.plot(epochs, scale * rows[f"train_{key}"], linestyle=":", **marks)
+                axes.plot(epochs, scale * rows[f"test_{key}"], label=name, **marks)
+            speed.plot(epochs, rows.images_per_second, **marks)
+            for epoch in rows.epoch[rows.lr.ne(rows.lr.shift()) & (rows.epoch > rows.epoch.min())]:
+                for axes in (*upper, speed):
+                    axes.axvline(epoch - 0.5, color=color, linewidth=0.5, alpha=0.6)
+        for axes, (_, label, _) in zip(upper, panels, strict=True):
+            axes.set_ylabel(label)
+        speed.set_ylabel("images/s")
+        speed.set_ylim(bottom=0)
+        speed.set_xlabel("epoch")
+        speed.xaxis.get_major_locator().set_params(integer=True)
+        legend = figure.legend(
+            *upper[0].get_legend_handles_labels(), loc="outside upper left", frameon=False, fontsize=5
+        )
+        legend.set_title("test full, training dotted; thin lines: learning rate changes")
     return figure
 
 
@@ -83,7 +161,7 @@ def save(figure: Figure, folder: Path | str, name: str) -> list[Path]:
     return [png, pdf]
 
 
-def _draw_accuracies(axes: Axes, finished: pd.DataFrame, rule: str) -> list[str]:
+def _draw_accuracies(axes: Axes, finished: pd.DataFrame, rule: str, published: pd.DataFrame | None) -> list[str]:
     """Draw the lines of one dataset, a little beside each other so that none hides another; return their labels."""
     lines = list(finished.groupby(_line_names(finished), sort=True))
     gap = min(0.2, 0.7 / len(lines))
@@ -120,6 +198,13 @@ def _draw_accuracies(axes: Axes, finished: pd.DataFrame, rule: str) -> list[str]
         label = ", ".join([*([name] if name else []), "n = " + ", ".join(map(str, counts))])
         labels.append(textwrap.fill(label, 48))
     ticks = sorted(finished.num_routing.astype(int).unique())
+    if published is not None and len(published):
+        ticks = sorted({*ticks, *published.num_routing.astype(int)})
+        for (aggregate, its_rule), cells in published.groupby(["aggregate", "rule"], sort=False):
+            marker = "P" if aggregate == "best run" else "*"
+            size = 22 if aggregate == "best run" else 40
+            handles.append(axes.scatter(cells.num_routing, cells.value, s=size, marker=marker, color="black", zorder=2))
+            labels.append(f"published, {aggregate} ({its_rule})")
     axes.set_xticks(ticks)
     axes.set_xlim(ticks[0] - 0.5, ticks[-1] + 0.5)
     axes.set_xlabel("num_routing (routing iterations)")
@@ -142,7 +227,7 @@ def _line_names(finished: pd.DataFrame) -> pd.Series:
     columns = [column for column in LABELS if finished[column].nunique(dropna=False) > 1]
     keys = differing(finished)
     names = [
-        " ".join([f"{column}={run[column]}" for column in columns] + [f"{key}={run.science.get(key)}" for key in keys])
+        " ".join([f"{column}={run[column]}" for column in columns] + ([settings(run.science, keys)] if keys else []))
         for _, run in finished.iterrows()
     ]
     return pd.Series(names, index=finished.index)

@@ -40,7 +40,13 @@ log = logging.getLogger(__name__)
 
 
 class GridSweeper(Sweeper):
-    """Every combination of the values given, in one batch. Unlike Hydra's own it writes no files of its own."""
+    """Every combination of the values given, in one batch. Unlike Hydra's own it writes no files of its own.
+
+    `params` (hydra.sweeper.params, which an experiment sets) are overrides, too; those of the command line win.
+    """
+
+    def __init__(self, params: dict[str, Any] | None = None) -> None:
+        self.params = params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.loader = hydra_context.config_loader
@@ -52,7 +58,13 @@ class GridSweeper(Sweeper):
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
-        overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(arguments)
+        parser = OverridesParser.create(config_loader=self.loader)
+        overrides = parser.parse_overrides(arguments)
+        given = {override.key_or_group for override in overrides}
+        if any(override.key_or_group == "experiment" and override.is_sweep_override() for override in overrides):
+            sys.exit("Error: experiment takes one name: each experiment is a sweep of its own")
+        params = [f"{key}={value}" for key, value in self.params.items() if key not in given]
+        overrides = [*parser.parse_overrides(params), *overrides]
         (points,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
         jobs = self.launcher.launch(points, initial_job_idx=0)
         if any(job.status == JobStatus.FAILED for job in jobs):

@@ -4,21 +4,55 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from capsule_sweeps.capsules import CapsuleLayer, CapsuleStack
+from capsule_sweeps.capsules import CapsuleLayer, CapsuleStack, Step
 from capsule_sweeps.compile import CompiledForward, decide
 from capsule_sweeps.config import build
 
 
-class CapsNet(nn.Module):
-    """Images (B, C, H, W) → logits (B, num_classes): backbone, capsule stack, one linear head for all classes.
+class Intermediates(NamedTuple):
+    """What a network computed on the way: backbone's features (B, C, H, W), primary capsules (B, N, H, W, D), and for
+    each capsule layer, class capsules last, its iterations in order: poses, coefficients, agreement (see Step).
 
-    `backbone`, `capsules` and `routing` are the config groups of these names. ValueError names a key that cannot be.
+    With the concurrent schedule the lower layers have fewer iterations than num_routing: updates that can no longer
+    reach the class capsules are not computed.
+    """
+
+    features: Tensor
+    primary: Tensor
+    layers: list[list[Step]]
+
+
+class OwnHeads(nn.Module):
+    """A linear classifier of its own for each class capsule: poses (B, C, 1, 1, D) → (B, C, 1, 1, 1)."""
+
+    def __init__(self, num_classes: int, pose_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_classes, 1, 1, pose_size))
+        self.bias = nn.Parameter(torch.empty(num_classes, 1, 1, 1))
+        for parameter in (self.weight, self.bias):  # as nn.Linear begins
+            nn.init.uniform_(parameter, -(pose_size**-0.5), pose_size**-0.5)
+
+    def forward(self, poses: Tensor) -> Tensor:
+        return (poses * self.weight).sum(-1, keepdim=True) + self.bias
+
+
+HEADS = {"shared": lambda num_classes, pose_size: nn.Linear(pose_size, 1), "own": OwnHeads}
+
+
+class CapsNet(nn.Module):
+    """Images (B, C, H, W) → logits (B, num_classes): backbone, capsule stack, linear head.
+
+    `backbone`, `capsules` and `routing` are the config groups of these names; `head` is `shared` by all class capsules,
+    or each has its `own`. ValueError names a key that cannot be.
+
+    `model(images, intermediates=True)` returns logits and Intermediates. It computes them from explicit votes, an image
+    at a time and never compiled; in evaluation mode the logits are those of the fast way but for rounding.
     """
 
     def __init__(
@@ -29,14 +63,20 @@ class CapsNet(nn.Module):
         routing: Mapping[str, Any],
         image_shape: tuple[int, int, int],
         num_classes: int,
+        head: str = "shared",
     ) -> None:
         super().__init__()
+        if head not in HEADS:
+            raise ValueError(f"model.head={head} is unknown: it must be one of {', '.join(HEADS)}")
         self.backbone = build(backbone, image_shape=image_shape)
         self.capsules = CapsuleStack(capsules, routing, num_routing, self.backbone.out_shape, num_classes)
-        self.head = nn.Linear(self.capsules.out_shape[-1], 1)
+        self.head = HEADS[head](num_classes, self.capsules.out_shape[-1])
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, intermediates: bool = False) -> Tensor | tuple[Tensor, Intermediates]:
         features = self.backbone(images)
+        if intermediates:
+            capsules, steps = self.capsules.watch(features)
+            return self.head(capsules[-1].poses).flatten(1), Intermediates(features, capsules[0].poses, steps)
         capsules = self.capsules(features)
         logits: Tensor = self.head(capsules[-1].poses).flatten(1)
         return logits

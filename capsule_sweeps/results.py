@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from rich.table import Table
 from capsule_sweeps.files import read_json
 from capsule_sweeps.progress import console, plain_text
 from capsule_sweeps.provenance import changed_code
-from capsule_sweeps.store import Run, find_runs
+from capsule_sweeps.statistics import compare, half_width
+from capsule_sweeps.store import NEUTRAL, Run, find_runs
 
 COLUMNS = (
     "run",
@@ -45,9 +47,9 @@ MANY = 1000  # rows
 def load_runs(runs_dir: Path | str) -> pd.DataFrame:
     """One row a run folder under runs_dir, sorted by name.
 
-    Columns: COLUMNS, `stale` (finished, but with code that changed since), and `science`, the flat dict of the signed
-    configuration. Accuracies are fractions, NaN while the
-    run is not finished; seconds are those of its epochs, evaluation included.
+    Columns: COLUMNS, `stale` (finished, but with code that changed since), `device`, and `science`, the flat dict of
+    the signed configuration. Accuracies are fractions, NaN while the run is not finished; seconds are those of its
+    epochs, evaluation included.
     """
     return runs_frame(find_runs(Path(runs_dir)).values())
 
@@ -66,8 +68,9 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
         row = {column: record.get(column) for column in COLUMNS}
         row |= {"run": run.folder.name, "signature": run.folder.name[-8:], "state": state}
         stale = state == "finished" and bool(changed_code(record.get("attempts", [])))
-        rows.append({**row, "stale": stale, "science": record.get("science", {})})
-    frame = pd.DataFrame(rows, columns=[*COLUMNS, "stale", "science"])
+        device = record.get("execution", {}).get("device")
+        rows.append({**row, "stale": stale, "device": device, "science": record.get("science", {})})
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, "stale", "device", "science"])
     for column in FLOATS:
         frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
     for column in INTEGERS:
@@ -85,8 +88,8 @@ def finished_runs(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
 def accuracy_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
     """Accuracy in percent of the finished runs, one row for each group of runs that differ only in their seed.
 
-    Columns: dataset, num_routing, and whatever else tells the groups apart; n, mean, std (sample standard deviation,
-    NaN for n = 1), min, max; rule.
+    Columns: dataset, num_routing, and whatever else tells the groups apart; n, mean, std (sample standard deviation),
+    half_width (of the 95 % t interval; both NaN for n = 1), min (the worst run), max (the best); rule.
     """
     finished = finished_runs(runs, rule)
     frame = finished[["dataset", "num_routing", "group"]].copy()
@@ -95,13 +98,60 @@ def accuracy_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
             frame[column] = finished[column]
     keys = differing(finished)
     if keys:
-        settings = [" ".join(f"{key}={science.get(key)}" for key in keys) for science in finished.science]
-        frame["settings"] = settings
+        frame["settings"] = [settings(science, keys) for science in finished.science]
     labels = [column for column in frame.columns if column != "group"]
     frame["accuracy"] = 100 * finished[f"accuracy_{rule}"]
     grouped = frame.groupby([*labels, "group"], dropna=False, sort=True).accuracy
     table = pd.DataFrame(grouped.agg(["count", "mean", "std", "min", "max"])).rename(columns={"count": "n"})
+    table.insert(3, "half_width", half_width(table["std"], table.n))
     return table.reset_index().drop(columns="group").assign(rule=rule)
+
+
+def comparison_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """What one more value of num_routing changes, between groups that are alike in all else: see statistics.compare.
+
+    Columns: runs (dataset, and settings where they differ), from, to (num_routing), n, difference (percentage points),
+    half_width of its 95 % interval, p_value, seeds_needed, paired, rule.
+    """
+    finished = finished_runs(runs, rule).dropna(subset=["num_routing", "seed", "group"])
+    keys = differing(finished)
+    names = [f"{s.get('dataset.name')} {settings(s, keys)}".strip() for s in finished.science]
+    rows = []
+    for name, alike in finished.groupby(pd.Series(names, index=finished.index), sort=True):
+        groups = [
+            (number, pd.Series(100 * own[f"accuracy_{rule}"].to_numpy(), index=own.seed.astype(int)))
+            for number, own in alike.drop_duplicates(["group", "seed"]).groupby("num_routing")
+        ]
+        for (fewer, base), (more, values) in pairwise(groups):
+            found = compare(values, base)
+            row: dict[str, Any] = {
+                "runs": name,
+                "from": fewer,
+                "to": more,
+                "n": found.n,
+                "difference": found.difference,
+            }
+            row |= {"half_width": found.half_width, "p_value": found.p_value, "seeds_needed": found.seeds_needed}
+            rows.append({**row, "paired": found.paired})
+    columns = ["runs", "from", "to", "n", "difference", "half_width", "p_value", "seeds_needed", "paired"]
+    return pd.DataFrame(rows, columns=columns).astype({"seeds_needed": "Int64"}).assign(rule=rule)
+
+
+def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Hours of training and evaluation so far, unfinished runs included: by dataset, num_routing and device, and total.
+
+    Hours on the device `cuda` are GPU hours: a run has one GPU. What an interrupted epoch took is not in them.
+    """
+    frame = runs[["dataset", "num_routing", "device"]].assign(hours=runs.seconds / 3600)
+    grouped = frame.groupby(["dataset", "num_routing", "device"], dropna=False, sort=True).hours
+    table = grouped.agg(runs="count", hours_per_run="mean", hours="sum").reset_index()
+    total = {
+        "dataset": "all",
+        "runs": table.runs.sum(),
+        "hours_per_run": frame.hours.mean(),
+        "hours": table.hours.sum(),
+    }
+    return pd.concat([table, pd.DataFrame([total])], ignore_index=True).astype({"num_routing": "Int64"})
 
 
 def differing(finished: pd.DataFrame) -> list[str]:
@@ -115,10 +165,22 @@ def differing(finished: pd.DataFrame) -> list[str]:
     return sorted(keys)
 
 
+def setting(science: dict[str, Any], key: str) -> Any:
+    """The value of a signed key; a neutral value is not signed, but it is what the run has."""
+    return science.get(key, NEUTRAL.get(key))
+
+
+def settings(science: dict[str, Any], keys: list[str]) -> str:
+    return " ".join(f"{key}={setting(science, key)}" for key in keys)
+
+
 def notes(runs: pd.DataFrame, rule: str) -> str:
     """What must be said under a table of accuracies."""
     finished = int((runs.state == "finished").sum())
-    text = f"Test accuracy in %, selection rule: {rule}; mean ± sample standard deviation over seeds (none for n = 1)."
+    text = (
+        f"Test accuracy in %, selection rule: {rule} for every number; mean ± sample standard deviation over seeds, "
+        "half_width of the 95 % interval (t); neither for n = 1. Only finished runs enter."
+    )
     if len(runs) > finished:
         text += f" Left out: {len(runs) - finished} of {len(runs)} runs, not finished."
     if runs.stale.any():
@@ -129,7 +191,7 @@ def notes(runs: pd.DataFrame, rule: str) -> str:
 
 
 def render(frame: pd.DataFrame, form: str, title: str = "", note: str = "") -> str:
-    """A frame as text: `table` (for a terminal), `md`, `csv` or `json` (a list of objects)."""
+    """A frame as text: `table` (for a terminal), `md`, `tex` (booktabs), `csv` or `json` (a list of objects)."""
     if form == "json":
         return frame.to_json(orient="records", indent=1, default_handler=str)
     if form == "csv":
@@ -139,6 +201,8 @@ def render(frame: pd.DataFrame, form: str, title: str = "", note: str = "") -> s
         lines = ["| " + " | ".join(frame.columns) + " |", "|" + "---|" * len(frame.columns)]
         lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
         return "\n".join([*lines, *(["", note] if note else [])])
+    if form == "tex":
+        return _tex(frame, cells, note)
     assert form == "table", form
     if len(frame) > MANY:  # a table with borders would take seconds
         plain = pd.DataFrame(cells, columns=frame.columns).to_string(index=False)
@@ -159,4 +223,36 @@ def render(frame: pd.DataFrame, form: str, title: str = "", note: str = "") -> s
 def _cell(value: Any) -> str:
     if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
         return "–"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.2f}" if value == 0 or abs(value) >= 0.005 else f"{value:.1g}"  # a small number is no zero
+    return str(value)
+
+
+TEX = {  # of letters that LaTeX reads as commands, or that not every font has
+    "\\": r"\textbackslash{}",
+    **{letter: "\\" + letter for letter in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "–": "--",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "√": r"$\surd$",
+    "'": r"\textquotesingle{}",
+    "\n": r" \\ ",
+}
+
+
+def _tex(frame: pd.DataFrame, cells: list[list[str]], note: str) -> str:
+    """A LaTeX tabular with booktabs, numbers to the right, and the note beneath it."""
+
+    def plain(text: str) -> str:
+        return "".join(TEX.get(letter, letter) for letter in text)
+
+    right = [pd.api.types.is_numeric_dtype(frame[column]) for column in frame.columns]
+    lines = ["% needs \\usepackage{booktabs}", "\\begin{tabular}{" + "".join("lr"[number] for number in right) + "}"]
+    lines += ["\\toprule", " & ".join(map(plain, map(str, frame.columns))) + " \\\\", "\\midrule"]
+    lines += [" & ".join(map(plain, row)) + " \\\\" for row in cells]
+    lines += ["\\bottomrule", "\\end{tabular}"]
+    return "\n".join([*lines, *(["", "\\par\\smallskip{\\footnotesize " + plain(note) + "}"] if note else [])])

@@ -13,13 +13,14 @@ Letters, here and in the shapes below:
 children (B, N, H, W, D), parents (B, M, h, w, E), weight (k, l, N, x, M, d). A vector pose is one row (a = 1). A fully
 connected layer is one whose kernel covers the children's grid (h = w = 1).
 
-`uniform_pass` and `routed_pass` are the two functions that cost time; neither stores all votes. A routing is a module
-with `forward(votes, children, previous)`: one step for one layer, which it owns the parameters of. The schedule over
-layers and iterations is the business of `capsules`.
+`uniform_pass` and `routed_pass` are the functions that cost time; neither stores all votes. A routing is a module with
+`forward(votes, children, previous)`: one step for one layer, which it owns the parameters of. The schedule over layers
+and iterations is the business of `capsules`. `ExplicitVotes` stands in for the fast functions to show what they do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -53,12 +54,31 @@ def routed_pass(children: Tensor, parents: Tensor, weight: Tensor, stride: int, 
     type. Computes in float32, or float64 if that comes in, under autocast too. Differentiable once. `fused`: by
     compiled kernels, where they pay and can be made.
     """
-    dtype = torch.promote_types(torch.promote_types(children.dtype, weight.dtype), torch.float32)
-    inputs = children.to(dtype), parents.to(dtype), weight.to(dtype)
     fused = fused and weight.shape[3] * weight.shape[5] <= kernels.MAX_PRODUCTS
     # Given to the operator, because compiled models on disk know it only by its arguments.
     num_images = _fused_slice(parents) if fused else _cache_slice(parents)
-    sums: Tensor = _routed(*inputs, stride, num_images, fused, torch.is_grad_enabled())[0]
+    return _pass(children, parents, weight, stride, num_images, fused, children_compete=False)
+
+
+def attended_pass(children: Tensor, parents: Tensor, weight: Tensor, stride: int, fused: bool = False) -> Tensor:
+    """`routed_pass` with the softmax over the children i that a parent sees, instead of over the parents m."""
+    fused = fused and weight.shape[3] * weight.shape[5] <= kernels.MAX_PRODUCTS
+    num_images = _fused_slice(parents) if fused else _column_slice(children, parents, weight)
+    return _pass(children, parents, weight, stride, num_images, fused, children_compete=True)
+
+
+def _pass(
+    children: Tensor,
+    parents: Tensor,
+    weight: Tensor,
+    stride: int,
+    num_images: int,
+    fused: bool,
+    children_compete: bool,
+) -> Tensor:
+    dtype = torch.promote_types(torch.promote_types(children.dtype, weight.dtype), torch.float32)
+    inputs = children.to(dtype), parents.to(dtype), weight.to(dtype)
+    sums: Tensor = _routed(*inputs, stride, num_images, fused, children_compete, torch.is_grad_enabled())[0]
     return sums.to(children.dtype)
 
 
@@ -75,6 +95,12 @@ def _cache_slice(parents: Tensor) -> int:
     batch = len(parents)
     most = min(batch, max(1, kernels.votes_per_slice(parents.device) // parents[0].numel()))
     return int(-(-batch // -(-batch // most)))
+
+
+def _column_slice(children: Tensor, parents: Tensor, weight: Tensor) -> int:
+    """Images of a slice: as many as fit the cache with one column of the votes of all children, but at least one."""
+    column = weight[..., 0, 0, 0].numel() * parents[0].numel() // weight.shape[5]
+    return int(min(len(parents), max(1, kernels.votes_per_slice(parents.device) // column)))
 
 
 class _Layout:
@@ -137,15 +163,23 @@ class _Layout:
 
 @torch.library.custom_op("capsule_sweeps::routed", mutates_args=())
 def _routed(
-    children: Tensor, parents: Tensor, weight: Tensor, stride: int, num_images: int, fused: bool, keep: bool
+    children: Tensor,
+    parents: Tensor,
+    weight: Tensor,
+    stride: int,
+    num_images: int,
+    fused: bool,
+    children_compete: bool,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """Σ_i r V (B, M, h, w, E), and all r (slices, i, M, p) if the backward pass will want them: 1/E of the votes."""
     layout = _Layout(children, weight, stride, num_images)
     places = layout.places_last(parents)
     sums = torch.empty_like(places)
     coefficients = _empty_coefficients(layout, children, keep)
+    route = kernels.attend if children_compete else kernels.route
     for number, poses in enumerate(places):
-        sums[number], r = kernels.route(layout.patches(number), layout.weight, poses, fused)
+        sums[number], r = route(layout.patches(number), layout.weight, poses, fused)
         if keep:
             coefficients[number] = r
     return layout.poses_last(sums), coefficients
@@ -153,7 +187,14 @@ def _routed(
 
 @_routed.register_fake
 def _(
-    children: Tensor, parents: Tensor, weight: Tensor, stride: int, num_images: int, fused: bool, keep: bool
+    children: Tensor,
+    parents: Tensor,
+    weight: Tensor,
+    stride: int,
+    num_images: int,
+    fused: bool,
+    children_compete: bool,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
     coefficients = _empty_coefficients(_Layout(children, weight, stride, num_images), children, keep)
     return parents.new_empty(parents.shape), coefficients
@@ -174,14 +215,16 @@ def _routed_backward(
     stride: int,
     num_images: int,
     fused: bool,
+    children_compete: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients for children, parents and weight. Computes the votes again."""
     layout = _Layout(children, weight, stride, num_images)
     places, grad = layout.places_last(parents), layout.places_last(grad)
     grad_places, grad_children = torch.empty_like(places), torch.zeros_like(layout.children)
     grad_weight = torch.zeros_like(layout.weight)
+    route_backward = kernels.attend_backward if children_compete else kernels.route_backward
     for number, poses in enumerate(places):
-        grad_patches, grad_some, grad_places[number] = kernels.route_backward(
+        grad_patches, grad_some, grad_places[number] = route_backward(
             layout.patches(number), layout.weight, poses, coefficients[number], grad[number], fused
         )
         grad_weight += grad_some
@@ -204,6 +247,7 @@ def _(
     stride: int,
     num_images: int,
     fused: bool,
+    children_compete: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return children.new_empty(children.shape), parents.new_empty(parents.shape), weight.new_empty(weight.shape)
 
@@ -217,7 +261,7 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     children, parents, weight, coefficients = ctx.saved_tensors
     grads = _routed_backward(children, parents, weight, coefficients, grad.contiguous(), *ctx.settings)
-    return *grads, None, None, None, None
+    return *grads, None, None, None, None, None
 
 
 _routed.register_autograd(_backward, setup_context=_keep_for_backward)
@@ -245,9 +289,18 @@ class VoteMap(NamedTuple):
         """Σ_i V / M (B, M, h, w, E): see `uniform_pass`."""
         return uniform_pass(children, self.weight, self.stride)
 
+    def average(self, children: Tensor) -> Tensor:
+        """Σ_i V / (k·l·N) (B, M, h, w, E): the mean vote."""
+        k, l, num_children, _, num_parents, _ = self.weight.shape  # noqa: E741
+        return self.uniform(children) * (num_parents / (k * l * num_children))
+
     def routed(self, children: Tensor, parents: Tensor) -> Tensor:
         """Σ_i r V (B, M, h, w, E): see `routed_pass`."""
         return routed_pass(children, parents, self.weight, self.stride, self.fused)
+
+    def attended(self, children: Tensor, parents: Tensor) -> Tensor:
+        """Σ_i r V (B, M, h, w, E): see `attended_pass`."""
+        return attended_pass(children, parents, self.weight, self.stride, self.fused)
 
     def explicit(self, children: Tensor) -> Tensor:
         """All votes (B, h, w, k, l, N, M, E), which is large: E times the coefficients."""
@@ -256,19 +309,119 @@ class VoteMap(NamedTuple):
         return torch.einsum("bnhwaxkl,klnxmd->bhwklnmad", windows, self.weight).flatten(7)
 
 
+class ExplicitVotes:
+    """What VoteMap does, from the votes themselves, an image at a time: slow, but it shows its coefficients.
+
+    `coefficients` (B, h, w, k, l, N, M) are those of the last sum; None before one was asked for.
+    """
+
+    def __init__(self, votes: VoteMap) -> None:
+        self.votes = votes
+        self.coefficients: Tensor | None = None
+
+    def uniform(self, children: Tensor) -> Tensor:
+        return self._sum(children, lambda votes, _: torch.full_like(votes[..., 0], 1 / votes.shape[5]))
+
+    def average(self, children: Tensor) -> Tensor:
+        return self._sum(children, lambda votes, _: torch.full_like(votes[..., 0], 1 / votes[0, 0, ..., 0, 0].numel()))
+
+    def routed(self, children: Tensor, parents: Tensor) -> Tensor:
+        return self._sum(children, lambda votes, image: _agreement(votes, parents[image]).softmax(5))
+
+    def attended(self, children: Tensor, parents: Tensor) -> Tensor:
+        def coefficients(votes: Tensor, image: int) -> Tensor:
+            agreement = _agreement(votes, parents[image])
+            return agreement.flatten(2, 4).softmax(2).view_as(agreement)
+
+        return self._sum(children, coefficients)
+
+    def agreement(self, children: Tensor, parents: Tensor) -> Tensor:
+        """⟨V, parents⟩ / √E (B, h, w, k, l, N, M)."""
+        return torch.stack([_agreement(votes, parents[i]) for i, votes in enumerate(self._images(children))])
+
+    def _images(self, children: Tensor) -> Iterator[Tensor]:
+        """The votes (h, w, k, l, N, M, E) of one image after the other."""
+        for image in children.split(1):
+            yield self.votes.explicit(image)[0]
+
+    def _sum(self, children: Tensor, coefficients: Callable[[Tensor, int], Tensor]) -> Tensor:
+        sums, kept = [], []
+        for image, votes in enumerate(self._images(children)):
+            kept.append(coefficients(votes, image))
+            sums.append(torch.einsum("hwklnm,hwklnme->mhwe", kept[-1], votes))
+        self.coefficients = torch.stack(kept)
+        return torch.stack(sums)
+
+
+def _agreement(votes: Tensor, parents: Tensor) -> Tensor:
+    """⟨V, parents⟩ / √E (h, w, k, l, N, M) of one image: votes (h, w, k, l, N, M, E), parents (M, h, w, E)."""
+    return torch.einsum("hwklnme,mhwe->hwklnm", votes, parents) * parents.shape[-1] ** -0.5
+
+
+class Squash(nn.Module):
+    """s → s · |s| / (1 + |s|²): keeps the direction, bounds the length by 1 (Sabour et al. 2017, equation 1)."""
+
+    def __init__(self, pose_size: int) -> None:
+        super().__init__()
+
+    def forward(self, sums: Tensor) -> Tensor:
+        squared = sums.square().sum(-1, keepdim=True)
+        return sums * squared / ((1 + squared) * (squared + 1e-12).sqrt())
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {"layer": nn.LayerNorm, "squash": Squash, "none": nn.Identity}
+
+
+def make_norm(name: str, pose_size: int) -> nn.Module:
+    """What becomes of the summed votes, `routing.norm`. Raises ValueError for a name that there is not."""
+    if name not in NORMS:
+        raise ValueError(f"routing.norm={name} is unknown: it must be one of {', '.join(NORMS)}")
+    return NORMS[name](pose_size)
+
+
 class InvertedAttention(nn.Module):
     """Inverted dot-product attention: the parents compete for each child (paper, section 3 and algorithm 1).
 
     A routing of one layer of `num_capsules` parents of `pose_size` numbers. `dropout` is the rate at which numbers of
-    the summed votes are dropped, before the LayerNorm, whose weights all parents share.
+    the summed votes are dropped, before the norm: a LayerNorm, whose weights all parents share, or see NORMS.
     """
 
-    def __init__(self, num_capsules: int, pose_size: int, dropout: float) -> None:
+    def __init__(self, num_capsules: int, pose_size: int, dropout: float, norm: str = "layer") -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(pose_size)
+        self.norm = make_norm(norm, pose_size)
 
     def forward(self, votes: VoteMap, children: Capsules, previous: Capsules | None) -> Capsules:
         """The parents after one more iteration; `previous` is None in the first, which spreads evenly."""
         sums = votes.uniform(children.poses) if previous is None else votes.routed(children.poses, previous.poses)
+        return Capsules(self.norm(self.dropout(sums)))
+
+
+class Uniform(nn.Module):
+    """No routing: every child spreads evenly over all parents, in every iteration. Arguments as InvertedAttention's."""
+
+    def __init__(self, num_capsules: int, pose_size: int, dropout: float, norm: str = "layer") -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.norm = make_norm(norm, pose_size)
+
+    def forward(self, votes: VoteMap, children: Capsules, previous: Capsules | None) -> Capsules:
+        """The parents; after the first iteration there is nothing new to learn from the children."""
+        return Capsules(self.norm(self.dropout(votes.uniform(children.poses)))) if previous is None else previous
+
+
+class Attention(nn.Module):
+    """The usual direction of attention: the children compete for each parent. Arguments as InvertedAttention's.
+
+    The coefficients of a parent are a softmax over all children under its kernel, so they sum to 1.
+    """
+
+    def __init__(self, num_capsules: int, pose_size: int, dropout: float, norm: str = "layer") -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.norm = make_norm(norm, pose_size)
+
+    def forward(self, votes: VoteMap, children: Capsules, previous: Capsules | None) -> Capsules:
+        """The parents after one more iteration; in the first all children have the same weight."""
+        sums = votes.average(children.poses) if previous is None else votes.attended(children.poses, previous.poses)
         return Capsules(self.norm(self.dropout(sums)))

@@ -11,7 +11,7 @@ import pandas as pd
 
 from capsule_sweeps.control import slurm_log
 from capsule_sweeps.progress import plain_text
-from capsule_sweeps.results import load_runs, render
+from capsule_sweeps.results import load_runs, render, setting
 from capsule_sweeps.store import Run
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -81,7 +81,7 @@ def why(run: Run, form: str) -> str:
     for name, theirs in zip(runs.run, runs.science, strict=True):
         if name != run.folder.name:
             keys = sorted(key for key in science.keys() | theirs.keys() if science.get(key) != theirs.get(key))
-            relatives.append((len(keys), name, {key: (science.get(key), theirs.get(key)) for key in keys}))
+            relatives.append((len(keys), name, {key: (setting(science, key), setting(theirs, key)) for key in keys}))
     nearest = sorted(relatives, key=lambda relative: relative[:2])[:NUM_RELATIVES]
     frame = pd.DataFrame(
         [

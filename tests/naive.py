@@ -35,3 +35,27 @@ def route(children: Tensor, parents: Tensor | None, weight: Tensor, stride: int)
             for m, (coefficient, vote) in enumerate(zip(agreement.softmax(0), child_votes, strict=True)):
                 sums[image, m, row, column] += coefficient * vote.flatten()
     return sums
+
+
+def attend(children: Tensor, parents: Tensor | None, weight: Tensor, stride: int) -> Tensor:
+    """`route` with the children competing for each parent; without parents all children have the same weight."""
+    batch, _, height, width, size = children.shape
+    k, l, _, x, num_parents, d = weight.shape  # noqa: E741
+    pose_size = size // x * d
+    h, w = (height - k) // stride + 1, (width - l) // stride + 1
+    sums = torch.zeros(batch, num_parents, h, w, pose_size, dtype=children.dtype)
+    for image, row, column, m in product(range(batch), range(h), range(w), range(num_parents)):
+        votes = [child[m].flatten() for child in votes_at(children, weight, stride, image, row, column)]
+        agreement = torch.zeros(len(votes), dtype=children.dtype)
+        if parents is not None:
+            for i, vote in enumerate(votes):
+                agreement[i] = vote @ parents[image, m, row, column] / pose_size**0.5
+        for coefficient, vote in zip(agreement.softmax(0), votes, strict=True):
+            sums[image, m, row, column] += coefficient * vote
+    return sums
+
+
+def squash(sums: Tensor) -> Tensor:
+    """Every pose s (…, E) becomes |s|² / (1 + |s|²) · s / |s|."""
+    poses = [pose * pose.norm() ** 2 / (1 + pose.norm() ** 2) / pose.norm() for pose in sums.flatten(0, -2)]
+    return torch.stack(poses).view_as(sums)

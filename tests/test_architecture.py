@@ -53,6 +53,11 @@ def test_no_module_imports_itself_by_way_of_others(module) -> None:
         ("routing", set(), set(MODULES) - {"kernels", "compile"}),
         ("backbone", set(), set(MODULES)),
         ("results", {"store"}, {"train", "launcher", "plan", "model", "data", "tracking"}),
+        ("statistics", set(), set(MODULES)),
+        ("published", {"results", "statistics"}, {"train", "launcher", "plan", "data", "tracking", "figures"}),
+        ("ablation", {"results", "statistics"}, {"train", "launcher", "plan", "model", "data", "tracking", "figures"}),
+        ("figures", {"results"}, {"train", "launcher", "plan", "model", "data", "tracking"}),
+        ("inside", {"model"}, {"train", "launcher", "plan", "tracking", "figures"}),
         ("store", {"config"}, {"train", "launcher", "plan", "model", "data", "tracking", "results"}),
         ("config", set(), set(MODULES)),
         ("tracking", set(), {"train", "launcher", "plan", "model", "data", "results"}),
@@ -81,9 +86,11 @@ def test_outside_services_have_one_owner(service, owners) -> None:
 def test_listing_planning_and_tabulating_import_no_torch(python, place) -> None:
     code = (
         "import sys, capsule_sweeps, capsule_sweeps.results, capsule_sweeps.launcher, capsule_sweeps.plan, "
-        "capsule_sweeps.__main__, capsule_sweeps.config, capsule_sweeps.store, hydra_plugins.capsule_sweeps\n"
+        "capsule_sweeps.__main__, capsule_sweeps.config, capsule_sweeps.store, hydra_plugins.capsule_sweeps, "
+        "capsule_sweeps.statistics, capsule_sweeps.published, capsule_sweeps.ablation\n"
         "capsule_sweeps.load_runs('runs'); capsule_sweeps.compose_config([])\n"
-        "print(sorted({'torch', 'torchvision', 'wandb', 'sklearn', 'submitit', 'matplotlib'} & set(sys.modules)))"
+        "heavy = {'torch', 'torchvision', 'wandb', 'scipy', 'sklearn', 'submitit', 'matplotlib'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     ended = python("-c", code, PYTHONPATH=str(ROOT))
     assert (ended.code, ended.out) == (0, "[]\n"), ended.text

@@ -19,7 +19,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 
-from capsule_sweeps.figures import COLORS, accuracy_vs_num_routing, finished_runs, save
+from capsule_sweeps.figures import COLORS, accuracy_vs_num_routing, finished_runs, save, training_curves
 
 TWO_SETS = {
     ("CIFAR10", 1): [0.9, 0.91, 0.95],
@@ -183,3 +183,60 @@ def test_drawing_needs_neither_pyplot_nor_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_published_values_are_markers_with_their_own_rule() -> None:
+    cells = pd.DataFrame(
+        {
+            "dataset": ["CIFAR10", "CIFAR10", "other"],
+            "num_routing": [2, 4, 1],
+            "value": [94.85, 95.14, 1.0],
+            "aggregate": ["mean over seeds", "best run", "mean over seeds"],
+            "rule": ["best_test"] * 3,
+        }
+    )
+    figure = accuracy_vs_num_routing(frame(TWO_SETS), "last", cells)
+    figure.draw_without_rendering()
+    first, second = figure.axes
+    assert {(2.0, 94.85), (4.0, 95.14)} <= {tuple(point) for point in points(first)}
+    assert labels(first)[-2:] == ["published, mean over seeds (best_test)", "published, best run (best_test)"]
+    assert list(first.get_xticks()) == [1, 2, 3, 4]
+    assert len(labels(second)) == 1
+
+
+def curves(lrs: list[float]) -> pd.DataFrame:
+    """Metrics of a run with these learning rates."""
+    rows = [
+        {
+            "epoch": epoch,
+            "lr": lr,
+            "train_loss": 2.0 / epoch,
+            "test_loss": 2.5 / epoch,
+            "train_accuracy": 0.1 * epoch,
+            "test_accuracy": 0.2 * epoch,
+            "images_per_second": 100.0 * epoch,
+        }
+        for epoch, lr in enumerate(lrs, 1)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_training_curves_hold_metrics_and_learning_rate_changes() -> None:
+    figure = training_curves({"one": curves([0.1, 0.1, 0.01, 0.001]), "none yet": pd.DataFrame()})
+    figure.draw_without_rendering()
+    loss, accuracy, speed = figure.axes
+    assert [list(line.get_ydata()) for line in loss.lines[:2]] == [[2, 1, 2 / 3, 0.5], [2.5, 1.25, 2.5 / 3, 0.625]]
+    assert list(accuracy.lines[1].get_ydata()) == pytest.approx([20, 40, 60, 80])
+    assert list(speed.lines[0].get_ydata()) == [100, 200, 300, 400]
+    for axes in figure.axes:
+        verticals = [line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1]
+        assert verticals == [2.5, 3.5]  # between the epochs
+        assert axes.get_ylabel()
+    assert speed.get_xlabel() == "epoch"
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["one"]
+
+
+def test_no_epoch_no_curves() -> None:
+    with pytest.raises(ValueError, match="none of these runs has an epoch yet"):
+        training_curves({"one": pd.DataFrame()})

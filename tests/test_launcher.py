@@ -41,7 +41,8 @@ def test_sweep_from_plan_to_table_and_again(launch, runs) -> None:
     assert set(frame.state) == {"finished"}
     for num_routing in (1, 2):
         accuracy = 100 * frame[frame.num_routing == num_routing].accuracy_last
-        cells = [f"{value:.2f}" for value in (accuracy.mean(), accuracy.std(), accuracy.min(), accuracy.max())]
+        width = 12.706205 * accuracy.std() / 2**0.5  # t(0.975, 1)
+        cells = [f"{value:.2f}" for value in (accuracy.mean(), accuracy.std(), width, accuracy.min(), accuracy.max())]
         (row,) = re.findall(rf"^│ digits\s+│\s+{num_routing} │(.*)│$", table(ended.out), re.MULTILINE)
         assert [cell.strip() for cell in row.split("│")] == ["2", *cells, "last"]
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from capsule_sweeps.compile import CompiledForward
 from capsule_sweeps.model import CapsNet, build_model, load_published_weights
+from capsule_sweeps.routing import VoteMap
 
 GOLDEN = Path(__file__).parent / "golden"
 ATTENTION = {"name": "inverted_attention", "_target_": "capsule_sweeps.routing.InvertedAttention"}
@@ -168,3 +170,76 @@ def test_build_model_takes_the_sizes_from_the_dataset(golden):
     config.routing.schedule = "random"
     with pytest.raises(ValueError, match=r"routing\.schedule=random"):
         build_model(config)
+
+
+# Intermediates
+
+
+ROUTINGS = ("InvertedAttention", "Attention", "Uniform")
+
+
+def routed_model(routing, schedule, num_routing, pose="matrix"):
+    """Two conv layers and the classes, weights large enough that coefficients are far from even."""
+    torch.manual_seed(0)
+    layers = [{"type": "conv", "num_capsules": n, "pose_size": 4, "kernel_size": 2, "stride": 1} for n in (3, 4)]
+    capsules = {
+        "pose": pose,
+        "dropout": 0.5,  # nothing in evaluation mode
+        "primary": {"num_capsules": 2, "pose_size": 4, "kernel_size": 1, "stride": 2},
+        "layers": layers,
+        "classes": {"pose_size": 4},
+    }
+    model = CapsNet(
+        num_routing,
+        {"name": "simple", "_target_": "capsule_sweeps.backbone.Simple", "channels": 4},
+        capsules,
+        {"name": "x", "_target_": f"capsule_sweeps.routing.{routing}", "schedule": schedule},
+        image_shape=(1, 16, 16),
+        num_classes=5,
+    )
+    for layer in model.capsules.layers:
+        layer.weight.data.mul_(3)
+    return model.eval()
+
+
+@pytest.mark.parametrize("num_routing", [1, 2, 4])
+@pytest.mark.parametrize("schedule", ["concurrent", "sequential"])
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_intermediates_belong_to_the_same_logits(routing, schedule, num_routing):
+    model, images = routed_model(routing, schedule, num_routing), torch.randn(3, 1, 16, 16)
+    with torch.no_grad():
+        fast, (slow, seen) = model(images), model(images, intermediates=True)
+    assert (slow - fast).abs().max() <= 1e-5 * fast.abs().max().clamp(min=1)
+    iterations = [max(1, num_routing - depth) if schedule == "concurrent" else num_routing for depth in (2, 1, 0)]
+    assert [len(steps) for steps in seen.layers] == iterations
+    torch.testing.assert_close(model.head(seen.layers[-1][-1].poses).flatten(1), slow)
+    assert torch.equal(seen.primary, model.capsules.primary(seen.features).poses)
+
+
+def test_intermediates_are_as_documented():
+    model, images = routed_model("InvertedAttention", "sequential", 3), torch.randn(2, 1, 16, 16)
+    with torch.no_grad():
+        _, seen = model(images, intermediates=True)
+    children = seen.primary
+    for layer, steps in zip(model.capsules.layers, seen.layers, strict=True):
+        k, l, num_children, _, num_parents, _ = layer.weight.shape  # noqa: E741
+        votes = VoteMap(layer.weight, layer.stride).explicit(children)
+        for number, step in enumerate(steps):
+            batch, _, h, w, size = step.poses.shape
+            assert step.coefficients.shape == step.agreement.shape == (batch, h, w, k, l, num_children, num_parents)
+            wanted = torch.einsum("bhwklnme,bmhwe->bhwklnm", votes, step.poses) / size**0.5
+            torch.testing.assert_close(step.agreement, wanted)
+            before = steps[number - 1].agreement.softmax(-1) if number else torch.full_like(wanted, 1 / num_parents)
+            torch.testing.assert_close(step.coefficients, before)
+            sums = torch.einsum("bhwklnm,bhwklnme->bmhwe", step.coefficients, votes)
+            torch.testing.assert_close(step.poses, layer.routing.norm(sums))
+        children = steps[-1].poses
+
+
+def test_intermediates_of_a_model_that_runs_compiled():
+    model, images = routed_model("InvertedAttention", "concurrent", 2), torch.randn(2, 1, 16, 16)
+    with torch.no_grad():
+        wanted, _ = model(images, intermediates=True)
+        model.forward = CompiledForward(model)
+        logits, seen = model(images, intermediates=True)
+    assert torch.equal(logits, wanted) and len(seen.layers) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -25,14 +26,30 @@ SWEEP = (
 )
 
 
-@pytest.fixture(scope="module")
-def runs_dir(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
-    """Four finished runs: num_routing 1 and 2, two seeds each."""
-    folder = tmp_path_factory.mktemp("sweep") / "runs"
-    command = [sys.executable, ROOT / "launch.py", "-m", *SWEEP.split(), f"runs_dir={folder}", f"data_dir={data_dir}"]
+ABLATIONS = (
+    "dataset=digits dataset.train_size=64 training=quick training.epochs=2 training.milestones=[1] "
+    "training.batch_size=16 backbone.channels=8 capsules.primary.num_capsules=2 tracking=none num_routing=2 seed=0,1 "
+    "ablation=none,sequential,softmax_over_children"
+)
+
+
+def sweep(folder: Path, words: str, data_dir: Path) -> Path:
+    command = [sys.executable, ROOT / "launch.py", "-m", *words.split(), f"runs_dir={folder}", f"data_dir={data_dir}"]
     done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    """Four finished runs: num_routing 1 and 2, two seeds each."""
+    return sweep(tmp_path_factory.mktemp("sweep") / "runs", SWEEP, data_dir)
+
+
+@pytest.fixture(scope="module")
+def ablated(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    """Six finished runs: a base and two changes, two seeds each."""
+    return sweep(tmp_path_factory.mktemp("ablations") / "runs", ABLATIONS, data_dir)
 
 
 @pytest.fixture
@@ -46,9 +63,9 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def execute(folder: Path, **parameters: Any) -> nbformat.NotebookNode:
+def execute(folder: Path, name: str = NAME, **parameters: Any) -> nbformat.NotebookNode:
     """The executed notebook, with a cell of parameters after its own as papermill would put it there."""
-    notebook = nbformat.read(ROOT / "analysis" / f"{NAME}.ipynb", as_version=4)
+    notebook = nbformat.read(ROOT / "analysis" / f"{name}.ipynb", as_version=4)
     (place,) = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
     injected = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
     notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(injected))
@@ -97,7 +114,8 @@ def test_table_and_figure_from_wherever_jupyter_was_opened(
         assert float(row["std"]) == pytest.approx(statistics.stdev(values))
         assert sorted(values) == pytest.approx([float(row["min"]), float(row["max"])])
 
-    (shown,) = outputs(notebook, "text/markdown")
+    shown, compared = outputs(notebook, "text/markdown")
+    assert f"{statistics.mean(expected[2]) - statistics.mean(expected[1]):.2f}" in compared and "| True |" in compared
     assert shown + "\n" == (tables / f"{NAME}.md").read_text(encoding="utf-8")
     assert f"| {statistics.mean(expected[1]):.2f} |" in shown and f"selection rule: {rule}" in shown
     assert not (tables / "runs").exists() and sorted(path.name for path in (checkout / "analysis").iterdir()) == [
@@ -128,4 +146,69 @@ def test_committed_without_outputs(path: Path) -> None:
 
 
 def test_the_notebooks_are_found() -> None:
-    assert NAME in [path.stem for path in NOTEBOOKS]
+    wanted = {NAME, "paper_tables", "training_curves", "inside_routing", "ablations"}
+    assert {path.stem for path in NOTEBOOKS} == wanted
+
+
+def left(checkout: Path, folder: str) -> set[str]:
+    return {path.name for path in (checkout / "analysis" / folder).glob("*") if path.stat().st_size > 0}
+
+
+def both(*names: str) -> set[str]:
+    return {f"{name}.{form}" for name in names for form in ("png", "pdf")}
+
+
+def test_paper_tables(checkout: Path, runs_dir: Path) -> None:
+    (shown,) = outputs(execute(checkout, "paper_tables", runs_dir=str(runs_dir)), "text/markdown")
+    assert left(checkout, "tables") == {"readme_table.md", "readme_table.tex", "readme_table.csv"}
+    rows = list(csv.DictReader((checkout / "analysis" / "tables" / "readme_table.csv").read_text().splitlines()))
+    assert {row["verdict"] for row in rows} == {"missing", "reproduced"}  # the parameters need no run
+    assert "dataset=CIFAR100 num_routing=2 seed=0,1,2,3,4" in shown
+
+
+def test_training_curves(checkout: Path, ablated: Path) -> None:
+    notebook = execute(checkout, "training_curves", runs_dir=str(ablated), words=["schedule=concurrent"])
+    assert left(checkout, "figures") == both("training_curves") and len(outputs(notebook, "image/png")) == 1
+    speed, costs = outputs(notebook, "text/markdown")
+    assert speed.count("digits-capsnet-simple-") == 4 and "images/s" in speed
+    seconds = [json.loads(path.read_text())["seconds"] for path in ablated.glob("*/summary.json")]
+    *_, total = csv.DictReader((checkout / "analysis" / "tables" / "costs.csv").read_text().splitlines())
+    assert float(total["hours"]) == pytest.approx(sum(seconds) / 3600) and (total["dataset"], int(total["runs"])) == (
+        "all",
+        6,
+    )
+    assert "| cpu |" in costs
+
+
+def test_inside_routing(checkout: Path, ablated: Path) -> None:
+    notebook = execute(checkout, "inside_routing", runs_dir=str(ablated), num_images=8)
+    names = [f"inside_routing_{name}" for name in ("maps", "over_images", "feeds", "response")]
+    assert left(checkout, "figures") == both(*names) and len(outputs(notebook, "image/png")) == 4
+    (means,) = outputs(notebook, "text/markdown")
+    assert "| 1 | 1 | 1.00 |" in means and "Means over 8 training images" in means
+
+
+def test_ablations(checkout: Path, ablated: Path) -> None:
+    notebook = execute(checkout, "ablations", runs_dir=str(ablated))
+    assert left(checkout, "figures") == both("ablations") and len(outputs(notebook, "image/png")) == 1
+    assert left(checkout, "tables") == {"ablations.md", "ablations.tex", "ablations.csv"}
+    (shown,) = outputs(notebook, "text/markdown")
+    assert all(f"| {name} | 2 |" in shown for name in ("none", "sequential", "softmax_over_children"))
+
+
+def test_make_notebooks_leaves_copies_and_pages(checkout: Path, runs_dir: Path) -> None:
+    """What cannot be executed on these runs, here ablations, is reported, and the others are there."""
+    for path in [*NOTEBOOKS, ROOT / "analysis" / "render.py"]:
+        (checkout / "analysis" / path.name).write_text(path.read_text())
+    command = [sys.executable, checkout / "analysis" / "render.py", str(runs_dir), "paper_tables", "ablations"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 1 and "paper_tables: analysis/rendered/paper_tables.html" in done.stdout
+    assert "ablations: not executed, ValueError: no ablation is finished beside its base" in done.stderr
+    assert left(checkout, "rendered") == {"paper_tables.ipynb", "paper_tables.html"}
+    copy = nbformat.read(checkout / "analysis" / "rendered" / "paper_tables.ipynb", as_version=4)
+    assert outputs(copy, "text/markdown")
+    assert "python launch.py -m dataset=CIFAR10" in (checkout / "analysis/rendered/paper_tables.html").read_text()
+    make = subprocess.run(["make", "-n", "notebooks", "RUNS=some/runs"], cwd=ROOT, capture_output=True, text=True)
+    assert "analysis/render.py some/runs" in make.stdout

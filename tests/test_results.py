@@ -11,7 +11,7 @@ import pytest
 
 from capsule_sweeps import compose_config, load_runs
 from capsule_sweeps.files import write_json
-from capsule_sweeps.results import accuracy_table, notes, render
+from capsule_sweeps.results import accuracy_table, comparison_table, cost_table, notes, render
 from capsule_sweeps.store import Run, columns, science
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,7 +95,9 @@ def test_mean_and_sample_deviation_over_seeds(invent) -> None:
     assert (three["min"], three["max"]) == (pytest.approx(90), pytest.approx(97))
     assert one.n == 1 and np.isnan(one["std"])  # one seed has no deviation, not 0
     text = render(accuracy_table(load_runs("runs"), "last"), "md")
-    assert "| digits | 2 | 1 | 50.00 | – | 50.00 | 50.00 | last |" in text
+    assert "| digits | 2 | 1 | 50.00 | – | – | 50.00 | 50.00 | last |" in text
+    assert three.half_width == pytest.approx(4.302653 * three["std"] / np.sqrt(3))  # t(0.975, 2)
+    assert np.isnan(one.half_width)
 
 
 def test_rule_decides_and_runs_without_it_are_left_out_loudly(invent) -> None:
@@ -128,6 +130,36 @@ def test_unfinished_runs_are_said_to_be_left_out(invent) -> None:
     assert "1 of 2 runs" in notes(frame, "last")
 
 
+def test_rule_and_finished_runs_are_said_under_every_table(invent, capsule_sweeps) -> None:
+    invent(["seed=0"], 0.5)
+    for form in ("table", "md", "tex"):
+        text = " ".join(capsule_sweeps("results", "--rule", "best_test", "--format", form).out.split())
+        assert "selection rule: best" in text and "Only finished runs enter" in text and "95" in text
+
+
+def test_num_routing_is_compared_seed_by_seed(invent) -> None:
+    for num_routing, values in {1: [0.90, 0.91, 0.92], 2: [0.91, 0.93, 0.93], 4: [0.5]}.items():
+        for seed, value in enumerate(values):
+            invent([f"num_routing={num_routing}", f"seed={seed}"], value)
+    invent(["num_routing=1", "training.lr=0.05"], 0.1)
+    found = comparison_table(load_runs("runs"), "last")
+    assert list(zip(found["from"], found.to, found.n, found.paired, strict=True)) == [(1, 2, 3, True), (2, 4, 1, False)]
+    assert found.difference[0] == pytest.approx(4 / 3) and found.half_width[0] == pytest.approx(4.302653 / 3)
+    assert found.p_value[0] == pytest.approx(1 - 4 / np.sqrt(18)) and found.seeds_needed[0] == 4
+    assert list(comparison_table(load_runs("nothing"), "last").columns) == list(found.columns)
+
+
+def test_costs_are_hours_of_all_runs(invent) -> None:
+    invent(["seed=0"], 0.5)
+    (invent(["seed=1"], 0.9) / "summary.json").unlink()
+    invent(["num_routing=2"], 0.5)
+    table = cost_table(load_runs("runs"))
+    assert list(table.dataset) == ["digits", "digits", "all"] and list(table.runs) == [2, 1, 3]
+    assert list(table.hours) == pytest.approx([3 / 3600, 1.5 / 3600, 4.5 / 3600])
+    assert list(table.hours_per_run) == pytest.approx([1.5 / 3600] * 3)
+    assert cost_table(load_runs("nothing")).hours.sum() == 0
+
+
 # Commands
 
 
@@ -149,6 +181,15 @@ def test_every_format_is_readable(some_runs, capsule_sweeps, command) -> None:
     for name in csv.columns:
         assert name in ended["table"].out
     assert capsule_sweeps(command).out == ended["table"].out
+
+
+def test_tex_is_a_booktabs_table(some_runs, capsule_sweeps) -> None:
+    text = capsule_sweeps("results", "--format", "tex").out
+    assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
+    header, *rows = [line for line in text.splitlines() if " & " in line]
+    assert header.endswith(r" \\") and r"num\_routing" in header and len(rows) == 2
+    assert all(row.count(" & ") == header.count(" & ") for row in rows) and r"\begin{tabular}{lrrrrrrrl}" in text
+    assert r"in \%" in text and r"$\pm$" in text
 
 
 def test_status_lists_all_runs(some_runs, capsule_sweeps) -> None:
@@ -190,3 +231,9 @@ def test_names_cannot_break_a_table(invent) -> None:
     frame = pd.DataFrame({"settings": ["a|b", "[red]c"], "n": [1, 2]})
     assert "a\\|b" in render(frame, "md")
     assert "[red]c" in render(frame, "table")
+    assert r"50\% \_\{\#\&\textbackslash{}x" in render(pd.DataFrame({"settings": ["50% _{#&\\x"]}), "tex")
+
+
+def test_a_small_number_is_not_shown_as_zero() -> None:
+    text = render(pd.DataFrame({"p_value": [0.0004, 0.0, -0.004, 0.25]}), "md")
+    assert [line.strip("| ") for line in text.splitlines()[2:]] == ["0.0004", "0.00", "-0.004", "0.25"]

@@ -12,7 +12,18 @@ from torch.autograd import gradcheck
 from torch.nn.functional import layer_norm
 
 from capsule_sweeps import kernels, routing
-from capsule_sweeps.routing import Capsules, InvertedAttention, VoteMap, routed_pass, uniform_pass
+from capsule_sweeps.routing import (
+    Attention,
+    Capsules,
+    ExplicitVotes,
+    InvertedAttention,
+    Squash,
+    Uniform,
+    VoteMap,
+    attended_pass,
+    routed_pass,
+    uniform_pass,
+)
 
 GOLDEN = {path.stem: path for path in sorted((Path(__file__).parent / "golden").glob("*.npz"))}
 LAYERS = [name for name in GOLDEN if name.startswith(("fc_", "conv_"))]
@@ -277,3 +288,109 @@ def test_dropout_comes_between_sum_and_norm():
         assert torch.equal(attention(votes, Capsules(children), previous).poses, layer_norm(dropped, (16,)))
     attention.eval()
     assert torch.equal(attention(votes, Capsules(children), previous).poses, layer_norm(sums, (16,)))
+
+
+# Variants, for ablations
+
+
+def attended(children, parents, weight, stride):
+    """The attended pass over explicit votes, for autograd."""
+    votes = VoteMap(weight, stride).explicit(children)
+    agreement = torch.einsum("bhwklnme,bmhwe->bhwklnm", votes, parents).mul(parents.shape[-1] ** -0.5)
+    r = agreement.flatten(3, 5).softmax(3).view_as(agreement)
+    return torch.einsum("bhwklnm,bhwklnme->bmhwe", r, votes)
+
+
+@settings(max_examples=40, deadline=None)
+@given(shape=shapes(), seed=st.integers(0, 2**16), votes_per_slice=st.integers(1, 300))
+def test_naive_loop_agrees_when_children_compete(shape, seed, votes_per_slice):
+    children, parents, weight, stride = make(shape, seed=seed)
+    before, kernels.VOTES_PER_SLICE = kernels.VOTES_PER_SLICE, votes_per_slice
+    try:
+        ours = attended_pass(children, parents, weight, stride)
+    finally:
+        kernels.VOTES_PER_SLICE = before
+    torch.testing.assert_close(ours, naive.attend(children, parents, weight, stride))
+    torch.testing.assert_close(VoteMap(weight, stride).average(children), naive.attend(children, None, weight, stride))
+
+
+@pytest.mark.parametrize("name", ODD_SHAPES)
+def test_gradients_when_children_compete(name, slices):
+    *inputs, stride = make(ODD_SHAPES[name])
+    cotangent = torch.randn(inputs[1].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    ours = gradients(lambda c, p, w: attended_pass(c, p, w, stride), *inputs, cotangent=cotangent)
+    for mine, wanted in zip(
+        ours, gradients(lambda c, p, w: attended(c, p, w, stride), *inputs, cotangent=cotangent), strict=True
+    ):
+        torch.testing.assert_close(mine, wanted)
+
+
+def test_gradcheck_when_children_compete():
+    *inputs, stride = make((1, 2, 2, 3, 3, (2, 2), 1, 2, 2, 2))
+    assert gradcheck(lambda c, p, w: attended_pass(c, p, w, stride), [t.requires_grad_() for t in inputs])
+
+
+def test_compiled_kernels_agree_when_children_compete(compiler):
+    *inputs, stride = make((3, 2, 3, 4, 4, (2, 2), 1, 2, 2, 2), torch.float32)
+    plain, fused = (
+        gradients(lambda c, p, w, fused=fused: attended_pass(c, p, w, stride, fused), *inputs, cotangent=inputs[1])
+        for fused in (False, True)
+    )
+    for mine, wanted in zip(fused, plain, strict=True):
+        assert distance(mine, wanted) <= 1e-5
+
+
+@settings(max_examples=15, deadline=None)
+@given(shape=shapes(), seed=st.integers(0, 2**16))
+def test_coefficients_of_a_parent_sum_to_one_when_children_compete(shape, seed):
+    children, parents, weight, stride = make(shape, seed=seed)
+    votes = ExplicitVotes(VoteMap(weight, stride))
+    for sums in (votes.attended(children, parents), votes.average(children)):
+        assert sums.shape == parents.shape
+        total = votes.coefficients.sum((3, 4, 5))
+        torch.testing.assert_close(total, torch.ones_like(total))
+
+
+@settings(max_examples=25, deadline=None)
+@given(shape=shapes(), seed=st.integers(0, 2**16))
+def test_explicit_votes_do_what_the_fast_functions_do(shape, seed):
+    children, parents, weight, stride = make(shape, seed=seed)
+    fast, slow = VoteMap(weight, stride), ExplicitVotes(VoteMap(weight, stride))
+    assert slow.coefficients is None
+    for name, arguments in (("uniform", [children]), ("average", [children])):
+        torch.testing.assert_close(getattr(slow, name)(*arguments), getattr(fast, name)(*arguments))
+    for name in ("routed", "attended"):
+        torch.testing.assert_close(getattr(slow, name)(children, parents), getattr(fast, name)(children, parents))
+    slow.routed(children, parents)
+    torch.testing.assert_close(slow.coefficients, slow.agreement(children, parents).softmax(-1))
+
+
+def test_squash_by_naive_loop_and_gradcheck():
+    sums = torch.randn(2, 3, 1, 1, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(Squash(4)(sums), naive.squash(sums))
+    assert (Squash(4)(1e6 * sums).norm(dim=-1) <= 1).all()
+    zeros = torch.zeros(1, 4, requires_grad=True)
+    Squash(4)(zeros).sum().backward()
+    assert zeros.grad.isfinite().all()
+    assert gradcheck(Squash(4), [sums.requires_grad_()])
+
+
+@pytest.mark.parametrize("norm", ["layer", "squash", "none"])
+@pytest.mark.parametrize("variant", [InvertedAttention, Attention, Uniform])
+def test_variants_by_naive_loop(variant, norm):
+    children, parents, weight, stride = make((2, 2, 3, 4, 4, (2, 2), 2, 2, 2, 2))
+    routing, votes = variant(num_capsules=3, pose_size=4, dropout=0.0, norm=norm), VoteMap(weight, stride)
+    route = naive.attend if variant is Attention else naive.route
+    for previous in (None, Capsules(parents)):
+        before = None if previous is None or variant is Uniform else previous.poses
+        sums = route(children, before, weight, stride)
+        wanted = {"layer": layer_norm(sums, (4,)), "squash": naive.squash(sums), "none": sums}[norm]
+        first = routing.double()(votes, Capsules(children), None)
+        ours = routing(votes, Capsules(children), first if variant is Uniform and previous else previous)
+        torch.testing.assert_close(ours.poses, wanted)
+
+
+def test_an_unknown_norm_is_one_sentence():
+    for variant in (InvertedAttention, Attention, Uniform):
+        with pytest.raises(ValueError, match=r"routing\.norm=batch is unknown: it must be one of layer, squash, none"):
+            variant(num_capsules=3, pose_size=4, dropout=0.0, norm="batch")

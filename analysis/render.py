@@ -1,0 +1,51 @@
+"""Execute the notebooks of this folder on some runs: python analysis/render.py RUNS [name ...]
+
+Leaves an executed copy and a page (HTML) of each in analysis/rendered/, and what the notebooks themselves write. One
+that cannot be executed is reported with its reason, and the others go on.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbconvert import HTMLExporter
+
+HERE = Path(__file__).resolve().parent
+
+
+def render(path: Path, folder: Path, **parameters: str) -> None:
+    """Execute a notebook in the folder above it, with a cell of parameters after its own; write copy and page."""
+    notebook = nbformat.read(path, as_version=4)
+    (place,) = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
+    injected = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
+    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(injected))
+    resources = {"metadata": {"path": str(path.parent.parent)}}
+    NotebookClient(notebook, timeout=3600, kernel_name="python3", resources=resources).execute()
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, folder / path.name)
+    page, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook)
+    (folder / f"{path.stem}.html").write_text(page, encoding="utf-8")
+
+
+def main(runs_dir: str, *names: str) -> int:
+    failed = 0
+    for path in sorted(HERE.glob("*.ipynb")):
+        if names and path.stem not in names:
+            continue
+        try:
+            render(path, HERE / "rendered", runs_dir=str(Path(runs_dir).resolve()))
+            print(f"{path.stem}: analysis/rendered/{path.stem}.html")
+        except CellExecutionError as error:
+            failed += 1
+            print(f"{path.stem}: not executed, {error.ename}: {error.evalue}", file=sys.stderr)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("Error: say where the runs are: python analysis/render.py runs")
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,191 @@
+"""Published numbers beside ours: the cells of analysis/published.yaml, and a verdict on each.
+
+An average is judged by the 95 % interval of our mean over seeds. Of the published average neither the number of seeds
+nor the spread is known, so it counts as exact.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from capsule_sweeps.config import CONF_DIR, compose_config
+from capsule_sweeps.results import RULES
+from capsule_sweeps.statistics import seeds_for_half_width, summarize
+from capsule_sweeps.store import columns
+
+PATH = CONF_DIR.parent / "analysis" / "published.yaml"
+AGGREGATES = ("mean over seeds", "best run", "count")
+SEEDS = range(5)  # that a missing cell is filled with; those of conf/experiment/readme_table.yaml
+TOLERANCE = 0.5  # points
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A published number: see the head of analysis/published.yaml."""
+
+    table: str
+    row: str
+    column: str
+    value: float
+    unit: str
+    aggregate: str
+    source: dict[str, str]
+    overrides: list[str]
+    rule: str | None = None
+    tolerance: float = TOLERANCE
+
+    def __post_init__(self) -> None:
+        where = f"{PATH.name}: the cell {self.table}, {self.row}, {self.column}"
+        if self.aggregate not in AGGREGATES:
+            raise ValueError(f"{where} has aggregate={self.aggregate}; it must be one of {', '.join(AGGREGATES)}")
+        if self.rule not in ((None,) if self.aggregate == "count" else RULES):
+            wanted = "none for a count" if self.aggregate == "count" else f"one of {', '.join(RULES)}"
+            raise ValueError(f"{where} has rule={self.rule}; it must be {wanted}")
+        if not isinstance(self.value, int | float) or not isinstance(self.source, dict):
+            raise ValueError(f"{where} needs a number as value, and a source with citation and where")
+        if {"citation", "where"} - self.source.keys():
+            raise ValueError(f"{where} needs a source with citation and where")
+
+    @property
+    def command(self) -> str:
+        """What fills the cell; runs that are there already are not repeated."""
+        words = [*self.overrides, f"seed={','.join(map(str, SEEDS))}"]
+        return "python launch.py -m " + " ".join(map(shlex.quote, words))
+
+
+def read_cells(table: str, path: Path = PATH) -> list[Cell]:
+    """The cells of one published table, in the file's order. Raises ValueError when there is no such table."""
+    import yaml
+
+    names = {entry.name for entry in fields(Cell)}
+    cells = []
+    for number, node in enumerate(yaml.safe_load(path.read_text(encoding="utf-8"))["cells"], 1):
+        if unknown := sorted(node.keys() - names):
+            raise ValueError(f"{path.name}: cell {number} has the unknown key {unknown[0]}")
+        try:
+            cells.append(Cell(**node))
+        except TypeError as error:
+            raise ValueError(f"{path.name}: cell {number} is not complete ({error})") from error
+    found = [cell for cell in cells if cell.table == table]
+    if not found:
+        known = ", ".join(dict.fromkeys(cell.table for cell in cells))
+        raise ValueError(f"there is no published table {table}; there are {known}")
+    if len(rules := {cell.rule for cell in found if cell.rule}) > 1:
+        raise ValueError(f"{path.name}: the table {table} mixes selection rules: {', '.join(sorted(rules))}")
+    return found
+
+
+def published_table(runs: pd.DataFrame, cells: list[Cell]) -> pd.DataFrame:
+    """One row a cell: row, column (with unit), published, ours, n, ± (half-width of the 95 % interval), difference
+    (ours − published), verdict, and for a missing cell the command that fills it."""
+    rows = []
+    for cell in cells:
+        found = _ours(runs, cell)
+        row: dict[str, Any] = {"row": cell.row, "column": f"{cell.column} ({cell.unit})", "published": cell.value}
+        row |= {"ours": found["ours"], "n": found["n"], "±": found["half_width"]}
+        row |= {"difference": found["ours"] - cell.value, "verdict": verdict(cell, **found)}
+        rows.append({**row, "command": cell.command if row["verdict"] == "missing" else None})
+    return pd.DataFrame(rows).astype({"n": "Int64"})
+
+
+def _ours(runs: pd.DataFrame, cell: Cell) -> dict[str, Any]:
+    """Our number for a cell: ours, n, std, half_width; NaN where there is none."""
+    if cell.aggregate == "count":
+        return {"ours": _million_parameters(tuple(cell.overrides)), "n": None, "std": math.nan, "half_width": math.nan}
+    group = _group(tuple(cell.overrides))
+    accuracies = 100 * runs[(runs.state == "finished") & (runs.group == group)][f"accuracy_{cell.rule}"].dropna()
+    if accuracies.empty:
+        return {"ours": math.nan, "n": 0, "std": math.nan, "half_width": math.nan}
+    found = summarize(accuracies)
+    if cell.aggregate == "best run":
+        return {"ours": found.best, "n": found.n, "std": math.nan, "half_width": math.nan}
+    return {"ours": found.mean, "n": found.n, "std": found.std, "half_width": found.half_width}
+
+
+@cache
+def _group(overrides: tuple[str, ...]) -> str:
+    """What the runs of a configuration share, whatever their seed: the column `group`."""
+    return str(columns(compose_config(list(overrides)))["group"])
+
+
+@cache
+def _million_parameters(overrides: tuple[str, ...]) -> float:
+    """Parameters of the model, which needs no run, only its shapes."""
+    import torch
+
+    from capsule_sweeps.model import build_model
+
+    with torch.device("meta"):
+        model = build_model(compose_config(list(overrides)))
+    return sum(parameter.numel() for parameter in model.parameters()) / 1e6
+
+
+def verdict(cell: Cell, ours: float, n: int | None, std: float, half_width: float) -> str:
+    """What can be said of our number beside the published one.
+
+    Of an average: `reproduced` when the difference and the half-width are within the tolerance; `below` or `above` when
+    the whole interval is beyond it; else `too few seeds to say`, and how many more would bring one of these about if
+    mean and deviation stayed as they are. A best run or a count has no interval: the difference decides. `missing` when
+    no run of it is finished.
+    """
+    if math.isnan(ours):
+        return "missing"
+    difference, side = ours - cell.value, "below" if ours < cell.value else "above"
+    margin = 1e-9 * max(1.0, abs(cell.value))  # 95.0 − 94.5 is not quite 0.5
+    within = abs(difference) <= cell.tolerance + margin
+    if cell.aggregate != "mean over seeds":
+        return "reproduced" if within else side
+    if n == 1:
+        return "too few seeds to say: at least 1 more needed"
+    if within and half_width <= cell.tolerance + margin:
+        return "reproduced"
+    if abs(difference) - half_width > cell.tolerance:
+        return side
+    assert n
+    needed = seeds_for_half_width(std, cell.tolerance if within else abs(difference) - cell.tolerance)
+    return f"too few seeds to say: {max(1, needed - n) if needed else 'very many'} more needed"
+
+
+def marks(cells: list[Cell]) -> pd.DataFrame:
+    """The published accuracies as points for a plot: dataset, num_routing, value, aggregate, rule."""
+    rows = []
+    for cell in (cell for cell in cells if cell.aggregate != "count"):
+        config = compose_config(cell.overrides)
+        row = {"dataset": config.dataset.name, "num_routing": config.num_routing, "value": cell.value}
+        rows.append({**row, "aggregate": cell.aggregate, "rule": cell.rule})
+    return pd.DataFrame(rows, columns=["dataset", "num_routing", "value", "aggregate", "rule"])
+
+
+def published_notes(cells: list[Cell], runs: pd.DataFrame, table: pd.DataFrame) -> str:
+    """What must be said under a published table: rule, tolerance, sources, what was left out, and commands."""
+    rule = next((cell.rule for cell in cells if cell.rule), None)
+    groups = {_group(tuple(cell.overrides)) for cell in cells}
+    own = runs[runs.group.isin(groups)]
+    tolerances = dict.fromkeys(f"{cell.tolerance:g} {_points(cell.unit)}" for cell in cells)
+    said = [
+        f"Selection rule: {rule} for every accuracy"
+        + (", as in the published code: the epoch with the best test accuracy." if rule == "best_test" else "."),
+        "±: half-width of the 95 % interval (t) over n seeds; a best run and a count have none. "
+        "Only finished runs enter.",
+    ]
+    if unfinished := int((own.state != "finished").sum()):
+        said[-1] += f" Left out: {unfinished} of {len(own)} runs, not finished."
+    if own.stale.any():
+        said[-1] += f" These are stale, made with code that changed since: {', '.join(own.run[own.stale])}."
+    said.append(f"Reproduced: within {' and '.join(tolerances)}.")
+    for citation in dict.fromkeys(cell.source["citation"] for cell in cells):
+        places = dict.fromkeys(cell.source["where"] for cell in cells if cell.source["citation"] == citation)
+        said.append(f"Published: {citation}; {', '.join(places)}.")
+    commands = dict.fromkeys(table.command.dropna())
+    return "\n".join([*said, *(["Missing cells are filled by:", *(f"    {c}" for c in commands)] if commands else [])])
+
+
+def _points(unit: str) -> str:
+    return "points" if unit == "%" else unit

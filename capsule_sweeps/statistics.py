@@ -1,0 +1,133 @@
+"""Statistics of runs that differ only in their seed: intervals, comparisons, and how many seeds it would take.
+
+scipy is imported by the functions that need it: a list of runs needs none. Accuracies may be fractions or percent; what
+comes out is in the unit of what went in.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+LEVEL = 0.95  # of every interval
+POWER = 0.8  # the chance to see a difference that is there
+MOST_SEEDS = 100_000
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of n values: mean, sample standard deviation, half-width of the 95 % t interval (both NaN for n = 1)."""
+
+    n: int
+    mean: float
+    std: float
+    half_width: float
+    best: float
+    worst: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One group minus another, with the half-width of its 95 % interval and a two-sided p-value (NaN when unknown).
+
+    `n` counts pairs if `paired`, else the runs of the smaller group. `seeds_needed` is how many seeds (of each group)
+    would show a difference of this size: see `seeds_needed`; None when no number would, or nothing is known of it.
+    """
+
+    n: int
+    paired: bool
+    difference: float
+    half_width: float
+    p_value: float
+    seeds_needed: int | None
+
+
+def summarize(values: pd.Series) -> Summary:
+    """The Summary of some values, at least one; the best is the largest."""
+    std = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+    width = float(half_width(std, len(values)))
+    return Summary(len(values), float(values.mean()), std, width, float(values.max()), float(values.min()))
+
+
+def half_width(std: Any, n: Any) -> Any:
+    """Half the width of the 95 % interval of a mean: t(0.975, n − 1) · std / √n; NaN for n = 1. Takes arrays, too."""
+    return t_quantile(np.asarray(n, float) - 1) * np.asarray(std, float) / np.sqrt(np.asarray(n, float))
+
+
+def t_quantile(df: Any) -> Any:
+    """Student's t at 97.5 %; NaN for no degrees of freedom."""
+    from scipy.special import stdtrit  # scipy.stats would take half a second more to import
+
+    df = np.asarray(df, float)
+    return np.where(df > 0, stdtrit(np.where(df > 0, df, 1.0), (1 + LEVEL) / 2), np.nan)
+
+
+def compare(values: pd.Series, base: pd.Series) -> Comparison:
+    """`values` minus `base`, two Series of accuracies indexed by seed.
+
+    Seed by seed (paired t-test) where at least two seeds are in both groups, or the groups have the same seeds; else by
+    Welch's t-test, which takes the groups for independent. Of a single pair the difference is all that is known.
+    """
+    from scipy.special import stdtr
+
+    common = values.index.intersection(base.index)
+    paired = len(common) >= 2 or set(values.index) == set(base.index)
+    if paired:
+        differences = values[common] - base[common]
+        n, difference, df = len(common), float(differences.mean()), float(len(common) - 1)
+        variances = [float(differences.var(ddof=1))] if n > 1 else [math.nan]
+        error = math.sqrt(variances[0] / n)
+    else:
+        n, difference = min(len(values), len(base)), float(values.mean() - base.mean())
+        variances = [float(group.var(ddof=1)) if len(group) > 1 else math.nan for group in (values, base)]
+        parts = [variance / len(group) for variance, group in zip(variances, (values, base), strict=True)]
+        error = math.sqrt(sum(parts))
+        below = sum(part**2 / (len(group) - 1) for part, group in zip(parts, (values, base), strict=True) if part > 0)
+        df = sum(parts) ** 2 / below if below > 0 else float(n - 1)
+    if math.isnan(error):
+        return Comparison(n, paired, difference, math.nan, math.nan, None)
+    if error == 0:  # no spread at all: the difference is certain, or there is none
+        return Comparison(n, paired, difference, 0.0, 0.0 if difference else 1.0, seeds_needed(difference, 0.0))
+    width, p_value = float(t_quantile(df)) * error, float(2 * stdtr(df, -abs(difference) / error))
+    return Comparison(n, paired, difference, width, p_value, seeds_needed(difference, *variances))
+
+
+def seeds_needed(difference: float, *variances: float) -> int | None:
+    """How many seeds show a difference of this size at the 5 % level with a chance of 80 %.
+
+    `variances`: one, of paired differences, and the answer counts pairs; or those of two independent groups, and it
+    counts the seeds of each. The power is that of the two-sided t-test, from the noncentral t distribution, for the
+    first n that suffices, counted up from the n of the normal approximation, which is never too large. At least 2; None
+    when the difference is 0, or so small that MOST_SEEDS are not enough.
+    """
+    from scipy.special import ndtri
+    from scipy.stats import nct
+
+    if difference == 0:
+        return None
+    if not any(variances):
+        return 2
+    effect = abs(difference) / math.sqrt(sum(variances))
+    n = max(2, math.ceil(((ndtri((1 + LEVEL) / 2) + ndtri(POWER)) / effect) ** 2) - 1)
+    share = sum(variances) ** 2 / sum(variance**2 for variance in variances)  # 1 for pairs, 1 to 2 for two groups
+    while n <= MOST_SEEDS:
+        df, shift = share * (n - 1), effect * math.sqrt(n)
+        critical = float(t_quantile(df))
+        if nct.sf(critical, df, shift) + nct.cdf(-critical, df, shift) >= POWER:
+            return n
+        n += 1
+    return None
+
+
+def seeds_for_half_width(std: float, wanted: float) -> int | None:
+    """The smallest n, from 2, whose 95 % interval is no wider than ± `wanted` if the deviation stays as it is.
+
+    None when MOST_SEEDS are not enough.
+    """
+    n = np.arange(2, MOST_SEEDS + 1)
+    enough = n[half_width(std, n) <= wanted]
+    return int(enough[0]) if len(enough) else None

@@ -1,0 +1,25 @@
+"""Run folders without training: what a finished or broken-off run would have left, to test tables and notebooks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from capsule_sweeps import compose_config
+from capsule_sweeps.files import write_json
+from capsule_sweeps.store import columns, science
+
+
+def finished_run(
+    overrides: Sequence[str], last: float, best_test: float | None = None, state: str = "finished"
+) -> Path:
+    """The folder of one run below runs_dir: accuracies (fractions) for `last` and, if it differs, `best_test`."""
+    config = compose_config(list(overrides))
+    described = columns(config)
+    folder = Path(config.runs_dir) / described["run"]
+    folder.mkdir(parents=True)
+    found = {"accuracy_last": last, "accuracy_best_test": last if best_test is None else best_test}
+    summary = {**described, **found, "accuracy_best_val": None, "seconds": 3600.0, "parameters": 10}
+    record = {**summary, "state": state, "science": science(config), "execution": {"device": "cuda"}}
+    write_json(folder / "run.json", record)
+    if state == "finished":
+        write_json(folder / "summary.json", summary)
+    return folder

@@ -1,0 +1,140 @@
+"""The arithmetic of tables: against numbers worked out by hand, published power tables, and scipy."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from capsule_sweeps.statistics import (
+    MOST_SEEDS,
+    compare,
+    half_width,
+    seeds_for_half_width,
+    seeds_needed,
+    summarize,
+)
+
+accuracies = st.lists(st.floats(0, 100, allow_subnormal=False), min_size=3, max_size=8)
+
+
+def by_seed(*values: float, first: int = 0) -> pd.Series:
+    return pd.Series(values, index=range(first, first + len(values)), dtype=float)
+
+
+def test_summary_by_hand() -> None:
+    found = summarize(by_seed(90, 92, 97))
+    assert (found.n, found.mean, found.best, found.worst) == (3, 93, 97, 90)
+    assert found.std == pytest.approx(math.sqrt((9 + 1 + 16) / 2))
+    assert found.half_width == pytest.approx(4.302653 * math.sqrt(13) / math.sqrt(3), rel=1e-6)  # t(0.975, 2)
+
+
+def test_one_run_has_no_deviation_and_no_interval() -> None:
+    found = summarize(by_seed(93))
+    assert (found.n, found.mean, found.best, found.worst) == (1, 93, 93, 93)
+    assert math.isnan(found.std) and math.isnan(found.half_width)
+
+
+@settings(max_examples=50, deadline=None)
+@given(accuracies)
+def test_interval_is_that_of_scipy(values) -> None:
+    found = summarize(by_seed(*values))
+    assume(found.std > 1e-6)
+    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high))
+
+
+def test_half_widths_of_a_whole_column() -> None:
+    widths = half_width(pd.Series([1.0, 2.0, np.nan]), pd.Series([2, 5, 1]))
+    assert widths[:2] == pytest.approx([12.706205 / math.sqrt(2), 2.776445 * 2 / math.sqrt(5)], rel=1e-6)
+    assert math.isnan(widths[2])
+
+
+def test_paired_by_hand() -> None:
+    """Differences 1, 2, 1: mean 4/3, standard error 1/3, t = 4; with 2 degrees of freedom p = 1 − t/√(t² + 2)."""
+    found = compare(by_seed(1, 3, 2), by_seed(0, 1, 1))
+    assert found.paired and found.n == 3
+    assert found.difference == pytest.approx(4 / 3)
+    assert found.half_width == pytest.approx(4.302653 / 3, rel=1e-6)
+    assert found.p_value == pytest.approx(1 - 4 / math.sqrt(18))
+
+
+@settings(max_examples=50, deadline=None)
+@given(accuracies, accuracies)
+def test_paired_is_that_of_scipy(ours, base) -> None:
+    n = min(len(ours), len(base))
+    assume(np.std(np.subtract(ours[:n], base[:n])) > 1e-3)
+    found, wanted = compare(by_seed(*ours[:n]), by_seed(*base[:n])), stats.ttest_rel(ours[:n], base[:n])
+    assert found.p_value == pytest.approx(wanted.pvalue, rel=1e-6, abs=1e-12)
+    low, high = wanted.confidence_interval(0.95)
+    assert (found.difference - found.half_width, found.difference + found.half_width) == pytest.approx((low, high))
+
+
+@settings(max_examples=50, deadline=None)
+@given(accuracies, accuracies)
+def test_without_common_seeds_it_is_welch(ours, base) -> None:
+    assume(np.std(ours) > 1e-3 and np.std(base) > 1e-3)
+    found = compare(by_seed(*ours), by_seed(*base, first=100))
+    wanted = stats.ttest_ind(ours, base, equal_var=False)
+    assert not found.paired and found.n == min(len(ours), len(base))
+    assert found.p_value == pytest.approx(wanted.pvalue, rel=1e-6, abs=1e-12)
+    low, high = wanted.confidence_interval(0.95)
+    assert (found.difference - found.half_width, found.difference + found.half_width) == pytest.approx((low, high))
+
+
+def test_only_common_seeds_are_paired_in_whatever_order() -> None:
+    found = compare(pd.Series({2: 2.0, 1: 3.0, 0: 1.0, 9: 50.0}), pd.Series({0: 0.0, 1: 1.0, 2: 1.0, 7: -50.0}))
+    assert found == compare(by_seed(1, 3, 2), by_seed(0, 1, 1))
+
+
+def test_one_common_seed_of_several_is_no_pairing() -> None:
+    assert not compare(by_seed(1, 2, 3), by_seed(3, 2, 1, first=2)).paired
+
+
+def test_of_one_pair_only_the_difference_is_known() -> None:
+    found = compare(by_seed(3), by_seed(1))
+    assert (found.n, found.paired, found.difference, found.seeds_needed) == (1, True, 2, None)
+    assert math.isnan(found.half_width) and math.isnan(found.p_value)
+    assert math.isnan(compare(by_seed(3), by_seed(1, 2, first=5)).p_value)
+
+
+def test_without_spread_a_difference_is_certain_and_none_is_none() -> None:
+    found = compare(by_seed(2, 3, 4), by_seed(1, 2, 3))
+    assert (found.half_width, found.p_value, found.seeds_needed) == (0, 0, 2)
+    found = compare(by_seed(1, 2, 3), by_seed(1, 2, 3))
+    assert (found.difference, found.half_width, found.p_value, found.seeds_needed) == (0, 0, 1, None)
+    assert compare(by_seed(2, 2), by_seed(1, 1, first=5)).p_value == 0
+
+
+@pytest.mark.parametrize(("effect", "n"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])
+def test_pairs_needed_are_those_of_power_tables(effect, n) -> None:
+    """Two-sided paired t-test, 5 %, power 0.8."""
+    assert seeds_needed(effect, 1.0) == n == seeds_needed(-3 * effect, 9.0)
+
+
+@pytest.mark.parametrize(("effect", "n"), [(0.2, 394), (0.5, 64), (0.8, 26), (1.0, 17)])
+def test_seeds_of_two_groups_are_those_of_power_tables(effect, n) -> None:
+    """Two-sided t-test of two independent groups, 5 %, power 0.8."""
+    assert seeds_needed(effect, 1.0, 1.0) == n
+
+
+def test_no_number_of_seeds_shows_nothing() -> None:
+    assert seeds_needed(0.0, 1.0) is None
+    assert seeds_needed(1e-5, 1.0) is None
+    assert seeds_needed(100.0, 1e-4) == 2
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0.01, 5), st.floats(0.1, 2))
+def test_seeds_for_an_interval_are_just_enough(std, wanted) -> None:
+    n = seeds_for_half_width(std, wanted)
+    assert half_width(std, n) <= wanted and (n == 2 or half_width(std, n - 1) > wanted)
+
+
+def test_seeds_for_an_interval_by_hand() -> None:
+    """t(0.975, n − 1) / √n with deviation 1: 0.514 at 17, 0.497 at 18."""
+    assert seeds_for_half_width(1.0, 0.5) == 18
+    assert seeds_for_half_width(1.0, 1e-4) is None and MOST_SEEDS < 1e8
