@@ -100,8 +100,8 @@ def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.
     note = (
         f"batch size {batch_size}, amp={config.training.amp}, {config.routing.get('schedule', '')} schedule, medians "
         f"of {repeats} interleaved steps; preparing a batch takes {1000 * median['data', 0]:.2f} ms, {share:.2%} of a "
-        f"compiled step with num_routing=1; compiled with num_routing=2 {recipe.epochs} epochs of {num_images:,} images "
-        f"take {hours:.3g} hours, evaluation not counted"
+        "compiled step with num_routing=1; compiled with num_routing=2 "
+        f"{recipe.epochs} epochs of {num_images:,} images take {hours:.3g} hours, evaluation not counted"
     )
     return frame, note
 
