@@ -116,7 +116,8 @@ def _backward_too() -> AbstractContextManager[None]:
 def _warn_once(error: Exception) -> None:
     if not _warned:
         _warned.append(True)
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        lines = [line.strip() for line in str(error).splitlines() if not line.startswith("backend=")]
+        reason = next(filter(None, lines), type(error).__name__)
         log.warning("training.compile: this could not be compiled and runs uncompiled, more slowly (%s)", reason[:200])
 
 

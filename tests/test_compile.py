@@ -174,7 +174,7 @@ def test_a_backward_pass_that_cannot_be_compiled_is_noticed_in_time(monkeypatch,
     logits = model(images)
     logits.sum().backward()
     torch.testing.assert_close(logits, small("off")(images))
-    assert len(said(caplog)) == 1 and "(no backward)" in said(caplog)[0]
+    assert len(said(caplog)) == 1 and "no backward)" in said(caplog)[0]
 
 
 def test_a_copy_of_a_compiled_model_is_a_model_of_its_own():
