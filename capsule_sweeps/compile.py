@@ -11,12 +11,15 @@ import logging
 import math
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from types import FunctionType
 from typing import Any
 
 import torch
+import torch._functorch.config
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -42,9 +45,9 @@ def decide(config: DictConfig, device: torch.device) -> bool:
 
 
 def has_cpp_compiler() -> bool:
-    """Whether $CXX, or g++ or clang++ where that is not set, is there."""
-    names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
-    return any(shutil.which(name.split()[0]) for name in names if name.strip())
+    """Whether the one that torch will call is there: $CXX or, where that is not set, g++ (clang++ on macOS)."""
+    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++").split()[:1]
+    return bool(name and shutil.which(name[0]))
 
 
 class CompileError(Exception):
@@ -69,13 +72,13 @@ class Compiled:
             if made is None:
                 raise CompileError
             return made(*tensors)
-        made = torch.compile(_own_code(self.function), fullgraph=True, dynamic=False, options=self.options)
         self.made[layout] = None
         try:
             if tensors[0].device.type == "cpu" and not has_cpp_compiler():
                 raise RuntimeError("there is no C++ compiler: install g++, or say in CXX where one is")
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _backward_too():
                 warnings.simplefilter("ignore")  # the compiler's, about itself
+                made = torch.compile(_own_code(self.function), fullgraph=True, dynamic=False, options=self.options)
                 results = made(*tensors)
         except torch.OutOfMemoryError:
             raise
@@ -103,10 +106,18 @@ def _own_code(function: Callable[..., Any]) -> Callable[..., Any]:
     return FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
 
 
+def _backward_too() -> AbstractContextManager[None]:
+    """While open, a backward pass is compiled with its forward pass. When it is first needed, nothing can fall back."""
+    option = "force_non_lazy_backward_lowering"  # not in every torch
+    config = torch._functorch.config
+    return config.patch(option, True) if hasattr(config, option) else nullcontext()
+
+
 def _warn_once(error: Exception) -> None:
     if not _warned:
         _warned.append(True)
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        lines = [line.strip() for line in str(error).splitlines() if not line.startswith("backend=")]
+        reason = next(filter(None, lines), type(error).__name__)
         log.warning("training.compile: this could not be compiled and runs uncompiled, more slowly (%s)", reason[:200])
 
 

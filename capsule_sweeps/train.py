@@ -36,6 +36,7 @@ from capsule_sweeps.tracking import tracker
 log = logging.getLogger(__name__)
 
 EVAL_BATCH = 256
+READ_EVERY = {"cpu": 1}  # batches; elsewhere 50, for reading a number from a GPU makes the program wait for it
 
 
 def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: Stop) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     parameters = sum(parameter.numel() for parameter in model.parameters())
     num_images = len(data.train.labels)
     num_batches = math.ceil(num_images / recipe.batch_size)
-    read_every = 1 if device.type == "cpu" else 50  # reading a number from a GPU makes the program wait for it
+    read_every = READ_EVERY.get(device.type, 50)
     losses = torch.zeros(num_batches, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
 

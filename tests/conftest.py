@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,6 +62,18 @@ sys.argv = [launch, *arguments]
 sys.path.insert(0, os.path.dirname(launch))
 runpy.run_path(launch, run_name="__main__")
 """
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The C++ compiler, which the environment hides from all other tests."""
+    import torch._inductor.config
+
+    if not shutil.which("g++"):
+        pytest.skip("needs g++")
+    monkeypatch.setenv("CXX", "g++")
+    with torch._inductor.config.patch({"cpp.cxx": (None, "g++")}):
+        yield
 
 
 @dataclass

@@ -5,13 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-import torch._inductor.config
+from functorch.compile import make_boxed_func
 from omegaconf import OmegaConf
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
 from capsule_sweeps import compile as compiling
 from capsule_sweeps.compile import Compiled, CompileError, decide
@@ -43,7 +45,7 @@ for batch in batches:
     torch.manual_seed(1)
     logits = model(torch.randn(batch, 1, 8, 8))
     logits.square().sum().backward()
-print(json.dumps([logits.tolist(), model.capsules.layers[0].weight.grad.flatten().tolist()]))
+print(json.dumps([logits.tolist(), model.capsules.layers[-1].weight.grad.flatten().tolist()]))
 """
 
 
@@ -52,8 +54,8 @@ def small(compiled):
     return build_model(compose_config([*SMALL, f"training.compile={compiled}"]))
 
 
-def step_in_a_process(batches, **environment):
-    command = [sys.executable, "-c", STEP, json.dumps(SMALL), json.dumps(batches)]
+def step_in_a_process(batches, *overrides, **environment):
+    command = [sys.executable, "-c", STEP, json.dumps([*SMALL, *overrides]), json.dumps(batches)]
     path = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "CXX": "g++", **environment}
     done = subprocess.run(command, capture_output=True, text=True, env=path, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -63,16 +65,6 @@ def step_in_a_process(batches, **environment):
 def said(caplog):
     """Our own messages: torch's compiler logs much of its own."""
     return [record.getMessage() for record in caplog.records if record.name == "capsule_sweeps.compile"]
-
-
-@pytest.fixture
-def compiler(monkeypatch):
-    """conftest hides the compiler from all other tests."""
-    if not shutil.which("g++"):
-        pytest.skip("needs g++")
-    monkeypatch.setenv("CXX", "g++")
-    with torch._inductor.config.patch({"cpp.cxx": (None, "g++")}):
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -108,8 +100,29 @@ def test_what_ran_earlier_in_a_process_changes_no_bit():
     assert step_in_a_process([1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 5]).stdout == alone
 
 
-def test_without_a_compiler_there_is_one_warning_and_the_same_numbers(tmp_path):
-    done = step_in_a_process([4, 5], CXX="/nonexistent", TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
+@pytest.mark.slow
+def test_processes_at_once_share_what_they_compile_with_those_that_follow(tmp_path, compiler):
+    counting = tmp_path / "g++"  # writes a line a call
+    counting.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nexec {shutil.which("g++")} "$@"\n')
+    counting.chmod(0o755)
+
+    def step(_=None):
+        cache = str(tmp_path / "cache")
+        return step_in_a_process([5], "capsules.layers=[]", CXX=str(counting), TORCHINDUCTOR_CACHE_DIR=cache)
+
+    with ThreadPoolExecutor() as pool:
+        both = list(pool.map(step, range(2)))
+    calls = (tmp_path / "calls").read_text()
+    assert ".cpp" in calls
+    third = step()
+    assert (tmp_path / "calls").read_text().count(".cpp") == calls.count(".cpp"), "it compiled again"
+    assert {done.stdout for done in both} == {third.stdout}
+    assert not any("could not be compiled" in done.stderr for done in (*both, third))
+
+
+@pytest.mark.parametrize("cxx", ["/nonexistent", pytest.param("/bin/false", marks=pytest.mark.slow)])
+def test_without_a_compiler_there_is_one_warning_and_the_same_numbers(tmp_path, cxx):
+    done = step_in_a_process([4, 5], CXX=cxx, TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
     assert done.stderr.count("could not be compiled") == 1, done.stderr
     logits, _ = json.loads(done.stdout)
     model = small("off")
@@ -149,6 +162,21 @@ def test_a_failure_is_remembered_for_its_layout_and_said_once(monkeypatch, caplo
     assert len(said(caplog)) == 1 and "(no)" in said(caplog)[0]
 
 
+def test_a_backward_pass_that_cannot_be_compiled_is_noticed_in_time(monkeypatch, caplog, compiler):
+    def fail(graph, inputs):
+        raise RuntimeError("no backward")
+
+    # Not by the inductor, which takes long; the kernels in it have no backward pass and are "compiled".
+    backend = aot_autograd(fw_compiler=lambda graph, inputs: make_boxed_func(graph.forward), bw_compiler=fail)
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, **{**options, "backend": backend}))
+    model, images = small("on"), torch.randn(2, 1, 8, 8)
+    logits = model(images)
+    logits.sum().backward()
+    torch.testing.assert_close(logits, small("off")(images))
+    assert len(said(caplog)) == 1 and "no backward)" in said(caplog)[0]
+
+
 def test_a_copy_of_a_compiled_model_is_a_model_of_its_own():
     model = small("on")
     twin = copy.deepcopy(model)
@@ -185,6 +213,25 @@ def test_auto_compiles_where_it_pays(monkeypatch, asked, device, compiler, steps
     recipe = {"compile": asked, "epochs": steps, "batch_size": 8}
     config = OmegaConf.create({"training": recipe, "dataset": {"train_size": 8, "source": "folder"}})
     assert decide(config, torch.device(device)) is wanted
+
+
+@pytest.mark.parametrize(
+    ("cxx", "there", "wanted"),
+    [
+        (None, {"g++"}, True),
+        (None, {"clang++"}, False),  # torch does not look for it
+        ("clang++ -v", {"clang++"}, True),
+        ("clang++", {"g++"}, False),
+        (" ", {"g++"}, False),
+    ],
+)
+def test_the_compiler_is_the_one_that_torch_will_call(monkeypatch, cxx, there, wanted):
+    monkeypatch.setattr(compiling.sys, "platform", "linux")
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: name if name in there else None)
+    monkeypatch.delenv("CXX", raising=False)
+    if cxx is not None:
+        monkeypatch.setenv("CXX", cxx)
+    assert compiling.has_cpp_compiler() is wanted
 
 
 def test_a_model_is_built_without_a_training_part():

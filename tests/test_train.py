@@ -3,12 +3,15 @@
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from capsule_sweeps import build_model, load_runs
+from capsule_sweeps import train as training
 from capsule_sweeps.data import load_data
 
 BATCHES = 5  # of an epoch of the tiny run
@@ -157,6 +160,101 @@ def test_threads_of_a_resumed_run_do_not_leak_into_the_next(launch, runs) -> Non
         assert threads == {0: before + 1, 1: before}
     finally:
         torch.set_num_threads(before)
+
+
+# How it is executed
+
+
+class Reads(TorchDispatchMode):
+    """While open, notes after which step the program looks at numbers of tensors, or copies its own into one.
+
+    On a GPU it waits there for all that was asked of it before. Nothing of it may come from inside a step, either.
+    """
+
+    READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2", "lift_fresh")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps, self.after = 0, set[int]()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ in self.READS:
+            self.after.add(self.steps)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], ["training.amp=bf16", "capsules.dropout=0.1", "dataset.crop_padding=2", "dataset.flip=true"]]
+)
+def test_numbers_are_read_only_now_and_then(launch, monkeypatch, overrides) -> None:
+    reads, step = Reads(), torch.optim.SGD.step
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        reads.steps += 1
+        return result
+
+    monkeypatch.setattr(torch.optim.SGD, "step", counted)
+    monkeypatch.setitem(training.READ_EVERY, "cpu", 2)
+    with reads:
+        ended = launch(*overrides)
+    assert ended.code == 0, ended.text
+    assert reads.steps == 2 * BATCHES == 10
+    assert reads.after - {0} == {2, 4, 5, 7, 9, 10}, "every second batch, and at the end of an epoch"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compiled", ["off", pytest.param("on", marks=pytest.mark.slow)])
+def test_nothing_in_an_epoch_waits_for_the_gpu(launch, monkeypatch, compiled) -> None:
+    step, check_finite, steps = torch.optim.SGD.step, training.check_finite, []
+
+    def then_forbid(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        steps.append(result)
+        torch.cuda.set_sync_debug_mode("error")
+        return result
+
+    def allow(*args: Any) -> None:  # at the end of an epoch, which is shorter than 50 batches
+        torch.cuda.set_sync_debug_mode("default")
+        check_finite(*args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", then_forbid)
+    monkeypatch.setattr(training, "check_finite", allow)
+    try:
+        ended = launch("device=cuda", f"training.compile={compiled}")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert ended.code == 0, ended.text
+    assert len(steps) == 2 * BATCHES
+
+
+@pytest.mark.slow
+def test_compiled_run_that_was_interrupted_ends_as_if_untouched(launch, reference, runs, compiler) -> None:
+    """With dropout, and a last batch that is smaller."""
+    compiled = ["training.compile=on", "capsules.dropout=0.1", "training.batch_size=9", "num_routing=2"]
+    untouched = reference(*compiled)
+    assert launch(*compiled, signal_at=(signal.SIGTERM, 3)).code == 143
+    ended = launch(*compiled)
+    assert ended.code == 0, ended.text
+    runs.assert_same(runs.only(), untouched)
+    assert runs.record(untouched)["execution"]["compile"] is True
+    assert "could not be compiled" not in (untouched / "log.txt").read_text()
+    assert launch("training.compile=off", *compiled[1:], "runs_dir=eager").code == 0
+    assert runs.weights(runs.only("eager")) != runs.weights(untouched), "nothing was compiled"
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_compiling_is_decided_at_the_first_attempt(launch, runs, monkeypatch, first) -> None:
+    built, build_model = [], training.build_model
+    monkeypatch.setattr(training, "build_model", lambda c: built.append(c.training.compile) or build_model(c))
+    for decision in (first, not first):
+        monkeypatch.setattr(training, "decide", lambda *_, decision=decision: decision)
+        ended = launch("training.compile=auto", signal_at=(signal.SIGTERM, 2) if decision is first else None)
+        assert ended.code == (143 if decision is first else 0), ended.text
+    assert built == 2 * ["on" if first else "off"]
+    record = runs.record(runs.only())
+    assert [attempt["execution"]["compile"] for attempt in record["attempts"]] == [first, first]
+    assert "compile" not in str(record["science"])
 
 
 def test_seed_decides(launch, runs) -> None:
