@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -30,7 +29,8 @@ def make_parser() -> argparse.ArgumentParser:
         function: Callable[[argparse.Namespace], None], name: str, text: str, **words: str
     ) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where the run folders are (runs)")
+        if "overrides" not in words:  # those say runs_dir=…
+            command.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where the run folders are (runs)")
         for key, meaning in words.items():
             command.add_argument(key, nargs="*" if key in ("runs", "overrides") else None, help=meaning)
         command.set_defaults(function=function)
@@ -260,11 +260,9 @@ def doctor(arguments: argparse.Namespace) -> None:
     found = []
     for name, ok, text in checks:
         found.append({"check": name, "ok": ok, "text": text})
-        if arguments.format == "json":
-            print(json.dumps(found[-1]), flush=True)
-        elif arguments.format == "table":
+        if arguments.format == "table":
             print(f"{'ok  ' if ok else 'MEND'}  {name:<14} {text}", flush=True)
-    if arguments.format in ("md", "csv"):
+    if arguments.format != "table":
         print(render(pd.DataFrame(found), arguments.format))
     if not all(check["ok"] for check in found):
         sys.exit(1)

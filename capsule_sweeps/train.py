@@ -64,6 +64,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     layout = torch.channels_last if execution["channels_last"] else torch.contiguous_format
 
     torch.backends.cudnn.allow_tf32 = False  # like that of matrix products, whose default it is
+    torch.backends.cudnn.deterministic = True  # a resumed run ends with the same bits on a GPU, too
     torch.manual_seed(mix(config.seed))
     decided = {"training": {"compile": "on" if execution["compile"] else "off"}}
     model = build_model(DictConfig(OmegaConf.merge(config, decided))).to(device).to(memory_format=layout)

@@ -18,8 +18,8 @@ def doctor(tiny, capsule_sweeps):
 
     def run(*overrides: str) -> tuple[dict[str, tuple[bool, str]], int]:
         ended = capsule_sweeps("doctor", *tiny, *overrides, "--format", "json")
-        lines = [json.loads(line) for line in ended.out.splitlines()]
-        return {line["check"]: (line["ok"], line["text"]) for line in lines}, ended.code
+        found = json.loads(ended.out)
+        return {check["check"]: (check["ok"], check["text"]) for check in found}, ended.code
 
     return run
 
