@@ -29,6 +29,7 @@ from capsule_sweeps.pool import Slot, make_slots, run_pool
 from capsule_sweeps.progress import Display
 from capsule_sweeps.signals import Interrupted, Stop, stop_signals
 from capsule_sweeps.store import Busy, check_runs_dir, owner, read_json, science, signature, write_json
+from capsule_sweeps.tracking import agent_id, choose_mode
 
 log = logging.getLogger(__name__)
 
@@ -115,12 +116,15 @@ def launch(
         return [None] * len(configs)
     if todo:
         preflight(plan)
+        choose_mode([point.config for point in todo])
         sweep = record_sweep(plan)
         with stop_signals() as stop:
             if len(slots) == 1:
                 run_here(todo, sweep, stop)
             else:
                 run_pool(todo, sweep, slots, stop)
+    elif agent_id():
+        show_agent(plan)
     show_results(plan, configs[0].selection_rule)
     left = sum(point.run.state() != "finished" for point in plan)
     if todo and stop.signum and left:
@@ -128,6 +132,15 @@ def launch(
         sys.exit(128 + stop.signum)
     accuracies = {point.signature: accuracy(point) for point in plan}
     return [accuracies[signature(science(config))] for config in configs]
+
+
+def show_agent(plan: Sequence[Point]) -> None:
+    """W&B's agent asked for a run that is finished: it gets its own copy in W&B, or would wait for it in vain."""
+    from capsule_sweeps.sync import show_finished
+
+    choose_mode([point.config for point in plan])
+    for point in plan:
+        show_finished(point.config, point.run)
 
 
 def scratch(config: DictConfig, folder: str) -> DictConfig:

@@ -46,7 +46,7 @@ def test_no_module_imports_itself_by_way_of_others(module) -> None:
 @pytest.mark.parametrize(
     ("module", "needed", "forbidden"),
     [
-        ("launcher", {"store"}, {"tracking", "capsules", "routing", "backbone"}),
+        ("launcher", {"store", "tracking"}, {"capsules", "routing", "backbone"}),
         ("train", {"data", "store", "tracking", "model"}, {"launcher", "plan", "results"}),
         ("model", {"capsules"}, {"train", "data", "store", "launcher", "tracking", "results", "backbone", "routing"}),
         ("capsules", {"routing"}, {"model", "train", "data", "store", "launcher", "tracking", "results", "backbone"}),
@@ -55,7 +55,8 @@ def test_no_module_imports_itself_by_way_of_others(module) -> None:
         ("results", {"store"}, {"train", "launcher", "plan", "model", "data", "tracking"}),
         ("store", {"config"}, {"train", "launcher", "plan", "model", "data", "tracking", "results"}),
         ("config", set(), set(MODULES)),
-        ("tracking", set(), {"train", "launcher", "plan", "model", "data", "results"}),
+        ("tracking", {"store"}, {"train", "launcher", "plan", "model", "data", "results"}),
+        ("sync", {"store", "tracking"}, {"train", "launcher", "plan", "model", "data"}),
         ("data", set(), {"train", "launcher", "plan", "model", "results", "store"}),
     ],
 )
@@ -66,7 +67,13 @@ def test_imports_run_one_way(module, needed, forbidden) -> None:
 
 @pytest.mark.parametrize(
     ("service", "owners"),
-    [("wandb", {"tracking"}), ("torchvision", {"data", "bench"}), ("submitit", {"launcher"}), ("sklearn", {"data"})],
+    [
+        ("wandb", {"tracking", "sync", "dashboard"}),
+        ("wandb_workspaces", {"dashboard"}),
+        ("torchvision", {"data", "bench"}),
+        ("submitit", {"launcher"}),
+        ("sklearn", {"data"}),
+    ],
 )
 def test_outside_services_have_one_owner(service, owners) -> None:
     users = {m for m in MODULES if any(name.split(".")[0] == service for name in imports(PACKAGE / f"{m}.py"))}
