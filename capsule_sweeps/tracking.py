@@ -76,7 +76,7 @@ def obstacle() -> str | None:
     try:
         import wandb
 
-        url = wandb.setup().settings.base_url
+        url = wandb.setup(wandb.Settings(silent=True)).settings.base_url
         host = urlsplit(url).netloc
         if not os.environ.get("WANDB_API_KEY") and not netrc.netrc(path).authenticators(host):
             return f"no API key is set for {host} (`wandb login`, or WANDB_API_KEY)"
@@ -211,13 +211,15 @@ def aside(quiet: bool = False) -> Iterator[None]:
 
 def within(seconds: float, function: Callable[[], Any]) -> Any:
     """What the function returns or raises; TimeoutError when it takes longer, and it is left alone then."""
-    ended: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
 
     def work() -> None:
         try:
             ended.put((function(), None))
-        except BaseException as error:
+        except Exception as error:
             ended.put((None, error))
+        except SystemExit as error:  # wandb leaves the program when its service was killed
+            ended.put((None, RuntimeError(f"exit code {error.code}")))
 
     threading.Thread(target=work, daemon=True, name="wandb").start()
     try:

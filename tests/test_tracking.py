@@ -241,9 +241,10 @@ def test_server_that_does_not_answer_means_offline(
     if trouble == "refused":
         monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(tracking, "ANSWER_SECONDS", 0.3)
-    monkeypatch.setitem(
-        sys.modules, "wandb", types.SimpleNamespace(setup=lambda: types.SimpleNamespace(settings=Base()))
+    module = types.SimpleNamespace(
+        setup=lambda _: types.SimpleNamespace(settings=Base()), Settings=lambda **options: options
     )
+    monkeypatch.setitem(sys.modules, "wandb", module)
     wandb_server.silent = trouble == "silent"
     wandb_server.broken = trouble == "broken"
     configs = [tiny_config("tracking=wandb", f"tracking.mode={mode}", f"seed={seed}") for seed in (0, 1)]
