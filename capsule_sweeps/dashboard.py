@@ -17,7 +17,7 @@ def make_dashboard(entity: str | None, project: str, sweep: str | None, rule: st
     panels show.
     """
     try:
-        import wandb_workspaces.workspaces  # noqa: F401
+        import wandb_workspaces  # noqa: F401
     except ImportError as error:
         raise ValueError("a dashboard needs wandb-workspaces: pip install wandb-workspaces") from error
     trouble = obstacle()
@@ -28,16 +28,17 @@ def make_dashboard(entity: str | None, project: str, sweep: str | None, rule: st
     api = wandb.Api(timeout=30)
     owner = str(entity or api.default_entity)
     accuracy = f"accuracy_{rule}"
-    filters = {"group": sweep} if sweep else {}
     try:
-        runs = list(api.runs(f"{owner}/{project}", filters=filters, lazy=False))
+        runs = list(api.runs(f"{owner}/{project}", filters={"group": sweep} if sweep else {}, lazy=False))
+        logged = {str(key) for run in runs for key in dict(run.summary.items())}
+        check_names(logged, {key for run in runs for key in run.config}, accuracy)
+        datasets = sorted({str(run.config["dataset"]) for run in runs if "dataset" in run.config})
+        workspace = make_workspace(owner, project, sweep, accuracy).save()
+        report = make_report(owner, project, sweep, accuracy, datasets).save()
+    except ValueError:
+        raise
     except Exception as error:
-        raise ValueError(f"the runs of {owner}/{project} cannot be read: {' '.join(str(error).split())}") from error
-    logged = {str(key) for run in runs for key in dict(run.summary.items())}
-    check_names(logged, {key for run in runs for key in run.config}, accuracy)
-    datasets = sorted({str(run.config["dataset"]) for run in runs if "dataset" in run.config})
-    workspace = make_workspace(owner, project, sweep, accuracy).save()
-    report = make_report(owner, project, sweep, accuracy, datasets).save()
+        raise ValueError(f"W&B refused a dashboard of {owner}/{project}: {' '.join(str(error).split())}") from error
     return {"workspace": workspace.url, "report": report.url}
 
 

@@ -24,7 +24,7 @@ STYLE = """
 :root { color-scheme: light; --line: #d9d9d9; --dim: #595959 }
 * { box-sizing: border-box }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 75rem; margin: 0 auto;
-  padding: 1rem; overflow-wrap: anywhere }
+  padding: 1rem; overflow-wrap: break-word }
 h1, h2, h3 { line-height: 1.2; break-after: avoid }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line) }
 p.note { color: var(--dim); font-size: .9rem }
@@ -33,7 +33,8 @@ th, td { text-align: left; vertical-align: top; padding: .3rem .5rem; border-bot
 thead { display: table-header-group }
 tr, figure { break-inside: avoid }
 figure { margin: 1rem 0 }
-figure > svg { max-width: 100%; height: auto }
+figure > svg { width: min(100%, 36rem); height: auto }
+code, td[data-label="run"], td[data-label="differs by"], td[data-label="provenance"] { overflow-wrap: anywhere }
 code, pre { font-family: ui-monospace, monospace; font-size: .8rem; white-space: pre-wrap }
 pre { background: #f5f5f5; padding: .75rem; border-left: 3px solid #d55e00 }
 .finished { color: #00664b } .failed, .stale { color: #a34700 } .running { color: #005a8c }
@@ -46,7 +47,10 @@ pre { background: #f5f5f5; padding: .75rem; border-left: 3px solid #d55e00 }
   td::before { content: attr(data-label) ": "; color: var(--dim) }
 }
 @page { margin: 12mm }
-@media print { body { font-size: 10pt; max-width: none; padding: 0 } table { font-size: 7.5pt } pre { font-size: 7pt } }
+@media print {
+  body { font-size: 10pt; max-width: none; padding: 0 }
+  table, p.note { font-size: 7.5pt } code, pre { font-size: 7pt } figure > svg { width: 22rem }
+}
 """
 
 
@@ -58,12 +62,12 @@ def write_report(runs_dir: Path, runs: pd.DataFrame, rule: str, out: Path) -> No
     """Write the page about some rows of `load_runs`. Raises ValueError for a rule that there is not."""
     now = time.strftime("%Y-%m-%d %H:%M %Z")
     records = {name: Run(runs_dir / name).record() for name in runs.run}
-    hours = runs.seconds.sum() / 3600 + sum(_hours(records[name]) for name in runs.run[runs.seconds.isna()])
+    seconds = sum(float(record.get("seconds") or 0) for record in records.values())
     states = Counter(runs.state.mask(runs.stale, "stale"))
     counts = ", ".join(f"{count} {state}" for state, count in states.items()) or "none"
     parts = [
         f"<h1>Runs in {escape(runs_dir.name or str(runs_dir))}</h1>",
-        f"<p>{len(runs)} runs: {counts}. {hours:.3g} hours of training and evaluation in all. Made {escape(now)}.</p>",
+        f"<p>{len(runs)} runs: {counts}. {_hours(seconds)} hours of training and evaluation. Made {escape(now)}.</p>",
         "<h2>Plan</h2>",
         *_plan(runs_dir, runs),
         "<h2>Accuracy</h2>",
@@ -112,7 +116,6 @@ def _runs(runs_dir: Path, runs: pd.DataFrame, records: dict[str, dict[str, Any]]
         record = records[run.run]
         state = "stale" if run.stale else run.state
         done = run.epochs_done if run.epochs_done is not pd.NA else 0
-        seconds = run.seconds / 3600 if pd.notna(run.seconds) else _hours(record)
         metrics, _ = read_metrics(Run(runs_dir / run.run))
         rows.append(
             [
@@ -122,7 +125,7 @@ def _runs(runs_dir: Path, runs: pd.DataFrame, records: dict[str, dict[str, Any]]
                 f"{done} of {_cell(run.epochs)}",
                 _cell(100 * run[f"accuracy_{rule}"]),
                 _spark([row["test_accuracy"] for row in metrics]),
-                f"{seconds:.3g}",
+                _hours(float(record.get("seconds") or 0)),
                 _provenance(record),
             ]
         )
@@ -130,8 +133,8 @@ def _runs(runs_dir: Path, runs: pd.DataFrame, records: dict[str, dict[str, Any]]
     return _table(heads, rows)
 
 
-def _hours(record: dict[str, Any]) -> float:
-    return float(record.get("seconds") or 0) / 3600
+def _hours(seconds: float) -> str:
+    return "< 0.01" if 0 < seconds < 36 else f"{seconds / 3600:.2f}"
 
 
 def _provenance(record: dict[str, Any]) -> str:

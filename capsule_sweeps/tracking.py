@@ -13,8 +13,6 @@ import queue
 import re
 import shutil
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -89,6 +87,9 @@ def obstacle() -> str | None:
 
 def _ask(url: str) -> None:
     """Raises OSError when there is no answer, or one that says that the server is down."""
+    import urllib.error
+    import urllib.request
+
     try:
         urllib.request.urlopen(url.rstrip("/") + "/healthz", timeout=ANSWER_SECONDS).close()
     except urllib.error.HTTPError as error:
@@ -166,47 +167,42 @@ class Tracker:
         self._said = False
 
     def log(self, row: dict[str, Any]) -> None:
-        if self._run is not None and row["epoch"] >= self._known:
-            with self._aside():
-                self._run.log(row, step=row["epoch"], commit=True)
+        if row["epoch"] >= self._known:
+            self._tell(lambda: self._run.log(row, step=row["epoch"], commit=True))
 
     def summary(self, values: dict[str, Any]) -> None:
-        if self._run is not None:
-            with self._aside():
-                self._run.summary.update({key: value for key, value in values.items() if value is not None})
+        self._tell(lambda: self._run.summary.update({k: v for k, v in values.items() if v is not None}))
 
     def preempted(self) -> None:
-        if self._run is not None:
-            with self._aside():
-                self._run.mark_preempting()
+        self._tell(lambda: self._run.mark_preempting())
 
     def close(self, exit_code: int, seconds: float = 0.0) -> None:
-        if self._run is not None:
-            with aside():
-                try:
-                    within(max(seconds, FINISH_SECONDS) + 5, lambda: self._run.finish(exit_code=exit_code))
-                except BaseException:
-                    _kill_service()
-                    raise
-
-    @contextmanager
-    def _aside(self) -> Iterator[None]:
-        with aside(quiet=self._said):
+        def finish() -> None:
             try:
-                yield
-            except Exception:
-                self._said = True
+                within(max(seconds, FINISH_SECONDS) + 5, lambda: self._run.finish(exit_code=exit_code))
+            except BaseException:
+                _kill_service()
                 raise
+
+        self._tell(finish)
+
+    def _tell(self, call: Callable[[], Any]) -> None:
+        with aside(quiet=self._said) as troubles:
+            if self._run is not None:
+                call()
+        self._said = self._said or bool(troubles)
 
 
 @contextmanager
-def aside(quiet: bool = False) -> Iterator[None]:
-    """W&B's troubles are said, and are not the run's."""
+def aside(quiet: bool = False) -> Iterator[list[Exception]]:
+    """W&B's troubles are said, unless `quiet`, and are not the run's; the list has them at the end."""
+    troubles: list[Exception] = []
     try:
-        yield
+        yield troubles
     except Exception as error:
-        level = logging.DEBUG if quiet else logging.WARNING
-        log.log(level, "W&B: %s; the run goes on, `sync` brings what is missing there", _line(error))
+        troubles.append(error)
+        if not quiet:
+            log.warning("W&B: %s; the run goes on, `sync` brings what is missing there", _line(error))
 
 
 def within(seconds: float, function: Callable[[], Any]) -> Any:
@@ -265,7 +261,7 @@ def start(config: DictConfig, run: Run, sweep: str) -> Any:
     return init("offline", config, run.folder, run.folder.name, identity, sweep)
 
 
-def init(mode: str, config: DictConfig, folder: Path, name: str, identity: str, sweep: str | None, **more: Any) -> Any:
+def init(mode: Any, config: DictConfig, folder: Path, name: str, identity: str, sweep: str | None, **more: Any) -> Any:
     """A W&B run whose own files lie in `folder`; `more` are settings of wandb."""
     import wandb
 
@@ -282,8 +278,7 @@ def init(mode: str, config: DictConfig, folder: Path, name: str, identity: str, 
         "x_disable_stats": True,
         "x_save_requirements": False,
     }
-    resolved: Any = OmegaConf.to_container(config)
-    known = columns(config)
+    known, resolved = columns(config), OmegaConf.to_container(config)
     tags = dict.fromkeys(str(known[key])[:64] for key in ("dataset", "model", "backbone", "routing") if known[key])
     run = wandb.init(
         mode=mode,

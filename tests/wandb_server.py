@@ -312,8 +312,9 @@ class WandbServer:
         return {"project": {"id": "p1", "internalId": "UHJvamVjdEludGVybmFsSWQ6MQ=="}}
 
     def gql_GetProjects(self, _: Any) -> Any:
-        facts = {"name": "caps", "entityName": ENTITY, "createdAt": WHEN, "isBenchmark": False, "user": None}
-        edges = [{"node": {"id": "p1", "internalId": "1", **facts}, "cursor": "1"}]
+        facts = {"id": "p1", "internalId": "1", "entityName": ENTITY, "createdAt": WHEN, "isBenchmark": False}
+        names = sorted({run["project"] for run in self.runs.values()})
+        edges = [{"node": {**facts, "name": name, "user": None}, "cursor": name} for name in names]
         return {"models": {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}}
 
     def gql_upsertView(self, v: Any) -> Any:
