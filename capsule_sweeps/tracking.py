@@ -71,30 +71,36 @@ def obstacle() -> str | None:
     path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
     if not (os.environ.get("WANDB_API_KEY") or path.exists()):
         return "no API key is set (`wandb login`, or WANDB_API_KEY)"
+    host = "the W&B server"
     try:
-        import wandb
-
-        url = wandb.setup(wandb.Settings(silent=True)).settings.base_url
+        url = server_url()
         host = urlsplit(url).netloc
         if not os.environ.get("WANDB_API_KEY") and not netrc.netrc(path).authenticators(host):
             return f"no API key is set for {host} (`wandb login`, or WANDB_API_KEY)"
         within(ANSWER_SECONDS, lambda: _ask(url))
     except Exception as error:
-        where = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
-        return f"{where} does not answer ({_line(error)})"
+        return f"{host} does not answer ({_line(error)})"
     return None
+
+
+def server_url() -> str:
+    """Where the server is, by environment and wandb's files; `wandb.setup` would start a service, for children too."""
+    from wandb.sdk import wandb_setup
+
+    settings = wandb_setup.singleton().settings
+    settings.silent = True
+    return str(settings.base_url)
 
 
 def _ask(url: str) -> None:
     """Raises OSError when there is no answer, or one that says that the server is down."""
-    import urllib.error
-    import urllib.request
+    from urllib import error, request
 
     try:
-        urllib.request.urlopen(url.rstrip("/") + "/healthz", timeout=ANSWER_SECONDS).close()
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code >= 500:
+        request.urlopen(url.rstrip("/") + "/healthz", timeout=ANSWER_SECONDS).close()
+    except error.HTTPError as answer:
+        answer.close()
+        if answer.code >= 500:
             raise
 
 
@@ -117,14 +123,12 @@ def agent_id() -> str | None:
 
 
 def wandb_id(run: Run) -> str:
-    """The id of a run in W&B: its signature, `<signature>-2` when it is made anew, the agent's where that started it.
+    """A run's id in W&B: its signature, `<signature>-2` when it is made anew, or what W&B's agent gave it.
 
-    Once in run.json it stays. A new one counts on from the folders that were put aside.
-    """
+    Once in run.json it stays. A new one counts on from the folders that were put aside."""
     signature = run.folder.name[-8:]
-    stored = run.record().get("wandb_id")
-    if agent_id() or isinstance(stored, str):
-        return agent_id() or str(stored)
+    if known := agent_id() or run.record().get("wandb_id"):
+        return str(known)
     before = [Run(path) for path in (run.folder.parent / ".superseded").glob(f"{run.folder.name}.*")]
     numbers = [re.fullmatch(rf"{signature}-(\d+)", str(old.record().get("wandb_id"))) for old in before]
     latest = max([len(before), *(int(found[1]) for found in numbers if found)])
@@ -232,8 +236,8 @@ def _kill_service() -> None:
     import psutil
     import wandb
 
-    for child in psutil.Process().children():
-        with suppress(psutil.Error):
+    with suppress(psutil.Error):
+        for child in psutil.Process().children():
             if child.name().startswith("wandb-core"):
                 child.kill()
     with suppress(Exception):
@@ -269,7 +273,6 @@ def init(mode: Any, config: DictConfig, folder: Path, name: str, identity: str, 
         "init_timeout": 15,
         "finish_timeout": FINISH_SECONDS,  # without it `finish` waits for ever when the server went away
         "finish_timeout_raises": True,
-        "x_service_wait": 15,
         "x_transaction_log_flush_interval": 1,  # what is not flushed is lost when the process is killed
         "reinit": "finish_previous",  # several runs in one process
         "console": "off",

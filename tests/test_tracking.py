@@ -219,15 +219,15 @@ def test_key_of_another_server_is_no_key(place, wandb_server, monkeypatch, tmp_p
     monkeypatch.delenv("WANDB_API_KEY")
     path = tmp_path / "netrc"
     monkeypatch.setenv("NETRC", str(path))
-    code = "from capsule_sweeps.tracking import obstacle; print(obstacle())"
+    code = "import os, psutil; from capsule_sweeps.tracking import obstacle; print(obstacle())\n"
+    code += "assert not psutil.Process().children() and 'WANDB_SERVICE' not in os.environ"  # which children would get
 
     def told(machine: str) -> str:
         path.write_text(f"machine {machine} login user password {40 * 'a'}")
         path.chmod(0o600)
         command = [sys.executable, "-c", code]
-        return subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-        ).stdout
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
 
     assert "no API key" in told("elsewhere.example") and not wandb_server.num_requests
     assert told(wandb_server.url.removeprefix("http://")) == "None\n"
@@ -241,10 +241,7 @@ def test_server_that_does_not_answer_means_offline(
     if trouble == "refused":
         monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(tracking, "ANSWER_SECONDS", 0.3)
-    module = types.SimpleNamespace(
-        setup=lambda _: types.SimpleNamespace(settings=Base()), Settings=lambda **options: options
-    )
-    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.setattr(tracking, "server_url", lambda: os.environ["WANDB_BASE_URL"])
     wandb_server.silent = trouble == "silent"
     wandb_server.broken = trouble == "broken"
     configs = [tiny_config("tracking=wandb", f"tracking.mode={mode}", f"seed={seed}") for seed in (0, 1)]
@@ -252,12 +249,6 @@ def test_server_that_does_not_answer_means_offline(
     assert [config.tracking.mode for config in configs] == ["offline", "offline"]
     (said,) = caplog.messages
     assert "offline" in said and "127.0.0.1" in said and "sync --runs-dir runs" in said
-
-
-class Base:
-    @property
-    def base_url(self) -> str:
-        return os.environ["WANDB_BASE_URL"]
 
 
 def test_wandb_mode_that_is_none(launch, monkeypatch) -> None:
