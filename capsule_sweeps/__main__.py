@@ -29,10 +29,10 @@ def make_parser() -> argparse.ArgumentParser:
         function: Callable[[argparse.Namespace], None], name: str, text: str, **words: str
     ) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
-        if "overrides" not in words:  # those say runs_dir=…
-            command.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where the run folders are (runs)")
+        default = None if "overrides" in words else Path("runs")  # overrides may say runs_dir=… themselves
+        command.add_argument("--runs-dir", type=Path, default=default, help="where the run folders are (runs)")
         for key, meaning in words.items():
-            command.add_argument(key, nargs="*" if key in ("runs", "overrides") else None, help=meaning)
+            command.add_argument(key, nargs={"runs": "*", "overrides": "*", "sweep": "?"}.get(key), help=meaning)
         command.set_defaults(function=function)
         return command
 
@@ -63,6 +63,18 @@ def make_parser() -> argparse.ArgumentParser:
     command = add(collect, "gc", text, runs=about)
     command.add_argument("--yes", action="store_true", help="remove it")
     command.add_argument("--format", choices=FORMATS, default="table")
+    text = "send to Weights & Biases what it lacks of runs, and check that it arrived"
+    command = add(sync, "sync", text, runs=about)
+    command.add_argument("--rebuild", action="store_true", help="also untracked runs, and anew what W&B has wrong")
+    command.add_argument("--format", choices=FORMATS, default="table")
+    text = "make a Weights & Biases workspace and a report of a sweep's runs"
+    command = add(dashboard, "dashboard", text, sweep="sweep-…: only its runs; else those of the whole project")
+    command.add_argument("--project", required=True, help="the W&B project")
+    command.add_argument("--entity", help="its owner (your default one)")
+    command.add_argument("--rule", choices=RULES, default="last", help="which epoch's accuracy counts (last)")
+    command = add(report, "report", "one self-contained HTML page about runs, to be sent", runs=about)
+    command.add_argument("--out", type=Path, default=Path("report.html"), help="the file to write (report.html)")
+    command.add_argument("--rule", choices=RULES, default="last", help="which epoch's accuracy counts (last)")
     text = "download, verify and cache data sets"
     command = add(prepare_data, "prepare-data", text, overrides="dataset=CIFAR10,CIFAR100 data_dir=…")
     command.add_argument("--format", choices=FORMATS, default="table")
@@ -221,6 +233,43 @@ def collect(arguments: argparse.Namespace) -> None:
         control.remove(path)
 
 
+def sync(arguments: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from capsule_sweeps.results import render
+    from capsule_sweeps.selection import select
+    from capsule_sweeps.store import Run
+    from capsule_sweeps.sync import sync as send
+
+    runs = select(arguments.runs_dir, arguments.runs)
+    rows = []
+    for name, arrived, text in send([Run(arguments.runs_dir / name) for name in runs.run], arguments.rebuild):
+        rows.append({"run": name, "arrived": arrived, "text": text})
+        if arguments.format == "table":
+            print(f"{'ok     ' if arrived else 'MISSING'}  {name}: {text}", flush=True)
+    if arguments.format != "table":
+        print(render(pd.DataFrame(rows, columns=["run", "arrived", "text"]), arguments.format))
+    elif not rows:
+        print("nothing to send: no run with tracking=wandb; --rebuild takes the others too")
+    if not all(row["arrived"] for row in rows):
+        sys.exit(1)
+
+
+def dashboard(arguments: argparse.Namespace) -> None:
+    from capsule_sweeps.dashboard import make_dashboard
+
+    for name, url in make_dashboard(arguments.entity, arguments.project, arguments.sweep, arguments.rule).items():
+        print(f"{name}: {url}")
+
+
+def report(arguments: argparse.Namespace) -> None:
+    from capsule_sweeps.report import write_report
+    from capsule_sweeps.selection import select
+
+    write_report(arguments.runs_dir, select(arguments.runs_dir, arguments.runs), arguments.rule, arguments.out)
+    print(f"{arguments.out} is written")
+
+
 def prepare_data(arguments: argparse.Namespace) -> None:
     import pandas as pd
 
@@ -246,7 +295,8 @@ def doctor(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.doctor import examine
     from capsule_sweeps.results import render
 
-    config, launcher = compose_config(arguments.overrides), launcher_settings(arguments.overrides)
+    overrides = [*arguments.overrides, *([f"runs_dir={arguments.runs_dir}"] if arguments.runs_dir else [])]
+    config, launcher = compose_config(overrides), launcher_settings(overrides)
     checks = examine(config)
     if str(launcher.pop("_target_")).endswith("SlurmLauncher"):
         from capsule_sweeps.cluster import examine_cluster

@@ -107,10 +107,10 @@ class Tracking:
     project: str = "capsule_sweeps"
     entity: str | None = None
     mode: str = field(
-        default="offline",
+        default="auto",
         metadata={
-            "test": lambda value: value in ("offline", "online", "disabled"),
-            "words": "one of offline, online, disabled",
+            "test": lambda value: value in ("auto", "online", "offline", "disabled"),
+            "words": "one of auto, online, offline, disabled",
         },
     )
 

@@ -32,6 +32,7 @@ from capsule_sweeps.pool import Slot, make_slots, run_pool
 from capsule_sweeps.progress import Display
 from capsule_sweeps.signals import Interrupted, Stop, stop_signals
 from capsule_sweeps.store import Busy, check_runs_dir, science, signature
+from capsule_sweeps.tracking import agent_id, choose_mode
 
 if TYPE_CHECKING:
     from capsule_sweeps.submit import Settings
@@ -211,6 +212,7 @@ def launch(
         return [None] * len(configs)
     if todo:
         preflight(plan)
+        choose_mode([point.config for point in todo])
         sweep = record_sweep(plan, owner())
         with stop_signals() as stop:
             if len(slots) == 1:
@@ -218,6 +220,8 @@ def launch(
             else:
                 waiting = deque(todo)
                 run_pool(lambda: waiting.popleft() if waiting else None, len(todo), sweep, slots, stop)
+    elif agent_id():
+        show_agent(plan)
     show_results(plan, configs[0].selection_rule)
     left = sum(point.run.state() != "finished" for point in plan)
     if todo and stop.signum and left:
@@ -245,6 +249,7 @@ def launch_on_slurm(
         return [None] * len(configs)
     if todo:
         preflight(plan, devices=False)  # those of a login node are not those of a compute node
+        choose_mode([point.config for point in todo])
         submit(todo, sweep_name(plan), cluster)
     record_sweep(plan, {})
     if cluster.wait:
@@ -253,6 +258,15 @@ def launch_on_slurm(
         show_results(plan, configs[0].selection_rule)
     accuracies = {point.signature: accuracy(point) for point in plan}
     return [accuracies[signature(science(config))] for config in configs]
+
+
+def show_agent(plan: Sequence[Point]) -> None:
+    """W&B's agent asked for a run that is finished: it gets its own copy in W&B, or would wait for it in vain."""
+    from capsule_sweeps.sync import show_finished
+
+    choose_mode([point.config for point in plan])
+    for point in plan:
+        show_finished(point.config, point.run)
 
 
 def scratch(config: DictConfig, folder: str) -> DictConfig:

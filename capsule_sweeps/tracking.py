@@ -1,54 +1,165 @@
-"""Weights & Biases, a mirror of the run folder: no training waits for it or dies of it. The one user of wandb."""
+"""Weights & Biases, a mirror of the run folder: no training waits for it or dies of it. The one who starts W&B runs.
+
+A W&B step is an epoch, and every attempt first sends what W&B lacks of the epochs in metrics.jsonl. So no epoch is
+there twice or missing, however often a run was killed, went on, or changed between online and offline.
+"""
 
 from __future__ import annotations
 
 import logging
+import netrc
 import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import queue
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 
+from capsule_sweeps.signals import Interrupted
+from capsule_sweeps.store import Run, columns
+
 log = logging.getLogger(__name__)
+
+# What runs log of an epoch and, finished, in their summary; val only where dataset.val_size holds images out
+METRICS = (
+    *("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy"),
+    *("lr", "seconds", "images_per_second"),
+)
+SUMMARY = (
+    *("accuracy_last", "accuracy_best_test", "accuracy_best_val", "epoch_best_test", "epoch_best_val"),
+    *("parameters", "seconds"),
+)
+ANSWER_SECONDS = 5.0
+FINISH_SECONDS = 15.0
+HOW_TO_SYNC = "later: python -m capsule_sweeps sync --runs-dir {}"
+
+
+def choose_mode(configs: Sequence[DictConfig]) -> None:
+    """Decide for all runs of a sweep, in place: tracking.mode becomes online, offline or disabled.
+
+    WANDB_MODE counts, else tracking.mode; auto and online mean online where there is no obstacle, else offline, said in
+    one line. Raises ValueError for a WANDB_MODE that is none, and when W&B's agent started more than one run.
+    """
+    tracked = [config for config in configs if config.tracking.name == "wandb"]
+    if agent_id() and len(tracked) > 1:
+        raise ValueError(f"W&B's agent follows one run, not {len(tracked)}; give every parameter one value, without -m")
+    wishes = {wish(config) for config in tracked} & {"auto", "online"}
+    trouble = obstacle() if wishes else None
+    if trouble:
+        log.warning("W&B: offline, %s; %s", trouble, HOW_TO_SYNC.format(tracked[0].runs_dir))
+    for config in tracked:
+        mode = wish(config)
+        config.tracking.mode = mode if mode not in wishes else "offline" if trouble else "online"
+
+
+def wish(config: DictConfig) -> str:
+    """The mode that is asked for: WANDB_MODE, else tracking.mode."""
+    mode = os.environ.get("WANDB_MODE") or config.tracking.mode
+    if mode not in ("auto", "online", "offline", "disabled"):
+        raise ValueError(f"WANDB_MODE={mode} is unknown here; unset it, or use online, offline or disabled")
+    return str(mode)
+
+
+def obstacle() -> str | None:
+    """Why no run can be online: no key, or no server that answers within seconds. Without a key nobody is asked."""
+    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    if not (os.environ.get("WANDB_API_KEY") or path.exists()):
+        return "no API key is set (`wandb login`, or WANDB_API_KEY)"
+    host = "the W&B server"
+    try:
+        url = server_url()
+        host = urlsplit(url).netloc
+        if not os.environ.get("WANDB_API_KEY") and not netrc.netrc(path).authenticators(host):
+            return f"no API key is set for {host} (`wandb login`, or WANDB_API_KEY)"
+        within(ANSWER_SECONDS, lambda: _ask(url))
+    except Exception as error:
+        return f"{host} does not answer ({_line(error)})"
+    return None
+
+
+def server_url() -> str:
+    """Where the server is, by environment and wandb's files; `wandb.setup` would start a service, for children too."""
+    from wandb.sdk import wandb_setup
+
+    settings = wandb_setup.singleton().settings
+    settings.silent = True
+    return str(settings.base_url)
+
+
+def _ask(url: str) -> None:
+    """Raises OSError when there is no answer, or one that says that the server is down."""
+    from urllib import error, request
+
+    try:
+        request.urlopen(url.rstrip("/") + "/healthz", timeout=ANSWER_SECONDS).close()
+    except error.HTTPError as answer:
+        answer.close()
+        if answer.code >= 500:
+            raise
 
 
 def reachable(config: DictConfig) -> str:
-    """How runs of this config are tracked. Raises ValueError when they are to be online and the server is not there."""
-    mode = os.environ.get("WANDB_MODE") or config.tracking.mode
+    """How runs of this config are tracked. Raises ValueError when they are asked to be online and cannot."""
+    mode = wish(config)
     if config.tracking.name == "none" or mode == "disabled":
         return "off"
-    import wandb
+    trouble = obstacle() if mode != "offline" else None
+    if mode == "online" and trouble:
+        raise ValueError(f"{trouble}; set tracking.mode=offline")
+    if mode == "offline" or trouble:
+        return f"offline{', ' + trouble if trouble else ''}; {HOW_TO_SYNC.format(config.runs_dir)}"
+    return "online, the server answers"
 
-    if mode == "offline":
-        return f"wandb {wandb.__version__}, offline: upload with `wandb sync {config.runs_dir}/*/wandb/offline-run-*`"
-    server = urlsplit(wandb.setup().settings.base_url)
-    port = server.port or (443 if server.scheme == "https" else 80)
-    try:
-        socket.create_connection((str(server.hostname), port), 5).close()
-    except OSError as error:
-        raise ValueError(f"{server.hostname}:{port} does not answer ({error}); set tracking.mode=offline") from error
-    return f"wandb {wandb.__version__}, {server.hostname} answers"
+
+def agent_id() -> str | None:
+    """The id that W&B's own agent gives the run that it starts."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+
+
+def wandb_id(run: Run) -> str:
+    """A run's id in W&B: its signature, `<signature>-2` when it is made anew, or what W&B's agent gave it.
+
+    Once in run.json it stays. A new one counts on from the folders that were put aside."""
+    signature = run.folder.name[-8:]
+    if known := agent_id() or run.record().get("wandb_id"):
+        return str(known)
+    before = [Run(path) for path in (run.folder.parent / ".superseded").glob(f"{run.folder.name}.*")]
+    numbers = [re.fullmatch(rf"{signature}-(\d+)", str(old.record().get("wandb_id"))) for old in before]
+    latest = max([len(before), *(int(found[1]) for found in numbers if found)])
+    return f"{signature}-{latest + 1}" if latest else signature
 
 
 @contextmanager
-def tracker(config: DictConfig, folder: Path, signature: str, sweep: str) -> Iterator[Tracker]:
-    """A tracker for the time of a `with`; an exception in it marks the W&B run as failed."""
-    mode = os.environ.get("WANDB_MODE") or config.tracking.mode
+def tracker(config: DictConfig, run: Run, sweep: str, rows: Sequence[dict[str, Any]]) -> Iterator[Tracker]:
+    """A tracker for the time of a `with`; `rows` are the epochs that the folder has already.
+
+    An exception in it marks the W&B run as failed, Interrupted marks it as preempted.
+    """
+    if config.tracking.mode == "auto":  # no launcher decided
+        choose_mode([config])
     started = None
-    if config.tracking.name == "wandb" and mode != "disabled":
+    if config.tracking.name == "wandb" and config.tracking.mode != "disabled":
         with aside():
-            started = start(config, folder, signature, sweep, mode)
+            started = start(config, run, sweep)
     mirror = Tracker(started)
+    for row in rows:
+        mirror.log(row)
     try:
         yield mirror
-    except BaseException:
-        mirror.close(exit_code=1)
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        mirror.preempted()
+        mirror.close(128 + getattr(stopped, "signum", 2))
         raise
-    mirror.close(exit_code=0)
+    except BaseException:
+        mirror.close(1)
+        raise
+    mirror.close(0)
 
 
 class Tracker:
@@ -56,59 +167,135 @@ class Tracker:
 
     def __init__(self, run: Any) -> None:
         self._run = run
+        self._known = run.starting_step if run is not None else 0  # W&B has the epochs below
+        self._said = False
 
-    def log(self, metrics: dict[str, Any]) -> None:
-        if self._run is not None:
-            with aside():
-                self._run.log(metrics)
+    def log(self, row: dict[str, Any]) -> None:
+        if row["epoch"] >= self._known:
+            self._tell(lambda: self._run.log(row, step=row["epoch"], commit=True))
 
     def summary(self, values: dict[str, Any]) -> None:
-        if self._run is not None:
-            with aside():
-                self._run.summary.update(values)
+        self._tell(lambda: self._run.summary.update({k: v for k, v in values.items() if v is not None}))
 
-    def close(self, exit_code: int) -> None:
-        if self._run is not None:
-            with aside():
-                self._run.finish(exit_code=exit_code)
+    def preempted(self) -> None:
+        self._tell(lambda: self._run.mark_preempting())
+
+    def close(self, exit_code: int, seconds: float = 0.0) -> None:
+        def finish() -> None:
+            try:
+                within(max(seconds, FINISH_SECONDS) + 5, lambda: self._run.finish(exit_code=exit_code))
+            except BaseException:
+                _kill_service()
+                raise
+
+        self._tell(finish)
+
+    def _tell(self, call: Callable[[], Any]) -> None:
+        with aside(quiet=self._said) as troubles:
+            if self._run is not None:
+                call()
+        self._said = self._said or bool(troubles)
 
 
 @contextmanager
-def aside() -> Iterator[None]:
-    """W&B's troubles are said, and are not the run's."""
+def aside(quiet: bool = False) -> Iterator[list[Exception]]:
+    """W&B's troubles are said, unless `quiet`, and are not the run's; the list has them at the end."""
+    troubles: list[Exception] = []
     try:
-        yield
+        yield troubles
     except Exception as error:
-        log.warning("W&B: %s; the run goes on, its folder has everything", " ".join(str(error).split()))
+        troubles.append(error)
+        if not quiet:
+            log.warning("W&B: %s; the run goes on, `sync` brings what is missing there", _line(error))
 
 
-def start(config: DictConfig, folder: Path, signature: str, sweep: str, mode: Any) -> Any:
-    """The W&B run of a run folder: id = signature, so that every attempt goes on in the same one."""
+def within(seconds: float, function: Callable[[], Any]) -> Any:
+    """What the function returns or raises; TimeoutError when it takes longer, and it is left alone then."""
+    ended: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            ended.put((function(), None))
+        except Exception as error:
+            ended.put((None, error))
+        except SystemExit as error:  # wandb leaves the program when its service was killed
+            ended.put((None, RuntimeError(f"exit code {error.code}")))
+
+    threading.Thread(target=work, daemon=True, name="wandb").start()
+    try:
+        value, error = ended.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {seconds:.0f} s") from None
+    if error is not None:
+        raise error
+    return value
+
+
+def _kill_service() -> None:
+    """End a W&B service that does not answer: at its exit this process would wait for it. The next run gets another."""
+    import psutil
     import wandb
 
-    settings = wandb.Settings(
-        init_timeout=30,
-        finish_timeout=60,  # without it `finish` waits for ever when the server went away
-        x_transaction_log_flush_interval=2,  # what is not flushed is lost when the process is killed
-        reinit="finish_previous",  # several runs in one process
-        console="off",
-        silent=True,
-        disable_git=True,
-        x_disable_stats=True,
-        x_save_requirements=False,
-    )
-    resolved: Any = OmegaConf.to_container(config)
+    with suppress(psutil.Error):
+        for child in psutil.Process().children():
+            if child.name().startswith("wandb-core"):
+                child.kill()
+    with suppress(Exception):
+        within(5, wandb.teardown)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def start(config: DictConfig, run: Run, sweep: str) -> Any:
+    """The W&B run of a run folder, offline when it was to be online and that cannot be."""
+    identity = wandb_id(run)
+    if config.tracking.mode == "online":
+        trouble = obstacle()
+        if trouble is None:
+            try:
+                return init("online", config, run.folder, run.folder.name, identity, sweep)
+            except Exception as error:
+                trouble = _line(error)
+        log.warning("W&B: this run is offline, %s; %s", trouble, HOW_TO_SYNC.format(config.runs_dir))
+    for old in run.folder.glob(f"wandb/offline-run-*-{identity}"):
+        if not any(old.glob("*.synced")):  # the log that begins now has all that this one has
+            shutil.rmtree(old, ignore_errors=True)
+    return init("offline", config, run.folder, run.folder.name, identity, sweep)
+
+
+def init(mode: Any, config: DictConfig, folder: Path, name: str, identity: str, sweep: str | None, **more: Any) -> Any:
+    """A W&B run whose own files lie in `folder`; `more` are settings of wandb."""
+    import wandb
+
+    settings = {
+        "init_timeout": 15,
+        "finish_timeout": FINISH_SECONDS,  # without it `finish` waits for ever when the server went away
+        "finish_timeout_raises": True,
+        "x_transaction_log_flush_interval": 1,  # what is not flushed is lost when the process is killed
+        "reinit": "finish_previous",  # several runs in one process
+        "console": "off",
+        "silent": True,
+        "disable_git": True,
+        "x_disable_stats": True,
+        "x_save_requirements": False,
+    }
+    known, resolved = columns(config), OmegaConf.to_container(config)
+    tags = dict.fromkeys(str(known[key])[:64] for key in ("dataset", "model", "backbone", "routing") if known[key])
     run = wandb.init(
         mode=mode,
         project=config.tracking.project,
         entity=config.tracking.entity,
-        id=signature,
-        name=folder.name,
+        id=identity,
+        name=name,
         group=sweep,
-        config=resolved,
+        job_type="train",
+        tags=list(tags),
+        config={**known, "resolved": resolved},
         dir=str(folder),
         resume="allow",
-        settings=settings,
+        settings=wandb.Settings(**{**settings, **more}),
     )
     run.define_metric("*", step_metric="epoch")
     return run

@@ -31,7 +31,7 @@ from capsule_sweeps.progress import Observer
 from capsule_sweeps.provenance import provenance
 from capsule_sweeps.signals import Interrupted, Stop
 from capsule_sweeps.store import Claim, Run, columns, science
-from capsule_sweeps.tracking import tracker
+from capsule_sweeps.tracking import tracker, wandb_id
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,8 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             execution=execution,
             data_sha256=data.sha256,
             attempts=attempts,
+            sweep=sweep,
+            wandb_id=wandb_id(run),
         )
         (run.folder / "error.txt").unlink(missing_ok=True)
         first_epoch, first_batch = 0, 0
@@ -109,7 +111,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             except (KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise ValueError(damaged(checkpoint_path, error)) from error
         rows = keep_rows(metrics_path, first_epoch)
-        mirror = stack.enter_context(tracker(config, run.folder, columns(config)["signature"], sweep))
+        mirror = stack.enter_context(tracker(config, run, sweep, rows))
         log.info("%s: from epoch %d, batch %d, on %s", run.folder.name, first_epoch + 1, first_batch + 1, device)
 
         def save(epoch: int, batch: int) -> None:

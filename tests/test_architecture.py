@@ -46,7 +46,7 @@ def test_no_module_imports_itself_by_way_of_others(module) -> None:
 @pytest.mark.parametrize(
     ("module", "needed", "forbidden"),
     [
-        ("launcher", {"store"}, {"tracking", "capsules", "routing", "backbone"}),
+        ("launcher", {"store", "tracking"}, {"capsules", "routing", "backbone"}),
         ("train", {"data", "store", "tracking", "model"}, {"launcher", "plan", "results"}),
         ("model", {"capsules"}, {"train", "data", "store", "launcher", "tracking", "results", "backbone", "routing"}),
         ("capsules", {"routing"}, {"model", "train", "data", "store", "launcher", "tracking", "results", "backbone"}),
@@ -60,7 +60,8 @@ def test_no_module_imports_itself_by_way_of_others(module) -> None:
         ("inside", {"model"}, {"train", "launcher", "plan", "tracking", "figures"}),
         ("store", {"config"}, {"train", "launcher", "plan", "model", "data", "tracking", "results"}),
         ("config", set(), set(MODULES)),
-        ("tracking", set(), {"train", "launcher", "plan", "model", "data", "results"}),
+        ("tracking", {"store"}, {"train", "launcher", "plan", "model", "data", "results"}),
+        ("sync", {"store", "tracking"}, {"train", "launcher", "plan", "model", "data"}),
         ("data", set(), {"train", "launcher", "plan", "model", "results", "store"}),
     ],
 )
@@ -72,7 +73,8 @@ def test_imports_run_one_way(module, needed, forbidden) -> None:
 @pytest.mark.parametrize(
     ("service", "owners"),
     [
-        ("wandb", {"tracking"}),
+        ("wandb", {"tracking", "sync", "dashboard"}),
+        ("wandb_workspaces", {"dashboard"}),
         ("torchvision", {"data", "bench"}),
         ("submitit", {"submit", "job"}),
         ("sklearn", {"data"}),

@@ -42,7 +42,7 @@ def test_defaults() -> None:
     assert (config.backbone.name, config.routing.name, config.model.name) == ("resnet", "inverted_attention", "capsnet")
     assert (config.num_routing, config.seed, config.dataset.val_size, config.dataset.train_size) == (1, 0, 0, None)
     assert (config.runs_dir, config.data_dir, config.device) == ("runs", "data", "auto")
-    assert (config.tracking.name, config.tracking.mode) == ("wandb", "offline")
+    assert (config.tracking.name, config.tracking.mode) == ("wandb", "auto")
     assert config.routing.schedule == "concurrent" and config.debug is False and config.capsules.dropout == 0
 
 

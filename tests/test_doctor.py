@@ -94,7 +94,7 @@ def test_wandb_as_configured(doctor, monkeypatch, overrides, environment, word) 
 
 
 def test_wandb_that_does_not_answer(doctor, monkeypatch) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", 40 * "1")
     found, code = doctor("tracking=wandb", "tracking.mode=online")
     assert code == 1 and not found["W&B"][0]
     assert "127.0.0.1:9" in found["W&B"][1] and "tracking.mode=offline" in found["W&B"][1]
