@@ -107,10 +107,10 @@ def main() -> None:
 
 
 def status(arguments: argparse.Namespace) -> None:
-    from capsule_sweeps.control import whereabouts
     from capsule_sweeps.progress import console
     from capsule_sweeps.results import render
     from capsule_sweeps.selection import select
+    from capsule_sweeps.whereabouts import whereabouts
 
     while True:
         runs = select(arguments.runs_dir, arguments.runs)
