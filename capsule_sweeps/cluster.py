@@ -19,7 +19,7 @@ from capsule_sweeps.files import read_json
 from capsule_sweeps.plan import epoch_rates, like
 from capsule_sweeps.snapshot import take_snapshot
 from capsule_sweeps.store import find_runs, science
-from capsule_sweeps.submit import GRACE_SECONDS, Executor, Settings, remove
+from capsule_sweeps.submit import GRACE_SECONDS, Executor, Settings, minutes_of, remove
 
 PROBE_SECONDS = 180  # waiting for the probe to start and answer
 PROBE = """
@@ -76,7 +76,7 @@ def enough_time(config: DictConfig, settings: Settings) -> str:
     minutes = minutes_of(limit)
     rates = epoch_rates(find_runs(Path(config.runs_dir)).values()).get(like(science(config)))
     shown = "no limit" if minutes is None else f"{minutes / 60:.3g} hours"
-    if minutes is not None and 60 * minutes <= GRACE_SECONDS:
+    if minutes is not None and 60 * minutes <= GRACE_SECONDS and "signal" not in (settings.sbatch or {}):
         raise ValueError(f"the limit of {shown} leaves no time: jobs are told to save {GRACE_SECONDS} s before it")
     if not rates:
         return f"{shown}; no run like this one was measured yet. At the limit runs are saved and the job starts again"
@@ -90,29 +90,21 @@ def enough_time(config: DictConfig, settings: Settings) -> str:
 
 def partition_limit(partition: str | None) -> str:
     """The time limit of a partition, or of the default one, as SLURM writes it."""
-    lines = (slurm.ask("sinfo", "-h", "-o", "%P|%l") or "").split()
-    limits = {name: limit for name, _, limit in (line.partition("|") for line in lines)}
+    lines = [line.split("|") for line in (slurm.ask("sinfo", "-h", "-o", "%P|%L|%l") or "").split()]
+    limits = {name: most if usual in ("n/a", "NONE") else usual for name, usual, most in lines}
     default = next((limit for name, limit in limits.items() if name.endswith("*")), "UNLIMITED")
     return limits.get(partition or "", limits.get(f"{partition}*", default))
 
 
-def minutes_of(limit: int | str) -> float | None:
-    """Minutes of a time as SLURM writes it: 90, 90:00, 1:30:00, 1-12:00; None for no limit. Raises ValueError."""
-    if str(limit).upper() in ("UNLIMITED", "INFINITE"):
-        return None
-    days, dash, clock = str(limit).rpartition("-")
-    try:
-        parts = [int(part) for part in clock.split(":")]
-        units = (60, 1, 1 / 60) if dash or len(parts) == 3 else (1, 1 / 60)
-        return 1440 * int(days or 0) + sum(part * unit for part, unit in zip(parts, units, strict=False))
-    except ValueError:
-        raise ValueError(f"hydra.launcher.time={limit} is no time; write minutes, or hours:minutes:seconds") from None
-
-
-def signals(_: DictConfig, __: Settings) -> str:
+def signals(_: DictConfig, settings: Settings) -> str:
+    name, __, seconds = str(settings.parameters()["signal"]).rpartition(":")[2].partition("@")
+    if name != "USR2":
+        raise ValueError(
+            f"hydra.launcher.sbatch.signal={name}@{seconds} is not heard: runs are saved at USR2@<seconds>"
+        )
     told = slurm.settings() or {}
     kill, preempt = told.get("KillWait", "?"), told.get("PreemptMode", "OFF")
-    text = f"USR2 {GRACE_SECONDS} s before the time limit; {kill} between SIGTERM and SIGKILL"
+    text = f"USR2 {seconds} s before the time limit; {kill} between SIGTERM and SIGKILL"
     if preempt == "OFF":
         return f"{text}; nothing is preempted"
     user = "preempt_send_user_signal" in told.get("SlurmctldParameters", "")
@@ -121,13 +113,14 @@ def signals(_: DictConfig, __: Settings) -> str:
 
 def probe(config: DictConfig, settings: Settings) -> str:
     """A job of one minute, with the settings of a real one, that imports torch and this package and writes a file."""
-    runs_dir = Path(config.runs_dir).absolute()
+    runs_dir = Path(config.runs_dir).resolve()
     folder = runs_dir / ".jobs" / f"doctor-{uuid4().hex[:6]}"
-    snapshot, new = take_snapshot(runs_dir)
+    snapshot = take_snapshot(runs_dir)
     folder.mkdir(parents=True)
     (folder / "probe.py").write_text(PROBE)
-    lines = ["#!/bin/bash", *(settings.setup or []), f"export PYTHONPATH={shlex.quote(str(snapshot))} PYTHONSAFEPATH=1"]
-    lines.append(shlex.join(["srun", sys.executable, str(folder / "probe.py"), str(folder)]))
+    python_path = f"export PYTHONPATH={shlex.quote(str(snapshot))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1"
+    srun = shlex.join(["srun", sys.executable, str(folder / "probe.py"), str(folder)])
+    lines = ["#!/bin/bash", "set -e", *(settings.setup or []), python_path, srun]
     (folder / "probe.sh").write_text("\n".join(lines) + "\n")
     options = Executor.options({**settings.parameters(), "time": 1, "signal": "USR2@10"})
     log = folder / "log.txt"
@@ -160,9 +153,7 @@ def probe(config: DictConfig, settings: Settings) -> str:
     finally:
         slurm.ask("scancel", "--me", f"--name={folder.name}")
         remove(folder)
-        if new:
-            remove(snapshot)
-    if not Path(found["code"]).is_relative_to(snapshot):
+    if not Path(found["code"]).resolve().is_relative_to(snapshot):
         raise ValueError(f"the node imports {found['code']} and not {snapshot}: does `setup` change PYTHONPATH?")
     gpus = ", ".join(found["gpus"]) or "no GPU"
     return f"{found['node']} sees runs_dir and runs Python {found['python']}, torch {found['torch']}, on {gpus}"

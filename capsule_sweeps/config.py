@@ -250,7 +250,7 @@ def _sentence(error: Exception) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     text = " ".join(re.split(r"\n    full_key:|Config search path:", str(cause))[0].split())
     key = str(getattr(cause, "full_key", None) or "")
-    if key and key.split(".")[0] not in Config.__dataclass_fields__ and "'Config'" not in text:
+    if key and key.split(".")[0] not in {*Config.__dataclass_fields__, "hydra"} and "'Config'" not in text:
         key = f"capsules.layers.*.{key}"  # of items of a list OmegaConf does not say where they are
     return f"{key}: {text}" if key and key not in text else text
 

@@ -42,19 +42,20 @@ def cancel(runs_dir: Path, runs: pd.DataFrame, sweeps: Sequence[str]) -> list[st
         elif pid is None and (host := living_elsewhere(runs_dir / ".sweeps" / f"{name}.json")):
             said.append(f"{name}: its launcher may run on {host}, out of reach from here; cancel it there")
     emptied = set()
-    for name in runs.run[runs.state == "queued"]:
+    for name in runs.run[runs.state.isin(["queued", "running"])]:
         run = Run(runs_dir / name)
         emptied.add(run.ticket().get("submission"))
         run.dequeue()
-        said.append(f"{name}: taken out of the queue")
-    for submission in emptied - {
-        Run(path.parent).ticket().get("submission") for path in runs_dir.glob("*/queued.json")
-    }:
-        slurm.cancel_pending(str(submission))
-        said.append(f"{submission}: nothing is left to do; its jobs that have not started were cancelled in SLURM")
-    for name in runs.run[runs.state == "running"]:
-        if Run(runs_dir / name).request_cancel():
+        if run.request_cancel():  # a job may have begun with it since we looked
             said.append(f"{name}: asked to save and stop; it is interrupted in a moment, the same command goes on")
+        else:
+            said.append(f"{name}: taken out of the queue")
+    left = {Run(path.parent).ticket().get("submission") for path in runs_dir.glob("*/queued.json")}
+    for submission in emptied - left - {None}:
+        if slurm.cancel(str(submission), "--state=PENDING"):
+            said.append(f"{submission}: nothing is left to do; its jobs that have not started were cancelled in SLURM")
+        else:
+            said.append(f"{submission}: SLURM does not answer here; its jobs find nothing to do and end by themselves")
     return said or ["nothing to cancel: none of these runs is running or queued"]
 
 
@@ -84,17 +85,21 @@ def retry(runs_dir: Path, runs: pd.DataFrame, parallel: int | str) -> bool:
             raise ValueError(f"{path} describes another run than {name}: it was edited; bring the old one back")
         config.runs_dir = str(runs_dir)
         job = slurm_job_file(run)
-        (queued[job] if job is not None and slurm.settings() is not None else here)[name] = config
+        (queued[job] if job is not None and shutil.which("sbatch") else here)[name] = config
+    if queued and slurm.settings() is None:
+        raise ValueError("SLURM ran some of these and does not answer now; try again when it does (`scontrol ping`)")
+    finished = True
     for job, configs in queued.items():
         from capsule_sweeps.submit import Settings
 
         cluster = Settings(**read_json(job).get("settings", {}))
-        launch_on_slurm(list(configs.values()), [[name] for name in configs], Policy(), cluster)
+        accuracies = launch_on_slurm(list(configs.values()), [[name] for name in configs], Policy(), cluster)
+        finished = finished and not (cluster.wait and None in accuracies)
     if not here:
-        return True
+        return finished
     slots = make_slots(parallel, 1, {config.device for config in here.values()})
     accuracies = launch(list(here.values()), [[name] for name in here], Policy(), slots)
-    return all(accuracy is not None for accuracy in accuracies)
+    return finished and None not in accuracies
 
 
 def garbage(runs_dir: Path) -> Iterator[tuple[Path, str, int]]:
@@ -124,13 +129,13 @@ def ended_jobs(runs_dir: Path) -> Iterator[tuple[Path, str, int]]:
     for folder in sorted(path for path in (runs_dir / ".jobs").glob("*") if path.is_dir()):
         job = read_json(folder / "job.json")
         left = [name for name in map(os.path.basename, job.get("runs", [])) if name in known]
-        if slurm.is_active(folder.name) or any(known[name].state() != "finished" for name in left):
+        young = time.time() - folder.stat().st_mtime < TEMPORARY_SECONDS  # perhaps about to be submitted
+        if young or slurm.is_active(folder.name) or any(known[name].state() != "finished" for name in left):
             needed.add(os.path.basename(job.get("snapshot", "")))
         else:
             yield folder, "SLURM jobs that ended, all their runs are finished", size_of(folder)
     for folder in sorted((runs_dir / ".code").glob("*")):
-        staged = folder.name.startswith(".staged-") and time.time() - folder.stat().st_mtime > TEMPORARY_SECONDS
-        if staged or (folder.name not in needed and not folder.name.startswith(".")):
+        if folder.name not in needed and time.time() - folder.stat().st_mtime > TEMPORARY_SECONDS:
             yield folder, "code that no job and no run needs", size_of(folder)
 
 

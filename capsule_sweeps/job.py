@@ -99,6 +99,8 @@ class SlurmJob:
             if run.folder in here or not run.waits_for(self.job["submission"]):
                 continue
             ticket = run.ticket()
+            if ticket.get("submission") != self.job["submission"]:
+                continue  # cancelled at this moment
             tried = len(run.record().get("attempts", [])) - ticket["attempts"]
             if max(tried, self.starts[folder]) >= self.settings["max_attempts"]:
                 self._give_up(run, f"not finished after {self.settings['max_attempts']} attempts")
@@ -111,9 +113,13 @@ class SlurmJob:
         """Called when a worker's process is gone. Killed or interrupted runs keep their ticket."""
         run, status = worker.point.run, worker.process.returncode
         if status == 1:
-            if run.record().get("state") != "failed":
-                self._record_failure(worker)
-            print((run.folder / "error.txt").read_text(), file=sys.stderr, flush=True)
+            try:
+                if run.record().get("state") != "failed" and run.waits_for(self.job["submission"]):
+                    self._record_failure(worker)
+                print((run.folder / "error.txt").read_text(), file=sys.stderr, flush=True)
+            except OSError as error:  # its folder is gone, or the disk full: that is its own affair
+                print(worker.errors_text(), error, sep="\n", file=sys.stderr, flush=True)
+                self._give_up(run, f"failed, and that cannot be recorded ({error})")
         elif status > 128:
             self.stop.signum = status - 128  # SLURM told the whole job to end
 

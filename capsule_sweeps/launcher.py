@@ -165,7 +165,7 @@ class SlurmLauncher(SweepLauncher):
 
         cluster = Settings(**settings)
         sweeper = str(self.master.hydra.sweeper._target_)
-        if not cluster.wait and not sweeper.endswith(("GridSweeper", "BasicSweeper")):
+        if not cluster.wait and not sweeper.endswith("GridSweeper"):
             raise ValueError(f"{sweeper} learns from results: set hydra.launcher.wait=true")
         return launch_on_slurm(configs, overrides, policy, cluster)
 
@@ -358,7 +358,7 @@ def user_errors() -> Iterator[None]:
     """While open, what a user can mend ends the program with its sentence alone, and so does Ctrl-C."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, Busy) as error:
         sys.exit(f"Error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -174,6 +174,11 @@ def show_plan(plan: Sequence[Point], asked: int, parallel: int) -> None:
     totals = ", ".join(f"{count} to {action}" for action, count in counts.items())
     same = f" ({asked} points, some with the same signature)" if asked > len(plan) else ""
     say = [f"{len(plan)} run{'s' if len(plan) > 1 else ''}{same}: {totals}{_estimate(plan, parallel)}."]
+    queued = sum(point.state == "queued" for point in plan)
+    if queued:
+        say.append(
+            f"{queued} queued in SLURM: left to it; `python -m capsule_sweeps cancel` takes runs out of the queue."
+        )
     stale = [point for point in plan if point.state == "stale"]
     if stale:
         modules = ", ".join(sorted({module for point in stale for module in point.changed}))

@@ -82,6 +82,9 @@ def _named(runs_dir: Path, runs: pd.DataFrame, word: str) -> list[str]:
 
 def _sweep(runs_dir: Path, name: str) -> list[str]:
     path = runs_dir / ".sweeps" / f"{Path(name).name}.json"
+    submitted = read_json(runs_dir / ".jobs" / Path(name).name / "job.json").get("runs")
+    if isinstance(submitted, list):  # the name of a submission to SLURM
+        return [str(folder)[-8:] for folder in submitted]
     if not path.exists():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("sweep-*.json"))) or "none"
         raise ValueError(f"{name} is no sweep in {runs_dir}; there are: {known}")

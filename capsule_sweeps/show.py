@@ -21,7 +21,8 @@ LOG_LINES = 10
 
 def show(run: Run, form: str) -> str:
     """Columns, provenance of each attempt, accuracy curve, configuration, last log lines, and the error of a run."""
-    record = run.record()
+    ticket = run.ticket()  # all that is known before a run starts
+    record = {**ticket.get("columns", {}), "science": ticket.get("science", {}), **run.record()}
     attempts = record.pop("attempts", [])
     science = record.pop("science", {})
     rows, damage = read_metrics(run)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import re
 import shutil
 import subprocess
@@ -30,29 +32,32 @@ class Job:
         return f"{self.state.lower()} ({self.reason})"
 
 
-_remembered: tuple[float, list[Job] | None] = (float("-inf"), None)
+_remembered: dict[str, tuple[float, list[Job] | None]] = {}  # user → when asked, answer
 
 
-def jobs() -> list[Job] | None:
-    """This user's jobs in the queue; None when there is no SLURM or it does not answer. Remembered for a moment."""
-    global _remembered
-    if time.monotonic() - _remembered[0] > REMEMBER_SECONDS:
-        text = ask("squeue", "--me", "-h", "-r", "-o", "%i|%j|%T|%r|%N|%L")
+def jobs(user: str | None = None) -> list[Job] | None:
+    """A user's jobs in the queue (one's own, if nothing is said); None when there is no SLURM or it does not answer.
+
+    Answers are remembered for a moment.
+    """
+    user = user or getpass.getuser()
+    asked, found = _remembered.get(user, (float("-inf"), None))
+    if time.monotonic() - asked > REMEMBER_SECONDS:
+        text = ask("squeue", "-u", user, "-h", "-r", "-o", "%i|%j|%T|%r|%N|%L")
         rows = None if text is None else [line.strip().split("|", 5) for line in text.splitlines()]
         found = None if rows is None else [Job(*row) for row in rows if len(row) == 6 and row[2] not in ENDED]
-        _remembered = time.monotonic(), found
-    return _remembered[1]
+        _remembered[user] = time.monotonic(), found
+    return found
 
 
 def forget() -> None:
     """Ask anew at the next question: the queue was just changed."""
-    global _remembered
-    _remembered = float("-inf"), None
+    _remembered.clear()
 
 
-def is_active(submission: str) -> bool:
+def is_active(submission: str, user: str | None = None) -> bool:
     """Whether a job of this submission is in the queue; True as well when SLURM cannot be asked at this moment."""
-    found = jobs()
+    found = jobs(user)
     return found is None or any(job.name == submission for job in found)
 
 
@@ -67,10 +72,11 @@ def max_array_size() -> int:
     return int((settings() or {}).get("MaxArraySize", "1001"))
 
 
-def cancel_pending(submission: str) -> None:
-    """Take the jobs of a submission that have not started out of the queue."""
-    ask("scancel", "--me", f"--name={submission}", "--state=PENDING")
+def cancel(submission: str, *options: str) -> bool:
+    """End one's own jobs of a submission (those pending, with --state=PENDING). False when SLURM does not answer."""
+    answered = ask("scancel", "--me", f"--name={submission}", *options) is not None
     forget()
+    return answered
 
 
 def requeue_if_running(job_id: str) -> None:
@@ -84,7 +90,8 @@ def ask(*command: str) -> str | None:
     if shutil.which(command[0]) is None:
         return None
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS)
+        plain = {key: value for key, value in os.environ.items() if not key.startswith(("SQUEUE_", "SCANCEL_"))}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS, env=plain)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None

@@ -7,29 +7,31 @@ import json
 import os
 import shutil
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
 from capsule_sweeps.provenance import MANIFEST, ROOT, git
 
 MAX_BYTES = 10_000_000
-SECRETS = (".env*", ".netrc", "id_*", "*.pem", "*.key", "*.p12", "*.pfx")  # names of files that stay where they are
+# Names of files and folders that stay where they are
+SECRETS = (".env*", ".netrc", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*.pem", "*.key", "*.p12", "*.pfx")
 
 
-def take_snapshot(runs_dir: Path) -> tuple[Path, bool]:
-    """(the folder that holds the code as it is, whether it was made now): one folder for each content.
+def take_snapshot(runs_dir: Path) -> Path:
+    """The folder that holds the code as it is: one for each content.
 
     Holds what git tracks, with edits, and untracked files that git does not ignore; no keys, .env files, files over
-    10 MB, and nothing from runs_dir. Staged beside and renamed, so that it is never half there.
+    10 MB, and nothing from folders of runs. Staged beside and renamed, so that it is never half there.
     """
     files = {name: (ROOT / name).read_bytes() for name in _names(runs_dir)}
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
     identity = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16]
-    shelf = runs_dir.absolute() / ".code"
+    shelf = runs_dir.resolve() / ".code"
     target = shelf / identity
     if target.exists():
         check_snapshot(target)
-        return target, False
+        return target
     shelf.mkdir(parents=True, exist_ok=True)
     staged = Path(mkdtemp(dir=shelf, prefix=".staged-"))
     try:
@@ -38,7 +40,9 @@ def take_snapshot(runs_dir: Path) -> tuple[Path, bool]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
             path.chmod((ROOT / name).stat().st_mode & 0o777)
-        patch = git("diff", "HEAD", "--", ".", *(f":(exclude,glob)**/{name}" for name in SECRETS))
+        patch = git(
+            "diff", "HEAD", "--", ".", *(f":(exclude,glob)**/{name}{rest}" for name in SECRETS for rest in ("", "/**"))
+        )
         manifest = {"files": hashes, "commit": git("rev-parse", "HEAD").strip(), "patch": patch}
         (staged / MANIFEST).write_text(json.dumps(manifest, indent=1))
         staged.chmod(shelf.stat().st_mode & 0o777)  # mkdtemp's are private, but a group may share its runs
@@ -47,7 +51,7 @@ def take_snapshot(runs_dir: Path) -> tuple[Path, bool]:
         shutil.rmtree(staged, ignore_errors=True)
         if not target.exists():  # else another process made the same one meanwhile
             raise
-    return target, True
+    return target
 
 
 def check_snapshot(folder: Path) -> None:
@@ -69,13 +73,18 @@ def _names(runs_dir: Path) -> list[str]:
         folders = ("capsule_sweeps", "hydra_plugins", "conf")
         names = [str(path.relative_to(ROOT)) for folder in folders for path in (ROOT / folder).rglob("*")]
         names = ["launch.py", *(name for name in names if "__pycache__" not in name)]
-    inside = runs_dir.absolute()
+    inside = runs_dir.resolve()
+
+    @cache
+    def holds_runs(folder: Path) -> bool:
+        return folder == inside or any((folder / name).is_dir() for name in (".sweeps", ".jobs", ".code"))
+
     return [
         name
         for name in sorted(set(names))
-        if not any(fnmatch(Path(name).name, pattern) for pattern in SECRETS)
+        if not any(fnmatch(part, pattern) for part in Path(name).parts for pattern in SECRETS)
         and (path := ROOT / name).is_file()
-        and not path.is_symlink()
+        and path.resolve().is_relative_to(ROOT)  # where a link leads
         and path.stat().st_size <= MAX_BYTES
-        and inside not in path.absolute().parents
+        and not any(holds_runs(ROOT / parent) for parent in Path(name).parents if parent.name)
     ]

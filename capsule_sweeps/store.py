@@ -164,15 +164,37 @@ class Run:
         return self.folder / "queued.json"
 
     def ticket(self) -> dict[str, Any]:
-        """What the run was given to SLURM with: submission, config, columns, science, attempts."""
+        """What the run was given to SLURM with: submission, user, config, columns, science, attempts. {} if nothing."""
         return read_json(self._ticket_path)
 
-    def enqueue(self, ticket: dict[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self._ticket_path, ticket)
+    def is_queued(self) -> bool:
+        """Whether SLURM has a job for the ticket, or its launcher is about to submit one."""
+        if not self._ticket_path.exists():
+            return False
+        ticket = self.ticket()
+        submission = str(ticket.get("submission"))
+        launching = self.folder.parent / ".jobs" / submission / "launching.json"
+        return is_active(submission, ticket.get("user")) or alive(launching)
 
-    def dequeue(self) -> None:
-        """Take the ticket away, and the folder when there is nothing else in it."""
+    def enqueue(self, ticket: dict[str, Any]) -> None:
+        """Raises Busy when somebody else works on the run or has just queued it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.state() in ("running", "queued"):
+            raise Busy(f"{self.folder} is in use")
+        self._ticket_path.unlink(missing_ok=True)  # of jobs that are gone
+        beside = self.folder / f".queued.{uuid4().hex}"
+        write_json(beside, ticket)
+        try:
+            os.link(beside, self._ticket_path)  # fails if another launcher was faster
+        except FileExistsError:
+            raise Busy(f"{self.folder} was queued a moment ago") from None
+        finally:
+            beside.unlink()
+
+    def dequeue(self, submission: str | None = None) -> None:
+        """Take the ticket away (of this submission only, if one is named), and the folder if that was all in it."""
+        if submission is not None and self.ticket().get("submission") != submission:
+            return
         with suppress(OSError):
             self._ticket_path.unlink(missing_ok=True)
             self.folder.rmdir()
@@ -201,6 +223,7 @@ class Run:
         if self.state() != "running":
             return False
         (self.folder / "cancel").touch()
+        self.dequeue()  # a job that starts again leaves it alone
         return True
 
     def record(self) -> dict[str, Any]:
@@ -227,7 +250,7 @@ class Run:
         number = self._last_attempt()
         if number and alive(self._attempt_path(number)):
             return "running"
-        if self._ticket_path.exists() and is_active(str(self.ticket().get("submission"))):
+        if self.is_queued():
             return "queued"
         record = self.record() if record is None else record
         if record.get("state") == "failed":
@@ -280,6 +303,8 @@ class Run:
             raise Busy(f"{self.folder} is in use")
         if self.submission and self.ticket().get("submission") != self.submission:
             path.unlink()
+            with suppress(OSError):
+                self.folder.rmdir()
             raise Busy(f"{self.folder} was taken out of the queue")
         for number in self._attempts():
             if number <= last:

@@ -6,6 +6,7 @@ matter if this process dies right after. A submission's name is the name of its 
 
 from __future__ import annotations
 
+import getpass
 import io
 import logging
 import math
@@ -31,17 +32,19 @@ from submitit.core.utils import DelayedSubmission, FailedJobError
 from capsule_sweeps import slurm
 from capsule_sweeps.files import write_json
 from capsule_sweeps.job import SlurmJob
+from capsule_sweeps.owner import owner
 from capsule_sweeps.plan import Point
 from capsule_sweeps.progress import console, plain_text
 from capsule_sweeps.provenance import SUBMISSION
 from capsule_sweeps.snapshot import take_snapshot
-from capsule_sweeps.store import columns, science
+from capsule_sweeps.store import Busy, columns, science
+from capsule_sweeps.whereabouts import lost
 
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 120  # before the time limit SLURM tells the job to save
 SECONDS_BETWEEN_LOOKS = 2
-RESERVED = {"job-name", "array", "output", "error", "open-mode"}
+RESERVED = {"job-name", "array", "output", "error", "open-mode", "parsable", "wait", "wrap", "test-only"}
 OWN = {"setup", "max_parallel", "runs_per_job", "packing", "wait", "max_attempts", "sbatch"}  # the others are sbatch's
 
 
@@ -84,6 +87,14 @@ class Settings:
         for name, kind, words in (("setup", list, "a list of shell lines"), ("sbatch", dict, "sbatch options by name")):
             if not isinstance(getattr(self, name), kind) and getattr(self, name) is not None:
                 raise ValueError(f"hydra.launcher.{name}={getattr(self, name)} must be {words}")
+        if not all(isinstance(line, str) for line in self.setup or []):
+            raise ValueError(f"hydra.launcher.setup={self.setup} must be a list of shell lines, in quotes")
+        minutes = None if self.time is None else minutes_of(self.time)
+        if minutes is not None and 60 * minutes <= GRACE_SECONDS and "signal" not in (self.sbatch or {}):
+            raise ValueError(
+                f"hydra.launcher.time={self.time} leaves no time: jobs are told to save {GRACE_SECONDS} s before the "
+                "end; give more, or set hydra.launcher.sbatch.signal (such as USR2@30)"
+            )
         if ours := sorted({str(key).replace("_", "-") for key in self.sbatch or {}} & RESERVED):
             raise ValueError(f"hydra.launcher.sbatch.{ours[0]} is not for you to set: the ledger finds its jobs by it")
 
@@ -95,7 +106,10 @@ class Settings:
             given["mem"] = f"{math.ceil(1024 * given.pop('mem_gb'))}M"
         sent = {names.get(key, key): value for key, value in given.items()}
         own = {"signal": f"USR2@{GRACE_SECONDS}", "requeue": True}
-        return {**own, **sent, **{str(key).replace("_", "-"): value for key, value in (self.sbatch or {}).items()}}
+        free = {str(key).replace("_", "-"): value for key, value in (self.sbatch or {}).items()}
+        return {
+            key: value for key, value in {**own, **sent, **free}.items() if value is not None and value is not False
+        }
 
     def num_jobs(self, num_runs: int) -> int:
         """Each job takes another run when one of its own is done, so there need not be more than may run at once."""
@@ -123,6 +137,11 @@ class Executor(SlurmExecutor):
         """The same for a command line."""
         return [f"--{key}" if value is True else f"--{key}={value}" for key, value in parameters.items()]
 
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        """The options stand here as well: SBATCH_… in the environment beats the file, but not the command line."""
+        sent = {"job-name": self.parameters["job_name"], **self.parameters["additional_parameters"]}
+        return ["sbatch", *self.options(sent), str(submission_file_path)]
+
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         sent = self.parameters["additional_parameters"]
         unasked = [f"#SBATCH --{name}=" for name in ("time", "wckey") if name not in sent]
@@ -137,21 +156,24 @@ def submit(todo: Sequence[Point], sweep: str, settings: Settings) -> str:
     """
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise ValueError("there is no SLURM here (no sbatch on the PATH): launch from a login node of the cluster")
-    runs_dir = todo[0].run.folder.parent.absolute()
+    runs_dir = todo[0].run.folder.parent.resolve()
+    if "%" in str(runs_dir):
+        raise ValueError(f"runs_dir={runs_dir} has a % in it, which SLURM reads as part of a pattern; choose another")
     submission = f"{sweep}-{uuid4().hex[:6]}"
     folder = runs_dir / ".jobs" / submission
     with ExitStack() as undo:
-        snapshot, new = take_snapshot(runs_dir)
-        if new:
-            undo.callback(remove, snapshot)
         undo.callback(remove, folder)
         folder.mkdir(parents=True)
-        for point in todo:
-            enqueue(point, submission, undo)
+        write_json(folder / "launching.json", owner())
+        snapshot = take_snapshot(runs_dir)  # never undone: another launcher may count on the same one
+        todo = [point for point in todo if enqueue(point, submission, undo)]
+        if not todo:
+            undo.close()
+            return ""
         job: dict[str, Any] = {
             "submission": submission,
             "sweep": sweep,
-            "runs": [str(point.run.folder.absolute()) for point in todo],
+            "runs": [str(point.run.folder.resolve()) for point in todo],
             "snapshot": str(snapshot),
             "settings": asdict(settings),
             "command": sys.argv,
@@ -164,6 +186,7 @@ def submit(todo: Sequence[Point], sweep: str, settings: Settings) -> str:
             try:
                 job["job_ids"].append(send(folder, submission, snapshot, settings, min(left, most)))
             except FailedJobError as error:
+                slurm.cancel(submission, "--state=PENDING")  # an answer that got lost: SLURM may have taken it
                 if not job["job_ids"]:
                     raise ValueError(f"SLURM refused the jobs: {slurm_sentence(error)}") from error
                 log.warning("SLURM took no more jobs, those that it took do all runs: %s", slurm_sentence(error))
@@ -171,6 +194,7 @@ def submit(todo: Sequence[Point], sweep: str, settings: Settings) -> str:
             undo.pop_all()  # there is no way back once a job is in the queue
             left -= min(left, most)
             write_json(folder / "job.json", job)
+    (folder / "launching.json").unlink()
     slurm.forget()
     num_jobs, numbers = settings.num_jobs(len(todo)) - left, ", ".join(job["job_ids"])
     runs = f"{len(todo)} run{'s' if len(todo) > 1 else ''}"
@@ -184,22 +208,34 @@ def submit(todo: Sequence[Point], sweep: str, settings: Settings) -> str:
     return submission
 
 
-def enqueue(point: Point, submission: str, undo: ExitStack) -> None:
-    """The ticket: with it a job can run the point, and it is all that the job gets to know."""
+def enqueue(point: Point, submission: str, undo: ExitStack) -> bool:
+    """The ticket: with it a job can run the point, and it is all that the job gets to know.
+
+    False when somebody else runs or queued the point since it was planned.
+    """
     run = point.run
+    if run.state() in ("running", "queued"):
+        log.warning("%s: left alone, another launcher was faster", run.folder.name)
+        return False
     if point.action == "run anew":
         undo.callback(restore, run.put_aside(), run.folder)
     config = point.config.copy()
     config.runs_dir, config.data_dir = str(Path(config.runs_dir).absolute()), str(Path(config.data_dir).absolute())
     ticket = {
         "submission": submission,
+        "user": getpass.getuser(),
         "config": OmegaConf.to_container(config),
         "columns": columns(config),
         "science": science(config),
         "attempts": len(run.record().get("attempts", [])),
     }
-    undo.callback(run.dequeue)
-    run.enqueue(ticket)
+    undo.callback(run.dequeue, submission)
+    try:
+        run.enqueue(ticket)
+    except Busy as busy:
+        log.warning("%s: left alone, %s", run.folder.name, busy)
+        return False
+    return True
 
 
 def remove(folder: Path) -> None:
@@ -219,6 +255,7 @@ def send(folder: Path, submission: str, snapshot: Path, settings: Settings, num_
     """One sbatch. Returns the job's number."""
     pickle = shlex.quote(str(folder)) + "/${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}_submitted.pkl"
     setup = [
+        "set -e",
         *(settings.setup or []),
         f"export PYTHONPATH={shlex.quote(str(snapshot))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
         f"export {SUBMISSION}={submission}",
@@ -243,6 +280,19 @@ def slurm_sentence(error: Exception) -> str:
     return "; ".join(line.removeprefix("Batch job submission failed: ") for line in said) or " ".join(lines)
 
 
+def minutes_of(limit: int | str) -> float | None:
+    """Minutes of a time as SLURM writes it: 90, 90:00, 1:30:00, 1-12:00; None for no limit. Raises ValueError."""
+    if str(limit).upper() in ("UNLIMITED", "INFINITE"):
+        return None
+    days, dash, clock = str(limit).rpartition("-")
+    try:
+        parts = [int(part) for part in clock.split(":")]
+        units = (60, 1, 1 / 60) if dash or len(parts) == 3 else (1, 1 / 60)
+        return 1440 * int(days or 0) + sum(part * units[place] for place, part in enumerate(parts))
+    except (ValueError, IndexError):
+        raise ValueError(f"hydra.launcher.time={limit} is no time; write minutes, or hours:minutes:seconds") from None
+
+
 def follow(plan: Sequence[Point]) -> None:
     """A live table until none of these runs is queued or running. Ctrl-C ends it and leaves the jobs alone."""
     said: dict[str, str] = {}
@@ -258,7 +308,7 @@ def follow(plan: Sequence[Point]) -> None:
                             console().print(f"{name}: {state}", markup=False, highlight=False, soft_wrap=True)
                 said = states
                 if not {"queued", "running"} & set(states.values()):
-                    return
+                    break
                 time.sleep(SECONDS_BETWEEN_LOOKS)
     except KeyboardInterrupt:
         counts = Counter(said.values())
@@ -266,6 +316,9 @@ def follow(plan: Sequence[Point]) -> None:
         sys.exit(
             f"Left the jobs running ({told}); `status` shows them, `cancel` ends them, the same command follows again."
         )
+    for point in plan:
+        if words := lost(point.run):
+            log.warning("%s: %s", point.run.folder.name, words)
 
 
 def _states_table(plan: Sequence[Point], states: dict[str, str]) -> Table:

@@ -11,25 +11,40 @@ from capsule_sweeps.store import Run
 
 
 def slurm_job_file(run: Run) -> Path | None:
-    """The job.json of the submission under which a run was last at work; None when SLURM had no part in it."""
+    """The job.json of the submission under which a run was last queued or at work; None if SLURM had no part in it."""
     attempts = run.record().get("attempts", [])
-    submission = attempts[-1].get("submission") if attempts else None
+    submission = run.ticket().get("submission") or (attempts[-1].get("submission") if attempts else None)
     path = run.folder.parent / ".jobs" / str(submission) / "job.json"
     return path if submission and path.is_file() else None
 
 
 def slurm_log(run: Run) -> Path | None:
-    """What the SLURM job that last worked on a run printed."""
-    path, attempts = slurm_job_file(run), run.record().get("attempts", [])
-    log = None if path is None else path.with_name(f"{attempts[-1].get('job')}_0_log.out")
-    return log if log is not None and log.is_file() else None
+    """What the SLURM job that last worked on a run printed; before any did, the newest log of its submission."""
+    path = slurm_job_file(run)
+    if path is None:
+        return None
+    attempt = (run.record().get("attempts") or [{}])[-1]
+    own = path.with_name(f"{attempt.get('job')}_0_log.out")
+    if attempt.get("submission") == path.parent.name and own.is_file():
+        return own
+    return max(path.parent.glob("*_log.out"), key=lambda log: log.stat().st_mtime, default=None)
+
+
+def lost(run: Run) -> str:
+    """A sentence on a run whose ticket no job in SLURM answers to any more; empty for all others."""
+    if not run.ticket() or run.state() not in ("new", "interrupted"):
+        return ""
+    log = slurm_log(run)
+    return f"its job ended without finishing it, see {log}" if log else "its job ended before it wrote anything"
 
 
 def whereabouts(runs_dir: Path, runs: pd.DataFrame) -> list[str]:
     """For each run what SLURM says of its job: why it waits, or its node and the time left. Empty for all others."""
     if not (runs_dir / ".jobs").is_dir():
         return [""] * len(runs)
-    jobs = slurm.jobs() or []
+    jobs = slurm.jobs()
+    if jobs is None:
+        return ["SLURM does not answer" if state == "queued" else "" for state in runs.state]
     names, numbers = {job.name: job for job in reversed(jobs)}, {job.job_id: job for job in jobs}
     told = []
     for name, state in zip(runs.run, runs.state, strict=True):
@@ -39,5 +54,5 @@ def whereabouts(runs_dir: Path, runs: pd.DataFrame) -> list[str]:
         elif state == "running":
             attempts = run.record().get("attempts", [])
             job = numbers.get(str(attempts[-1].get("job"))) if attempts else None
-        told.append("" if job is None else str(job))
+        told.append(lost(run) if job is None else str(job))
     return told

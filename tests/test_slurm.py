@@ -104,7 +104,8 @@ def gpus_of_workers():
 
 
 def listing(folder):
-    return sorted(str(path) for path in Path(folder).rglob("*")) if Path(folder).exists() else []
+    """All that is in a folder of runs but `.code`, which gc looks after."""
+    return sorted(str(path) for path in Path(folder).rglob("*") if ".code" not in path.parts)
 
 
 @pytest.mark.slow
@@ -175,7 +176,7 @@ def test_cancel_takes_runs_out_of_the_queue(submit, cluster, capsule_sweeps, run
     said = capsule_sweeps("cancel", second.name[-8:]).out
     assert name in said
     cluster.until(lambda: set(cluster.jobs(name).values()) == {"CANCELLED"})
-    assert listing("runs")[0].startswith("runs/.") and states() == {}
+    assert states() == {} and not runs.folders()
 
 
 @pytest.mark.slow
@@ -319,7 +320,9 @@ def test_preempted_with_sigterm(submit, cluster, runs, undisturbed) -> None:
 
 @pytest.mark.slow
 def test_requeued_by_hand(submit, cluster, runs, undisturbed) -> None:
-    assert submit("num_routing=1,2", *LONG, "hydra.launcher.runs_per_job=2").code == 0
+    """With W&B: the run goes on in the same W&B run, no epoch stands in it twice."""
+    tracking = ["tracking=wandb", "tracking.mode=offline"]
+    assert submit("num_routing=1,2", *LONG, "hydra.launcher.runs_per_job=2", *tracking).code == 0
     name, job = submission()
     in_training(cluster, runs)
     subprocess.run(["scontrol", "requeue", job["job_ids"][0] + "_0"], check=True)
@@ -327,6 +330,8 @@ def test_requeued_by_hand(submit, cluster, runs, undisturbed) -> None:
     assert set(states().values()) <= {"queued", "finished"}
     cluster.drained()
     assert set(states().values()) == {"finished"} and set(cluster.jobs(name).values()) == {"COMPLETED"}
+    for folder in runs.folders():
+        assert runs.record(folder)["wandb_id"] == folder.name[-8:] and list(folder.glob("wandb/offline-run-*"))
     undisturbed("num_routing=1,2", *LONG)
 
 
@@ -405,6 +410,68 @@ def test_code_edited_after_submission(cluster, runs, tiny, tmp_path, submit, und
     assert str(snapshot.name) not in capsule_sweeps("gc").out  # a run was made with it
 
 
+@pytest.mark.slow
+def test_folders_with_links_and_spaces(submit, cluster, runs, place) -> None:
+    (place / "real").mkdir()
+    (place / "a link").symlink_to("real")
+    assert submit("runs_dir='a link/my runs'").code == 0
+    cluster.drained()
+    (run,) = load_runs("real/my runs").itertuples()
+    assert run.state == "finished"
+    refused = submit("runs_dir='100%'")
+    assert refused.code == 1 and "%" in refused.err and not Path("100%").exists()
+
+
+@pytest.mark.slow
+def test_two_launchers_at_once_queue_each_run_once(cluster, tiny, runs, submit) -> None:
+    arguments = [*tiny, "hydra/launcher=slurm_cpu", "hydra.launcher.cpus=1", "seed=0,1,2"]
+    command = [sys.executable, str(ROOT / "launch.py"), "-m", *arguments]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    said = [launcher.communicate(timeout=120)[0] for launcher in both]
+    assert [launcher.returncode for launcher in both] == [0, 0], said
+    jobs = [json.loads(path.read_text())["runs"] for path in Path("runs/.jobs").glob("*/job.json")]
+    assert sorted(run for names in jobs for run in names) == sorted(str(path.resolve()) for path in runs.folders())
+    cluster.drained()
+    assert [len(runs.record(folder)["attempts"]) for folder in runs.folders()] == [1, 1, 1]
+
+
+def test_a_job_that_ends_before_its_run_starts_says_where_to_look(submit, cluster, capsule_sweeps, runs) -> None:
+    said = submit("hydra.launcher.setup=['echo no such module; exit 3']", "hydra.launcher.wait=true")
+    assert said.code == 1 and "its job ended without finishing it, see " in said.text
+    (folder,) = runs.folders()
+    assert states() == {folder.name: "new"} and "its job ended" in capsule_sweeps("status").out.replace("\n", "")
+    assert "no such module" in capsule_sweeps("show", folder.name).out
+
+
+def test_another_launchers_ticket_is_left_alone(submit, python, tiny, cluster, runs, monkeypatch) -> None:
+    """Two launchers plan the same run; the slower one is refused by SLURM and takes back what is its own only."""
+    from capsule_sweeps import submit as submitting
+
+    original = submitting.take_snapshot
+
+    def and_be_overtaken(runs_dir):
+        monkeypatch.setattr(submitting, "take_snapshot", original)
+        other = python(
+            ROOT / "launch.py", "-m", *tiny, "hydra/launcher=slurm_cpu", "hydra.launcher.sbatch={hold: true}"
+        )
+        assert other.code == 0, other.text
+        slurm.forget()
+        return original(runs_dir)
+
+    monkeypatch.setattr(submitting, "take_snapshot", and_be_overtaken)
+    said = submit("hydra.launcher.partition=gone", "seed=0,1")
+    assert said.code == 1 and "left alone" in said.text and "invalid partition" in said.err, said.text
+    assert list(states().values()) == ["queued"] and len(runs.folders()) == 1
+    assert len(list(Path("runs/.jobs").iterdir())) == 1
+
+
+def test_the_environment_does_not_rename_jobs(submit, cluster, monkeypatch) -> None:
+    monkeypatch.setenv("SBATCH_JOB_NAME", "mine")
+    monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
+    assert submit("hydra.launcher.sbatch={hold: true}").code == 0
+    assert list(states().values()) == ["queued"]
+
+
 def test_damaged_code_is_not_run(submit, cluster, runs) -> None:
     assert submit("hydra.launcher.sbatch={hold: true}").code == 0
     name, job = submission()
@@ -433,7 +500,19 @@ def test_a_refused_submission_leaves_the_ledger_as_it_was(submit, launch, settin
 
 @pytest.mark.parametrize(
     "wrong",
-    ["packing=both", "runs_per_job=0", "cpus=-1", "max_attempts=0", "mem_gb=0", "wait=perhaps", "sbatch={array: 0-3}"],
+    [
+        "packing=both",
+        "setup=[1]",
+        "time=1",
+        "time=1:2:3:4",
+        "sbatch={wrap: a}",
+        "runs_per_job=0",
+        "cpus=-1",
+        "max_attempts=0",
+        "mem_gb=0",
+        "wait=perhaps",
+        "sbatch={array: 0-3}",
+    ],
 )
 def test_settings_out_of_range(submit, wrong) -> None:
     said = submit(f"hydra.launcher.{wrong}")
@@ -490,10 +569,11 @@ def test_doctor_sends_a_probe(cluster, capsule_sweeps, tiny) -> None:
     arguments = [*tiny, "hydra/launcher=slurm", "hydra.launcher.gpus=1", "hydra.launcher.time=30"]
     said = capsule_sweeps("doctor", "--submit", *arguments)
     assert said.code == 0, said.text
-    assert "arrays of up to 4" in said.out and "preemption (REQUEUE)" in said.out and "sees runs_dir" in said.out
-    assert listing("runs") == [] and "doctor" not in cluster.ask("squeue", "-h", "-o", "%j")
-    wrong = capsule_sweeps("doctor", *arguments, "hydra.launcher.partition=gone", "hydra.launcher.time=2")
-    assert wrong.code == 1 and "MEND  submission" in wrong.out and "MEND  time limit" in wrong.out
+    assert "arrays of up to 4 " in said.out and "preemption (REQUEUE)" in said.out and "sees runs_dir" in said.out
+    assert listing("runs") == []
+    cluster.until(lambda: "doctor" not in cluster.ask("squeue", "-h", "-o", "%j"), 30)
+    wrong = capsule_sweeps("doctor", *arguments, "hydra.launcher.partition=gone")
+    assert wrong.code == 1 and "MEND  submission" in wrong.out and "invalid partition" in wrong.out
 
 
 def test_gc_keeps_what_jobs_need(submit, cluster, capsule_sweeps, runs) -> None:
@@ -503,6 +583,9 @@ def test_gc_keeps_what_jobs_need(submit, cluster, capsule_sweeps, runs) -> None:
     subprocess.run(["scontrol", "release", job["job_ids"][0]], check=True)
     cluster.drained()
     slurm.forget()
+    assert name not in capsule_sweeps("gc").out  # too young: another launcher may be at work with it
+    for folder in (Path("runs/.jobs", name), Path(job["snapshot"])):
+        os.utime(folder, (0, 0))
     assert name in capsule_sweeps("gc", "--yes").out and not Path("runs/.jobs", name).exists()
     shutil.rmtree(runs.only())
     assert Path(job["snapshot"]).name in capsule_sweeps("gc", "--yes").out and not Path(job["snapshot"]).exists()
