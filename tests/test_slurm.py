@@ -424,7 +424,8 @@ def test_folders_with_links_and_spaces(submit, cluster, runs, place) -> None:
 
 @pytest.mark.slow
 def test_two_launchers_at_once_queue_each_run_once(cluster, tiny, runs, submit) -> None:
-    arguments = [*tiny, "hydra/launcher=slurm_cpu", "hydra.launcher.cpus=1", "seed=0,1,2"]
+    cluster_options = ["hydra/launcher=slurm", "hydra.launcher.gpus=null", "hydra.launcher.cpus=1"]
+    arguments = [*tiny, *cluster_options, "seed=0,1,2"]
     command = [sys.executable, str(ROOT / "launch.py"), "-m", *arguments]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
     said = [launcher.communicate(timeout=120)[0] for launcher in both]
