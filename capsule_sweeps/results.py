@@ -196,7 +196,7 @@ def render(frame: pd.DataFrame, form: str, title: str = "", note: str = "") -> s
         return frame.to_json(orient="records", indent=1, default_handler=str)
     if form == "csv":
         return frame.to_csv(index=False).rstrip("\n")
-    cells = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
+    cells = [[cell_text(value) for value in row] for row in frame.itertuples(index=False)]
     if form == "md":
         lines = ["| " + " | ".join(frame.columns) + " |", "|" + "---|" * len(frame.columns)]
         lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
@@ -220,7 +220,8 @@ def render(frame: pd.DataFrame, form: str, title: str = "", note: str = "") -> s
     return capture.get().rstrip("\n")
 
 
-def _cell(value: Any) -> str:
+def cell_text(value: Any) -> str:
+    """A value of a table as people read it: – for none, two decimals, of small numbers one digit that is not 0."""
     if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
         return "–"
     if isinstance(value, float):
