@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from capsule_sweeps.config import CONF_DIR, compose_config
-from capsule_sweeps.results import RULES
+from capsule_sweeps.results import RULES, stale_note
 from capsule_sweeps.statistics import seeds_for_half_width, summarize
 from capsule_sweeps.store import columns
 
@@ -199,8 +199,7 @@ def published_notes(cells: list[Cell], runs: pd.DataFrame, table: pd.DataFrame) 
     ]
     if unfinished := int((own.state != "finished").sum()):
         said[-1] += f" Left out: {unfinished} of {len(own)} runs, not finished."
-    if own.stale.any():
-        said[-1] += f" These are stale, made with code that changed since: {', '.join(own.run[own.stale])}."
+    said[-1] += stale_note(own)
     said.append(f"Reproduced: within {' and '.join(tolerances)}.")
     for citation in dict.fromkeys(cell.source["citation"] for cell in cells):
         places = dict.fromkeys(cell.source["where"] for cell in cells if cell.source["citation"] == citation)

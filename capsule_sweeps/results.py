@@ -42,6 +42,7 @@ LABELS = ("model", "backbone", "routing", "schedule")
 FLOATS = ("accuracy_last", "accuracy_best_test", "accuracy_best_val", "seconds")
 INTEGERS = ("num_routing", "seed", "epochs", "epochs_done", "parameters")
 MANY = 1000  # rows
+NAMED = 5  # stale runs; `status stale=true` has all
 
 
 def load_runs(runs_dir: Path | str) -> pd.DataFrame:
@@ -183,11 +184,17 @@ def notes(runs: pd.DataFrame, rule: str) -> str:
     )
     if len(runs) > finished:
         text += f" Left out: {len(runs) - finished} of {len(runs)} runs, not finished."
-    if runs.stale.any():
-        text += f" These are stale, made with code that changed since: {', '.join(runs.run[runs.stale])}."
+    text += stale_note(runs)
     if rule == "best_val" and runs[runs.state == "finished"].accuracy_best_val.isna().any():
         text += " Left out: runs without validation images."
     return text
+
+
+def stale_note(runs: pd.DataFrame) -> str:
+    """A sentence, with a space before it, that names the stale ones of some runs; empty where there is none."""
+    names = list(runs.run[runs.stale])
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f" These are stale, made with code that changed since: {', '.join(names[:NAMED])}{more}." if names else ""
 
 
 def render(frame: pd.DataFrame, form: str, title: str = "", note: str = "") -> str:
