@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from capsule_sweeps.config import CONF_DIR, compose_config
-from capsule_sweeps.results import RULES, stale_note
+from capsule_sweeps.results import RULES, left_out
 from capsule_sweeps.statistics import seeds_for_half_width, summarize
 from capsule_sweeps.store import columns
 
@@ -195,12 +195,9 @@ def published_notes(cells: list[Cell], runs: pd.DataFrame, table: pd.DataFrame) 
         f"Selection rule: {rule} for every accuracy"
         + (", as in the published code: the epoch with the best test accuracy." if rule == "best_test" else "."),
         "±: half-width of the 95 % interval (t) over n seeds; a best run and a count have none. "
-        "Only finished runs enter.",
+        + left_out(own, str(rule)),
+        f"Reproduced: within {' and '.join(tolerances)}.",
     ]
-    if unfinished := int((own.state != "finished").sum()):
-        said[-1] += f" Left out: {unfinished} of {len(own)} runs, not finished."
-    said[-1] += stale_note(own)
-    said.append(f"Reproduced: within {' and '.join(tolerances)}.")
     for citation in dict.fromkeys(cell.source["citation"] for cell in cells):
         places = dict.fromkeys(cell.source["where"] for cell in cells if cell.source["citation"] == citation)
         said.append(f"Published: {citation}; {', '.join(places)}.")

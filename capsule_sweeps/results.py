@@ -177,15 +177,19 @@ def settings(science: dict[str, Any], keys: list[str]) -> str:
 
 def notes(runs: pd.DataFrame, rule: str) -> str:
     """What must be said under a table of accuracies."""
-    finished = int((runs.state == "finished").sum())
-    text = (
+    return (
         f"Test accuracy in %, selection rule: {rule} for every number; mean ± sample standard deviation over seeds, "
-        "half_width of the 95 % interval (t); neither for n = 1. Only finished runs enter."
+        f"half_width of the 95 % interval (t); neither for n = 1. {left_out(runs, rule)}"
     )
-    if len(runs) > finished:
-        text += f" Left out: {len(runs) - finished} of {len(runs)} runs, not finished."
+
+
+def left_out(runs: pd.DataFrame, rule: str) -> str:
+    """In sentences: that only finished runs enter a table, how many of these do not and why, and which are stale."""
+    finished, text = runs[runs.state == "finished"], "Only finished runs enter."
+    if len(runs) > len(finished):
+        text += f" Left out: {len(runs) - len(finished)} of {len(runs)} runs, not finished."
     text += stale_note(runs)
-    if rule == "best_val" and runs[runs.state == "finished"].accuracy_best_val.isna().any():
+    if rule == "best_val" and finished.accuracy_best_val.isna().any():
         text += " Left out: runs without validation images."
     return text
 

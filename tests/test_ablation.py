@@ -210,7 +210,10 @@ def test_what_is_said_under_the_table(three_seeds) -> None:
     text = ablation_notes(ablation_table(runs, "last"), runs, "last")
     for words in ("selection rule: last", "Only finished runs enter", "Left out: 1 of 11", "seed by seed", "no_norm"):
         assert words in text
-    assert "nothing that these could change" not in text
+    assert "nothing that these could change" not in text and "validation" not in text
+    assert "Left out: runs without validation images" in ablation_notes(
+        ablation_table(runs, "best_val"), runs, "best_val"
+    )
 
 
 def test_with_one_iteration_some_changes_are_none(place) -> None:

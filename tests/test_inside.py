@@ -1,7 +1,6 @@
 """What is told of the inside of a run: coefficients, entropy, agreement, and how poses follow the input."""
 
 import math
-from pathlib import Path
 
 import matplotlib
 import numpy as np
