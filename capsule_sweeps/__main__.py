@@ -153,7 +153,7 @@ def results(arguments: argparse.Namespace) -> None:
 
 
 def published(arguments: argparse.Namespace) -> None:
-    from capsule_sweeps.published import published_notes, published_table, read_cells
+    from capsule_sweeps.published import NOTED, published_notes, published_table, read_cells
     from capsule_sweeps.results import load_runs, render
     from capsule_sweeps.selection import select
 
@@ -163,9 +163,9 @@ def published(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--rule {arguments.rule}: the published table {arguments.published} counts by {rule}")
     nothing_yet = arguments.runs_dir == Path("runs") and not arguments.runs_dir.exists() and not arguments.runs
     runs = load_runs(arguments.runs_dir) if nothing_yet else select(arguments.runs_dir, arguments.runs)
-    table = published_table(runs, cells)
+    table = published_table(runs, cells, arguments.runs_dir)
     note = published_notes(cells, runs, table)
-    shown = table if arguments.format in ("csv", "json") else table.drop(columns="command")  # else it is in the note
+    shown = table if arguments.format in ("csv", "json") else table.drop(columns=NOTED)
     print(render(shown, arguments.format, title=f"{arguments.published}, runs in {arguments.runs_dir}", note=note))
 
 

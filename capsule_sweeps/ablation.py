@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from capsule_sweeps.config import CONF_DIR, compose_config
-from capsule_sweeps.results import finished_runs, settings
+from capsule_sweeps.results import finished_runs, left_out, settings
 from capsule_sweeps.statistics import compare, summarize
 from capsule_sweeps.store import NEUTRAL, science
 
@@ -102,17 +102,13 @@ def _names(first: pd.DataFrame) -> list[str]:
 
 def ablation_notes(table: pd.DataFrame, runs: pd.DataFrame, rule: str) -> str:
     """What must be said under a table of ablations."""
-    finished = int((runs.state == "finished").sum())
     text = (
         f"Test accuracy in %, selection rule: {rule} for every number. difference: to the base (none) in percentage "
         "points, seed by seed where seeds match (paired; else Welch), with half_width of its 95 % interval (t) and "
-        "two-sided p_value; seeds_needed: to see a difference of this size (5 % level, power 0.8). "
-        "Only finished runs enter."
+        "two-sided p_value; seeds_needed: to see a difference of this size (5 % level, power 0.8). n: pairs, or "
+        "the runs of the smaller group; mean: over all runs of a row. "
     )
-    if len(runs) > finished:
-        text += f" Left out: {len(runs) - finished} of {len(runs)} runs, not finished."
-    if runs.stale.any():
-        text += f" These are stale, made with code that changed since: {', '.join(runs.run[runs.stale])}."
+    text += left_out(runs, rule)
     missing = [name for name in changes() if name not in set(table.ablation)]
     if missing:
         text += f" No finished runs beside a base: {', '.join(missing)}."

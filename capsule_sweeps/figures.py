@@ -196,7 +196,7 @@ def _draw_accuracies(axes: Axes, finished: pd.DataFrame, rule: str, published: p
         counts = list(table.n) if table.n.nunique() > 1 else [table.n.iloc[0]]
         handles.append((bars, points))
         label = ", ".join([*([name] if name else []), "n = " + ", ".join(map(str, counts))])
-        labels.append(textwrap.fill(label, 48))
+        labels.append(textwrap.fill(label, 40))
     ticks = sorted(finished.num_routing.astype(int).unique())
     if published is not None and len(published):
         ticks = sorted({*ticks, *published.num_routing.astype(int)})

@@ -40,11 +40,13 @@ def load_trained(folder: Path) -> tuple[nn.Module, DictConfig]:
 
 
 def most_routed(runs: pd.DataFrame, runs_dir: Path) -> Path:
-    """The folder of the finished run with the largest num_routing, the first by name of several."""
+    """The folder of the finished run with the largest num_routing that has weights, the first by name of several."""
     finished = runs[runs.state == "finished"].dropna(subset="num_routing")
+    finished = finished[[(runs_dir / name / "checkpoint.pt").is_file() for name in finished.run]]
     if finished.empty:
         raise ValueError(
-            f"none of {len(runs)} runs in {runs_dir} is finished and has a num_routing; choose another one"
+            f"none of {len(runs)} runs in {runs_dir} is finished and has a num_routing and a checkpoint.pt; "
+            "choose another runs_dir"
         )
     return runs_dir / finished.sort_values(["num_routing", "run"], ascending=[False, True]).run.iloc[0]
 

@@ -7,6 +7,7 @@ nor the spread is known, so it counts as exact.
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from dataclasses import dataclass, fields
 from functools import cache
@@ -16,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from capsule_sweeps.config import CONF_DIR, compose_config
-from capsule_sweeps.results import RULES
+from capsule_sweeps.results import RULES, left_out
 from capsule_sweeps.statistics import seeds_for_half_width, summarize
 from capsule_sweeps.store import columns
 
@@ -24,6 +25,7 @@ PATH = CONF_DIR.parent / "analysis" / "published.yaml"
 AGGREGATES = ("mean over seeds", "best run", "count")
 SEEDS = range(5)  # that a missing cell is filled with; those of conf/experiment/readme_table.yaml
 TOLERANCE = 0.5  # points
+NOTED = ["rule", "command"]  # columns for files; beneath a printed table its note says them
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,26 @@ class Cell:
         if {"citation", "where"} - self.source.keys():
             raise ValueError(f"{where} needs a source with citation and where")
 
-    @property
-    def command(self) -> str:
-        """What fills the cell; runs that are there already are not repeated."""
+    def command(self, runs_dir: Path | str = "runs") -> str:
+        """What fills the cell with runs in runs_dir; those that are there already are not repeated."""
         words = [*self.overrides, f"seed={','.join(map(str, SEEDS))}"]
+        if str(runs_dir) != "runs":
+            plain = re.fullmatch(r"[\w./-]+", str(runs_dir))
+            words.append(f"runs_dir={runs_dir if plain else _quoted(str(runs_dir))}")
         return "python launch.py -m " + " ".join(map(shlex.quote, words))
+
+
+def _quoted(text: str) -> str:
+    """Text as a value that Hydra takes as it is."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text)
+    return f"'{escaped}'"
+
+
+def table_names(path: Path = PATH) -> list[str]:
+    """The published tables that there are."""
+    import yaml
+
+    return list(dict.fromkeys(node["table"] for node in yaml.safe_load(path.read_text(encoding="utf-8"))["cells"]))
 
 
 def read_cells(table: str, path: Path = PATH) -> list[Cell]:
@@ -82,16 +99,17 @@ def read_cells(table: str, path: Path = PATH) -> list[Cell]:
     return found
 
 
-def published_table(runs: pd.DataFrame, cells: list[Cell]) -> pd.DataFrame:
+def published_table(runs: pd.DataFrame, cells: list[Cell], runs_dir: Path | str = "runs") -> pd.DataFrame:
     """One row a cell: row, column (with unit), published, ours, n, ± (half-width of the 95 % interval), difference
-    (ours − published), verdict, and for a missing cell the command that fills it."""
+    (ours − published), verdict, rule, and for a missing cell the command that fills it with runs in runs_dir."""
     rows = []
     for cell in cells:
         found = _ours(runs, cell)
         row: dict[str, Any] = {"row": cell.row, "column": f"{cell.column} ({cell.unit})", "published": cell.value}
         row |= {"ours": found["ours"], "n": found["n"], "±": found["half_width"]}
         row |= {"difference": found["ours"] - cell.value, "verdict": verdict(cell, **found)}
-        rows.append({**row, "command": cell.command if row["verdict"] == "missing" else None})
+        command = cell.command(runs_dir) if row["verdict"] == "missing" else None
+        rows.append({**row, "rule": cell.rule, "command": command})
     return pd.DataFrame(rows).astype({"n": "Int64"})
 
 
@@ -163,23 +181,23 @@ def marks(cells: list[Cell]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["dataset", "num_routing", "value", "aggregate", "rule"])
 
 
+def of_table(runs: pd.DataFrame, cells: list[Cell]) -> pd.DataFrame:
+    """The runs, finished or not, that some cells are made of."""
+    return runs[runs.group.isin({_group(tuple(cell.overrides)) for cell in cells})]
+
+
 def published_notes(cells: list[Cell], runs: pd.DataFrame, table: pd.DataFrame) -> str:
     """What must be said under a published table: rule, tolerance, sources, what was left out, and commands."""
     rule = next((cell.rule for cell in cells if cell.rule), None)
-    groups = {_group(tuple(cell.overrides)) for cell in cells}
-    own = runs[runs.group.isin(groups)]
+    own = of_table(runs, cells)
     tolerances = dict.fromkeys(f"{cell.tolerance:g} {_points(cell.unit)}" for cell in cells)
     said = [
         f"Selection rule: {rule} for every accuracy"
         + (", as in the published code: the epoch with the best test accuracy." if rule == "best_test" else "."),
         "±: half-width of the 95 % interval (t) over n seeds; a best run and a count have none. "
-        "Only finished runs enter.",
+        + left_out(own, str(rule)),
+        f"Reproduced: within {' and '.join(tolerances)}.",
     ]
-    if unfinished := int((own.state != "finished").sum()):
-        said[-1] += f" Left out: {unfinished} of {len(own)} runs, not finished."
-    if own.stale.any():
-        said[-1] += f" These are stale, made with code that changed since: {', '.join(own.run[own.stale])}."
-    said.append(f"Reproduced: within {' and '.join(tolerances)}.")
     for citation in dict.fromkeys(cell.source["citation"] for cell in cells):
         places = dict.fromkeys(cell.source["where"] for cell in cells if cell.source["citation"] == citation)
         said.append(f"Published: {citation}; {', '.join(places)}.")

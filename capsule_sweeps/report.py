@@ -10,15 +10,18 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from capsule_sweeps.files import read_json, write_atomic
 from capsule_sweeps.plan import Policy
-from capsule_sweeps.results import accuracy_table, notes
+from capsule_sweeps.results import accuracy_table, cell_text, notes
 from capsule_sweeps.show import read_metrics
 from capsule_sweeps.store import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ERROR_LINES = 30
 STYLE = """
@@ -75,6 +78,8 @@ def write_report(runs_dir: Path, runs: pd.DataFrame, rule: str, out: Path) -> No
         _frame(accuracy_table(runs, rule)),
         f'<p class="note">{escape(notes(runs, rule))}</p>',
         _figure(runs, rule),
+        *_published(runs_dir, runs),
+        *_ablations(runs, rule),
         "<h2>Runs</h2>",
         _runs(runs_dir, runs, records, rule),
         '<p class="note">Differs by: signed settings that are not the same in all these runs. Cost: hours of its '
@@ -123,8 +128,8 @@ def _runs(runs_dir: Path, runs: pd.DataFrame, records: dict[str, dict[str, Any]]
                 run.run,
                 Html(f'<span class="{state}">{state}</span>'),
                 " ".join(f"{key}={json.dumps(run.science.get(key))}" for key in keys) or "–",
-                f"{done} of {_cell(run.epochs)}",
-                _cell(100 * run[f"accuracy_{rule}"]),
+                f"{done} of {cell_text(run.epochs)}",
+                cell_text(100 * run[f"accuracy_{rule}"]),
                 _spark([row["test_accuracy"] for row in metrics]),
                 _hours(float(record.get("seconds") or 0)),
                 _provenance(record),
@@ -171,22 +176,56 @@ def _failures(runs_dir: Path, runs: pd.DataFrame, records: dict[str, dict[str, A
             yield f"<pre>{escape(chr(10).join(lines))}</pre>"
 
 
-def _figure(runs: pd.DataFrame, rule: str) -> str:
-    import matplotlib
+def _published(runs_dir: Path, runs: pd.DataFrame) -> Iterable[str]:
+    """The published tables that some of these runs belong to, each by its own rule."""
+    from capsule_sweeps.published import NOTED, of_table, published_notes, published_table, read_cells, table_names
 
-    from capsule_sweeps.figures import STYLE as FIGURE_STYLE
+    for name in table_names():
+        cells = read_cells(name)
+        if len(of_table(runs, cells)):
+            table = published_table(runs, cells, runs_dir)
+            yield f"<h2>Published numbers: {escape(name)}</h2>"
+            yield _frame(table.drop(columns=NOTED))
+            yield f'<p class="note">{"<br/>".join(map(escape, published_notes(cells, runs, table).splitlines()))}</p>'
+
+
+def _ablations(runs: pd.DataFrame, rule: str) -> Iterable[str]:
+    """Table and forest plot of the ablations that are finished beside their base."""
+    from capsule_sweeps.ablation import ablation_notes, ablation_table
+    from capsule_sweeps.figures import forest_plot
+
+    table = ablation_table(runs, rule)
+    if len(table):
+        yield "<h2>Ablations</h2>"
+        yield _frame(table)
+        yield f'<p class="note">{escape(ablation_notes(table, runs, rule))}</p>'
+        yield _svg(forest_plot(table), "Difference of each ablation to its base, with 95 % intervals")
+
+
+def _figure(runs: pd.DataFrame, rule: str) -> str:
     from capsule_sweeps.figures import accuracy_vs_num_routing
 
     try:
         figure = accuracy_vs_num_routing(runs, rule)
     except ValueError:
         return '<p class="note">No plot: no finished run has a num_routing and an accuracy under this rule.</p>'
+    return _svg(figure, "Test accuracy against num_routing")
+
+
+def _svg(figure: Figure, label: str) -> str:
+    """A figure as markup; `label` says to those who do not see it what it shows."""
+    import matplotlib
+
+    from capsule_sweeps.figures import STYLE as FIGURE_STYLE
+
     image = io.StringIO()
-    with matplotlib.rc_context({**FIGURE_STYLE, "svg.hashsalt": "report"}):
+    with matplotlib.rc_context({**FIGURE_STYLE, "svg.hashsalt": label}):
         figure.savefig(image, format="svg", metadata={"Date": None})
     svg = image.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    return f'<figure role="img" aria-label="Test accuracy against num_routing">{svg}</figure>'
+    own = re.sub(r"\W", "-", label)  # two figures of a page must not share names
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{own}-", svg)
+    return f'<figure role="img" aria-label="{escape(label)}">{svg}</figure>'
 
 
 def _spark(values: Sequence[float]) -> Html:
@@ -204,11 +243,7 @@ def _spark(values: Sequence[float]) -> Html:
 
 
 def _frame(frame: pd.DataFrame) -> str:
-    return _table(list(frame.columns), [[_cell(value) for value in row] for row in frame.itertuples(index=False)])
-
-
-def _cell(value: Any) -> str:
-    return "–" if pd.isna(value) else f"{value:.2f}" if isinstance(value, float) else str(value)
+    return _table(list(frame.columns), [[cell_text(value) for value in row] for row in frame.itertuples(index=False)])
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -42,6 +42,7 @@ LABELS = ("model", "backbone", "routing", "schedule")
 FLOATS = ("accuracy_last", "accuracy_best_test", "accuracy_best_val", "seconds")
 INTEGERS = ("num_routing", "seed", "epochs", "epochs_done", "parameters")
 MANY = 1000  # rows
+NAMED = 5  # stale runs; `status stale=true` has all
 
 
 def load_runs(runs_dir: Path | str) -> pd.DataFrame:
@@ -176,18 +177,28 @@ def settings(science: dict[str, Any], keys: list[str]) -> str:
 
 def notes(runs: pd.DataFrame, rule: str) -> str:
     """What must be said under a table of accuracies."""
-    finished = int((runs.state == "finished").sum())
-    text = (
+    return (
         f"Test accuracy in %, selection rule: {rule} for every number; mean ± sample standard deviation over seeds, "
-        "half_width of the 95 % interval (t); neither for n = 1. Only finished runs enter."
+        f"half_width of the 95 % interval (t); neither for n = 1. {left_out(runs, rule)}"
     )
-    if len(runs) > finished:
-        text += f" Left out: {len(runs) - finished} of {len(runs)} runs, not finished."
-    if runs.stale.any():
-        text += f" These are stale, made with code that changed since: {', '.join(runs.run[runs.stale])}."
-    if rule == "best_val" and runs[runs.state == "finished"].accuracy_best_val.isna().any():
+
+
+def left_out(runs: pd.DataFrame, rule: str) -> str:
+    """In sentences: that only finished runs enter a table, how many of these do not and why, and which are stale."""
+    finished, text = runs[runs.state == "finished"], "Only finished runs enter."
+    if len(runs) > len(finished):
+        text += f" Left out: {len(runs) - len(finished)} of {len(runs)} runs, not finished."
+    text += stale_note(runs)
+    if rule == "best_val" and finished.accuracy_best_val.isna().any():
         text += " Left out: runs without validation images."
     return text
+
+
+def stale_note(runs: pd.DataFrame) -> str:
+    """A sentence, with a space before it, that names the stale ones of some runs; empty where there is none."""
+    names = list(runs.run[runs.stale])
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f" These are stale, made with code that changed since: {', '.join(names[:NAMED])}{more}." if names else ""
 
 
 def render(frame: pd.DataFrame, form: str, title: str = "", note: str = "") -> str:
@@ -196,7 +207,7 @@ def render(frame: pd.DataFrame, form: str, title: str = "", note: str = "") -> s
         return frame.to_json(orient="records", indent=1, default_handler=str)
     if form == "csv":
         return frame.to_csv(index=False).rstrip("\n")
-    cells = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
+    cells = [[cell_text(value) for value in row] for row in frame.itertuples(index=False)]
     if form == "md":
         lines = ["| " + " | ".join(frame.columns) + " |", "|" + "---|" * len(frame.columns)]
         lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
@@ -220,7 +231,8 @@ def render(frame: pd.DataFrame, form: str, title: str = "", note: str = "") -> s
     return capture.get().rstrip("\n")
 
 
-def _cell(value: Any) -> str:
+def cell_text(value: Any) -> str:
+    """A value of a table as people read it: – for none, two decimals, of small numbers one digit that is not 0."""
     if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
         return "–"
     if isinstance(value, float):

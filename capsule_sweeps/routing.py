@@ -349,12 +349,18 @@ def _agreement(votes: Tensor, parents: Tensor) -> Tensor:
 
 
 class Squash(nn.Module):
-    """s → s · |s| / (1 + |s|²): keeps the direction, bounds the length by 1 (Sabour et al. 2017, equation 1)."""
+    """t = √E s → t · |t| / (1 + |t|²): keeps the direction, bounds the length by 1 (Sabour et al. 2017, equation 1).
+
+    Initial weights suit children of length √E, as a LayerNorm makes them. Those that squash made are √E times shorter,
+    and squash shrinks a short pose by its square: without the √E, poses and gradients of a deep stack vanish.
+    """
 
     def __init__(self, pose_size: int) -> None:
         super().__init__()
+        self.scale = pose_size**0.5
 
     def forward(self, sums: Tensor) -> Tensor:
+        sums = sums * self.scale
         squared = sums.square().sum(-1, keepdim=True)
         return sums * squared / ((1 + squared) * (squared + 1e-12).sqrt())
 

@@ -23,7 +23,7 @@ from capsule_sweeps.tracking import SUMMARY, Tracker, agent_id, aside, init, obs
 
 FINISH_SECONDS = 120.0
 LOOK_AGAIN = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds; what has arrived is not always shown at once
-EXIT_CODES = {"finished": 0, "running": 0, "failed": 1, "interrupted": 143}
+EXIT_CODES = {"finished": 0, "running": 0, "failed": 1, "interrupted": 143, "queued": 143}  # queued to go on
 
 
 @dataclass
@@ -56,7 +56,8 @@ class Folder:
 def sync(runs: Sequence[Run], rebuild: bool) -> Iterator[tuple[str, bool, str]]:
     """(run, is all of it in W&B?, what was done or is missing), one run after the other.
 
-    Runs with tracking=none are left out unless `rebuild`, which also sends anew, under another id, what W&B has wrong.
+    Runs that have not begun are left out, and those with tracking=none unless `rebuild`, which also sends anew, under
+    another id, what W&B has wrong.
     Raises ValueError when there is no key or no server.
     """
     trouble = obstacle()
@@ -66,6 +67,8 @@ def sync(runs: Sequence[Run], rebuild: bool) -> Iterator[tuple[str, bool, str]]:
 
     api = wandb.Api(timeout=30)
     for run in runs:
+        if run.state() in ("new", "queued") and not (run.folder / "config.yaml").exists():
+            continue
         try:
             folder = Folder.read(run)
             if folder.config.tracking.name == "none" and not rebuild:
@@ -148,7 +151,7 @@ def send(folder: Folder, identity: str) -> None:
         for row in folder.rows:
             mirror.log(row)
         mirror.summary(folder.summary)
-        if folder.state == "interrupted":
+        if folder.state in ("interrupted", "queued"):
             mirror.preempted()
         mirror.close(EXIT_CODES[folder.state], FINISH_SECONDS)
 

@@ -77,6 +77,17 @@ def test_every_ablation_learns(name) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
 
 
+@pytest.mark.parametrize("dataset", ["CIFAR10", "digits"])
+def test_poses_do_not_vanish_under_squash(dataset) -> None:
+    """A stack as deep as the paper's could never learn: its gradients would be smaller than the weight decay's."""
+    torch.manual_seed(0)
+    model = build_model(compose_config([f"dataset={dataset}", "ablation=squash", "num_routing=2"]))
+    features = torch.randn(2, *model.backbone.out_shape)
+    poses = model.capsules(features)[-1].poses
+    lengths = poses.norm(dim=-1)
+    assert lengths.mean() > 0.05 and lengths.max() <= 1
+
+
 def test_without_augmentation_images_stay_as_they_are() -> None:
     config = compose_config(["ablation=no_augmentation"])
     assert (config.dataset.crop_padding, config.dataset.flip) == (0, False)
@@ -199,7 +210,10 @@ def test_what_is_said_under_the_table(three_seeds) -> None:
     text = ablation_notes(ablation_table(runs, "last"), runs, "last")
     for words in ("selection rule: last", "Only finished runs enter", "Left out: 1 of 11", "seed by seed", "no_norm"):
         assert words in text
-    assert "nothing that these could change" not in text
+    assert "nothing that these could change" not in text and "validation" not in text
+    assert "Left out: runs without validation images" in ablation_notes(
+        ablation_table(runs, "best_val"), runs, "best_val"
+    )
 
 
 def test_with_one_iteration_some_changes_are_none(place) -> None:

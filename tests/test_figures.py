@@ -139,6 +139,18 @@ def test_different_science_is_never_one_line() -> None:
     assert len(set(colors)) == 2 and set(colors) <= set(COLORS)
 
 
+def test_long_names_are_not_cut_off() -> None:
+    more = {"dataset.crop_padding": 4, "model.capsules.pose": "matrix", "model.head": "shared"}
+    runs = [frame(TWO_SETS, **more, **{"model.routing.norm": norm}) for norm in ("layer", "squash")]
+    runs += [
+        frame(TWO_SETS, schedule="sequential", **{key: "another" for key in more}, **{"model.routing.norm": "none"})
+    ]
+    figure = accuracy_vs_num_routing(pd.concat(runs, ignore_index=True))
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        assert axes.get_legend().get_window_extent().x1 <= figure.bbox.x1
+
+
 def test_unfinished_runs_stay_out() -> None:
     runs = frame(TWO_SETS)
     runs.loc[runs.dataset == "CIFAR100", "state"] = "interrupted"

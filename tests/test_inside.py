@@ -1,7 +1,6 @@
 """What is told of the inside of a run: coefficients, entropy, agreement, and how poses follow the input."""
 
 import math
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -40,13 +39,19 @@ def test_without_a_checkpoint_it_is_one_sentence(tmp_path) -> None:
         inside.load_trained(tmp_path)
 
 
-def test_the_run_with_the_most_iterations() -> None:
+def test_the_run_with_the_most_iterations(tmp_path) -> None:
     frame = pd.DataFrame(
         {"run": ["a", "b", "c", "d"], "state": ["finished"] * 3 + ["failed"], "num_routing": [1, 3, 3, 9]}
     )
-    assert inside.most_routed(frame, Path("runs")) == Path("runs/b")
-    with pytest.raises(ValueError, match="none of 0 runs"):
-        inside.most_routed(frame[:0], Path("runs"))
+    with pytest.raises(ValueError, match="none of 4 runs"):
+        inside.most_routed(frame, tmp_path)  # no weights
+    for name in "acd":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "checkpoint.pt").touch()
+    assert inside.most_routed(frame, tmp_path) == tmp_path / "c"
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "checkpoint.pt").touch()
+    assert inside.most_routed(frame, tmp_path) == tmp_path / "b"
 
 
 def test_a_sample_is_evenly_spaced() -> None:

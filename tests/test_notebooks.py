@@ -6,6 +6,7 @@ import base64
 import csv
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -178,6 +179,15 @@ def test_training_curves(checkout: Path, ablated: Path) -> None:
         6,
     )
     assert "| cpu |" in costs
+
+
+def test_training_curves_of_runs_that_have_some(checkout: Path, runs_dir: Path, tmp_path: Path) -> None:
+    """Six that have no epoch yet stand before them in the alphabet."""
+    runs = shutil.copytree(runs_dir, tmp_path / "runs")
+    for number in range(6):
+        (runs / f"a-{number:08d}").mkdir()
+    execute(checkout, "training_curves", runs_dir=str(runs))
+    assert left(checkout, "figures") == both("training_curves")
 
 
 def test_inside_routing(checkout: Path, ablated: Path) -> None:

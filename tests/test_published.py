@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pandas as pd
@@ -165,6 +166,7 @@ def test_published_ours_and_verdict(half_done) -> None:
         "±",
         "difference",
         "verdict",
+        "rule",
         "command",
     ]
     rows = table.set_index(["row", "column"])
@@ -198,6 +200,7 @@ def test_every_format_has_every_cell_rule_and_command(half_done, capsule_sweeps)
     objects, csv = json.loads(ended["json"].out), pd.read_csv(io.StringIO(ended["csv"].out))
     assert len(objects) == len(csv) == len(README)
     assert [row["verdict"] for row in objects] == list(csv.verdict)
+    assert {row["rule"] for row in objects} == {"best_test", None}  # there is no note in these files
     assert objects[4]["ours"] is None and objects[4]["n"] == 0 and objects[0]["n"] == 5
     command = "python launch.py -m dataset=CIFAR100 num_routing=1 seed=0,1,2,3,4"
     for form in ("table", "md", "tex"):
@@ -256,9 +259,19 @@ def test_the_experiment_runs_exactly_what_the_cells_need(launch, flag) -> None:
 
 def test_the_command_of_a_missing_cell_runs_that_cell(launch) -> None:
     one = read_cells("readme_table")[-2]
-    words = one.command.removeprefix("python launch.py ").split()
+    words = one.command().removeprefix("python launch.py ").split()
     wanted = {columns(compose_config([*one.overrides, f"seed={seed}"]))["run"] for seed in range(5)}
     assert planned(launch(*words, DRY, base=[])) == wanted
+
+
+@pytest.mark.parametrize("folder", ["elsewhere/runs", "it's (b,c) {d} \\"])
+def test_the_command_fills_the_folder_that_was_asked_for(launch, capsule_sweeps, folder) -> None:
+    Path(folder).mkdir(parents=True)
+    ended = capsule_sweeps("results", "--published", "readme_table", "--runs-dir", folder, "--format", "json")
+    words = shlex.split(json.loads(ended.out)[0]["command"])[3:]
+    config = compose_config([word for word in words if not word.startswith("seed=")])
+    assert config.runs_dir == folder
+    assert len(planned(launch("-m", *words, DRY, base=[]))) == 5
 
 
 def test_the_command_line_wins_over_an_experiment(launch) -> None:

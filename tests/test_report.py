@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from synthetic import finished_run
 
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), "")
 OUTSIDE = re.compile(
@@ -104,6 +105,37 @@ def test_names_are_escaped(tiny_config, place, launch, capsule_sweeps) -> None:
     launch("runs_dir='<b>&'", "num_routing=1")
     assert capsule_sweeps("report", "--runs-dir", "<b>&").code == 0
     assert "<b>" not in Path("report.html").read_text()
+
+
+def test_page_has_published_and_ablation_tables(place, capsule_sweeps) -> None:
+    """Published cells by their own rule, missing ones with the command that fills them here; the forest plot."""
+    for seed, accuracy in enumerate([0.9470, 0.9480, 0.9475]):
+        finished_run(["runs_dir=mine", "dataset=CIFAR10", "num_routing=1", f"seed={seed}"], 0.9, accuracy)
+        finished_run(["runs_dir=mine", "dataset=CIFAR10", "ablation=squash", f"seed={seed}"], accuracy - 0.1)
+    assert capsule_sweeps("report", "--runs-dir", "mine").code == 0
+    markup = Path("report.html").read_text()
+    text = Page(markup).text
+    for words in (
+        "CIFAR-10, num_routing 1 average (%) 94.73 94.75 3 0.12 0.02 reproduced",
+        "CIFAR-10, num_routing 2 average (%) 94.85 – 0 – – missing",
+        "CIFAR-10 parameters (million) 1.83 1.83 – – -0.001 reproduced",
+        "Selection rule: best_test for every accuracy",
+        "python launch.py -m dataset=CIFAR100 num_routing=2 seed=0,1,2,3,4 runs_dir=mine",
+        "CIFAR10 num_routing=1 squash 3 84.75 -5.25",
+        "No finished runs beside a base: no_augmentation",
+    ):
+        assert words in text, words
+    assert 'aria-label="Difference of each ablation' in markup and not OUTSIDE.search(markup)
+    names = re.findall(r' id="([^"]+)"', markup)
+    assert len(set(names)) == len(names)
+    asked = set(re.findall(r'(?:href="|url\()#([^")]+)', markup))
+    assert asked and asked <= set(names)
+
+
+def test_page_without_such_runs_has_no_such_tables(some_runs, capsule_sweeps) -> None:
+    assert capsule_sweeps("report").code == 0
+    text = Page(Path("report.html").read_text()).text
+    assert "Published numbers" not in text and "Ablations" not in text
 
 
 def test_folder_that_is_not_there(some_runs, capsule_sweeps) -> None:

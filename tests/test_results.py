@@ -11,7 +11,7 @@ import pytest
 
 from capsule_sweeps import compose_config, load_runs
 from capsule_sweeps.files import write_json
-from capsule_sweeps.results import accuracy_table, comparison_table, cost_table, notes, render
+from capsule_sweeps.results import accuracy_table, comparison_table, cost_table, notes, render, stale_note
 from capsule_sweeps.store import Run, columns, science
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -237,3 +237,10 @@ def test_names_cannot_break_a_table(invent) -> None:
 def test_a_small_number_is_not_shown_as_zero() -> None:
     text = render(pd.DataFrame({"p_value": [0.0004, 0.0, -0.004, 0.25]}), "md")
     assert [line.strip("| ") for line in text.splitlines()[2:]] == ["0.0004", "0.00", "-0.004", "0.25"]
+
+
+def test_stale_runs_are_named_as_long_as_they_are_few() -> None:
+    runs = pd.DataFrame({"run": list("abcdefgh"), "stale": [False, True] + 6 * [True]})
+    assert stale_note(runs[:1]) == ""
+    assert stale_note(runs[:3]).endswith("since: b, c.")
+    assert stale_note(runs).endswith("since: b, c, d, e, f and 2 more.")

@@ -433,7 +433,7 @@ def test_explicit_votes_do_what_the_fast_functions_do(shape, seed):
 
 def test_squash_by_naive_loop_and_gradcheck():
     sums = torch.randn(2, 3, 1, 1, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(Squash(4)(sums), naive.squash(sums))
+    torch.testing.assert_close(Squash(4)(sums), naive.squash(2 * sums))  # √E = 2
     assert (Squash(4)(1e6 * sums).norm(dim=-1) <= 1).all()
     zeros = torch.zeros(1, 4, requires_grad=True)
     Squash(4)(zeros).sum().backward()
@@ -450,7 +450,7 @@ def test_variants_by_naive_loop(variant, norm):
     for previous in (None, Capsules(parents)):
         before = None if previous is None or variant is Uniform else previous.poses
         sums = route(children, before, weight, stride)
-        wanted = {"layer": layer_norm(sums, (4,)), "squash": naive.squash(sums), "none": sums}[norm]
+        wanted = {"layer": layer_norm(sums, (4,)), "squash": naive.squash(2 * sums), "none": sums}[norm]
         first = routing.double()(votes, Capsules(children), None)
         ours = routing(votes, Capsules(children), first if variant is Uniform and previous else previous)
         torch.testing.assert_close(ours.poses, wanted)

@@ -98,6 +98,16 @@ def test_failed_and_interrupted_runs_are_sent_as_such(offline, sync, runs, wandb
     assert len(wandb_server.rows(interrupted.name[-8:])) == 1
 
 
+def test_queued_runs(offline, python, runs, wandb_server) -> None:
+    """One that goes on later is sent as far as it is; one that has not begun has nothing to send."""
+    (stopped,) = offline(signal_at=(signal.SIGTERM, 8))
+    (stopped.parent / "digits-r1-s1-0123abcd").mkdir()
+    queued = "from capsule_sweeps import __main__, store; store.Run.state = lambda *_: 'queued'; __main__.main()"
+    ended = python("-c", queued, "sync", PYTHONPATH=str(ROOT))
+    assert ended.code == 0 and "0123abcd" not in ended.out and "sent, 1 epochs" in ended.out, ended.text
+    assert wandb_server.state(wandb_server.runs[stopped.name[-8:]]) == "preempted"
+
+
 def test_what_did_not_arrive_is_reported(offline, python, wandb_server) -> None:
     offline("-m", "seed=0,1")
     wandb_server.deaf = True
