@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from capsule_sweeps.config import build
-from capsule_sweeps.routing import Capsules, ExplicitVotes, VoteMap
+from capsule_sweeps.routing import Capsules, ExplicitVotes, LayerShape, Routing, VoteMap
 
 Shape = tuple[int, int, int, int]  # N, H, W, D
 
@@ -32,13 +32,19 @@ class PrimaryCapsules(nn.Module):
         channels, height, width = feature_shape
         self.conv = nn.Conv2d(channels, num_capsules * pose_size, kernel_size, stride=stride, bias=False)
         self.norm = nn.LayerNorm(pose_size)
+        self.activation: nn.Conv2d | None = None
         grid = [(size - kernel_size) // stride + 1 for size in (height, width)]
         self.out_shape: Shape = (num_capsules, grid[0], grid[1], pose_size)
 
+    def add_activations(self) -> None:
+        """From now on the capsules have activations: the sigmoid of a convolution with bias, of one channel each."""
+        kernel_size, stride = self.conv.kernel_size[0], self.conv.stride[0]
+        self.activation = nn.Conv2d(self.conv.in_channels, self.out_shape[0], kernel_size, stride)
+
     def forward(self, features: Tensor) -> Capsules:
         num_capsules, _, _, pose_size = self.out_shape
-        poses = self.conv(features).unflatten(1, (num_capsules, pose_size)).movedim(2, 4)
-        return Capsules(self.norm(poses))
+        poses = self.norm(self.conv(features).unflatten(1, (num_capsules, pose_size)).movedim(2, 4))
+        return Capsules(poses) if self.activation is None else Capsules(poses, self.activation(features).sigmoid())
 
 
 class CapsuleLayer(nn.Module):
@@ -57,7 +63,7 @@ class CapsuleLayer(nn.Module):
         kernel_size: int | None,
         stride: int,
         matrix: bool,
-        routing: nn.Module,
+        routing: Routing,
     ) -> None:
         super().__init__()
         num_children, height, width, child_size = child_shape
@@ -72,9 +78,14 @@ class CapsuleLayer(nn.Module):
         self.fused = False  # set by build_model: whether routed passes are compiled
         self.out_shape: Shape = (num_capsules, (height - k) // stride + 1, (width - l) // stride + 1, pose_size)
 
+    def votes(self) -> VoteMap:
+        """What the children vote for the parents."""
+        scale = self.routing.vote_scale
+        return VoteMap(self.weight if scale == 1 else self.weight * scale, self.stride, self.fused)
+
     def forward(self, children: Capsules, previous: Capsules | None = None) -> Capsules:
         """The parents after one more iteration, or after the first where there is no `previous`."""
-        parents: Capsules = self.routing(VoteMap(self.weight, self.stride, self.fused), children, previous)
+        parents: Capsules = self.routing(self.votes(), children, previous)
         return parents
 
 
@@ -98,9 +109,10 @@ class Watched:
         self.steps: list[Step] = []
 
     def __call__(self, children: Capsules, previous: Capsules | None = None) -> Capsules:
-        votes = ExplicitVotes(VoteMap(self.layer.weight, self.layer.stride))
+        votes = ExplicitVotes(self.layer.votes())
         parents: Capsules = self.layer.routing(votes, children, previous)
-        coefficients = self.steps[-1].coefficients if votes.coefficients is None else votes.coefficients
+        found = parents.coefficients if votes.coefficients is None else votes.coefficients
+        coefficients = self.steps[-1].coefficients if found is None else found
         self.steps.append(Step(parents.poses, coefficients, votes.agreement(children.poses, parents.poses)))
         return parents
 
@@ -157,9 +169,9 @@ class CapsuleStack(nn.Module):
         super().__init__()
         _check_settings(capsules, routing, num_routing)
         self.num_routing = num_routing
-        self.schedule = SCHEDULES[routing["schedule"]]
+        self.schedule = SCHEDULES[routing.get("schedule", "sequential")]
         self.primary = _primary(capsules, feature_shape)
-        own = {key: value for key, value in routing.items() if key != "schedule"}
+        own = {key: value for key, value in routing.items() if key not in ("schedule", "num_routing")}
         classes = {"type": "fc", "num_capsules": num_classes, **capsules["classes"]}
         nodes = [(f"capsules.layers[{j}]", node) for j, node in enumerate(capsules["layers"])]
         self.layers = nn.ModuleList()
@@ -168,6 +180,15 @@ class CapsuleStack(nn.Module):
             layer = _layer(key, node, self.out_shape, capsules["pose"] == "matrix", own, capsules["dropout"])
             self.layers.append(layer)
             self.out_shape = layer.out_shape
+        if self.class_routing.uses_activations:
+            self.primary.add_activations()
+
+    @property
+    def class_routing(self) -> Routing:
+        """The routing that makes the class capsules."""
+        layer = self.layers[-1]
+        assert isinstance(layer, CapsuleLayer)
+        return layer.routing
 
     def forward(self, features: Tensor) -> list[Capsules]:
         return self.schedule(list(self.layers), self.primary(features), self.num_routing)
@@ -182,8 +203,13 @@ class CapsuleStack(nn.Module):
 def _check_settings(capsules: Mapping[str, Any], routing: Mapping[str, Any], num_routing: int) -> None:
     if num_routing < 1:
         raise ValueError(f"num_routing={num_routing} is out of range: it must be at least 1")
-    if routing["schedule"] not in SCHEDULES:
+    if routing.get("schedule", "sequential") not in SCHEDULES:
         raise ValueError(f"routing.schedule={routing['schedule']} is unknown: it must be one of {', '.join(SCHEDULES)}")
+    if "num_routing" in routing and "schedule" in routing:
+        raise ValueError(
+            f"routing.schedule={routing['schedule']} has no meaning for routing={routing['name']}, "
+            "which does not iterate: leave it out"
+        )
     if capsules["pose"] not in ("matrix", "vector"):
         raise ValueError(f"capsules.pose={capsules['pose']} is unknown: it must be matrix or vector")
     if not 0 <= capsules["dropout"] < 1:
@@ -226,7 +252,9 @@ def _layer(
         kernel_size, stride = None, 1
     else:
         raise ValueError(f"{key}.type={node['type']} is unknown: it must be conv or fc")
-    routing_of_layer = build(routing, num_capsules=num_capsules, pose_size=pose_size, dropout=dropout)
+    kernel = (kernel_size, kernel_size) if kernel_size else (height, width)
+    shape = LayerShape(kernel, child_shape[0], child_size, num_capsules, pose_size)
+    routing_of_layer = build(routing, shape=shape, dropout=dropout)
     return CapsuleLayer(child_shape, num_capsules, pose_size, kernel_size, stride, matrix, routing_of_layer)
 
 

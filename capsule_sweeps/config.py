@@ -95,6 +95,13 @@ class Training:
         lambda value: value == sorted(set(value)) and all(v >= 1 for v in value), "a list of rising epochs, from 1"
     )
     lr_decay: float = _positive()
+    loss: str = field(  # configurations of before have none
+        default="cross_entropy",
+        metadata={
+            "test": lambda value: value in ("cross_entropy", "margin", "spread"),
+            "words": "one of cross_entropy, margin, spread",
+        },
+    )
     amp: str = _one_of("none", "bf16")
     channels_last: bool = field(default=MISSING, metadata={"signed": False})
     compile: str = _one_of("auto", "on", "off", signed=False)

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from capsule_sweeps.capsules import CapsuleLayer, CapsuleStack, Step
+from capsule_sweeps.capsules import CapsuleLayer, Capsules, CapsuleStack, Step
 from capsule_sweeps.compile import CompiledForward, decide
 from capsule_sweeps.config import build
 
@@ -49,7 +49,7 @@ class CapsNet(nn.Module):
     """Images (B, C, H, W) → logits (B, num_classes): backbone, capsule stack, linear head.
 
     `backbone`, `capsules` and `routing` are the config groups of these names; `head` is `shared` by all class capsules,
-    or each has its `own`. ValueError names a key that cannot be.
+    or each has its `own`; a routing may have logits of its own instead. ValueError names a key that cannot be.
 
     `model(images, intermediates=True)` returns logits and Intermediates. It computes them from explicit votes, an image
     at a time and never compiled; in evaluation mode the logits are those of the fast way but for rounding.
@@ -70,15 +70,27 @@ class CapsNet(nn.Module):
             raise ValueError(f"model.head={head} is unknown: it must be one of {', '.join(HEADS)}")
         self.backbone = build(backbone, image_shape=image_shape)
         self.capsules = CapsuleStack(capsules, routing, num_routing, self.backbone.out_shape, num_classes)
-        self.head = HEADS[head](num_classes, self.capsules.out_shape[-1])
+        own = self.capsules.class_routing.has_class_logits
+        if own and head != "shared":
+            raise ValueError(
+                f"model.head={head} has no meaning for routing={routing['name']}, "
+                "which reads the classes from its own parents: leave it out"
+            )
+        self.head = None if own else HEADS[head](num_classes, self.capsules.out_shape[-1])
 
     def forward(self, images: Tensor, intermediates: bool = False) -> Tensor | tuple[Tensor, Intermediates]:
         features = self.backbone(images)
         if intermediates:
             capsules, steps = self.capsules.watch(features)
-            return self.head(capsules[-1].poses).flatten(1), Intermediates(features, capsules[0].poses, steps)
-        capsules = self.capsules(features)
-        logits: Tensor = self.head(capsules[-1].poses).flatten(1)
+            return self._logits(capsules[-1]), Intermediates(features, capsules[0].poses, steps)
+        return self._logits(self.capsules(features)[-1])
+
+    def _logits(self, classes: Capsules) -> Tensor:
+        logits: Tensor
+        if self.head is None:
+            logits = self.capsules.class_routing.class_logits(classes)
+        else:
+            logits = self.head(classes.poses).flatten(1)
         return logits
 
 

@@ -24,7 +24,10 @@ PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "wandb",
 
 
 # The modules that make numbers
-NUMBERS = ("backbone", "capsules", "routing", "kernels", "compile", "model", "class_tree", "data", "decoded", "train")
+NUMBERS = (
+    *("backbone", "capsules", "routing", "dynamic", "em", "self_routing", "kernels", "compile", "model"),
+    *("class_tree", "data", "decoded", "losses", "train"),
+)
 
 
 @cache
@@ -41,10 +44,10 @@ def code() -> dict[str, str]:
 
 
 def changed_code(attempts: Sequence[dict[str, Any]]) -> list[str]:
-    """The modules whose code is not what one of these attempts ran."""
-    return sorted(
-        {name for attempt in attempts for name in NUMBERS if attempt.get("code", {}).get(name) != code()[name]}
-    )
+    """The modules whose code is not what one of these attempts ran; one that it did not have yet is none of them."""
+    now = code()
+    ran = [attempt.get("code") or dict.fromkeys(now) for attempt in attempts]
+    return sorted({name for known in ran for name in known.keys() & now.keys() if known[name] != now[name]})
 
 
 def provenance() -> dict[str, Any]:

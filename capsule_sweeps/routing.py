@@ -13,9 +13,9 @@ Letters, here and in the shapes below:
 children (B, N, H, W, D), parents (B, M, h, w, E), weight (k, l, N, x, M, d). A vector pose is one row (a = 1). A fully
 connected layer is one whose kernel covers the children's grid (h = w = 1).
 
-`uniform_pass` and `routed_pass` are the functions that cost time; neither stores all votes. A routing is a module with
-`forward(votes, children, previous)`: one step for one layer, which it owns the parameters of. The schedule over layers
-and iterations is the business of `capsules`. `ExplicitVotes` stands in for the fast functions to show what they do.
+`uniform_pass` and `routed_pass` are the functions that cost time; neither stores all votes. A `Routing` does one step
+for one layer, which it owns the parameters of; the schedule over layers and iterations is the business of `capsules`.
+`ExplicitVotes` stands in for the fast functions to show what they do. Routings with more to them have their own files.
 """
 
 from __future__ import annotations
@@ -258,10 +258,17 @@ _routed.register_autograd(_backward, setup_context=_keep_for_backward)
 
 
 class Capsules(NamedTuple):
-    """The capsules of one layer: poses (B, N, H, W, D), and activations (B, N, H, W) where the routing has them."""
+    """The capsules of one layer: poses (B, N, H, W, D), and activations (B, N, H, W) where the routing has them.
+
+    `state` is what else the routing that made them wants to see again in its next step; nobody else reads it.
+    `coefficients` (B, h, w, k, l, N, M) of the step that made them, for those who watch: a routing that computes them
+    itself returns them; those of VoteMap's sums are known to ExplicitVotes.
+    """
 
     poses: Tensor
     activations: Tensor | None = None
+    state: Any = None
+    coefficients: Tensor | None = None
 
 
 class VoteMap(NamedTuple):
@@ -291,6 +298,12 @@ class VoteMap(NamedTuple):
     def attended(self, children: Tensor, parents: Tensor) -> Tensor:
         """Σ_i r V (B, M, h, w, E): see `attended_pass`."""
         return attended_pass(children, parents, self.weight, self.stride, self.fused)
+
+    def windows(self, values: Tensor) -> Tensor:
+        """What the kernel sees at each place of the parents: values (B, N, H, W, …) → (B, h, w, k, l, N, …)."""
+        k, l = self.weight.shape[:2]  # noqa: E741
+        windows = values.unfold(2, k, self.stride).unfold(3, l, self.stride)
+        return windows.movedim((2, 3, -2, -1, 1), (1, 2, 3, 4, 5))
 
     def explicit(self, children: Tensor) -> Tensor:
         """All votes (B, h, w, k, l, N, M, E), which is large: E times the coefficients."""
@@ -325,6 +338,12 @@ class ExplicitVotes:
 
         return self._sum(children, coefficients)
 
+    def windows(self, values: Tensor) -> Tensor:
+        return self.votes.windows(values)
+
+    def explicit(self, children: Tensor) -> Tensor:
+        return self.votes.explicit(children)
+
     def agreement(self, children: Tensor, parents: Tensor) -> Tensor:
         """⟨V, parents⟩ / √E (B, h, w, k, l, N, M)."""
         return torch.stack([_agreement(votes, parents[i]) for i, votes in enumerate(self._images(children))])
@@ -346,6 +365,16 @@ class ExplicitVotes:
 def _agreement(votes: Tensor, parents: Tensor) -> Tensor:
     """⟨V, parents⟩ / √E (h, w, k, l, N, M) of one image: votes (h, w, k, l, N, M, E), parents (M, h, w, E)."""
     return torch.einsum("hwklnme,mhwe->hwklnm", votes, parents) * parents.shape[-1] ** -0.5
+
+
+def places_first(parents: Tensor) -> Tensor:
+    """Parents' values (B, M, h, w, …) in the order of the votes: (B, h, w, 1, 1, 1, M, …)."""
+    return parents.movedim(1, 3)[:, :, :, None, None, None]
+
+
+def over_children(logits: Tensor) -> Tensor:
+    """A softmax of (B, h, w, k, l, N, M) over the children (k, l, N) of a parent."""
+    return logits.flatten(3, 5).softmax(3).view_as(logits)
 
 
 class Squash(nn.Module):
@@ -375,17 +404,47 @@ def make_norm(name: str, pose_size: int) -> nn.Module:
     return NORMS[name](pose_size)
 
 
-class InvertedAttention(nn.Module):
-    """Inverted dot-product attention: the parents compete for each child (paper, section 3 and algorithm 1).
+class LayerShape(NamedTuple):
+    """What a routing may want to know of its layer: kernel (k, l), children N of D numbers, parents M of E numbers."""
 
-    A routing of one layer of `num_capsules` parents of `pose_size` numbers. `dropout` is the rate at which numbers of
-    the summed votes are dropped, before the norm: a LayerNorm, whose weights all parents share, or see NORMS.
+    kernel: tuple[int, int]
+    num_children: int
+    child_size: int
+    num_parents: int
+    parent_size: int
+
+
+class Routing(nn.Module):
+    """One step of routing for one layer, with the parameters that it needs; made for every layer of a stack.
+
+    A subclass is made with `shape` (LayerShape), `dropout` (the rate at which numbers of the parents are dropped in
+    training) and its own keys of `conf/routing/<name>.yaml`, but for `schedule` and `num_routing`, which are the
+    stack's. It raises ValueError for what it cannot do.
     """
 
-    def __init__(self, num_capsules: int, pose_size: int, dropout: float, norm: str = "layer") -> None:
+    uses_activations = False  # True: primary capsules have activations, too
+    has_class_logits = False  # True: `class_logits` takes the place of the model's head
+    vote_scale = 1.0  # a layer's weights are multiplied by it; they begin as they should for Σ_i V / M and a LayerNorm
+
+    def forward(self, votes: VoteMap, children: Capsules, previous: Capsules | None) -> Capsules:
+        """The parents after one more iteration; `previous` are those that the last one made, None in the first."""
+        raise NotImplementedError
+
+    def class_logits(self, classes: Capsules) -> Tensor:
+        """(B, classes) of the last layer's parents; their sigmoids are the activations of the classes."""
+        raise NotImplementedError
+
+
+class InvertedAttention(Routing):
+    """Inverted dot-product attention: the parents compete for each child (paper, section 3 and algorithm 1).
+
+    `dropout` is that of the summed votes, before the norm: a LayerNorm, whose weights all parents share, or see NORMS.
+    """
+
+    def __init__(self, shape: LayerShape, dropout: float, norm: str = "layer") -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.norm = make_norm(norm, pose_size)
+        self.norm = make_norm(norm, shape.parent_size)
 
     def forward(self, votes: VoteMap, children: Capsules, previous: Capsules | None) -> Capsules:
         """The parents after one more iteration; `previous` is None in the first, which spreads evenly."""
@@ -393,29 +452,29 @@ class InvertedAttention(nn.Module):
         return Capsules(self.norm(self.dropout(sums)))
 
 
-class Uniform(nn.Module):
+class Uniform(Routing):
     """No routing: every child spreads evenly over all parents, in every iteration. Arguments as InvertedAttention's."""
 
-    def __init__(self, num_capsules: int, pose_size: int, dropout: float, norm: str = "layer") -> None:
+    def __init__(self, shape: LayerShape, dropout: float, norm: str = "layer") -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.norm = make_norm(norm, pose_size)
+        self.norm = make_norm(norm, shape.parent_size)
 
     def forward(self, votes: VoteMap, children: Capsules, previous: Capsules | None) -> Capsules:
         """The parents; after the first iteration there is nothing new to learn from the children."""
         return Capsules(self.norm(self.dropout(votes.uniform(children.poses)))) if previous is None else previous
 
 
-class Attention(nn.Module):
+class Attention(Routing):
     """The usual direction of attention: the children compete for each parent. Arguments as InvertedAttention's.
 
     The coefficients of a parent are a softmax over all children under its kernel, so they sum to 1.
     """
 
-    def __init__(self, num_capsules: int, pose_size: int, dropout: float, norm: str = "layer") -> None:
+    def __init__(self, shape: LayerShape, dropout: float, norm: str = "layer") -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.norm = make_norm(norm, pose_size)
+        self.norm = make_norm(norm, shape.parent_size)
 
     def forward(self, votes: VoteMap, children: Capsules, previous: Capsules | None) -> Capsules:
         """The parents after one more iteration; in the first all children have the same weight."""

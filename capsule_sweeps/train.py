@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from capsule_sweeps.compile import decide
 from capsule_sweeps.data import Split, augment, load_data, normalize
 from capsule_sweeps.files import append_line, read_json, write_atomic, write_json
+from capsule_sweeps.losses import LOSSES
 from capsule_sweeps.model import build_model
 from capsule_sweeps.progress import Observer
 from capsule_sweeps.provenance import provenance
@@ -148,7 +148,8 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                 images = normalize(images, config.dataset.mean, config.dataset.std).to(memory_format=layout)
                 with torch.autocast(device.type, torch.bfloat16, enabled=recipe.amp == "bf16"):
                     logits = model(images)
-                loss = F.cross_entropy(logits.float(), labels)
+                progress = (epoch * num_batches + batch) / (recipe.epochs * num_batches)
+                loss = LOSSES[recipe.loss](logits.float(), labels, progress, "mean")
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -223,7 +224,7 @@ def evaluate(model: nn.Module, split: Split, config: DictConfig) -> tuple[float,
         images = normalize(split.images[first : first + EVAL_BATCH], config.dataset.mean, config.dataset.std)
         with torch.autocast(labels.device.type, torch.bfloat16, enabled=config.training.amp == "bf16"):
             logits = model(images)
-        loss += F.cross_entropy(logits.float(), labels, reduction="sum")
+        loss += LOSSES[config.training.loss](logits.float(), labels, 1.0, "sum")
         correct += (logits.argmax(1) == labels).sum()
     return float(loss) / len(split.labels), int(correct) / len(split.labels)
 

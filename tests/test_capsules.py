@@ -1,11 +1,13 @@
+from itertools import product
 from math import sqrt
 
 import pytest
 import torch
 from torch import nn
 
+from capsule_sweeps import build_model, compose_config
 from capsule_sweeps.capsules import CapsuleLayer, CapsuleStack, PrimaryCapsules, concurrent, sequential
-from capsule_sweeps.routing import Capsules, InvertedAttention
+from capsule_sweeps.routing import Capsules, InvertedAttention, LayerShape
 
 FEATURES = (6, 8, 8)
 
@@ -55,7 +57,7 @@ def test_primary_capsules_are_cut_from_the_channels_and_normalised():
 @pytest.mark.parametrize("kernel_size", [3, None])
 def test_initial_weights_have_the_published_deviation(matrix, kernel_size):
     torch.manual_seed(0)
-    routing = InvertedAttention(num_capsules=20, pose_size=16, dropout=0.0)
+    routing = InvertedAttention(LayerShape((3, 3), 30, 16, 20, 16), dropout=0.0)
     layer = CapsuleLayer((30, 5, 5, 16), 20, 16, kernel_size, 1, matrix, routing)
     cells = 9 if kernel_size else 25
     wanted = sqrt(20 / ((4 if matrix else 16) * 30 * cells))
@@ -176,3 +178,64 @@ def test_an_impossible_stack_says_which_key(message, settings):
 
 def test_an_fc_layer_may_leave_kernel_and_stride_empty():
     assert stack([fc(kernel_size=None, stride=None)]).out_shape == (7, 1, 1, 4)
+
+
+# Every routing in every kind of layer
+
+
+def network(*overrides):
+    torch.manual_seed(0)
+    layer = "num_capsules: 3, pose_size: 4"
+    layers = "[{type: conv, kernel_size: 3, stride: 4, {layer}}, {type: fc, {layer}}]".replace("{layer}", layer)
+    small = ["backbone.channels=4", "capsules.primary={num_capsules: 2, pose_size: 4, kernel_size: 2, stride: 2}"]
+    small += [f"capsules.layers={layers}", "capsules.classes.pose_size=4", "training.compile=off"]
+    return build_model(compose_config(["dataset=digits", "training=quick", *small, *overrides]))
+
+
+@pytest.mark.parametrize("num_routing", [1, 2, 5])
+@pytest.mark.parametrize("pose", ["matrix", "vector"])
+@pytest.mark.parametrize(
+    ("routing", "schedule"),
+    [*product(["dynamic", "em"], ["concurrent", "sequential"]), ("self_routing", None)],
+)
+def test_routings_work_in_every_layer(routing, schedule, pose, num_routing):
+    own = [f"routing.schedule={schedule}"] if schedule else []
+    model = network(f"routing={routing}", *own, f"capsules.pose={pose}", f"num_routing={num_routing}")
+    images = torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    logits, seen = model(images, intermediates=True)
+    torch.testing.assert_close(model(images), logits, atol=1e-3, rtol=1e-3)
+    assert logits.shape == (3, 10) and (logits[0] - logits[1]).abs().max() > 1e-5
+    for steps in seen.layers:
+        assert all(torch.allclose(step.coefficients.sum(-1), torch.ones(())) for step in steps)
+    depths = {"concurrent": (2, 1, 0), "sequential": (0, 0, 0), None: (0, 0, 0)}[schedule]
+    iterations = 1 if routing == "self_routing" else num_routing
+    assert [len(steps) for steps in seen.layers] == [max(1, iterations - depth) for depth in depths]
+    logits.logsumexp(1).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(images).isfinite().all()
+
+
+@pytest.mark.parametrize("routing", ["dynamic", "em"])
+def test_iterations_and_schedules_make_a_difference(routing):
+    images = torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    settings = [(1, "sequential"), (2, "sequential"), (3, "sequential"), (3, "concurrent")]
+    results = [network(f"routing={routing}", f"num_routing={n}", f"routing.schedule={s}")(images) for n, s in settings]
+    for i, one in enumerate(results):
+        assert all((one - other).norm() > 1e-4 * one.norm() for other in results[:i])
+
+
+def test_only_routings_that_ask_for_them_get_activations_and_only_theirs_replace_the_head():
+    names = {
+        r: set(network(f"routing={r}").state_dict()) for r in ("inverted_attention", "dynamic", "em", "self_routing")
+    }
+    for routing, keys in names.items():
+        assert ("capsules.primary.activation.weight" in keys) == (routing in ("em", "self_routing"))
+        assert ("head.weight" in keys) == (routing in ("inverted_attention", "self_routing"))
+        assert network(f"routing={routing}").capsules.primary(torch.randn(1, 4, 16, 16)).poses.shape == (1, 2, 8, 8, 4)
+
+
+@pytest.mark.parametrize("routing", ["dynamic", "em"])
+def test_a_head_beside_class_logits_is_one_sentence(routing):
+    with pytest.raises(ValueError, match=rf"model\.head=own has no meaning for routing={routing}"):
+        network(f"routing={routing}", "model.head=own")

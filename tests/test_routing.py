@@ -16,6 +16,7 @@ from capsule_sweeps.routing import (
     Capsules,
     ExplicitVotes,
     InvertedAttention,
+    LayerShape,
     Squash,
     Uniform,
     VoteMap,
@@ -55,6 +56,11 @@ def make(shape, dtype=torch.float64, seed=0):
     h, w = (height - k) // stride + 1, (width - l) // stride + 1
     children, parents = randn(batch, num_children, height, width, a * x), randn(batch, num_parents, h, w, a * d)
     return children, parents, randn(k, l, num_children, x, num_parents, d), stride
+
+
+def layer_shape(children, weight):
+    k, l, num_children, x, num_parents, d = weight.shape  # noqa: E741
+    return LayerShape((k, l), num_children, children.shape[4], num_parents, children.shape[4] // x * d)
 
 
 def reference(children, parents, weight, stride):
@@ -285,7 +291,7 @@ def check_finite(inputs, stride, fused):
     """Two iterations and their gradients, with LayerNorm as in a layer: nothing overflows, in no type."""
     children, parents, weight = inputs
     for size, dtype in product((1e3, 1e4), (torch.float32, torch.bfloat16)):
-        attention = InvertedAttention(parents.shape[1], parents.shape[4], dropout=0.0).to(dtype)
+        attention = InvertedAttention(layer_shape(children, weight), dropout=0.0).to(dtype)
 
         def iterate(c, p, w, attention=attention):
             votes = VoteMap(w, stride, fused)
@@ -344,7 +350,7 @@ def test_parents_win_the_votes_that_agree_with_them():
 
 def test_dropout_comes_between_sum_and_norm():
     children, parents, weight, stride = make((8, 3, 4, 5, 5, (3, 3), 1, 4, 4, 4), torch.float32)
-    attention, votes = InvertedAttention(num_capsules=4, pose_size=16, dropout=0.5), VoteMap(weight, stride)
+    attention, votes = InvertedAttention(layer_shape(children, weight), dropout=0.5), VoteMap(weight, stride)
     for previous in (None, Capsules(parents)):
         sums = votes.uniform(children) if previous is None else votes.routed(children, parents)
         torch.manual_seed(3)
@@ -445,7 +451,7 @@ def test_squash_by_naive_loop_and_gradcheck():
 @pytest.mark.parametrize("variant", [InvertedAttention, Attention, Uniform])
 def test_variants_by_naive_loop(variant, norm):
     children, parents, weight, stride = make((2, 2, 3, 4, 4, (2, 2), 2, 2, 2, 2))
-    routing, votes = variant(num_capsules=3, pose_size=4, dropout=0.0, norm=norm), VoteMap(weight, stride)
+    routing, votes = variant(layer_shape(children, weight), dropout=0.0, norm=norm), VoteMap(weight, stride)
     route = naive.attend if variant is Attention else naive.route
     for previous in (None, Capsules(parents)):
         before = None if previous is None or variant is Uniform else previous.poses
@@ -459,4 +465,4 @@ def test_variants_by_naive_loop(variant, norm):
 def test_an_unknown_norm_is_one_sentence():
     for variant in (InvertedAttention, Attention, Uniform):
         with pytest.raises(ValueError, match=r"routing\.norm=batch is unknown: it must be one of layer, squash, none"):
-            variant(num_capsules=3, pose_size=4, dropout=0.0, norm="batch")
+            variant(LayerShape((1, 1), 2, 4, 3, 4), dropout=0.0, norm="batch")

@@ -27,6 +27,7 @@ SIGNED = {  # key → values that are not the default and not each other's
     "dataset": ["CIFAR100", "digits"],
     "num_routing": ["2", "3"],
     "seed": ["1", "2147483647"],
+    "routing": ["dynamic", "em", "self_routing"],
     "routing.schedule": ["sequential"],
     "capsules": ["digits"],
     "capsules.dropout": ["0.1", "0.2"],
@@ -46,6 +47,7 @@ SIGNED = {  # key → values that are not the default and not each other's
     "training.milestones": ["[]", "[1]", "[1,2]"],
     "training.lr_decay": ["0.5"],
     "training.amp": ["bf16"],
+    "training.loss": ["margin", "spread"],
 }
 EXECUTION = {
     "device": ["cpu", "cuda:1"],

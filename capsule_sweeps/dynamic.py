@@ -1,0 +1,52 @@
+"""Dynamic routing: "Dynamic Routing Between Capsules", Sabour, Frosst, Hinton, 2017. Letters as in `routing`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from capsule_sweeps.routing import Capsules, LayerShape, Routing, Squash, VoteMap
+
+SMALLEST = 1e-12  # of squared lengths: the logarithm of 0 has no gradient
+
+
+class DynamicState(NamedTuple):
+    """Parents of all iterations so far, summed, and the summed votes of the last one, before the squash."""
+
+    total: Tensor
+    sums: Tensor
+
+
+class Dynamic(Routing):
+    """Routing by agreement (Procedure 1): parents are squashed sums of votes, and compete for each child.
+
+    The logits b[i,m] = Σ_t ⟨V[i,m], U_t[m]⟩ of an iteration are those of the parents U_t of all iterations before it,
+    so ⟨V[i,m], Σ_t U_t[m]⟩: only the sum of the parents is kept, and no vote is stored. With the concurrent schedule V
+    are the votes of this iteration. The length of a class capsule is the activation of its class (section 3). In a
+    stack the votes are scaled so that lengths do not fade from layer to layer. `dropout` is that of the summed votes.
+    """
+
+    has_class_logits = True
+
+    def __init__(self, shape: LayerShape, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.squash = Squash(shape.parent_size)
+        self.vote_scale = 2 * shape.num_parents**0.5
+        self.root = shape.parent_size**0.5  # `routed` divides the agreement by it, the paper does not
+
+    def forward(self, votes: VoteMap, children: Capsules, previous: Capsules | None) -> Capsules:
+        """The parents after one more iteration; in the first every child spreads evenly."""
+        if previous is None:
+            sums = self.dropout(votes.uniform(children.poses))
+            parents = self.squash(sums)
+            return Capsules(parents, state=DynamicState(parents, sums))
+        sums = self.dropout(votes.routed(children.poses, previous.state.total * self.root))
+        parents = self.squash(sums)
+        return Capsules(parents, state=DynamicState(previous.state.total + parents, sums))
+
+    def class_logits(self, classes: Capsules) -> Tensor:
+        """log |s|² (B, classes), the sigmoid of which is |s|² / (1 + |s|²), the length of the capsule."""
+        squared: Tensor = classes.state.sums.float().square().sum(-1)
+        return squared.clamp_min(SMALLEST).log().flatten(1)

@@ -1,0 +1,79 @@
+"""Layers for the tests of routings: fully connected and convolutional, matrix and vector poses."""
+
+from typing import Any, NamedTuple
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from capsule_sweeps.routing import Capsules, LayerShape, Routing, VoteMap
+
+# B, N, M, H, W, (k, l), stride, a, x, d
+SHAPES = {
+    "fc, matrix": (2, 3, 4, 2, 2, (2, 2), 1, 2, 2, 2),
+    "fc, vector": (2, 3, 4, 2, 1, (2, 1), 1, 1, 3, 5),
+    "conv, matrix": (2, 2, 3, 4, 5, (2, 2), 2, 2, 2, 2),
+    "conv, vector": (1, 2, 3, 3, 3, (2, 2), 1, 1, 3, 2),
+    "one parent": (2, 2, 1, 2, 2, (2, 2), 1, 2, 2, 2),
+    "one child": (2, 1, 3, 2, 2, (1, 1), 1, 2, 2, 2),
+}
+
+
+class Layer(NamedTuple):
+    votes: VoteMap
+    children: Capsules
+    shape: LayerShape
+
+    def step(self, routing: Routing, num_routing: int) -> Capsules:
+        """The parents after so many iterations, one layer alone."""
+        parents = None
+        for _ in range(num_routing):
+            parents = routing(self.votes, self.children, parents)
+        return parents
+
+    def places(self) -> Any:
+        """(image, row, column, votes [i][m] as vectors, poses [i], activations [i]) of each place of the parents."""
+        every = self.votes.explicit(self.children.poses)
+        poses, activations = self.votes.windows(self.children.poses), self.votes.windows(self.children.activations)
+        for image, row, column in torch.ones(every.shape[:3]).nonzero().tolist():
+            here = every[image, row, column].flatten(0, 2)
+            yield (
+                *(image, row, column, [list(child) for child in here]),
+                list(poses[image, row, column].flatten(0, 2)),
+                activations[image, row, column].flatten().tolist(),
+            )
+
+    def permuted(self, order: Tensor) -> "Layer":
+        children = Capsules(self.children.poses[:, order], self.children.activations[:, order])
+        return Layer(self.votes._replace(weight=self.votes.weight[:, :, order]), children, self.shape)
+
+
+def make_layer(shape: Any, dtype: torch.dtype = torch.float64, seed: int = 0, size: float = 1.0) -> Layer:
+    batch, num_children, num_parents, height, width, (k, l), stride, a, x, d = shape  # noqa: E741
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*sizes: int) -> Tensor:
+        return torch.randn(*sizes, generator=generator, dtype=torch.float64).to(dtype)
+
+    children = Capsules(
+        size * randn(batch, num_children, height, width, a * x), randn(batch, num_children, height, width).sigmoid()
+    )
+    weight = randn(k, l, num_children, x, num_parents, d)
+    return Layer(VoteMap(weight, stride), children, LayerShape((k, l), num_children, a * x, num_parents, a * d))
+
+
+@st.composite
+def shapes(draw: Any) -> Any:
+    k, l = draw(st.integers(1, 3)), draw(st.integers(1, 3))  # noqa: E741
+    a, x, d = draw(st.sampled_from([(2, 2, 2), (3, 3, 3), (1, 2, 3), (1, 4, 2)]))
+    small = st.integers(1, 3)
+    height, width = k + draw(st.integers(0, 2)), l + draw(st.integers(0, 2))
+    return draw(small), draw(small), draw(small), height, width, (k, l), draw(st.integers(1, 3)), a, x, d
+
+
+def randomise(routing: Routing, seed: int = 1) -> Routing:
+    """Parameters far from where they begin, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in routing.double().parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return routing

@@ -1,0 +1,138 @@
+"""EM routing against Procedure 1 of its paper, and what must hold for any votes."""
+
+import naive
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from routed_layers import SHAPES, make_layer, randomise, shapes
+from torch.autograd import gradcheck
+
+from capsule_sweeps.em import EM, MIN_VARIANCE
+from capsule_sweeps.routing import Capsules
+
+
+def make_em(layer, inverse_temperature=0.5, rate=0.7) -> EM:
+    routing = randomise(EM(layer.shape, 0.0, inverse_temperature, rate))
+    return routing.to(layer.votes.weight.dtype)
+
+
+@pytest.mark.parametrize("num_routing", [1, 2, 3, 5])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_procedure_1(shape, num_routing) -> None:
+    layer = make_layer(shape)
+    routing = make_em(layer)
+    parents = layer.step(routing, num_routing)
+    k, l = layer.shape.kernel  # noqa: E741
+    share = k * l * layer.shape.num_children / layer.shape.num_parents
+    heat = [0.5 * (1 - 0.7**t) / share for t in range(1, num_routing + 1)]
+    betas = routing.beta_u.tolist(), routing.beta_a.tolist()
+    for image, row, column, votes, _, a in layer.places():
+        means, variances, activations, r = naive.em(votes, a, *betas, heat, MIN_VARIANCE)
+        at = (image, slice(None), row, column)
+        torch.testing.assert_close(parents.poses[at], torch.stack(means))
+        torch.testing.assert_close(parents.state.variances[at], torch.stack(variances))
+        torch.testing.assert_close(parents.activations[at], torch.tensor(activations, dtype=torch.float64))
+        found = parents.coefficients[image, row, column].flatten(0, 2)
+        torch.testing.assert_close(found, torch.tensor(r, dtype=torch.float64))
+    torch.testing.assert_close(routing.class_logits(parents).sigmoid(), parents.activations.flatten(1))
+
+
+@settings(max_examples=25, deadline=None)
+@given(shape=shapes(), seed=st.integers(0, 2**16), num_routing=st.integers(1, 4))
+def test_order_of_children_does_not_matter(shape, seed, num_routing) -> None:
+    layer = make_layer(shape, seed=seed)
+    routing = make_em(layer)
+    order = torch.randperm(layer.shape.num_children, generator=torch.Generator().manual_seed(seed))
+    ours, wanted = layer.permuted(order).step(routing, num_routing), layer.step(routing, num_routing)
+    torch.testing.assert_close(ours.poses, wanted.poses)
+    torch.testing.assert_close(ours.activations, wanted.activations)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=shapes(), seed=st.integers(0, 2**16), num_routing=st.integers(1, 4), size=st.sampled_from([1e-4, 1.0, 1e4])
+)
+def test_coefficients_sum_to_one_and_parents_lie_in_the_hull_of_their_votes(shape, seed, num_routing, size) -> None:
+    layer = make_layer(shape, seed=seed, size=size)
+    parents = layer.step(make_em(layer), num_routing)
+    assert (parents.coefficients >= 0).all()
+    torch.testing.assert_close(parents.coefficients.sum(-1), torch.ones_like(parents.coefficients[..., 0]))
+    votes = layer.votes.explicit(layer.children.poses).flatten(3, 5)  # B h w i M E
+    # In the hull is what goes, in no direction, further than the farthest vote does.
+    directions = torch.randn(votes.shape[-1], 50, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    reach, own = votes @ directions, parents.poses.movedim(1, 3) @ directions
+    slack = 1e-9 * size
+    assert (own <= reach.amax(3) + slack).all() and (own >= reach.amin(3) - slack).all()
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-20, 1e-4, 1.0, 1e4, 1e8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_float32_is_stable_for_votes_of_any_size(size, dtype) -> None:
+    layer = make_layer((3, 4, 5, 3, 3, (2, 2), 1, 4, 4, 4), dtype, size=size)
+    routing = EM(layer.shape, 0.0, 8.0, 0.95)
+    children = Capsules(layer.children.poses, (100 * layer.children.activations - 80).sigmoid())  # some are all but 0
+    weight = layer.votes.weight.float().requires_grad_()
+    parents = layer._replace(votes=layer.votes._replace(weight=weight), children=children).step(routing, 4)
+    assert parents.poses.dtype == torch.float32
+    assert all(t.isfinite().all() for t in (*parents[:2], parents.state.variances, parents.coefficients))
+    (parents.activations.sum() + (parents.poses / max(size, 1e-4)).sum()).backward()
+    assert weight.grad.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in routing.parameters())
+
+
+def test_votes_that_are_all_the_same_make_a_parent_of_no_variance() -> None:
+    layer = make_layer(SHAPES["fc, matrix"], torch.float32)
+    same = layer.children._replace(poses=torch.ones_like(layer.children.poses) * 3)
+    votes = layer.votes._replace(weight=layer.votes.weight[:1, :1, :1].expand_as(layer.votes.weight))
+    parents = layer._replace(children=same, votes=votes).step(make_em(layer), 5)
+    torch.testing.assert_close(parents.state.variances, torch.full_like(parents.poses, MIN_VARIANCE), rtol=1e-4, atol=0)
+    torch.testing.assert_close(parents.poses[:, :, 0, 0], votes.explicit(same.poses)[:, 0, 0, 0, 0, 0])
+
+
+def test_two_clusters_are_told_apart() -> None:
+    """Half of the children agree on parent 0, half on parent 1, and each goes where it agrees."""
+    generator = torch.Generator().manual_seed(0)
+    layer = make_layer((1, 20, 2, 1, 1, (1, 1), 1, 2, 2, 2))
+    votes = torch.randn(20, 2, 4, generator=generator, dtype=torch.float64) * 3
+    for child in range(20):
+        votes[child, child % 2] = torch.tensor([1.0, -1, 2, 0]) + 0.01 * votes[child, child % 2]
+
+    class Given:
+        def explicit(self, _):
+            return votes[None, None, None, None, None]
+
+        windows = layer.votes.windows
+
+    parents = layer._replace(votes=Given()).step(EM(layer.shape, 0.0, 8.0, 0.95).double(), 5)
+    r = parents.coefficients.flatten(0, 5)
+    assert (r[0::2, 0] > 0.99).all() and (r[1::2, 1] > 0.99).all()
+    torch.testing.assert_close(
+        parents.poses[0, :, 0, 0], torch.tensor([[1.0, -1, 2, 0]] * 2).double(), atol=0.05, rtol=0
+    )
+
+
+def test_gradients() -> None:
+    layer = make_layer((1, 2, 2, 3, 2, (2, 2), 1, 2, 2, 2))
+    routing = make_em(layer)
+
+    def route(poses, a, weight):
+        children, votes = Capsules(poses, a), layer.votes._replace(weight=weight)
+        return layer._replace(votes=votes, children=children).step(routing, 3)[:2]
+
+    inputs = [t.requires_grad_() for t in (*layer.children[:2], layer.votes.weight)]
+    assert gradcheck(route, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize(
+    ("message", "settings"),
+    [
+        (r"capsules\.dropout=0\.1 has no place in routing=em", {"dropout": 0.1}),
+        (r"routing\.inverse_temperature=0\.0 is out of range", {"inverse_temperature": 0.0}),
+        (r"routing\.rate=1 is out of range", {"rate": 1}),
+    ],
+)
+def test_impossible_settings_are_one_sentence(message, settings) -> None:
+    shape = make_layer(SHAPES["fc, matrix"]).shape
+    with pytest.raises(ValueError, match=message):
+        EM(shape, **{"dropout": 0.0, "inverse_temperature": 1.0, "rate": 0.9, **settings})

@@ -1,0 +1,73 @@
+"""The losses by hand, and as an option of training."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck
+
+from capsule_sweeps import compose_config
+from capsule_sweeps.losses import LOSSES, cross_entropy, margin, spread
+from capsule_sweeps.store import columns, science
+
+LOGITS = torch.tensor([[0.3, -2.0, 1.5], [4.0, 0.0, -1.0], [-3.0, -3.5, -4.0]], dtype=torch.float64)
+LABELS = torch.tensor([2, 0, 1])
+
+
+def naive_margin(a: list[float], label: int) -> float:
+    return sum(max(0, 0.9 - x) ** 2 if k == label else 0.5 * max(0, x - 0.1) ** 2 for k, x in enumerate(a))
+
+
+def naive_spread(a: list[float], label: int, m: float) -> float:
+    return sum(max(0, m - (a[label] - x)) ** 2 for k, x in enumerate(a) if k != label)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
+def test_by_hand(progress) -> None:
+    rows = list(zip(LOGITS.sigmoid().tolist(), LABELS.tolist(), strict=True))
+    wanted = {
+        margin: [naive_margin(a, label) for a, label in rows],
+        spread: [naive_spread(a, label, {0.0: 0.2, 0.5: 0.55, 1.0: 0.9}[progress]) for a, label in rows],
+    }
+    for loss, values in wanted.items():
+        assert loss(LOGITS, LABELS, progress, "sum").item() == pytest.approx(sum(values))
+        assert loss(LOGITS, LABELS, progress, "mean").item() == pytest.approx(sum(values) / 3)
+
+
+def test_cross_entropy_is_torchs_bit_for_bit() -> None:
+    for reduction in ("mean", "sum"):
+        ours = cross_entropy(LOGITS.float(), LABELS, 0.5, reduction)
+        assert torch.equal(ours, F.cross_entropy(LOGITS.float(), LABELS, reduction=reduction))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_and_least_values(name) -> None:
+    assert gradcheck(lambda logits: LOSSES[name](logits, LABELS, 0.3, "mean"), [LOGITS.clone().requires_grad_()])
+    right = 100 * (2 * F.one_hot(LABELS, 3).double() - 1)
+    assert LOSSES[name](right, LABELS, 1.0, "mean") == pytest.approx(0, abs=1e-12)
+    assert LOSSES[name](-right, LABELS, 1.0, "mean") > 0.8
+
+
+def test_the_default_is_that_of_before_and_the_others_are_runs_of_their_own() -> None:
+    assert columns(compose_config([]))["signature"] == "1b45d41e"
+    assert "training.loss" not in science(compose_config(["training.loss=cross_entropy"]))
+    signatures = {columns(compose_config([f"training.loss={name}"]))["signature"] for name in LOSSES}
+    assert len(signatures) == len(LOSSES) == 3
+
+
+@pytest.mark.parametrize("routing", ["dynamic", "em", "inverted_attention"])
+def test_training_takes_it_and_an_interruption_changes_nothing(launch, runs, routing) -> None:
+    import signal
+
+    choice = (f"routing={routing}", "training.loss=spread", "num_routing=2")
+    assert launch(*choice, "runs_dir=whole").code == 0
+    assert launch(*choice, signal_at=(signal.SIGTERM, 7)).code == 143
+    assert launch(*choice).code == 0
+    runs.assert_same(runs.only(), runs.only("whole"))
+    rows = runs.metrics(runs.only())
+    assert launch(f"routing={routing}", "num_routing=2", "runs_dir=other").code == 0
+    assert runs.metrics(runs.only("other"))[0]["train_loss"] != rows[0]["train_loss"]
+
+
+def test_an_unknown_loss_is_one_sentence(launch) -> None:
+    ended = launch("training.loss=hinge")
+    assert ended.code != 0 and "training.loss=hinge" in ended.err and "cross_entropy, margin, spread" in ended.err

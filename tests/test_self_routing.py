@@ -1,0 +1,111 @@
+"""Self-routing against the equations of its paper, and what must hold for any votes."""
+
+import naive
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from routed_layers import SHAPES, make_layer, randomise, shapes
+from torch.autograd import gradcheck
+
+from capsule_sweeps import compose_config
+from capsule_sweeps.routing import Capsules
+from capsule_sweeps.self_routing import SelfRouting
+from capsule_sweeps.store import columns
+
+
+def make_self_routing(layer, norm="none") -> SelfRouting:
+    return randomise(SelfRouting(layer.shape, dropout=0.0, norm=norm))
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_equations(shape) -> None:
+    layer = make_layer(shape)
+    routing = make_self_routing(layer)
+    parents, weight = layer.step(routing, 1), list(routing.weight.detach().flatten(0, 2))
+    for image, row, column, votes, poses, a in layer.places():
+        means, activations, c = naive.self_routing(votes, poses, a, weight)
+        torch.testing.assert_close(parents.poses[image, :, row, column], torch.stack(means))
+        wanted = torch.tensor(activations, dtype=torch.float64)
+        torch.testing.assert_close(parents.activations[image, :, row, column], wanted)
+        found = parents.coefficients[image, row, column].flatten(0, 2)
+        torch.testing.assert_close(found, torch.tensor(c, dtype=torch.float64))
+
+
+def test_the_norm_comes_last() -> None:
+    layer = make_layer(SHAPES["conv, matrix"])
+    routing = make_self_routing(layer)
+    normed = make_self_routing(layer, "squash")
+    torch.testing.assert_close(normed.weight, routing.weight)
+    torch.testing.assert_close(layer.step(normed, 1).poses, naive.squash(layer.step(routing, 1).poses))
+
+
+def test_further_iterations_change_nothing() -> None:
+    layer = make_layer(SHAPES["fc, matrix"])
+    routing = make_self_routing(layer)
+    assert torch.equal(layer.step(routing, 3).poses, layer.step(routing, 1).poses)
+
+
+@settings(max_examples=25, deadline=None)
+@given(shape=shapes(), seed=st.integers(0, 2**16))
+def test_order_of_children_does_not_matter(shape, seed) -> None:
+    layer = make_layer(shape, seed=seed)
+    routing = make_self_routing(layer)
+    order = torch.randperm(layer.shape.num_children, generator=torch.Generator().manual_seed(seed))
+    wanted = layer.step(routing, 1)
+    routing.weight.data = routing.weight.data[:, :, order]
+    ours = layer.permuted(order).step(routing, 1)
+    torch.testing.assert_close(ours.poses, wanted.poses)
+    torch.testing.assert_close(ours.activations, wanted.activations)
+
+
+@settings(max_examples=25, deadline=None)
+@given(shape=shapes(), seed=st.integers(0, 2**16), size=st.sampled_from([0.0, 1.0, 1e4]))
+def test_coefficients_of_a_child_and_activations_of_a_place_sum_to_one(shape, seed, size) -> None:
+    layer = make_layer(shape, seed=seed, size=size)
+    parents = layer.step(make_self_routing(layer), 1)
+    torch.testing.assert_close(parents.coefficients.sum(-1), torch.ones_like(parents.coefficients[..., 0]))
+    torch.testing.assert_close(parents.activations.sum(1), torch.ones_like(parents.activations[:, 0]))
+    votes, own = layer.votes.explicit(layer.children.poses).flatten(3, 5), parents.poses.movedim(1, 3)
+    slack = 1e-9 * size
+    assert (own <= votes.amax(3) + slack).all() and (own >= votes.amin(3) - slack).all()
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_children_that_are_all_but_inactive_and_large_poses_stay_finite(size, dtype) -> None:
+    layer = make_layer((2, 4, 5, 3, 3, (2, 2), 1, 4, 4, 4), dtype, size=size)
+    routing = make_self_routing(layer).float()
+    weight = layer.votes.weight.float().requires_grad_()
+    for activations in (layer.children.activations, torch.zeros_like(layer.children.activations)):
+        children = layer.children._replace(activations=activations)
+        parents = layer._replace(votes=layer.votes._replace(weight=weight), children=children).step(routing, 1)
+        (parents.poses.sum() + parents.activations.sum()).backward()
+        assert parents.poses.isfinite().all() and parents.activations.isfinite().all()
+        assert weight.grad.isfinite().all() and routing.weight.grad.isfinite().all()
+
+
+def test_gradients() -> None:
+    layer = make_layer((1, 2, 2, 3, 2, (2, 2), 1, 2, 2, 2))
+    routing = make_self_routing(layer)
+
+    def route(poses, a, weight):
+        children, votes = Capsules(poses, a), layer.votes._replace(weight=weight)
+        return layer._replace(votes=votes, children=children).step(routing, 1)[:2]
+
+    assert gradcheck(route, [t.requires_grad_() for t in (*layer.children[:2], layer.votes.weight)], fast_mode=True)
+
+
+def test_num_routing_splits_no_runs(launch, runs) -> None:
+    names = {columns(compose_config(["routing=self_routing", f"num_routing={n}"]))["run"] for n in (1, 2, 3)}
+    assert len(names) == 1 and "-r1-" in names.pop()
+    ended = launch("-m", "routing=self_routing", "num_routing=1,2", "training.epochs=1")
+    assert ended.code == 0, ended.text
+    assert len(runs.folders()) == 1
+
+
+def test_a_schedule_has_no_meaning(launch) -> None:
+    for override in ("+routing.schedule=concurrent", "ablation=sequential"):
+        ended = launch("routing=self_routing", override)
+        assert ended.code != 0 and "routing.schedule" in ended.err and "self_routing" in ended.err
+        assert "Traceback" not in ended.text
