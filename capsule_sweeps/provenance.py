@@ -24,7 +24,10 @@ PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "wandb",
 
 
 # The modules that make numbers
-NUMBERS = ("backbone", "capsules", "routing", "kernels", "compile", "model", "class_tree", "data", "decoded", "train")
+NUMBERS = (
+    *("backbone", "capsules", "routing", "kernels", "compile", "model", "baselines"),
+    *("class_tree", "affine", "sources", "data", "decoded", "train"),
+)
 
 
 @cache

@@ -47,7 +47,13 @@ RECORD_TYPES: dict[str, Any] = {  # of what planning and resuming read in run.js
 }
 
 # Fields that were added after runs existed, with the value that means "as before": at that value they are not signed.
-NEUTRAL: dict[str, Any] = {"model.routing.norm": "layer", "model.head": "shared"}
+NEUTRAL: dict[str, Any] = {
+    "model.routing.norm": "layer",
+    "model.head": "shared",
+    "dataset.base": None,
+    "dataset.labels_per_image": 1,
+    "dataset.affine_test": False,
+}
 
 
 class Busy(Exception):
