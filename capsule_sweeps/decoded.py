@@ -4,9 +4,9 @@ Shapes: N images in a split, C channels, H rows, W columns.
 
 The file begins with one line of JSON, padded so that the arrays behind it are aligned: labels and images of the
 training set, labels and images of the test set. Mean and standard deviation of the training images are in that line,
-measured in whole numbers, so that they are the same on every machine. The file's name holds a key that follows from the listing of the source
-(names, sizes, times). A file with an outdated key is left alone, since a run may still have it mapped; whoever needs
-the space may delete the folder `.cache` when nothing runs.
+measured in whole numbers, so that they are the same on every machine. The file's name holds a key that follows from the
+listing of the source (names, sizes, times). A file with an outdated key is left alone, since a run may still have it
+mapped; whoever needs the space may delete the folder `.cache` when nothing runs.
 """
 
 import hashlib

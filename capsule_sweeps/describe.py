@@ -7,7 +7,6 @@ them: votes that our kernels compute again are counted once. Norms, activations 
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Iterator
 from functools import partial
 from typing import Any

@@ -145,13 +145,16 @@ def _read_torchvision(dataset: Any, data_dir: Path) -> Decoded:
             splits = [made(data_dir, train=train, download=True) for train in (True, False)]
     except Exception as error:  # whatever goes wrong in torchvision, an archive or the network, the user does the same
         cause = getattr(error, "reason", error)  # urllib wraps the operating system's error
-        reason = str(getattr(cause, "strerror", None) or cause).rstrip(".")
+        reason = " ".join(str(getattr(cause, "strerror", None) or cause).split()).rstrip(".")
         tree = data_dir / dataset.name / "{train,test}/<class>/*.png"
         raise ValueError(
             f"{dataset.name} is {state} {data_dir} and could not be downloaded ({reason}); copy {folder} there, "
             f"or use dataset.source=folder with images in {tree}, or dataset=digits, which needs no network."
         ) from error
-    train, test = ((_channels_first(np.asarray(s.data)), np.array(s.targets, dtype=np.int64)) for s in splits)
+    train, test = (
+        (_channels_first(torch.as_tensor(s.data).numpy()), torch.as_tensor(s.targets, dtype=torch.int64).numpy())
+        for s in splits
+    )
     return Decoded(train, test, tuple(splits[0].classes))
 
 

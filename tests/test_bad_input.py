@@ -171,7 +171,7 @@ def test_the_same_in_a_sweep(launch, place, case) -> None:
         ("num_routing=1,0", ["num_routing=0", "at least 1"]),
         ("num_routing=1,two", ["num_routing", "two"]),
         ("training.lr=0.1,-1", ["training.lr", "-1"]),
-        ("dataset=digits,MNIST", ["dataset", "MNIST"]),
+        ("dataset=digits,KMNIST", ["dataset", "KMNIST"]),
         ("capsules.primary.pose_size=4,5", ["capsules.primary.pose_size", "5", "square"]),
         ("device=cpu,tpu", ["device", "tpu"]),
         ("dataset.train_size=40,99999", ["dataset.train_size", "99999"]),
