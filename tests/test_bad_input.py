@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # overrides → words that the sentence must have: the key and what would be right
 BAD: dict[str, tuple[list[str], list[str]]] = {
-    "unknown option": (["dataset=MNIST"], ["dataset", "MNIST", "CIFAR10", "CIFAR100", "digits"]),
+    "unknown option": (["dataset=KMNIST"], ["dataset", "KMNIST", "CIFAR10", "CIFAR100", "digits"]),
     "unknown option of capsules": (["capsules=nothing"], ["capsules", "nothing", "CIFAR10"]),
     "unknown option of training": (["training=slow"], ["training", "slow", "paper", "quick"]),
     "unknown option of tracking": (["tracking=mlflow"], ["tracking", "mlflow", "wandb"]),

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from synthetic import finished_run
 from torch import nn
 
-from capsule_sweeps import build_model, compose_config
+from capsule_sweeps import build_model, compose_config, load_runs
+from capsule_sweeps.ablation import ablation_table
 from capsule_sweeps.backbone import BasicBlock
 from capsule_sweeps.baselines import CNN, ResNet18
 from capsule_sweeps.store import columns, science
@@ -113,6 +115,13 @@ def test_a_sweep_over_models_and_iterations(launch, capsule_sweeps, runs) -> Non
             models = [row[rows[0].index("model")] for row in rows[1:]]
             assert sorted(models) == ["capsnet", "capsnet", "cnn"]
         assert "<NA>" not in ended.out
+
+
+def test_an_ablation_of_a_baseline_is_named_by_its_model(place) -> None:
+    for seed in (0, 1):
+        for change in ("none", "no_augmentation"):
+            finished_run(["dataset=digits", "model=cnn", f"seed={seed}", f"ablation={change}"], 0.9)
+    assert ablation_table(load_runs("runs"), "last").base.unique().tolist() == ["digits cnn"]
 
 
 def test_a_baseline_goes_on_where_it_was_interrupted(launch, runs) -> None:
