@@ -229,7 +229,10 @@ def evaluate(model: nn.Module, data: Data, split: Split, config: DictConfig) -> 
 def targets(labels: Tensor, num_classes: int) -> Tensor:
     """What cross entropy takes: labels (B,) as they are; of images with L labels (B, L), the shares of the classes
     (B, num_classes), 1/L for each label, so that an image's loss is the mean over its labels."""
-    return labels if labels.ndim == 1 else F.one_hot(labels, num_classes).float().mean(1)
+    if labels.ndim == 1:
+        return labels
+    shares = torch.full(labels.shape, 1 / labels.shape[1], device=labels.device)
+    return shares.new_zeros(len(labels), num_classes).scatter_add_(1, labels, shares)  # one_hot would wait for a GPU
 
 
 def num_correct(logits: Tensor, labels: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+from contextlib import ExitStack
 from hashlib import md5
 from types import SimpleNamespace
 
@@ -13,8 +14,10 @@ from PIL import Image
 from capsule_sweeps import compose_config
 from capsule_sweeps.class_tree import measure_class_tree
 from capsule_sweeps.data import load_data, prepare
+from capsule_sweeps.plan import Point
 from capsule_sweeps.sources import DIGIT_SIZE
-from capsule_sweeps.store import columns, science
+from capsule_sweeps.store import Run, columns, science
+from capsule_sweeps.submit import enqueue
 
 
 def dataset_config(*overrides: str):
@@ -150,6 +153,14 @@ def test_signature_of_a_tree_has_its_name_and_not_its_path(tree, tmp_path):
     root = root.rename(tmp_path / "moved" / root.name)
     assert columns(compose_config(of_tree(root)))["signature"] == columns(first)["signature"]
     assert columns(compose_config(of_tree(root, "dataset.name=others")))["signature"] != columns(first)["signature"]
+
+
+def test_a_job_of_a_cluster_gets_the_whole_path(tree, tmp_path, monkeypatch):
+    root = tree()
+    monkeypatch.chdir(tmp_path)
+    run = Run(tmp_path / "runs" / "x-00000000")
+    enqueue(Point(compose_config(of_tree(root.name)), run, "", "new", "run"), "submission", ExitStack())
+    assert run.ticket()["config"]["dataset"]["root"] == str(root)
 
 
 def test_given_values_win_over_measured_ones(tree, tmp_path):
