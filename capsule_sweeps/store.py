@@ -263,8 +263,8 @@ class Run:
         """Raises ValueError when the run was trained on other data than those with this hash."""
         if self.record().get("data_sha256", sha256) != sha256:
             raise ValueError(
-                f"the images under data_dir or dataset.root are not those that {self.folder} was trained on (their hash differs); "
-                "bring the old data back, give the new ones another dataset.name, or move the folder away to train anew"
+                f"the images under data_dir or dataset.root are not those that {self.folder} was trained on (their hash "
+                "differs); bring the old data back, give the new ones another dataset.name, or move the folder away to train anew"
             )
 
     @contextmanager
