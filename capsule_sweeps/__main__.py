@@ -83,6 +83,14 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--submit", action="store_true", help="send a job of one minute to see what a node sees")
     command.add_argument("--format", choices=FORMATS, default="table")
     command = commands.add_parser(
+        "describe",
+        help="layers, parameters, multiply-adds and memory of a model, without training",
+        description="layers, grid sizes, capsules, parameters, multiply-adds and memory of a model, without training",
+    )
+    command.add_argument("overrides", nargs="*", help="as for launch.py: dataset=CIFAR100 model=resnet18 …")
+    command.add_argument("--format", choices=FORMATS, default="table")
+    command.set_defaults(function=describe)
+    command = commands.add_parser(
         "bench",
         help="how fast a stack trains on this machine",
         description="how fast a stack trains here, beside its backbone alone",
@@ -286,6 +294,12 @@ def prepare_data(arguments: argparse.Namespace) -> None:
             print(f"{config.dataset.name}: {len(data.train):,} training and {len(data.test):,} test images are ready")
     if arguments.format != "table":
         print(render(pd.DataFrame(rows), arguments.format))
+
+
+def describe(arguments: argparse.Namespace) -> None:
+    from capsule_sweeps.describe import describe as describe_model
+
+    print(describe_model(arguments))
 
 
 def doctor(arguments: argparse.Namespace) -> None:

@@ -94,7 +94,8 @@ def _names(first: pd.DataFrame) -> list[str]:
         keys = [key for key in keys if not key.startswith(("model.capsules.", "model.backbone."))]
     names = []
     for _, run in first.iterrows():
-        words = [str(run.dataset), f"num_routing={run.num_routing}", *([settings(run.science, keys)] if keys else [])]
+        routed = str(run.model) if pd.isna(run.num_routing) else f"num_routing={run.num_routing}"
+        words = [str(run.dataset), routed, *([settings(run.science, keys)] if keys else [])]
         names.append(" ".join(words))
     twins = {name for name in names if names.count(name) > 1}
     return [f"{name} {group}" if name in twins else name for name, group in zip(names, first.index, strict=True)]

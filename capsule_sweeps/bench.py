@@ -148,8 +148,8 @@ def make_model(config: DictConfig, name: str, num_routing: int, against: Path | 
         head = nn.Linear(backbone.out_shape[0], dataset.num_classes)
         return nn.Sequential(backbone, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     compiled = {"training": {"compile": "on" if name == "compiled" else "off"}}
-    ours = OmegaConf.merge(config, compiled, {"num_routing": num_routing, "model": {"num_routing": num_routing}})
-    return build_model(ours)  # type: ignore[arg-type]
+    iterations = {"model": {"num_routing": num_routing}} if "num_routing" in config.model else {}
+    return build_model(OmegaConf.merge(config, compiled, iterations))  # type: ignore[arg-type]
 
 
 def _published(config: DictConfig, num_routing: int, checkout: Path) -> nn.Module:
@@ -230,10 +230,11 @@ def _prepare_batch(config: DictConfig) -> Callable[[], None]:
     shape = (EPOCH_IMAGES, dataset.channels, dataset.image_size, dataset.image_size)
     images = torch.randint(256, shape, dtype=torch.uint8, device=device)
     split = Split(images, torch.zeros(EPOCH_IMAGES, dtype=torch.int64, device=device))
+    mean, std = dataset.mean or [0.0] * dataset.channels, dataset.std or [1.0] * dataset.channels
 
     def prepare() -> None:
         index = torch.randperm(EPOCH_IMAGES, device=device)[: config.training.batch_size]
-        normalize(augment(split.batch(index)[0], dataset.crop_padding, dataset.flip), dataset.mean, dataset.std)
+        normalize(augment(split.batch(index)[0], dataset.crop_padding, dataset.flip), mean, std)
 
     return prepare
 

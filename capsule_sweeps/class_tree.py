@@ -12,7 +12,7 @@ import numpy as np
 
 from capsule_sweeps.decoded import Decoded, Images
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 IMAGE_MODES = {1: "L", 3: "RGB"}
 
 Files = list[tuple[str, int, int]]  # name, bytes, modification time in ns
@@ -34,7 +34,7 @@ def list_class_tree(dataset: Any, root: Path) -> dict[str, dict[str, Files]]:
     Raises ValueError for a missing or empty folder, and for classes that differ between train and test or in number
     from dataset.num_classes.
     """
-    layout = f"dataset.source=folder needs {root}/{{train,test}}/<class>/*.png (or .jpg, .jpeg)"
+    layout = f"dataset.source=folder needs {root}/{{train,test}}/<class>/*.png (or {', '.join(IMAGE_SUFFIXES[1:])})"
     tree = {}
     for split in ("train", "test"):
         folder = root / split
@@ -53,6 +53,28 @@ def list_class_tree(dataset: Any, root: Path) -> dict[str, dict[str, Files]]:
             f"dataset.num_classes={dataset.num_classes}, but {root}/train has {num_classes} class folders."
         )
     return tree
+
+
+def measure_class_tree(root: Path) -> dict[str, Any]:
+    """name, num_classes, channels and image_size of a tree, from its folders and from one training image.
+
+    Reading all of it is what finds images that differ. Raises ValueError where there are none, or no square ones.
+    """
+    needs = f"dataset.root={root} must be a folder with {{train,test}}/<class>/ and images in there"
+    try:
+        classes = sorted(path for path in (root / "train").iterdir() if path.is_dir() and path.name[0] != ".")
+    except OSError as error:
+        raise ValueError(f"{needs} ({error.strerror}: {root / 'train'})") from error
+    images = [file[0] for file in list_files(classes[0]) if _is_image(file[0])] if classes else []
+    if not images:
+        raise ValueError(f"{needs} ({classes[0] if classes else root / 'train'} holds none)")
+    path = classes[0] / images[0]
+    pixels, mode = _decode(path)
+    channels = next((number for number, known in IMAGE_MODES.items() if known == mode), None)
+    height, width = pixels.shape[:2]
+    if channels is None or height != width:
+        raise ValueError(f"{path} is {width}x{height} {mode}: images must be square, and L (grey) or RGB")
+    return {"name": root.absolute().name, "num_classes": len(classes), "channels": channels, "image_size": height}
 
 
 def _is_image(name: str) -> bool:
@@ -83,17 +105,22 @@ def read_class_tree(dataset: Any, root: Path, tree: dict[str, dict[str, Files]])
 
 def _read_image(path: Path, shape: tuple[int, int, int]) -> Images:
     """(C, H, W); nothing is resized or converted silently."""
-    from PIL import Image
-
     channels, height, width = shape
-    try:
-        with Image.open(path) as image:
-            pixels, mode = np.asarray(image), image.mode
-    except Exception as error:  # Pillow has many for a broken file
-        raise ValueError(f"{path} cannot be read as an image; replace or remove it.") from error
+    pixels, mode = _decode(path)
     if mode != IMAGE_MODES[channels] or pixels.shape[:2] != (height, width):
         raise ValueError(
             f"{path} is {pixels.shape[1]}x{pixels.shape[0]} {mode}, but dataset.image_size={height} and "
             f"dataset.channels={channels} ask for {width}x{height} {IMAGE_MODES[channels]}."
         )
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def _decode(path: Path) -> tuple[Images, str]:
+    """The pixels (H, W) or (H, W, C), and Pillow's name of their mode."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image), image.mode
+    except Exception as error:  # Pillow has many for a broken file
+        raise ValueError(f"{path} cannot be read as an image; replace or remove it.") from error

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
 TARGETS = ("capsule_sweeps.", "torch.")  # a config may name classes of these packages, and of no other
+BASES = {"MNIST": "torchvision", "digits": "sklearn"}  # whose digits a data set may show → where they come from
 
 
 def _rule(test: Callable[[Any], bool], words: str, **metadata: Any) -> Any:
@@ -41,11 +42,17 @@ def _one_of(*options: str, **metadata: Any) -> Any:
 class Dataset:
     name: str = MISSING
     source: str = _one_of("torchvision", "folder", "sklearn")
+    root: str | None = field(default=None, metadata={"signed": False})
+    base: str | None = field(
+        default=None, metadata={"test": lambda value: value in BASES, "words": "one of MNIST, digits"}
+    )
+    labels_per_image: int = field(default=1, metadata={"test": lambda value: value in (1, 2), "words": "1 or 2"})
+    affine_test: bool = False
     num_classes: int = _at_least(2)
     channels: int = _at_least(1)
     image_size: int = _at_least(1)
-    mean: list[float] = MISSING
-    std: list[float] = _rule(lambda value: all(v > 0 for v in value), "greater than 0 for every channel")
+    mean: list[float] | None = MISSING
+    std: list[float] | None = _rule(lambda value: all(v > 0 for v in value), "greater than 0 for every channel")
     crop_padding: int = _at_least(0)
     flip: bool = MISSING
     train_size: int | None = _at_least(1)
@@ -147,6 +154,37 @@ class Config:
 _SCHEMA = OmegaConf.structured(Config)
 
 
+# What a config can ask for as ${name:argument,…}; looked up when it is checked
+
+
+def _measured(root: str | None, what: str) -> Any:
+    """name, num_classes, channels or image_size of the tree of images under `root`."""
+    from capsule_sweeps.class_tree import measure_class_tree
+
+    if not root:
+        raise ValueError("dataset.root has no value; say where your images are, dataset.root=…")
+    return measure_class_tree(Path(root))[what]
+
+
+def _source_of(base: str) -> str:
+    return BASES.get(base, "torchvision")  # what is no base is found by the schema
+
+
+def _layers_for(image_size: int, num_capsules: int, pose_size: int) -> list[Layer]:
+    """Convolutional capsule layers for images of this size behind a backbone that halves it: 3x3 kernels, of stride 2
+    until the grid is 9x9 or smaller, and one more of stride 1."""
+    grid, strides = (image_size + 1) // 2, []
+    while grid > 9 or (grid >= 3 and 1 not in strides):
+        strides.append(2 if grid > 9 else 1)
+        grid = (grid - 3) // strides[-1] + 1
+    return [Layer("conv", num_capsules, pose_size, 3, stride) for stride in strides]
+
+
+OmegaConf.register_new_resolver("class_tree", _measured, replace=True)
+OmegaConf.register_new_resolver("source_of", _source_of, replace=True)
+OmegaConf.register_new_resolver("layers_for", _layers_for, replace=True)
+
+
 def compose_config(overrides: list[str]) -> DictConfig:
     """The checked, resolved configuration that `python launch.py <overrides>` runs.
 
@@ -210,10 +248,14 @@ def check(config: DictConfig) -> DictConfig:
     for key in ("backbone", "routing", "model"):
         if not isinstance(typed[key].get("name"), str):
             raise ValueError(f"{key}.name has no value; every option of a group has one")
-    if not len(typed.dataset.mean) == len(typed.dataset.std) == typed.dataset.channels:
+    given = [values for values in (typed.dataset.mean, typed.dataset.std) if values is not None]
+    if len(given) == 1 or any(len(values) != typed.dataset.channels for values in given):
         raise ValueError(
-            f"dataset.mean and dataset.std need one number for each of dataset.channels={typed.dataset.channels}"
+            f"dataset.mean and dataset.std need one number for each of dataset.channels={typed.dataset.channels}, "
+            "or both null: measured"
         )
+    if typed.dataset.labels_per_image == 2 and typed.dataset.base is None:
+        raise ValueError("dataset.labels_per_image=2 needs digits to make pairs of: set dataset.base, MNIST or digits")
     if typed.dataset.val_size == 0 and typed.selection_rule == "best_val":
         raise ValueError("selection_rule=best_val needs images held out: set dataset.val_size, for instance 5000")
     return typed
@@ -256,6 +298,8 @@ def _sentence(error: Exception) -> str:
     """What an error of Hydra or OmegaConf says, in one line, with the key in front."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     text = " ".join(re.split(r"\n    full_key:|Config search path:", str(cause))[0].split())
+    if text.startswith(said := "ValueError raised while resolving interpolation: "):
+        return text.removeprefix(said)
     key = str(getattr(cause, "full_key", None) or "")
     if key and key.split(".")[0] not in {*Config.__dataclass_fields__, "hydra"} and "'Config'" not in text:
         key = f"capsules.layers.*.{key}"  # of items of a list OmegaConf does not say where they are

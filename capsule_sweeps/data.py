@@ -2,38 +2,28 @@
 
 Shapes: N images in a split, B in a batch, C channels, H rows, W columns (H = W = dataset.image_size), p padding.
 
-A data set is read from its source (scikit-learn, torchvision, or a tree of image files) into the file of decoded.py.
+A data set is read from its source (sources.py) into the file of decoded.py.
 """
 
-import os
-import socket
-import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from capsule_sweeps.class_tree import list_class_tree, list_files, read_class_tree
 from capsule_sweeps.decoded import Decoded, Images, Labels, open_decoded
-
-# Belongs to the data sets, not to a run: with config.seed in its place, two seeds would train and be judged on
-# different images, and their spread would no longer be that of training alone.
-SPLIT_SEED = 20200430
-NUM_DIGITS_TRAIN = 1400
-TORCHVISION_FOLDERS = {"CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-python"}
+from capsule_sweeps.sources import DIGIT_SIZE, SPLIT_SEED, list_source, read_source
 
 
 @dataclass(frozen=True)
 class Split:
-    """images (N, C, H, W) uint8 and labels (N,) int64, on one device; never written to."""
+    """images (N, C, H, W) uint8 and labels (N,) int64 (of pairs (N, 2)), on one device; never written to."""
 
     images: Tensor
     labels: Tensor
@@ -46,6 +36,65 @@ class Split:
         # Not images[indices], which takes five times as long on a CPU.
         return self.images.index_select(0, indices), self.labels.index_select(0, indices)
 
+    def of_epoch(self, epoch: int) -> "Split":
+        """What there is to train on in an epoch, counted from 0."""
+        return self
+
+
+@dataclass(frozen=True)
+class Pairs(Split):
+    """Single digits that are shown in pairs: each with another of a different class, both shifted, one over the other.
+
+    images (N, C, H, W) and labels (N,) are those of the single digits, in the middle of a canvas; a digit may move by
+    `shift` pixels in each direction. partners (N,) and offsets (N, 4) (rows and columns of both, 0 to 2·shift) follow
+    from the seed alone.
+    """
+
+    shift: int
+    partners: Tensor
+    offsets: Tensor
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) of the pairs that begin with the digits at `indices` (B,), and both labels (B, 2)."""
+        partners, offsets = self.partners[indices], self.offsets[indices]
+        unmirrored = torch.zeros_like(indices, dtype=torch.bool)
+        (one, label), (other, other_label) = super().batch(indices), super().batch(partners)
+        one = crop_and_flip(one, offsets[:, 0], offsets[:, 1], unmirrored, self.shift)
+        other = crop_and_flip(other, offsets[:, 2], offsets[:, 3], unmirrored, self.shift)
+        return torch.maximum(one, other), torch.stack([label, other_label], dim=1)
+
+    def of_epoch(self, epoch: int) -> "Pairs":
+        """Every epoch has pairs of its own, the same ones in every run."""
+        return pair(Split(self.images, self.labels), self.shift, [SPLIT_SEED, epoch])
+
+
+def pair(digits: Split, shift: int, seed: int | list[int]) -> Pairs:
+    """Pairs of single digits: partners even among those of other classes, offsets even."""
+    random, labels = np.random.RandomState(seed), digits.labels.cpu().numpy()
+    order, counts = np.argsort(labels, kind="stable"), np.bincount(labels)
+    own_first, own_count = (np.cumsum(counts) - counts)[labels], counts[labels]
+    if not (own_count < len(labels)).all():
+        raise ValueError("dataset.labels_per_image=2 needs digits of two classes or more")
+    place = (random.random_sample(len(labels)) * (len(labels) - own_count)).astype(np.int64)
+    partners = order[place + own_count * (place >= own_first)]  # in the order by class, the own class is left out
+    offsets = random.randint(0, 2 * shift + 1, (len(labels), 4))
+    drawn = (torch.from_numpy(np.asarray(values, np.int64)).to(digits.labels.device) for values in (partners, offsets))
+    return Pairs(digits.images, digits.labels, shift, *drawn)
+
+
+def fixed(pairs: Pairs) -> Split:
+    """The images of all pairs, made once."""
+    parts = torch.arange(len(pairs), device=pairs.labels.device).split(1000)
+    images, labels = zip(*map(pairs.batch, parts), strict=True)
+    return Split(torch.cat(images), torch.cat(labels))
+
+
+class Normalization(NamedTuple):
+    """Mean and standard deviation of each channel, black 0 and white 1: those of the config, or as measured."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
 
 @dataclass(frozen=True)
 class Data:
@@ -56,6 +105,7 @@ class Data:
     test: Split
     sha256: str
     classes: tuple[str, ...]
+    normalization: Normalization
 
 
 def load_data(dataset: Any, data_dir: str | Path, device: str | torch.device) -> Data:
@@ -64,6 +114,10 @@ def load_data(dataset: Any, data_dir: str | Path, device: str | torch.device) ->
     val (dataset.val_size images) and then train (dataset.train_size, or all others) are taken from the training set,
     each class-balanced: class counts differ by at most 1. Which images those are follows from SPLIT_SEED alone, and a
     larger train_size contains every smaller one. On a CPU whole splits stay memory-mapped: processes share them.
+
+    With dataset.labels_per_image=2 each of these digits begins one pair; its partner is from the same split. Pairs for
+    training are made batch by batch, others once. Where the config has no mean and std, they are those of all training
+    images of the data set (of single digits, for pairs), whatever train_size and val_size take of them.
 
     Raises ValueError (one sentence) for data that cannot be had or do not fit the config, and for impossible sizes.
     """
@@ -74,12 +128,25 @@ def load_data(dataset: Any, data_dir: str | Path, device: str | torch.device) ->
     def to_split(images: Images, labels: Labels) -> Split:
         return Split(torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device))
 
-    return Data(
+    given = (dataset.mean, dataset.std) if dataset.mean is not None else (decoded.mean, decoded.std)
+    data = Data(
         train=to_split(images, labels) if len(train) == len(labels) else to_split(images[train], labels[train]),
         val=to_split(images[val], labels[val]) if len(val) else None,
         test=to_split(*decoded.test),
         sha256=sha256,
         classes=decoded.classes,
+        normalization=Normalization(*map(tuple, given)),
+    )
+    return in_pairs(data, (dataset.image_size - DIGIT_SIZE) // 2) if dataset.labels_per_image == 2 else data
+
+
+def in_pairs(digits: Data, shift: int) -> Data:
+    """The digits of each split in pairs that move by up to `shift` pixels: for training new ones in every epoch."""
+    return replace(
+        digits,
+        train=pair(digits.train, shift, [SPLIT_SEED, 0]),
+        val=fixed(pair(digits.val, shift, SPLIT_SEED + 1)) if digits.val else None,
+        test=fixed(pair(digits.test, shift, SPLIT_SEED + 2)),
     )
 
 
@@ -168,15 +235,20 @@ def _balanced_counts(available: list[int], size: int, priority: Labels, key: str
     return [each + (label in extra) for label in range(len(available))]
 
 
-# Sources. Each has a listing, which is quick and changes when the data do, and a reader.
+# The decoded file
 
 
 def _open(dataset: Any, data_dir: Path) -> tuple[Decoded, str, Path]:
+    def read() -> tuple[Decoded, Any]:
+        decoded, listing = read_source(dataset, data_dir)
+        _check_fit(dataset, decoded)
+        return decoded, listing
+
     decoded, sha256, path = open_decoded(
-        stem=f"{dataset.name}-{dataset.source}",
+        stem=re.sub(r"[^A-Za-z0-9_.+-]", "_", f"{dataset.name}-{dataset.source}"),
         data_dir=data_dir,
-        list_source=lambda: _list_source(dataset, data_dir),
-        read_source=lambda: _read_source(dataset, data_dir),
+        list_source=lambda: list_source(dataset, data_dir),
+        read_source=read,
     )
     _check_fit(dataset, decoded)
     return decoded, sha256, path
@@ -193,93 +265,3 @@ def _check_fit(dataset: Any, decoded: Decoded) -> None:
             f"dataset.channels={dataset.channels} and dataset.image_size={dataset.image_size} do not fit "
             f"{dataset.name}: its images have {channels} channels and {height}x{width} pixels."
         )
-
-
-def _list_source(dataset: Any, data_dir: Path) -> Any:
-    """What the cache's key follows from; raises ValueError where that is enough to see that the data are wrong."""
-    match dataset.source:
-        case "sklearn":
-            return ["digits", dataset.image_size, NUM_DIGITS_TRAIN, SPLIT_SEED]
-        case "torchvision":
-            return list_files(data_dir / _torchvision_folder(dataset))  # empty before the download
-        case "folder":
-            return list_class_tree(dataset, data_dir / dataset.name)
-    raise ValueError(f"dataset.source={dataset.source} is not one of torchvision, folder, sklearn.")
-
-
-def _read_source(dataset: Any, data_dir: Path) -> tuple[Decoded, Any]:
-    match dataset.source:
-        case "sklearn":
-            decoded = _read_digits(dataset)
-        case "torchvision":
-            decoded = _read_torchvision(dataset, data_dir)
-        case _:
-            listing = _list_source(dataset, data_dir)  # first: a file that changes meanwhile changes the next key
-            decoded = read_class_tree(dataset, data_dir / dataset.name, listing)
-            _check_fit(dataset, decoded)
-            return decoded, listing
-    _check_fit(dataset, decoded)
-    return decoded, _list_source(dataset, data_dir)
-
-
-def _read_digits(dataset: Any) -> Decoded:
-    """scikit-learn's handwritten digits, resized bilinearly, split by SPLIT_SEED."""
-    if dataset.name != "digits":
-        raise ValueError(f"dataset.source=sklearn has only digits, not dataset.name={dataset.name}.")
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ValueError(
-            "dataset=digits comes with scikit-learn, which is missing; pip install scikit-learn."
-        ) from error
-    images, labels = load_digits(return_X_y=True)
-    grey = torch.from_numpy(images).view(-1, 1, 8, 8)
-    size = (dataset.image_size, dataset.image_size)
-    # At 32×32 every product and sum is exact in float64, so the bytes are the same on every machine.
-    grey = F.interpolate(grey, size, mode="bilinear", antialias=True).mul_(255 / 16).round_()
-    pixels = grey.clamp_(0, 255).byte().numpy()
-    order = np.random.RandomState(SPLIT_SEED).permutation(len(labels))
-    train, test = order[:NUM_DIGITS_TRAIN], order[NUM_DIGITS_TRAIN:]
-    labels = labels.astype(np.int64)
-    return Decoded((pixels[train], labels[train]), (pixels[test], labels[test]), tuple("0123456789"))
-
-
-def _torchvision_folder(dataset: Any) -> str:
-    if dataset.name not in TORCHVISION_FOLDERS:
-        raise ValueError(f"dataset.source=torchvision has {', '.join(TORCHVISION_FOLDERS)}, not {dataset.name}.")
-    return TORCHVISION_FOLDERS[dataset.name]
-
-
-def _read_torchvision(dataset: Any, data_dir: Path) -> Decoded:
-    """Downloads into data_dir what is missing there or fails torchvision's md5 check."""
-    folder = _torchvision_folder(dataset)
-    state = "damaged in" if (data_dir / folder).exists() else "not under"
-    try:
-        from torchvision import datasets
-
-        with _quiet_downloads():
-            splits = [getattr(datasets, dataset.name)(data_dir, train=train, download=True) for train in (True, False)]
-    except Exception as error:  # whatever goes wrong in torchvision, an archive or the network, the user does the same
-        cause = getattr(error, "reason", error)  # urllib wraps the operating system's error
-        reason = str(getattr(cause, "strerror", None) or cause).rstrip(".")
-        tree = data_dir / dataset.name / "{train,test}/<class>/*.png"
-        raise ValueError(
-            f"{dataset.name} is {state} {data_dir} and could not be downloaded ({reason}); copy {folder} there, "
-            f"or use dataset.source=folder with images in {tree}, or dataset=digits, which needs no network."
-        ) from error
-    train, test = ((s.data.transpose(0, 3, 1, 2), np.array(s.targets, dtype=np.int64)) for s in splits)
-    return Decoded(train, test, tuple(splits[0].classes))
-
-
-@contextmanager
-def _quiet_downloads() -> Iterator[None]:
-    """Keeps torchvision from printing (but for its progress on a terminal) and from waiting for ever."""
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(30)
-    try:
-        with open(os.devnull, "w") as nowhere, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numpy 2.4.0 to 2.4.4 warn of the old pickles
-            with redirect_stdout(nowhere), redirect_stderr(sys.stderr if sys.stderr.isatty() else nowhere):
-                yield
-    finally:
-        socket.setdefaulttimeout(timeout)

@@ -3,9 +3,10 @@
 Shapes: N images in a split, C channels, H rows, W columns.
 
 The file begins with one line of JSON, padded so that the arrays behind it are aligned: labels and images of the
-training set, labels and images of the test set. Its name holds a key that follows from the listing of the source
-(names, sizes, times). A file with an outdated key is left alone, since a run may still have it mapped; whoever needs
-the space may delete the folder `.cache` when nothing runs.
+training set, labels and images of the test set. Mean and standard deviation of the training images are in that line,
+measured in whole numbers, so that they are the same on every machine. The file's name holds a key that follows from the
+listing of the source (names, sizes, times). A file with an outdated key is left alone, since a run may still have it
+mapped; whoever needs the space may delete the folder `.cache` when nothing runs.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
-CACHE_FORMAT = 1  # part of the key: raise it when the layout of the file or a reader's result changes
+CACHE_FORMAT = 2  # part of the key: raise it when the layout of the file or a reader's result changes
 ALIGNMENT = 64
 
 
@@ -35,6 +36,8 @@ class Decoded:
     train: tuple[Images, Labels]
     test: tuple[Images, Labels]
     classes: tuple[str, ...]
+    mean: tuple[float, ...] = ()  # of each channel of the training images, black 0 and white 1; known once it is stored
+    std: tuple[float, ...] = ()
 
     def sha256(self) -> str:
         """The hash of all shapes, labels and images."""
@@ -105,13 +108,29 @@ def _arrays(decoded: Decoded) -> list[NDArray[Any]]:
     return [np.ascontiguousarray(a) for images, labels in (decoded.train, decoded.test) for a in (labels, images)]
 
 
+def measure(images: Images) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of (N, C, H, W), to four digits; std is never 0."""
+    means, stds = [], []
+    for channel in range(images.shape[1]):
+        counts = np.zeros(256, np.int64)
+        for first in range(0, len(images), 1000):  # in parts, which need little memory
+            counts += np.bincount(images[first : first + 1000, channel].ravel(), minlength=256)
+        total, values = int(counts.sum()), np.arange(256)
+        first_moment, second_moment = int(counts @ values), int(counts @ values**2)
+        variance = (total * second_moment - first_moment**2) / total**2  # whole numbers, rounded once
+        means.append(round(first_moment / total / 255, 4))
+        stds.append(max(round(variance**0.5 / 255, 4), 1e-4))
+    return means, stds
+
+
 def _write(path: Path, decoded: Decoded) -> None:
-    header = {
+    header: dict[str, Any] = {
         "train": decoded.train[0].shape,
         "test": decoded.test[0].shape,
         "classes": decoded.classes,
         "sha256": decoded.sha256(),
     }
+    header["mean"], header["std"] = measure(decoded.train[0])
     line = json.dumps(header).encode()
     line += b" " * (-(len(line) + 1) % ALIGNMENT) + b"\n"
     beside = path.with_suffix(".tmp")  # one name is enough: the writer holds the lock
@@ -153,6 +172,7 @@ def _read(path: Path) -> tuple[Decoded, str] | None:
             splits.append((images, labels))
         if start != len(content):
             return None
-        return Decoded(splits[0], splits[1], tuple(header["classes"])), header["sha256"]
+        mean, std = tuple(header["mean"]), tuple(header["std"])
+        return Decoded(splits[0], splits[1], tuple(header["classes"]), mean, std), header["sha256"]
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         return None

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from capsule_sweeps.data import Split, normalize
+from capsule_sweeps.files import read_json
 from capsule_sweeps.model import Intermediates, build_model
 
 BATCH = 32
@@ -34,6 +35,9 @@ def load_trained(folder: Path) -> tuple[nn.Module, DictConfig]:
         raise ValueError(f"{folder} has no checkpoint.pt: choose a run that has trained for an epoch")
     config = DictConfig(OmegaConf.load(folder / "config.yaml"))
     config.training.compile, config.device = "off", "cpu"
+    if config.dataset.mean is None:  # it was measured
+        measured = read_json(folder / "run.json")["normalization"]
+        config.dataset.mean, config.dataset.std = measured["mean"], measured["std"]
     model = build_model(config)
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
     return model.eval(), config

@@ -14,31 +14,43 @@ from torch import Tensor
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, progress: float, reduction: str) -> Tensor:
-    return F.cross_entropy(logits, labels, reduction=reduction)
+    return F.cross_entropy(logits, targets(labels, logits.shape[1]), reduction=reduction)
 
 
 def margin(logits: Tensor, labels: Tensor, progress: float, reduction: str) -> Tensor:
-    """max(0, 0.9 − a)² for the right class, plus half of max(0, a − 0.1)² for each other (Sabour 2017, eq. 4)."""
+    """max(0, 0.9 − a)² for each right class, half of max(0, a − 0.1)² for each other (Sabour 2017, eq. 4)."""
     a = logits.sigmoid()
-    right = F.one_hot(labels, logits.shape[1]).to(a.dtype)
+    right = torch.zeros_like(a).scatter(1, labels.view(len(a), -1), 1.0)
     each = right * (0.9 - a).relu().square() + 0.5 * (1 - right) * (a - 0.1).relu().square()
     return _reduced(each.sum(1), reduction)
 
 
 def spread(logits: Tensor, labels: Tensor, progress: float, reduction: str) -> Tensor:
-    """Σ max(0, m − (a_right − a))² over the other classes; m grows from 0.2 to 0.9 (Hinton et al. 2018, eq. 3)."""
-    a = logits.sigmoid()
-    right = a.gather(1, labels[:, None])
-    each = (0.2 + 0.7 * progress - (right - a)).relu().square()
-    others = torch.ones_like(each).scatter(1, labels[:, None], 0.0)
-    return _reduced((each * others).sum(1), reduction)
+    """Σ max(0, m − (a_right − a))² over the wrong classes; m grows from 0.2 to 0.9 (Hinton et al. 2018, eq. 3).
+
+    With several labels an image, the mean over them.
+    """
+    a, labels = logits.sigmoid(), labels.view(len(logits), -1)
+    right = a.gather(1, labels)
+    each = (0.2 + 0.7 * progress - (right[:, :, None] - a[:, None])).relu().square()
+    wrong = torch.ones_like(a).scatter(1, labels, 0.0)
+    return _reduced((each * wrong[:, None]).sum(2).mean(1), reduction)
+
+
+def targets(labels: Tensor, num_classes: int) -> Tensor:
+    """What cross entropy takes: labels (B,) as they are; of images with L labels (B, L), the shares of the classes
+    (B, num_classes), 1/L for each label, so that an image's loss is the mean over its labels."""
+    if labels.ndim == 1:
+        return labels
+    shares = torch.full(labels.shape, 1 / labels.shape[1], device=labels.device)
+    return shares.new_zeros(len(labels), num_classes).scatter_add_(1, labels, shares)  # one_hot would wait for a GPU
 
 
 def _reduced(losses: Tensor, reduction: str) -> Tensor:
     return losses.mean() if reduction == "mean" else losses.sum()
 
 
-# (logits (B, classes), labels (B,), progress from 0 to 1 through the training, "mean" or "sum" over the batch) → loss
+# (logits (B, classes), labels (B,) or (B, L), progress from 0 to 1 through the training, "mean" or "sum") → loss
 LOSSES: dict[str, Callable[[Tensor, Tensor, float, str], Tensor]] = {
     "cross_entropy": cross_entropy,
     "margin": margin,

@@ -25,8 +25,8 @@ PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "wandb",
 
 # The modules that make numbers
 NUMBERS = (
-    *("backbone", "capsules", "routing", "dynamic", "em", "self_routing", "kernels", "compile", "model"),
-    *("class_tree", "data", "decoded", "losses", "train"),
+    *("backbone", "capsules", "routing", "dynamic", "em", "self_routing", "kernels", "compile", "model", "baselines"),
+    *("class_tree", "affine", "sources", "data", "decoded", "losses", "train"),
 )
 
 

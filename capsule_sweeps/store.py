@@ -51,6 +51,9 @@ NEUTRAL: dict[str, Any] = {
     "model.routing.norm": "layer",
     "model.head": "shared",
     "training.loss": "cross_entropy",
+    "dataset.base": None,
+    "dataset.labels_per_image": 1,
+    "dataset.affine_test": False,
 }
 
 
@@ -284,8 +287,9 @@ class Run:
         """Raises ValueError when the run was trained on other data than those with this hash."""
         if self.record().get("data_sha256", sha256) != sha256:
             raise ValueError(
-                f"the images under data_dir are not those that {self.folder} was trained on (their hash differs); "
-                "bring the old data back, or move the folder away to train anew"
+                f"the images under data_dir or dataset.root are not those that {self.folder} was trained on (their "
+                "hash differs); bring the old data back, give the new ones another dataset.name, or move the folder "
+                "away to train anew"
             )
 
     @contextmanager

@@ -221,6 +221,8 @@ def enqueue(point: Point, submission: str, undo: ExitStack) -> bool:
         undo.callback(restore, run.put_aside(), run.folder)
     config = point.config.copy()
     config.runs_dir, config.data_dir = str(Path(config.runs_dir).absolute()), str(Path(config.data_dir).absolute())
+    if config.dataset.root is not None:
+        config.dataset.root = str(Path(config.dataset.root).absolute())
     ticket = {
         "submission": submission,
         "user": getpass.getuser(),

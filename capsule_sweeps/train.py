@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from capsule_sweeps.compile import decide
-from capsule_sweeps.data import Split, augment, load_data, normalize
+from capsule_sweeps.data import Data, Split, augment, load_data, normalize
 from capsule_sweeps.files import append_line, read_json, write_atomic, write_json
 from capsule_sweeps.losses import LOSSES
 from capsule_sweeps.model import build_model
@@ -93,6 +93,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             science=science(config),
             execution=execution,
             data_sha256=data.sha256,
+            normalization=data.normalization._asdict(),
             attempts=attempts,
             sweep=sweep,
             wandb_id=wandb_id(run),
@@ -139,13 +140,14 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                 group["lr"] = lr
             torch.manual_seed(mix(config.seed, epoch))
             order = torch.randperm(num_images).to(device)
+            examples = data.train.of_epoch(epoch)
             model.train()
             for batch in range(first_batch, num_batches):
                 torch.manual_seed(mix(config.seed, epoch, batch))
                 index = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
-                images, labels = data.train.batch(index)
+                images, labels = examples.batch(index)
                 images = augment(images, config.dataset.crop_padding, config.dataset.flip)
-                images = normalize(images, config.dataset.mean, config.dataset.std).to(memory_format=layout)
+                images = normalize(images, *data.normalization).to(memory_format=layout)
                 with torch.autocast(device.type, torch.bfloat16, enabled=recipe.amp == "bf16"):
                     logits = model(images)
                 progress = (epoch * num_batches + batch) / (recipe.epochs * num_batches)
@@ -154,7 +156,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                 loss.backward()
                 optimizer.step()
                 losses[batch] = loss.detach() * len(labels)
-                correct += (logits.detach().argmax(1) == labels).sum()
+                correct += num_correct(logits.detach(), labels)
                 done = batch + 1
                 asked_to_stop = bool(stop.signum or claim.cancelled)
                 if done % read_every == 0 or done == num_batches or asked_to_stop:
@@ -169,8 +171,8 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             row: dict[str, Any] = {"epoch": epoch + 1}
             row |= {"train_loss": float(losses.sum()) / num_images, "train_accuracy": int(correct) / num_images}
             if data.val is not None:
-                row |= dict(zip(("val_loss", "val_accuracy"), evaluate(model, data.val, config), strict=True))
-            row |= dict(zip(("test_loss", "test_accuracy"), evaluate(model, data.test, config), strict=True))
+                row |= dict(zip(("val_loss", "val_accuracy"), evaluate(model, data, data.val, config), strict=True))
+            row |= dict(zip(("test_loss", "test_accuracy"), evaluate(model, data, data.test, config), strict=True))
             check_evaluation(row, (epoch + 1) * num_batches)
             row |= {"lr": lr, "seconds": time.perf_counter() - started}
             row |= {"images_per_second": (num_batches - first_of_epoch) * recipe.batch_size / trained}
@@ -214,19 +216,27 @@ def summarize(rows: list[dict[str, Any]], parameters: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split, config: DictConfig) -> tuple[float, float]:
-    """Mean loss and accuracy on a split, in evaluation mode."""
+def evaluate(model: nn.Module, data: Data, split: Split, config: DictConfig) -> tuple[float, float]:
+    """Mean loss and accuracy on a split of some data, in evaluation mode."""
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=split.labels.device)
     correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
     for first in range(0, len(split.labels), EVAL_BATCH):
         labels = split.labels[first : first + EVAL_BATCH]
-        images = normalize(split.images[first : first + EVAL_BATCH], config.dataset.mean, config.dataset.std)
+        images = normalize(split.images[first : first + EVAL_BATCH], *data.normalization)
         with torch.autocast(labels.device.type, torch.bfloat16, enabled=config.training.amp == "bf16"):
             logits = model(images)
         loss += LOSSES[config.training.loss](logits.float(), labels, 1.0, "sum")
-        correct += (logits.argmax(1) == labels).sum()
+        correct += num_correct(logits, labels)
     return float(loss) / len(split.labels), int(correct) / len(split.labels)
+
+
+def num_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many images are named rightly; of an image with L labels (B, L) all must be, by the L largest logits."""
+    if labels.ndim == 1:
+        return (logits.argmax(1) == labels).sum()
+    named = logits.topk(labels.shape[1]).indices
+    return (named.sort().values == labels.sort().values).all(1).sum()
 
 
 def mix(*numbers: int) -> int:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # overrides → words that the sentence must have: the key and what would be right
 BAD: dict[str, tuple[list[str], list[str]]] = {
-    "unknown option": (["dataset=MNIST"], ["dataset", "MNIST", "CIFAR10", "CIFAR100", "digits"]),
+    "unknown option": (["dataset=KMNIST"], ["dataset", "KMNIST", "CIFAR10", "CIFAR100", "digits"]),
     "unknown option of capsules": (["capsules=nothing"], ["capsules", "nothing", "CIFAR10"]),
     "unknown option of training": (["training=slow"], ["training", "slow", "paper", "quick"]),
     "unknown option of tracking": (["tracking=mlflow"], ["tracking", "mlflow", "wandb"]),
@@ -171,7 +171,7 @@ def test_the_same_in_a_sweep(launch, place, case) -> None:
         ("num_routing=1,0", ["num_routing=0", "at least 1"]),
         ("num_routing=1,two", ["num_routing", "two"]),
         ("training.lr=0.1,-1", ["training.lr", "-1"]),
-        ("dataset=digits,MNIST", ["dataset", "MNIST"]),
+        ("dataset=digits,KMNIST", ["dataset", "KMNIST"]),
         ("capsules.primary.pose_size=4,5", ["capsules.primary.pose_size", "5", "square"]),
         ("device=cpu,tpu", ["device", "tpu"]),
         ("dataset.train_size=40,99999", ["dataset.train_size", "99999"]),

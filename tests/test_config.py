@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 
 from capsule_sweeps import build_model, compose_config
 from capsule_sweeps.config import build, check
@@ -15,11 +16,14 @@ from capsule_sweeps.store import columns
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch.py"
 GROUPS = {
-    "dataset": {"CIFAR10", "CIFAR100", "digits"},
+    "dataset": {
+        *("CIFAR10", "CIFAR100", "SVHN", "MNIST", "FashionMNIST", "digits"),
+        *("multi_digits", "affine_digits", "folder"),
+    },
     "backbone": {"resnet", "simple"},
     "capsules": {"CIFAR10", "CIFAR100", "digits"},
     "routing": {"inverted_attention"},
-    "model": {"capsnet"},
+    "model": {"capsnet", "resnet18", "cnn"},
     "training": {"paper", "quick"},
     "tracking": {"wandb", "none"},
 }
@@ -151,8 +155,13 @@ def test_composing_leaves_no_state_behind() -> None:
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["=".join(option) for option in OPTIONS])
-def test_every_option_is_composed_built_and_run_on_two_images(group, option) -> None:
+def test_every_option_is_composed_built_and_run_on_two_images(group, option, tmp_path) -> None:
     base = [] if group == "dataset" else ["dataset=digits"]
+    if option == "folder" and group == "dataset":
+        for name in ("ant", "bee"):
+            (tmp_path / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / "train" / "ant" / "0.png")
+        base = [f"dataset.root={tmp_path}"]
     run_two_images([*base, f"{group}={option}"])
 
 

@@ -22,15 +22,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from capsule_sweeps import data, decoded
-from capsule_sweeps.data import augment, crop_and_flip, load_data, normalize, prepare, split_indices
+from capsule_sweeps import data, decoded, sources
+from capsule_sweeps.data import Split, augment, crop_and_flip, load_data, normalize, pair, prepare, split_indices
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 def dataset_config(**changes):
     config = {"name": "pets", "source": "folder", "num_classes": 3, "channels": 3, "image_size": 5}
-    return SimpleNamespace(**{**config, "train_size": None, "val_size": 0, **changes})
+    kind = {"root": None, "base": None, "labels_per_image": 1, "affine_test": False, "mean": None, "std": None}
+    return SimpleNamespace(**{**config, **kind, "train_size": None, "val_size": 0, **changes})
 
 
 def digits_config(**changes):
@@ -137,7 +138,11 @@ def save_image(root, mode, size):
         ),
         (lambda root: None, {"source": "web"}, ["dataset.source=web", "torchvision, folder, sklearn"]),
         (lambda root: None, {"source": "sklearn"}, ["dataset.source=sklearn", "dataset.name=pets"]),
-        (lambda root: None, {"source": "torchvision"}, ["dataset.source=torchvision", "CIFAR10, CIFAR100, not pets"]),
+        (
+            lambda root: None,
+            {"source": "torchvision"},
+            ["dataset.source=torchvision", "CIFAR10, CIFAR100, SVHN, MNIST, FashionMNIST, not pets"],
+        ),
         (lambda root: None, {"train_size": 13}, ["dataset.train_size=13", "1 to 12"]),
         (lambda root: None, {"train_size": 0}, ["dataset.train_size=0", "1 to 12"]),
         (lambda root: None, {"val_size": 10}, ["dataset.val_size=10", "0 to 9"]),
@@ -272,7 +277,7 @@ def test_cache_is_mapped_and_follows_the_source(pets, monkeypatch):
     assert path.parent == data_dir / ".cache" and not path.with_suffix(".tmp").exists()
     before = path.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(data, "read_class_tree", None)  # not needed any more
+        patch.setattr(sources, "read_class_tree", None)  # not needed any more
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             loaded = load_data(dataset_config(), data_dir, "cpu")
@@ -362,18 +367,19 @@ def test_processes_that_start_together_decode_once(pets):
         import sys, time
         from pathlib import Path
         from types import SimpleNamespace
-        from capsule_sweeps import data
+        from capsule_sweeps import data, sources
         data_dir, name = Path(sys.argv[1]), sys.argv[2]
-        read = data.read_class_tree
+        read = sources.read_class_tree
         def slow_read(*args):
             (data_dir / f"decoded-by-{name}").touch()
             time.sleep(1)
             return read(*args)
-        data.read_class_tree = slow_read
+        sources.read_class_tree = slow_read
         (data_dir / f"ready-{name}").touch()
         while len(list(data_dir.glob("ready-*"))) < 3:
             time.sleep(0.01)
-        config = dict(name="pets", source="folder", num_classes=3, channels=3, image_size=5)
+        config = dict(name="pets", source="folder", num_classes=3, channels=3, image_size=5, root=None, base=None)
+        config |= dict(labels_per_image=1, affine_test=False, mean=None, std=None)
         print(data.load_data(SimpleNamespace(**config, train_size=None, val_size=0), data_dir, "cpu").sha256)
     """
     command = [sys.executable, "-c", program, str(data_dir)]
@@ -525,3 +531,88 @@ def test_padding_is_black_before_normalisation():
     expected = [(-m / s, (1 - m) / s) for m, s in zip(MEAN, STD, strict=True)]
     for channel, (black, lit) in zip(normalize(corner, MEAN, STD)[0], expected, strict=True):
         torch.testing.assert_close(channel, torch.tensor([[black, black], [black, lit]]))
+
+
+# Pairs of digits
+
+
+def digits_split(num_images=60, num_classes=3):
+    """Every image has one lit pixel, whose brightness says which image it is."""
+    images = torch.zeros(num_images, 1, 40, 40, dtype=torch.uint8)
+    images[:, 0, 20, 20] = torch.arange(1, num_images + 1, dtype=torch.uint8)
+    return Split(images, torch.arange(num_images) % num_classes)
+
+
+def test_partners_are_even_among_other_classes_and_offsets_even():
+    digits = Split(torch.zeros(9, 1, 1, 1, dtype=torch.uint8), torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2]))
+    counts, offsets = np.zeros((9, 9)), np.zeros(5)
+    for seed in range(3000):
+        pairs = pair(digits, 2, seed)
+        counts[np.arange(9), pairs.partners] += 1
+        np.add.at(offsets, pairs.offsets.flatten().numpy(), 1)
+    same = digits.labels[:, None] == digits.labels
+    assert not counts[same].any()
+    expected = (3000 / (~same).sum(1, keepdim=True)).expand(9, 9)[~same].numpy()
+    chi_squared = ((counts[~same.numpy()] - expected) ** 2 / expected).sum()
+    assert chi_squared < 90  # 52 cells less 9 sums make 43 degrees of freedom: one in 30,000 is beyond
+    assert np.abs(offsets / offsets.sum() - 0.2).max() < 0.005
+
+
+def test_a_pair_shows_both_digits_where_its_offsets_say():
+    digits = digits_split()
+    pairs = pair(digits, 6, [1, 2])
+    index = torch.tensor([5, 59, 5, 0])
+    images, labels = pairs.batch(index)
+    assert images.dtype == torch.uint8 and images.shape == (4, 1, 40, 40) and labels.shape == (4, 2)
+    for image, both, i in zip(images[:, 0], labels, index.tolist(), strict=True):
+        wanted, partner = torch.zeros(40, 40, dtype=torch.uint8), int(pairs.partners[i])
+        for digit, (top, left) in zip((i, partner), pairs.offsets[i].view(2, 2).tolist(), strict=True):
+            place = (20 + 6 - top, 20 + 6 - left)
+            wanted[place] = max(int(wanted[place]), digit + 1)
+        assert torch.equal(image, wanted)
+        assert both.tolist() == [i % 3, partner % 3] and both[0] != both[1]
+
+
+def test_each_epoch_has_pairs_of_its_own_and_they_follow_from_nothing_else():
+    pairs = pair(digits_split(), 6, [0])
+    torch.manual_seed(1)
+    first = pairs.of_epoch(3)
+    torch.manual_seed(2)
+    again = pairs.of_epoch(7).of_epoch(3)
+    assert torch.equal(first.partners, again.partners) and torch.equal(first.offsets, again.offsets)
+    assert not torch.equal(first.partners, pairs.of_epoch(4).partners)
+    plain = digits_split()
+    assert plain.of_epoch(3) is plain
+
+
+def test_multi_digits_from_the_embedded_digits(tmp_path):
+    from capsule_sweeps import compose_config
+
+    config = compose_config(["dataset=multi_digits", "dataset.base=digits", "dataset.val_size=100"]).dataset
+    loaded = load_data(config, tmp_path, "cpu")
+    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (1300, 100, 397)
+    assert loaded.test.images.shape == (397, 1, 40, 40) and loaded.val.labels.shape == (100, 2)
+    assert (loaded.test.labels[:, 0] != loaded.test.labels[:, 1]).all()
+    again = load_data(config, tmp_path, "cpu")
+    for name in ("val", "test"):
+        one, other = getattr(loaded, name), getattr(again, name)
+        assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+    images, labels = loaded.train.of_epoch(0).batch(torch.arange(1300))
+    single = Split(loaded.train.images, loaded.train.labels)
+    assert torch.equal(labels[:, 0], single.labels)
+    ink, alone = (images > 0).sum((1, 2, 3)).float().mean(), (single.images > 0).sum((1, 2, 3)).float().mean()
+    assert 1.4 * alone < ink < 2 * alone  # two digits, partly over each other
+
+
+def test_digits_of_one_class_make_no_pairs():
+    with pytest.raises(ValueError, match="two classes"):
+        pair(digits_split(num_classes=1), 6, 0)
+
+
+def test_measured_normalisation_is_stored_with_the_data(pets):
+    data_dir, _ = pets
+    measured = load_data(dataset_config(), data_dir, "cpu").normalization
+    header = json.loads(prepare(dataset_config(), data_dir).read_bytes().split(b"\n")[0])
+    assert (tuple(header["mean"]), tuple(header["std"])) == measured
+    given = load_data(dataset_config(mean=list(MEAN), std=list(STD)), data_dir, "cpu").normalization
+    assert given == (MEAN, STD)

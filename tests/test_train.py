@@ -1,18 +1,23 @@
 """Training: numbers that do not depend on what was interrupted, what ran before, or how it was executed."""
 
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from capsule_sweeps import build_model, load_runs
+from capsule_sweeps import build_model, compose_config, load_runs
 from capsule_sweeps import train as training
-from capsule_sweeps.data import load_data
+from capsule_sweeps.data import load_data, normalize
+from capsule_sweeps.inside import load_trained
+from capsule_sweeps.losses import targets
+from capsule_sweeps.train import num_correct
 
 BATCHES = 5  # of an epoch of the tiny run
 KEYS = ["epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr", "seconds", "images_per_second"]
@@ -456,3 +461,67 @@ def test_debug_ignores_a_finished_run(launch, runs) -> None:
     before = sorted((path.name, path.stat().st_mtime_ns) for path in runs.only().iterdir())
     assert "epoch 2/2" in launch("debug=true").out
     assert sorted((path.name, path.stat().st_mtime_ns) for path in runs.only().iterdir()) == before
+
+
+# Images with two labels, own images
+
+
+def test_loss_and_hits_of_two_labels() -> None:
+    logits = torch.tensor([[4.0, 3.0, 0.0], [4.0, 3.0, 5.0], [1.0, 2.0, 3.0]])
+    labels = torch.tensor([[1, 0], [0, 1], [2, 1]])
+    loss = cross_entropy(logits, targets(labels, 3))
+    torch.testing.assert_close(loss, (cross_entropy(logits, labels[:, 0]) + cross_entropy(logits, labels[:, 1])) / 2)
+    assert int(num_correct(logits, labels)) == 2
+    assert torch.equal(targets(labels[:, 0], 3), labels[:, 0])
+    assert int(num_correct(logits, labels[:, 0])) == 1
+
+
+PAIRS = ["dataset=multi_digits", "dataset.base=digits", "dataset.train_size=40", "dataset.val_size=10"]
+
+
+def test_pairs_of_digits_are_trained_and_an_interruption_changes_nothing(launch, tiny, runs) -> None:
+    base = [text for text in tiny if not text.startswith("dataset")] + PAIRS
+    assert launch(base=base, signal_at=(signal.SIGTERM, BATCHES + 2)).code == 143
+    ended = launch(base=base)
+    assert ended.code == 0 and "resume" in ended.out, ended.text
+    assert launch("runs_dir=untouched", base=base).code == 0
+    runs.assert_same(runs.only(), runs.only("untouched"))
+    record = runs.record(runs.only())
+    assert record["dataset"] == "multi_digits" and len(record["normalization"]["mean"]) == 1
+    model = build_model(compose_config([*base, "device=cpu"])).eval()
+    model.load_state_dict(torch.load(runs.only() / "checkpoint.pt", weights_only=True)["model"])
+    config = compose_config(base)
+    data = load_data(config.dataset, config.data_dir, "cpu")
+    with torch.no_grad():
+        logits = model(normalize(data.test.images, *data.normalization))
+    named = [set(row) for row in logits.topk(2).indices.tolist()]
+    both = [named == set(pair) for named, pair in zip(named, data.test.labels.tolist(), strict=True)]
+    assert record["accuracy_last"] == sum(both) / len(both)
+
+
+def test_own_images_are_trained_with_what_was_measured_on_them(launch, capsule_sweeps, runs, place, tiny) -> None:
+    colours = {"red": (200, 40, 40), "blue": (40, 40, 200)}
+    for split, count in (("train", 20), ("test", 5)):
+        for name, colour in colours.items():
+            (place / "shapes" / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (40, 40), tuple(value + i for value in colour)).save(
+                    place / "shapes" / split / name / f"{i}.png"
+                )
+    base = [text for text in tiny if not text.startswith(("dataset", "capsules.layers"))]
+    base += ["dataset=folder", "dataset.root=shapes", "backbone=simple", "training.epochs=8", "backbone.channels=16"]
+    ended = launch(base=base)
+    assert ended.code == 0, ended.text
+    assert runs.only().name.startswith("shapes-capsnet-simple-")
+    record = runs.record(runs.only())
+    assert record["normalization"]["mean"] == [
+        round((120 + 9.5) / 255, 4),
+        round((40 + 9.5) / 255, 4),
+        round((120 + 9.5) / 255, 4),
+    ]
+    assert record["science"]["dataset.mean"] is None and "dataset.root" not in record["science"]
+    assert record["accuracy_last"] == 1
+    assert "skip" in launch(base=[*base, f"dataset.root={place}/shapes"]).out
+    config = load_trained(runs.only())[1]
+    assert list(config.dataset.mean) == record["normalization"]["mean"]
+    assert re.search("ok +data +shapes: 40 training and 10 test images", capsule_sweeps("doctor", *base).out)

@@ -1,0 +1,134 @@
+"""baselines.py: networks without capsules, and how they live among runs with capsules."""
+
+import pytest
+import torch
+from synthetic import finished_run
+from torch import nn
+
+from capsule_sweeps import build_model, compose_config, load_runs
+from capsule_sweeps.ablation import ablation_table
+from capsule_sweeps.backbone import BasicBlock
+from capsule_sweeps.baselines import CNN, ResNet18
+from capsule_sweeps.store import columns, science
+
+SIMPLE = {"name": "simple", "_target_": "capsule_sweeps.backbone.Simple", "channels": 8}
+
+
+def num_parameters(*overrides: str) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(compose_config(list(overrides))).parameters())
+
+
+@pytest.mark.parametrize(("dataset", "parameters"), [("CIFAR10", 11_173_962), ("CIFAR100", 11_220_132)])
+def test_resnet18_has_the_known_number_of_parameters(dataset, parameters) -> None:
+    assert num_parameters("model=resnet18", f"dataset={dataset}") == parameters
+
+
+def test_resnet18_has_the_known_layers() -> None:
+    model = ResNet18((3, 32, 32), 10)
+    blocks = [module for module in model.modules() if isinstance(module, BasicBlock)]
+    assert [(block.conv1.out_channels, block.conv1.stride[0]) for block in blocks] == [
+        *((64, 1), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1))
+    ]
+    assert (model.stem[0].kernel_size, model.stem[0].stride) == ((3, 3), (1, 1))
+    assert not any(isinstance(module, nn.MaxPool2d) for module in model.modules())
+
+
+def test_cnn_computes_what_its_docstring_says() -> None:
+    model = CNN(SIMPLE, 5, (1, 12, 12), 3).eval()
+    conv1, bn1, _, conv2, bn2, _ = model.convolutions
+    images = torch.rand(4, 1, 12, 12)
+    features = bn2(conv2(bn1(conv1(model.backbone(images))).relu())).relu()
+    assert features.shape == (4, 5, 3, 3)
+    hidden, _, classes = model.head
+    torch.testing.assert_close(model(images), classes(hidden(features.mean((2, 3))).relu()))
+    weights = 8 * (9 + 1) + 8 * 5 * 9 + 5 * 5 * 9 + 4 * 5 + 5 * 6 + 3 * 6
+    assert sum(parameter.numel() for parameter in model.parameters()) == weights
+
+
+@pytest.mark.parametrize("target", ["parameters", "multiply_adds"])
+@pytest.mark.parametrize("capsules", [["backbone=simple"], ["backbone=resnet"], ["dataset=CIFAR100", "num_routing=2"]])
+def test_a_width_matches_the_parameters_or_the_operations_of_a_capsule_model(capsules, target) -> None:
+    from capsule_sweeps.describe import layer_table
+
+    def cost(*overrides: str) -> int:
+        return int(layer_table(compose_config([*capsules, *overrides]))[target].iloc[-1])
+
+    wanted, low, high = cost(), 1, 4096
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (
+            (middle, high)
+            if cost("model=cnn", f"model.width={middle}", *backbone(capsules)) < wanted
+            else (low, middle)
+        )
+    assert abs(cost("model=cnn", f"model.width={high}", *backbone(capsules)) / wanted - 1) < 0.02
+
+
+def backbone(overrides: list[str]) -> list[str]:
+    """The same one: model=cnn would bring simple."""
+    return [] if any(text.startswith("backbone=") for text in overrides) else ["backbone=resnet"]
+
+
+@pytest.mark.parametrize("width", ["0", "-3", "1.5", "wide"])
+def test_width_must_be_a_whole_number(width) -> None:
+    with pytest.raises(ValueError, match=rf"model\.width={width}"):
+        build_model(compose_config(["model=cnn", f"model.width={width}"]))
+
+
+@pytest.mark.parametrize("model", ["resnet18", "cnn"])
+def test_ingredients_that_a_baseline_does_not_read_are_not_signed(model) -> None:
+    base = ["dataset=digits", f"model={model}"]
+    one = columns(compose_config(base))
+    for override in ("num_routing=3", "routing=uniform", "capsules=CIFAR10", "capsules.dropout=0.2"):
+        assert columns(compose_config([*base, override])) == one, override
+    assert (one["routing"], one["schedule"], one["num_routing"]) == (None, None, None)
+    other = columns(compose_config([*base, "backbone=resnet"]))["signature"] == one["signature"]
+    assert other == (model == "resnet18")
+    signed = science(compose_config(base))
+    assert not [key for key in signed if key.startswith(("model.routing", "model.capsules", "model.num_routing"))]
+
+
+def test_model_cnn_brings_the_simple_backbone_unless_another_is_named() -> None:
+    assert compose_config(["model=cnn"]).model.backbone.name == "simple"
+    for overrides in (["model=cnn", "backbone=resnet"], ["backbone=resnet", "model=cnn"]):
+        assert compose_config(overrides).model.backbone.name == "resnet"
+
+
+def test_a_sweep_over_models_and_iterations(launch, capsule_sweeps, runs) -> None:
+    """Three iterations of a capsule network are three runs, of a CNN one; all stand in one table."""
+    base = ["model.width=8"]
+    planned = launch("-m", "model=cnn", "num_routing=1,2,3", *base, "training.epochs=1")
+    assert planned.code == 0 and "1 run (3 points, some with the same signature)" in planned.out, planned.text
+    assert runs.only().name.startswith("digits-cnn-simple-s0-")
+    assert launch("-m", "num_routing=1,2", "training.epochs=1").code == 0
+    for command in (
+        ["results", "--format", "csv"],
+        ["status"],
+        ["results", "--ablation"],
+        ["show", runs.folders()[0].name],
+    ):
+        ended = capsule_sweeps(*command)
+        assert ended.code == 0, ended.text
+        if command[0] == "results" and "csv" in command:
+            rows = [line.split(",") for line in ended.out.splitlines()]
+            models = [row[rows[0].index("model")] for row in rows[1:]]
+            assert sorted(models) == ["capsnet", "capsnet", "cnn"]
+        assert "<NA>" not in ended.out
+
+
+def test_an_ablation_of_a_baseline_is_named_by_its_model(place) -> None:
+    for seed in (0, 1):
+        for change in ("none", "no_augmentation"):
+            finished_run(["dataset=digits", "model=cnn", f"seed={seed}", f"ablation={change}"], 0.9)
+    assert ablation_table(load_runs("runs"), "last").base.unique().tolist() == ["digits cnn"]
+
+
+def test_a_baseline_goes_on_where_it_was_interrupted(launch, runs) -> None:
+    import signal
+
+    base = ["model=cnn", "model.width=8"]
+    assert launch(*base, signal_at=(signal.SIGTERM, 3)).code == 143
+    assert launch(*base).code == 0
+    assert launch(*base, "runs_dir=untouched").code == 0
+    runs.assert_same(runs.only(), runs.only("untouched"))
