@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture
 def with_example(tmp_path) -> tuple[Path, str]:
     """A copy of the project with the routing of the section "Add a routing", and its Python code."""
-    section = (ROOT / "README.md").read_text().partition("### Add a routing\n")[2].partition("\n## ")[0]
+    section = (ROOT / "README.md").read_text().partition("## Add a routing\n")[2].partition("\n## ")[0]
     blocks = re.findall(r"as `([\w/.]+)`:\n\n```(?:python|yaml)\n(.*?)```\n", section, flags=re.DOTALL | re.IGNORECASE)
     assert [name for name, _ in blocks] == ["capsule_sweeps/cosine.py", "conf/routing/cosine.yaml"]
     project = tmp_path / "project"
