@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from capsule_sweeps.routing import Capsules, LayerShape, Routing, Squash, VoteMap
+from capsule_sweeps.routing import Capsules, LayerShape, Routing, VoteMap, squash
 
 SMALLEST = 1e-12  # of squared lengths: the logarithm of 0 has no gradient
 
@@ -32,7 +32,6 @@ class Dynamic(Routing):
     def __init__(self, shape: LayerShape, dropout: float) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.squash = Squash(shape.parent_size)
         self.vote_scale = 2 * shape.num_parents**0.5
         self.root = shape.parent_size**0.5  # `routed` divides the agreement by it, the paper does not
 
@@ -40,10 +39,10 @@ class Dynamic(Routing):
         """The parents after one more iteration; in the first every child spreads evenly."""
         if previous is None:
             sums = self.dropout(votes.uniform(children.poses))
-            parents = self.squash(sums)
+            parents = squash(sums)
             return Capsules(parents, state=DynamicState(parents, sums))
         sums = self.dropout(votes.routed(children.poses, previous.state.total * self.root))
-        parents = self.squash(sums)
+        parents = squash(sums)
         return Capsules(parents, state=DynamicState(previous.state.total + parents, sums))
 
     def class_logits(self, classes: Capsules) -> Tensor:

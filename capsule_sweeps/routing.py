@@ -377,8 +377,14 @@ def over_children(logits: Tensor) -> Tensor:
     return logits.flatten(3, 5).softmax(3).view_as(logits)
 
 
+def squash(sums: Tensor) -> Tensor:
+    """s → s · |s| / (1 + |s|²): keeps the direction, bounds the length by 1 (Sabour et al. 2017, equation 1)."""
+    squared = sums.square().sum(-1, keepdim=True)
+    return sums * squared / ((1 + squared) * (squared + 1e-12).sqrt())
+
+
 class Squash(nn.Module):
-    """t = √E s → t · |t| / (1 + |t|²): keeps the direction, bounds the length by 1 (Sabour et al. 2017, equation 1).
+    """squash(√E s), in place of a LayerNorm.
 
     Initial weights suit children of length √E, as a LayerNorm makes them. Those that squash made are √E times shorter,
     and squash shrinks a short pose by its square: without the √E, poses and gradients of a deep stack vanish.
@@ -389,9 +395,7 @@ class Squash(nn.Module):
         self.scale = pose_size**0.5
 
     def forward(self, sums: Tensor) -> Tensor:
-        sums = sums * self.scale
-        squared = sums.square().sum(-1, keepdim=True)
-        return sums * squared / ((1 + squared) * (squared + 1e-12).sqrt())
+        return squash(sums * self.scale)
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {"layer": nn.LayerNorm, "squash": Squash, "none": nn.Identity}
