@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from routed_layers import SHAPES, make_layer, randomise, shapes
 from torch.autograd import gradcheck
 
+from capsule_sweeps import load_runs
 from capsule_sweeps.em import EM, MIN_VARIANCE
 from capsule_sweeps.routing import Capsules
 
@@ -136,3 +137,10 @@ def test_impossible_settings_are_one_sentence(message, settings) -> None:
     shape = make_layer(SHAPES["fc, matrix"]).shape
     with pytest.raises(ValueError, match=message):
         EM(shape, **{"dropout": 0.0, "inverse_temperature": 1.0, "rate": 0.9, **settings})
+
+
+@pytest.mark.slow
+def test_digits(launch, data_dir) -> None:
+    base = ["dataset=digits", "training=quick", "tracking=none", f"data_dir={data_dir}"]
+    assert launch("routing=em", base=base).code == 0
+    assert load_runs("runs").accuracy_last[0] >= 0.93
