@@ -24,7 +24,8 @@ class Dynamic(Routing):
     The logits b[i,m] = Σ_t ⟨V[i,m], U_t[m]⟩ of an iteration are those of the parents U_t of all iterations before it,
     so ⟨V[i,m], Σ_t U_t[m]⟩: only the sum of the parents is kept, and no vote is stored. With the concurrent schedule V
     are the votes of this iteration. The length of a class capsule is the activation of its class (section 3). In a
-    stack the votes are scaled so that lengths do not fade from layer to layer. `dropout` is that of the summed votes.
+    stack the votes are scaled so that an even sum begins as long as a child: else lengths would fade from layer to
+    layer. `dropout` is that of the summed votes.
     """
 
     has_class_logits = True
@@ -32,7 +33,7 @@ class Dynamic(Routing):
     def __init__(self, shape: LayerShape, dropout: float) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.vote_scale = 2 * shape.num_parents**0.5
+        self.vote_scale = shape.num_parents**0.5
         self.root = shape.parent_size**0.5  # `routed` divides the agreement by it, the paper does not
 
     def forward(self, votes: VoteMap, children: Capsules, previous: Capsules | None) -> Capsules:

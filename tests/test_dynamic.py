@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from routed_layers import SHAPES, make_layer, shapes
 from torch.autograd import gradcheck
 
+from capsule_sweeps import load_runs
 from capsule_sweeps.capsules import CapsuleLayer, Watched
 from capsule_sweeps.dynamic import Dynamic
 from capsule_sweeps.routing import Capsules, ExplicitVotes
@@ -84,16 +85,29 @@ def test_dropout_is_that_of_the_sums() -> None:
     assert layer.step(routing.eval(), 2).poses.all()
 
 
-def test_a_layer_of_a_stack_begins_with_lengths_between_0_and_1_far_from_both() -> None:
+def test_even_sums_begin_as_long_as_a_child() -> None:
     torch.manual_seed(0)
-    shape = make_layer((1, 16, 16, 3, 3, (3, 3), 1, 4, 4, 4)).shape
-    layer = CapsuleLayer((16, 3, 3, 16), 16, 16, None, 1, True, Dynamic(shape, dropout=0.0))
-    for length in (0.6, 1.0):
-        poses = torch.nn.functional.normalize(torch.randn(8, 16, 3, 3, 16), dim=-1) * length
-        lengths = layer(Capsules(poses)).poses.norm(dim=-1)
-        assert 0.4 < lengths.mean() < 0.9
-        watched = Watched(layer)
-        watched(Capsules(poses))
-        votes = layer.votes().explicit(poses)
-        wanted = torch.einsum("bhwklnme,bmhwe->bhwklnm", votes, watched.steps[0].poses) / 4
-        torch.testing.assert_close(watched.steps[0].agreement, wanted)
+    shape = make_layer((1, 16, 12, 3, 3, (3, 3), 1, 4, 4, 4)).shape
+    for matrix in (True, False):
+        layer = CapsuleLayer((16, 3, 3, 16), 12, 16, None, 1, matrix, Dynamic(shape, dropout=0.0))
+        poses = 0.7 * torch.nn.functional.normalize(torch.randn(32, 16, 3, 3, 16), dim=-1)
+        sums = layer(Capsules(poses)).state.sums
+        assert sums.square().sum(-1).mean().sqrt().item() == pytest.approx(0.7, rel=0.1)
+
+
+def test_what_is_watched_are_the_scaled_votes() -> None:
+    shape = make_layer((1, 2, 4, 3, 3, (3, 3), 1, 2, 2, 2)).shape
+    layer = CapsuleLayer((2, 3, 3, 4), 4, 4, None, 1, True, Dynamic(shape, dropout=0.0))
+    poses = torch.randn(2, 2, 3, 3, 4)
+    watched = Watched(layer)
+    watched(Capsules(poses))
+    votes = torch.einsum("bnhwax,hwnxmd->bhwnmad", poses.unflatten(4, (2, 2)), 2 * layer.weight).flatten(5)
+    wanted = torch.einsum("bhwnme,bme->bhwnm", votes, watched.steps[0].poses[:, :, 0, 0]) / 2
+    torch.testing.assert_close(watched.steps[0].agreement[:, 0, 0], wanted)
+
+
+@pytest.mark.slow
+def test_digits(launch, data_dir) -> None:
+    base = ["dataset=digits", "training=quick", "tracking=none", f"data_dir={data_dir}"]
+    assert launch("routing=dynamic", base=base).code == 0
+    assert load_runs("runs").accuracy_last[0] >= 0.93

@@ -260,6 +260,13 @@ def test_any_change_of_a_modules_code_counts_for_it_alone(tree, name) -> None:
     assert {module for module in before if before[module] != after[module]} == {name}
 
 
+def test_a_module_that_a_run_did_not_have_yet_is_no_change() -> None:
+    before = {name: text for name, text in provenance.code().items() if name != "em"}
+    assert provenance.changed_code([{"code": before}]) == []
+    assert provenance.changed_code([{"code": before}, {"code": {**before, "routing": "00000000"}}]) == ["routing"]
+    assert provenance.changed_code([{}]) == sorted(provenance.NUMBERS)
+
+
 def test_every_module_that_makes_numbers_is_fingerprinted() -> None:
     """All that train imports, but what only keeps books."""
     books = {"config", "files", "progress", "provenance", "signals", "store", "tracking"}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from routed_layers import SHAPES, make_layer, randomise, shapes
 from torch.autograd import gradcheck
 
-from capsule_sweeps import compose_config
+from capsule_sweeps import compose_config, load_runs
 from capsule_sweeps.routing import Capsules
 from capsule_sweeps.self_routing import SelfRouting
 from capsule_sweeps.store import columns
@@ -110,3 +110,10 @@ def test_a_schedule_has_no_meaning(launch) -> None:
         ended = launch("routing=self_routing", override)
         assert ended.code != 0 and "routing.schedule" in ended.err and "self_routing" in ended.err
         assert "Traceback" not in ended.text
+
+
+@pytest.mark.slow
+def test_digits(launch, data_dir) -> None:
+    base = ["dataset=digits", "training=quick", "tracking=none", f"data_dir={data_dir}"]
+    assert launch("routing=self_routing", base=base).code == 0
+    assert load_runs("runs").accuracy_last[0] >= 0.93
