@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from omegaconf import OmegaConf
 
 from capsule_sweeps.config import CONF_DIR, compose_config
 from capsule_sweeps.results import RULES, left_out
@@ -72,18 +73,21 @@ def _quoted(text: str) -> str:
 
 def table_names(path: Path = PATH) -> list[str]:
     """The published tables that there are."""
-    import yaml
+    return list(dict.fromkeys(node["table"] for node in _cells(path)))
 
-    return list(dict.fromkeys(node["table"] for node in yaml.safe_load(path.read_text(encoding="utf-8"))["cells"]))
+
+def _cells(path: Path) -> list[dict[str, Any]]:
+    content = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(content, dict)
+    cells: list[dict[str, Any]] = content["cells"]
+    return cells
 
 
 def read_cells(table: str, path: Path = PATH) -> list[Cell]:
     """The cells of one published table, in the file's order. Raises ValueError when there is no such table."""
-    import yaml
-
     names = {entry.name for entry in fields(Cell)}
     cells = []
-    for number, node in enumerate(yaml.safe_load(path.read_text(encoding="utf-8"))["cells"], 1):
+    for number, node in enumerate(_cells(path), 1):
         if unknown := sorted(node.keys() - names):
             raise ValueError(f"{path.name}: cell {number} has the unknown key {unknown[0]}")
         try:

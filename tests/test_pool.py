@@ -362,6 +362,9 @@ class Climber(Sweeper):
 
     seen: list[Any] = []  # noqa: RUF012
 
+    def __init__(self, params: Any) -> None:
+        """The node it replaces has `params`."""
+
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
