@@ -167,6 +167,7 @@ def launch(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., En
             calls += 1
             if signal_at and calls == signal_at[1]:
                 os.kill(os.getpid(), signal_at[0])
+                time.sleep(0.3)  # the thread that waits for signals takes it meanwhile, however busy the machine
             return original(*args, **kwargs)
 
         with monkeypatch.context() as patch:
