@@ -36,9 +36,8 @@ def cluster(tmp_path_factory):
 
 
 @pytest.fixture
-def submit(launch, cluster, monkeypatch):
+def submit(launch, cluster):
     """launch.py -m hydra/launcher=slurm with a sweep of TINY runs, CPU only, one thread each."""
-    monkeypatch.setenv("CAPSULE_SWEEPS_TEST", "1")
 
     def run(*arguments):
         slurm.forget()
