@@ -207,6 +207,7 @@ class Cluster:
         for number in self.ask("squeue", "-h", "-r", "-t", "PENDING", "-o", "%i %r").splitlines():
             job, reason = number.split(maxsplit=1)
             if reason == "BeginTime":
+                time.sleep(2)  # in the very second of its requeue the node refuses the job: "credential revoked"
                 subprocess.run(["scontrol", "update", f"jobid={job}", "StartTime=now"], capture_output=True)
 
 
