@@ -112,7 +112,8 @@ def make_step(config: DictConfig, name: str, num_routing: int, against: Path | N
     from torch.nn import functional as F
 
     device, recipe, dataset = _device(config), config.training, config.dataset
-    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    ours = recipe.channels_last and name != "published"  # which has a layout of its own
+    layout = torch.channels_last if ours else torch.contiguous_format
     torch.manual_seed(0)
     model = make_model(config, name, num_routing, against).to(device).to(memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, recipe.momentum, weight_decay=recipe.weight_decay)

@@ -42,8 +42,9 @@ class PrimaryCapsules(nn.Module):
         self.activation = nn.Conv2d(self.conv.in_channels, self.out_shape[0], kernel_size, stride)
 
     def forward(self, features: Tensor) -> Capsules:
+        features = features.contiguous(memory_format=torch.channels_last)  # so that poses lie last in memory as well
         num_capsules, _, _, pose_size = self.out_shape
-        poses = self.norm(self.conv(features).unflatten(1, (num_capsules, pose_size)).movedim(2, 4))
+        poses = self.norm(self.conv(features).movedim(1, 3).unflatten(3, (num_capsules, pose_size))).movedim(3, 1)
         return Capsules(poses) if self.activation is None else Capsules(poses, self.activation(features).sigmoid())
 
 

@@ -54,7 +54,7 @@ def test_paper_recipe() -> None:
     training = compose_config(["training=paper"]).training
     assert (training.epochs, training.batch_size, training.milestones) == (350, 128, [150, 250])
     assert (training.lr, training.momentum, training.weight_decay, training.lr_decay) == (0.1, 0.9, 5e-4, 0.1)
-    assert (training.amp, training.channels_last) == ("none", False)
+    assert (training.amp, training.channels_last) == ("none", True)
     assert compose_config([]).training == training
 
 

@@ -58,7 +58,7 @@ EXECUTION = {
     "tracking": ["none"],
     "tracking.project": ["another"],
     "training.compile": ["auto"],
-    "training.channels_last": ["true"],
+    "training.channels_last": ["false"],
     "training.checkpoint_epochs": ["0", "7"],
 }
 

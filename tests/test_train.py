@@ -106,7 +106,7 @@ def test_interrupted_at_any_step(launch, reference, runs, step) -> None:
         ["training.checkpoint_epochs=2", "training.epochs=3"],
         ["training.checkpoint_epochs=0"],
         ["training.amp=bf16"],
-        ["training.channels_last=true"],
+        ["training.channels_last=false"],
     ],
     ids=" ".join,
 )
