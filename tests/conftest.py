@@ -263,10 +263,11 @@ def timeless(folder: Path) -> list[dict[str, Any]]:
 
 
 def weights(folder: Path) -> dict[str, bytes]:
-    """Name → bits of each weight in a checkpoint."""
+    """Name → bits of each weight in a checkpoint, averaged ones as ema.<name>."""
     import torch
 
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    state = {**checkpoint["model"], **{f"ema.{name}": tensor for name, tensor in checkpoint.get("ema", {}).items()}}
     return {name: tensor.contiguous().numpy().tobytes() for name, tensor in state.items()}
 
 
