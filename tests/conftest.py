@@ -229,6 +229,7 @@ class Held:
     def send(self, signum: signal.Signals) -> int:
         """Sends a signal, lets the process go on, and returns its exit code."""
         self.process.send_signal(signum)
+        time.sleep(0.5)  # the thread that waits for signals takes it meanwhile, however busy the machine
         self.marker.with_name(self.marker.name + ".go").touch()
         return self.process.wait(120)
 
