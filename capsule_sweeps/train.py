@@ -56,13 +56,8 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     if recipe.amp == "bf16" and device.type == "mps":
         raise ValueError("training.amp=bf16 is not supported on device=mps; use training.amp=none")
 
-    execution = {
-        "device": device.type,
-        "threads": torch.get_num_threads(),
-        "channels_last": recipe.channels_last,
-        "compile": decide(config, device),
-    }
-    execution = settle(execution, record.get("execution"))
+    execution = {"device": device.type, "threads": torch.get_num_threads(), "channels_last": recipe.channels_last}
+    execution = settle({**execution, "compile": decide(config, device)}, record.get("execution"))
     layout = torch.channels_last if execution["channels_last"] else torch.contiguous_format
 
     torch.backends.cudnn.allow_tf32 = False  # like that of matrix products, whose default it is
@@ -262,11 +257,7 @@ def choose_device(asked: str, before: str | None = None) -> torch.device:
 
     Raises ValueError when this machine does not have it.
     """
-    there = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if asked == "auto":
         asked = before if before and there.get(before) else next(name for name, present in there.items() if present)
     device = torch.device(asked)
