@@ -17,7 +17,7 @@ import argcomplete
 from capsule_sweeps.bench import add_arguments, bench
 
 FORMATS = ("table", "md", "csv", "json")
-RULES = ("last", "best_val", "best_test")
+RULES = ("last", "best_val", "best_test", "ema_last")
 STATUS_COLUMNS = ["run", "state", "epochs_done", "epochs", "accuracy_last", "seconds"]  # accuracies are fractions
 
 

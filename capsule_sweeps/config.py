@@ -21,9 +21,9 @@ TARGETS = ("capsule_sweeps.", "torch.")  # a config may name classes of these pa
 BASES = {"MNIST": "torchvision", "digits": "sklearn"}  # whose digits a data set may show → where they come from
 
 
-def _rule(test: Callable[[Any], bool], words: str, **metadata: Any) -> Any:
+def _rule(test: Callable[[Any], bool], words: str, default: Any = MISSING, **metadata: Any) -> Any:
     """A field whose values must pass `test`; `words` tell a user which do."""
-    return field(default=MISSING, metadata={"test": test, "words": words, **metadata})
+    return field(default=default, metadata={"test": test, "words": words, **metadata})
 
 
 def _at_least(low: float, **metadata: Any) -> Any:
@@ -43,10 +43,8 @@ class Dataset:
     name: str = MISSING
     source: str = _one_of("torchvision", "folder", "sklearn")
     root: str | None = field(default=None, metadata={"signed": False})
-    base: str | None = field(
-        default=None, metadata={"test": lambda value: value in BASES, "words": "one of MNIST, digits"}
-    )
-    labels_per_image: int = field(default=1, metadata={"test": lambda value: value in (1, 2), "words": "1 or 2"})
+    base: str | None = _one_of(*BASES, default=None)
+    labels_per_image: int = _rule(lambda value: value in (1, 2), "1 or 2", default=1)
     affine_test: bool = False
     num_classes: int = _at_least(2)
     channels: int = _at_least(1)
@@ -72,8 +70,8 @@ class Layer:
     type: str = _one_of("conv", "fc")
     num_capsules: int = _at_least(1)
     pose_size: int = _at_least(1)
-    kernel_size: int | None = field(default=None, metadata={"test": lambda value: value >= 1, "words": "at least 1"})
-    stride: int | None = field(default=None, metadata={"test": lambda value: value >= 1, "words": "at least 1"})
+    kernel_size: int | None = _at_least(1, default=None)
+    stride: int | None = _at_least(1, default=None)
 
 
 @dataclass
@@ -102,13 +100,13 @@ class Training:
         lambda value: value == sorted(set(value)) and all(v >= 1 for v in value), "a list of rising epochs, from 1"
     )
     lr_decay: float = _positive()
-    loss: str = field(  # configurations of before have none
-        default="cross_entropy",
-        metadata={
-            "test": lambda value: value in ("cross_entropy", "margin", "spread"),
-            "words": "one of cross_entropy, margin, spread",
-        },
-    )
+    # Fields with a default: configurations of before have none
+    lr_schedule: str = _one_of("steps", "cosine", default="steps")
+    warmup: float = _rule(lambda value: 0 <= value < 1, "a share of the run, at least 0 and less than 1", default=0.0)
+    nesterov: bool = False
+    loss: str = _one_of("cross_entropy", "margin", "spread", default="cross_entropy")
+    label_smoothing: float = _rule(lambda value: 0 <= value < 1, "at least 0 and less than 1", default=0.0)
+    ema: float | None = _rule(lambda value: 0 < value < 1, "greater than 0 and less than 1, or null", default=None)
     amp: str = _one_of("none", "bf16")
     channels_last: bool = field(default=MISSING, metadata={"signed": False})
     compile: str = _one_of("auto", "on", "off", signed=False)
@@ -120,13 +118,7 @@ class Tracking:
     name: str = _one_of("wandb", "none")
     project: str = "capsule_sweeps"
     entity: str | None = None
-    mode: str = field(
-        default="auto",
-        metadata={
-            "test": lambda value: value in ("auto", "online", "offline", "disabled"),
-            "words": "one of auto, online, offline, disabled",
-        },
-    )
+    mode: str = _one_of("auto", "online", "offline", "disabled", default="auto")
 
 
 @dataclass
@@ -140,7 +132,7 @@ class Config:
     )
     data_dir: str = MISSING
     runs_dir: str = MISSING
-    selection_rule: str = _one_of("last", "best_val", "best_test")
+    selection_rule: str = _one_of("last", "best_val", "best_test", "ema_last")
     debug: bool = MISSING
     dataset: Dataset = field(default_factory=Dataset)
     backbone: dict[str, Any] = MISSING
@@ -258,7 +250,26 @@ def check(config: DictConfig) -> DictConfig:
         raise ValueError("dataset.labels_per_image=2 needs digits to make pairs of: set dataset.base, MNIST or digits")
     if typed.dataset.val_size == 0 and typed.selection_rule == "best_val":
         raise ValueError("selection_rule=best_val needs images held out: set dataset.val_size, for instance 5000")
+    _check_recipe(typed.training)
+    if typed.training.ema is None and typed.selection_rule == "ema_last":
+        raise ValueError("selection_rule=ema_last needs averaged weights: set training.ema, for instance 0.999")
     return typed
+
+
+def _check_recipe(recipe: DictConfig) -> None:
+    """Raises ValueError for settings of training of which one would be without effect beside another."""
+    if recipe.label_smoothing and recipe.loss != "cross_entropy":
+        raise ValueError(
+            f"training.label_smoothing={recipe.label_smoothing} has no meaning for training.loss={recipe.loss}: "
+            "set it to 0, or training.loss=cross_entropy"
+        )
+    if recipe.milestones and recipe.lr_schedule != "steps":
+        raise ValueError(
+            f"training.milestones={recipe.milestones} have no meaning for training.lr_schedule={recipe.lr_schedule}: "
+            "set them to [], or training.lr_schedule=steps"
+        )
+    if recipe.nesterov and not recipe.momentum:
+        raise ValueError("training.nesterov=true needs a momentum: set training.momentum, or training.nesterov=false")
 
 
 def _passes(test: Callable[[Any], bool], value: Any) -> bool:

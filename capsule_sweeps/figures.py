@@ -56,10 +56,10 @@ def accuracy_vs_num_routing(runs: pd.DataFrame, rule: str = "last", published: p
     """
     finished = finished_runs(runs, rule).dropna(subset="num_routing")
     if finished.empty:
-        held_out = " dataset.val_size=200" if rule == "best_val" else ""
+        needed = {"best_val": " dataset.val_size=200", "ema_last": " training.ema=0.99"}.get(rule, "")
         raise ValueError(
             f"none of {len(runs)} runs is finished, has a num_routing and an accuracy under rule={rule}; choose "
-            f"another runs_dir, or: python launch.py -m num_routing=1,2,3 dataset=digits training=quick{held_out}"
+            f"another runs_dir, or: python launch.py -m num_routing=1,2,3 dataset=digits training=quick{needed}"
         )
     datasets = sorted(finished.dataset.unique())
     with matplotlib.rc_context(STYLE):

@@ -298,8 +298,19 @@ def preflight(plan: Sequence[Point], devices: bool = True) -> None:
         data = load_data(config.dataset, Path(config.data_dir), torch.device("cpu"))
         for point in plan:
             same = all(point.config[key] == config[key] for key in ("dataset", "data_dir"))
+            if same and point.to_do:
+                check_batch_size(point.config, len(data.train))
             if same and point.action != "run anew":
                 point.run.compare_data(data.sha256)
+
+
+def check_batch_size(config: DictConfig, num_images: int) -> None:
+    """Raises ValueError for batches larger than the data set: an epoch would be one step, of whatever size is asked."""
+    if config.training.batch_size > num_images:
+        raise ValueError(
+            f"training.batch_size={config.training.batch_size} is more than the {num_images} training images of "
+            f"{config.dataset.name}: set it to {num_images} or less"
+        )
 
 
 def _distinct(configs: Sequence[DictConfig], *keys: str) -> list[DictConfig]:

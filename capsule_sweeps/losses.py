@@ -13,8 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, progress: float, reduction: str) -> Tensor:
-    return F.cross_entropy(logits, targets(labels, logits.shape[1]), reduction=reduction)
+def cross_entropy(
+    logits: Tensor, labels: Tensor, progress: float, reduction: str, label_smoothing: float = 0.0
+) -> Tensor:
+    """With smoothing ε, a share ε of each image is spread evenly over all classes (Szegedy et al. 2016, section 7)."""
+    shares = targets(labels, logits.shape[1])
+    return F.cross_entropy(logits, shares, reduction=reduction, label_smoothing=label_smoothing)
 
 
 def margin(logits: Tensor, labels: Tensor, progress: float, reduction: str) -> Tensor:
@@ -50,8 +54,9 @@ def _reduced(losses: Tensor, reduction: str) -> Tensor:
     return losses.mean() if reduction == "mean" else losses.sum()
 
 
-# (logits (B, classes), labels (B,) or (B, L), progress from 0 to 1 through the training, "mean" or "sum") → loss
-LOSSES: dict[str, Callable[[Tensor, Tensor, float, str], Tensor]] = {
+# (logits (B, classes), labels (B,) or (B, L), progress from 0 to 1 through the training, "mean" or "sum") → loss;
+# label_smoothing is for cross_entropy alone, in training alone: losses of evaluation can be compared among recipes
+LOSSES: dict[str, Callable[..., Tensor]] = {
     "cross_entropy": cross_entropy,
     "margin": margin,
     "spread": spread,

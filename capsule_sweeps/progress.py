@@ -135,7 +135,8 @@ class EpochLines:
 
 
 def summary_of(row: dict[str, Any]) -> str:
-    return f"loss {row['train_loss']:.3f}  train {row['train_accuracy']:.1%}  test {row['test_accuracy']:.1%}"
+    averaged = f"  ema {row['ema_test_accuracy']:.1%}" if "ema_test_accuracy" in row else ""
+    return f"loss {row['train_loss']:.3f}  train {row['train_accuracy']:.1%}  test {row['test_accuracy']:.1%}{averaged}"
 
 
 def _bars(console: Console) -> Progress:

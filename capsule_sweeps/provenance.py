@@ -26,7 +26,7 @@ PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "wandb",
 # The modules that make numbers
 NUMBERS = (
     *("backbone", "capsules", "routing", "dynamic", "em", "self_routing", "kernels", "compile", "model", "baselines"),
-    *("class_tree", "affine", "sources", "data", "decoded", "losses", "train"),
+    *("class_tree", "affine", "sources", "data", "decoded", "losses", "learning_rate", "average", "train"),
 )
 
 

@@ -34,12 +34,13 @@ COLUMNS = (
     "accuracy_last",
     "accuracy_best_test",
     "accuracy_best_val",
+    "accuracy_ema_last",
     "seconds",
     "group",
 )
-RULES = ("last", "best_val", "best_test")
+RULES = ("last", "best_val", "best_test", "ema_last")
 LABELS = ("model", "backbone", "routing", "schedule")
-FLOATS = ("accuracy_last", "accuracy_best_test", "accuracy_best_val", "seconds")
+FLOATS = ("accuracy_last", "accuracy_best_test", "accuracy_best_val", "accuracy_ema_last", "seconds")
 INTEGERS = ("num_routing", "seed", "epochs", "epochs_done", "parameters")
 MANY = 1000  # rows
 NAMED = 5  # stale runs; `status stale=true` has all
@@ -189,8 +190,9 @@ def left_out(runs: pd.DataFrame, rule: str) -> str:
     if len(runs) > len(finished):
         text += f" Left out: {len(runs) - len(finished)} of {len(runs)} runs, not finished."
     text += stale_note(runs)
-    if rule == "best_val" and finished.accuracy_best_val.isna().any():
-        text += " Left out: runs without validation images."
+    lacking = {"best_val": "validation images", "ema_last": "averaged weights (training.ema)"}.get(rule)
+    if lacking and finished[f"accuracy_{rule}"].isna().any():
+        text += f" Left out: runs without {lacking}."
     return text
 
 

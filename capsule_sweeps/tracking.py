@@ -26,14 +26,16 @@ from capsule_sweeps.store import Run, columns
 
 log = logging.getLogger(__name__)
 
-# What runs log of an epoch and, finished, in their summary; val only where dataset.val_size holds images out
+# What runs log of an epoch and, finished, in their summary; val only where dataset.val_size holds images out, ema only
+# where training.ema averages weights
 METRICS = (
     *("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy"),
+    *("ema_val_loss", "ema_val_accuracy", "ema_test_loss", "ema_test_accuracy"),
     *("lr", "seconds", "images_per_second"),
 )
 SUMMARY = (
-    *("accuracy_last", "accuracy_best_test", "accuracy_best_val", "epoch_best_test", "epoch_best_val"),
-    *("parameters", "seconds"),
+    *("accuracy_last", "accuracy_best_test", "accuracy_best_val", "accuracy_ema_last"),
+    *("epoch_best_test", "epoch_best_val", "parameters", "seconds"),
 )
 ANSWER_SECONDS = 5.0
 FINISH_SECONDS = 15.0

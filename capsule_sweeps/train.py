@@ -22,9 +22,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from capsule_sweeps.average import Average
 from capsule_sweeps.compile import decide
 from capsule_sweeps.data import Data, Split, augment, load_data, normalize
 from capsule_sweeps.files import append_line, read_json, write_atomic, write_json
+from capsule_sweeps.learning_rate import learning_rate
 from capsule_sweeps.losses import LOSSES
 from capsule_sweeps.model import build_model
 from capsule_sweeps.progress import Observer
@@ -54,13 +56,8 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     if recipe.amp == "bf16" and device.type == "mps":
         raise ValueError("training.amp=bf16 is not supported on device=mps; use training.amp=none")
 
-    execution = {
-        "device": device.type,
-        "threads": torch.get_num_threads(),
-        "channels_last": recipe.channels_last,
-        "compile": decide(config, device),
-    }
-    execution = settle(execution, record.get("execution"))
+    execution = {"device": device.type, "threads": torch.get_num_threads(), "channels_last": recipe.channels_last}
+    execution = settle({**execution, "compile": decide(config, device)}, record.get("execution"))
     layout = torch.channels_last if execution["channels_last"] else torch.contiguous_format
 
     torch.backends.cudnn.allow_tf32 = False  # like that of matrix products, whose default it is
@@ -68,7 +65,10 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     torch.manual_seed(mix(config.seed))
     decided = {"training": {"compile": "on" if execution["compile"] else "off"}}
     model = build_model(DictConfig(OmegaConf.merge(config, decided))).to(device).to(memory_format=layout)
-    optimizer = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
+    settings = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay, "nesterov": recipe.nesterov}
+    optimizer = torch.optim.SGD(model.parameters(), recipe.lr, **settings)
+    average = Average(model, recipe.ema) if recipe.ema else None
+    smoothing = {"label_smoothing": recipe.label_smoothing} if recipe.label_smoothing else {}
     parameters = sum(parameter.numel() for parameter in model.parameters())
     num_images = len(data.train.labels)
     num_batches = math.ceil(num_images / recipe.batch_size)
@@ -106,6 +106,8 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             try:
                 model.load_state_dict(checkpoint["model"])
                 optimizer.load_state_dict(checkpoint["optimizer"])
+                if average is not None:
+                    average.model.load_state_dict(checkpoint["ema"])
                 first_epoch, first_batch = checkpoint["epoch"], checkpoint["batch"]
                 losses[:first_batch] = checkpoint["losses"]
                 correct += checkpoint["correct"]
@@ -123,6 +125,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                 {
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
+                    **({} if average is None else {"ema": average.model.state_dict()}),
                     "epoch": epoch,
                     "batch": batch,
                     "losses": losses[:batch].clone(),
@@ -135,26 +138,27 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
         observer.start(run.folder.name, recipe.epochs, first_epoch, num_batches)
         for epoch in range(first_epoch, recipe.epochs):
             started, first_of_epoch = time.perf_counter(), first_batch
-            lr = recipe.lr * recipe.lr_decay ** sum(epoch >= milestone for milestone in recipe.milestones)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
             torch.manual_seed(mix(config.seed, epoch))
             order = torch.randperm(num_images).to(device)
             examples = data.train.of_epoch(epoch)
             model.train()
             for batch in range(first_batch, num_batches):
                 torch.manual_seed(mix(config.seed, epoch, batch))
+                step = epoch * num_batches + batch
+                lr = optimizer.param_groups[0]["lr"] = learning_rate(recipe, step, num_batches)
                 index = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
                 images, labels = examples.batch(index)
                 images = augment(images, config.dataset.crop_padding, config.dataset.flip)
                 images = normalize(images, *data.normalization).to(memory_format=layout)
                 with torch.autocast(device.type, torch.bfloat16, enabled=recipe.amp == "bf16"):
                     logits = model(images)
-                progress = (epoch * num_batches + batch) / (recipe.epochs * num_batches)
-                loss = LOSSES[recipe.loss](logits.float(), labels, progress, "mean")
+                progress = step / (recipe.epochs * num_batches)
+                loss = LOSSES[recipe.loss](logits.float(), labels, progress, "mean", **smoothing)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
+                if average is not None:
+                    average.update(step)
                 losses[batch] = loss.detach() * len(labels)
                 correct += num_correct(logits.detach(), labels)
                 done = batch + 1
@@ -170,9 +174,11 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             trained = time.perf_counter() - started
             row: dict[str, Any] = {"epoch": epoch + 1}
             row |= {"train_loss": float(losses.sum()) / num_images, "train_accuracy": int(correct) / num_images}
-            if data.val is not None:
-                row |= dict(zip(("val_loss", "val_accuracy"), evaluate(model, data, data.val, config), strict=True))
-            row |= dict(zip(("test_loss", "test_accuracy"), evaluate(model, data, data.test, config), strict=True))
+            for prefix, network in ("", model), ("ema_", average.model if average else None):
+                for name, split in ("val", data.val), ("test", data.test):
+                    if network is not None and split is not None:
+                        found = evaluate(network, data, split, config)
+                        row[f"{prefix}{name}_loss"], row[f"{prefix}{name}_accuracy"] = found
             check_evaluation(row, (epoch + 1) * num_batches)
             row |= {"lr": lr, "seconds": time.perf_counter() - started}
             row |= {"images_per_second": (num_batches - first_of_epoch) * recipe.batch_size / trained}
@@ -201,11 +207,13 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
 
 
 def summarize(rows: list[dict[str, Any]], parameters: int) -> dict[str, Any]:
-    """Test accuracy under each selection rule: of the last epoch, the best epoch by test, the best by validation."""
+    """Test accuracy under each selection rule: of the last epoch, the best epoch by test, the best by validation, and
+    of the averaged weights in the last epoch. A rule without what it needs has None."""
     best_test = max(rows, key=lambda row: row["test_accuracy"])
     best_val = max(rows, key=lambda row: row["val_accuracy"]) if "val_accuracy" in rows[0] else None
     return {
         "accuracy_last": rows[-1]["test_accuracy"],
+        "accuracy_ema_last": rows[-1].get("ema_test_accuracy"),
         "accuracy_best_test": best_test["test_accuracy"],
         "accuracy_best_val": best_val["test_accuracy"] if best_val else None,
         "epoch_best_test": best_test["epoch"],
@@ -249,11 +257,7 @@ def choose_device(asked: str, before: str | None = None) -> torch.device:
 
     Raises ValueError when this machine does not have it.
     """
-    there = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if asked == "auto":
         asked = before if before and there.get(before) else next(name for name, present in there.items() if present)
     device = torch.device(asked)
@@ -289,8 +293,8 @@ def check_finite(losses: Tensor, epoch: int, num_batches: int) -> None:
 
 def check_evaluation(row: dict[str, Any], steps: int) -> None:
     """Raises FloatingPointError when a loss after so many steps is not finite."""
-    for name in ("val_loss", "test_loss"):
-        if not math.isfinite(row.get(name, 0.0)):
+    for name in row:
+        if name.endswith("_loss") and not math.isfinite(row[name]):
             raise FloatingPointError(
                 f"the {name} is {row[name]} after step {steps} (epoch {row['epoch']}); a smaller training.lr may help"
             )

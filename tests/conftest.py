@@ -229,6 +229,7 @@ class Held:
     def send(self, signum: signal.Signals) -> int:
         """Sends a signal, lets the process go on, and returns its exit code."""
         self.process.send_signal(signum)
+        time.sleep(0.5)  # the thread that waits for signals takes it meanwhile, however busy the machine
         self.marker.with_name(self.marker.name + ".go").touch()
         return self.process.wait(120)
 
@@ -263,10 +264,11 @@ def timeless(folder: Path) -> list[dict[str, Any]]:
 
 
 def weights(folder: Path) -> dict[str, bytes]:
-    """Name → bits of each weight in a checkpoint."""
+    """Name → bits of each weight in a checkpoint, averaged ones as ema.<name>."""
     import torch
 
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    state = {**checkpoint["model"], **{f"ema.{name}": tensor for name, tensor in checkpoint.get("ema", {}).items()}}
     return {name: tensor.contiguous().numpy().tobytes() for name, tensor in state.items()}
 
 

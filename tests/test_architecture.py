@@ -55,6 +55,8 @@ def test_no_module_imports_itself_by_way_of_others(module) -> None:
         ("em", {"routing"}, set(MODULES) - {"routing"}),
         ("self_routing", {"routing"}, set(MODULES) - {"routing"}),
         ("losses", set(), set(MODULES)),
+        ("learning_rate", set(), set(MODULES)),
+        ("average", set(), set(MODULES)),
         ("backbone", set(), set(MODULES)),
         ("results", {"store"}, {"train", "launcher", "plan", "model", "data", "tracking"}),
         ("statistics", set(), set(MODULES)),

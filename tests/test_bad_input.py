@@ -57,6 +57,23 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "milestones unordered": (["training.milestones=[3,1]"], ["training.milestones", "rising"]),
     "milestones word": (["training.milestones=[a]"], ["training.milestones", "a"]),
     "milestones number": (["training.milestones=3"], ["training.milestones"]),
+    "schedule of the learning rate": (["training.lr_schedule=linear"], ["training.lr_schedule", "steps", "cosine"]),
+    "warm-up as long as the run": (["training.warmup=1"], ["training.warmup", "share of the run", "less than 1"]),
+    "warm-up longer than the run": (["training.warmup=2.5"], ["training.warmup=2.5", "less than 1"]),
+    "milestones of a cosine": (["training.lr_schedule=cosine"], ["training.milestones=[8, 11]", "cosine", "[]"]),
+    "nesterov without momentum": (["training=fast", "training.momentum=0"], ["training.nesterov", "training.momentum"]),
+    "smoothing above one": (["training.label_smoothing=1.5"], ["training.label_smoothing=1.5", "less than 1"]),
+    "smoothing of a margin": (
+        ["training=fast", "training.loss=margin"],
+        ["training.label_smoothing=0.1", "training.loss=margin", "cross_entropy"],
+    ),
+    "ema two": (["training.ema=2"], ["training.ema=2", "less than 1", "null"]),
+    "ema negative": (["training.ema=-1"], ["training.ema=-1", "greater than 0"]),
+    "ema_last without it": (["selection_rule=ema_last"], ["selection_rule", "training.ema"]),
+    "batch larger than the data": (
+        ["training=fast", "training.batch_size=256"],
+        ["training.batch_size=256", "40 training images", "digits"],
+    ),
     "lr_decay zero": (["training.lr_decay=0"], ["training.lr_decay", "greater than 0"]),
     "train_size zero": (["dataset.train_size=0"], ["dataset.train_size", "at least 1"]),
     "train_size too large": (["dataset.train_size=99999"], ["dataset.train_size", "99999"]),
@@ -171,6 +188,8 @@ def test_the_same_in_a_sweep(launch, place, case) -> None:
         ("num_routing=1,0", ["num_routing=0", "at least 1"]),
         ("num_routing=1,two", ["num_routing", "two"]),
         ("training.lr=0.1,-1", ["training.lr", "-1"]),
+        ("training.batch_size=8,41", ["training.batch_size=41", "40"]),
+        ("training.loss=cross_entropy,spread training.label_smoothing=0.1", ["training.loss=spread"]),
         ("dataset=digits,KMNIST", ["dataset", "KMNIST"]),
         ("capsules.primary.pose_size=4,5", ["capsules.primary.pose_size", "5", "square"]),
         ("device=cpu,tpu", ["device", "tpu"]),
@@ -180,7 +199,7 @@ def test_the_same_in_a_sweep(launch, place, case) -> None:
     ],
 )
 def test_wrong_point_after_a_right_one(launch, place, swept, words) -> None:
-    assert_one_sentence(launch("-m", swept), words, place)
+    assert_one_sentence(launch("-m", *swept.split()), words, place)
 
 
 def test_the_sentence_is_one_line(launch) -> None:

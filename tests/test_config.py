@@ -24,7 +24,7 @@ GROUPS = {
     "capsules": {"CIFAR10", "CIFAR100", "digits"},
     "routing": {"inverted_attention"},
     "model": {"capsnet", "resnet18", "cnn"},
-    "training": {"paper", "quick"},
+    "training": {"paper", "quick", "fast"},
     "tracking": {"wandb", "none"},
 }
 OPTIONS = sorted(

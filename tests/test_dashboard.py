@@ -61,8 +61,8 @@ def test_dashboard_of_a_sweep(python, tiny, runs, tiny_config, dashboard, wandb_
 
 
 def test_names_are_those_that_runs_log(python, tiny, runs, tiny_config) -> None:
-    """The constants, against a run with validation images."""
-    assert python(ROOT / "launch.py", *tiny, "dataset.val_size=20").code == 0
+    """The constants, against a run with validation images and averaged weights."""
+    assert python(ROOT / "launch.py", *tiny, "dataset.val_size=20", "training.ema=0.9").code == 0
     assert set(runs.metrics(runs.only())[0]) == set(METRICS)
     assert set(SUMMARY) <= set(json.loads((runs.only() / "summary.json").read_text()))
 
@@ -97,6 +97,6 @@ def test_without_a_key(capsule_sweeps, place) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of wandb-workspaces itself
 def test_same_panels_for_every_rule() -> None:
-    for rule in ("last", "best_val", "best_test"):
+    for rule in ("last", "best_val", "best_test", "ema_last"):
         spec = make_workspace("me", "p", "sweep-1", f"accuracy_{rule}")._to_model().spec.model_dump_json(by_alias=True)
         assert f"summary:accuracy_{rule}" in names(json.loads(spec), set())

@@ -39,6 +39,28 @@ def test_cross_entropy_is_torchs_bit_for_bit() -> None:
         assert torch.equal(ours, F.cross_entropy(LOGITS.float(), LABELS, reduction=reduction))
 
 
+@pytest.mark.parametrize("labels", [LABELS, torch.tensor([[2, 0], [0, 1], [1, 2]])], ids=["one", "two"])
+def test_smoothing_spreads_a_share_over_all_classes(labels) -> None:
+    shares = torch.zeros(3, 3, dtype=torch.float64)
+    for row, own in zip(shares, labels.view(3, -1), strict=True):
+        row[own] = 1 / len(own)
+    wanted = -((0.8 * shares + 0.2 / 3) * LOGITS.log_softmax(1)).sum(1)
+    assert cross_entropy(LOGITS, labels, 0.5, "sum", 0.2).item() == pytest.approx(wanted.sum().item())
+    assert cross_entropy(LOGITS, labels, 0.5, "mean", label_smoothing=0.2).item() == pytest.approx(wanted.mean().item())
+    if labels.ndim == 1:
+        torchs = F.cross_entropy(LOGITS, labels, label_smoothing=0.2)
+        assert torch.equal(cross_entropy(LOGITS, labels, 0.5, "mean", 0.2), torchs)
+
+
+def test_smoothing_is_of_the_training_loss_only(launch, runs) -> None:
+    """With a vanishing rate both runs keep their first weights, the same ones."""
+    rows = []
+    for name in ("0", "0.3"):
+        assert launch(f"training.label_smoothing={name}", "training.lr=1e-30", f"runs_dir=smoothing{name}").code == 0
+        rows.append(runs.metrics(runs.only(f"smoothing{name}"))[-1])
+    assert rows[0]["test_loss"] == rows[1]["test_loss"] and rows[0]["train_loss"] != rows[1]["train_loss"]
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients_and_least_values(name) -> None:
     assert gradcheck(lambda logits: LOSSES[name](logits, LABELS, 0.3, "mean"), [LOGITS.clone().requires_grad_()])

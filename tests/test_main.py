@@ -139,7 +139,7 @@ for line in sys.argv[1:]:
         ),
         ("capsule-sweeps st", {"status"}, {"show"}),
         ("capsule-sweeps status --f", {"--format"}, {"--watch"}),
-        ("capsule-sweeps results --rule ", {"last", "best_val", "best_test"}, {}),
+        ("capsule-sweeps results --rule ", {"last", "best_val", "best_test", "ema_last"}, {}),
         ("capsule-sweeps show --format ", {"table", "md", "csv", "json"}, {}),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 
 from capsule_sweeps import compose_config, load_runs
 from capsule_sweeps.files import write_json
-from capsule_sweeps.results import accuracy_table, comparison_table, cost_table, notes, render, stale_note
+from capsule_sweeps.results import RULES, accuracy_table, comparison_table, cost_table, notes, render, stale_note
 from capsule_sweeps.store import Run, columns, science
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,9 +60,9 @@ def test_columns_and_types_of_load_runs(launch, runs) -> None:
 
 
 def test_summary_holds_the_same_accuracies(launch, runs) -> None:
-    assert launch("dataset.val_size=20", "training.epochs=3").code == 0
+    assert launch("dataset.val_size=20", "training.epochs=3", "training.ema=0.9").code == 0
     summary, row = json.loads((runs.only() / "summary.json").read_text()), load_runs("runs").iloc[0]
-    for rule in ("last", "best_test", "best_val"):
+    for rule in RULES:
         assert summary[f"accuracy_{rule}"] == row[f"accuracy_{rule}"]
     assert summary["seconds"] == row.seconds == pytest.approx(sum(r["seconds"] for r in runs.metrics(runs.only())))
 
@@ -109,6 +109,7 @@ def test_rule_decides_and_runs_without_it_are_left_out_loudly(invent) -> None:
         assert row["mean"] == mean and row.n == (1 if rule == "best_val" else 2)
         assert f"selection rule: {rule}" in notes(frame, rule)
     assert "without validation" in notes(frame, "best_val")
+    assert accuracy_table(frame, "ema_last").empty and "without averaged weights" in notes(frame, "ema_last")
 
 
 def test_what_differs_is_never_averaged(invent) -> None:

@@ -92,7 +92,7 @@ def expected_config(folder: Path) -> dict[str, Any]:
 
 def test_offline_runs_can_be_read_back(python, tiny, runs) -> None:
     base = [text for text in tiny if text != "tracking=none"]  # wandb is the default
-    ended = python(ROOT / "launch.py", "-m", *base, "seed=0,1", "dataset.val_size=20")
+    ended = python(ROOT / "launch.py", "-m", *base, "seed=0,1", "dataset.val_size=20", "training.ema=0.9")
     assert ended.code == 0, ended.text
     said = [line for line in ended.text.splitlines() if "W&B" in line]
     assert len(said) == 1 and "offline" in said[0] and "WANDB_API_KEY" in said[0] and "sync" in said[0]

@@ -107,6 +107,7 @@ def test_interrupted_at_any_step(launch, reference, runs, step) -> None:
         ["training.checkpoint_epochs=0"],
         ["training.amp=bf16"],
         ["training.channels_last=false"],
+        ["training=fast", "training.epochs=2", "training.batch_size=8", "training.ema=0.9"],
     ],
     ids=" ".join,
 )
@@ -119,7 +120,7 @@ def test_interrupted_twice_with_other_settings(launch, reference, runs, override
 
 def test_interrupted_with_the_running_statistics_of_batchnorm(launch, tiny, runs) -> None:
     base = [text for text in tiny if not text.startswith("backbone")] + ["backbone=resnet"]
-    small = ["training.epochs=1", "dataset.train_size=20"]
+    small = ["training.epochs=1", "dataset.train_size=20", "training.ema=0.9"]
     assert launch(*small, base=base, signal_at=(signal.SIGTERM, 2)).code == 143
     assert launch(*small, base=base).code == 0
     assert launch(*small, "runs_dir=untouched", base=base).code == 0
@@ -189,7 +190,7 @@ class Reads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "overrides", [[], ["training.amp=bf16", "capsules.dropout=0.1", "dataset.crop_padding=2", "dataset.flip=true"]]
+    "overrides", [[], ["training=fast", "training.ema=0.9", "capsules.dropout=0.1", "dataset.crop_padding=2"]]
 )
 def test_numbers_are_read_only_now_and_then(launch, monkeypatch, overrides) -> None:
     reads, step = Reads(), torch.optim.SGD.step
@@ -235,8 +236,9 @@ def test_nothing_in_an_epoch_waits_for_the_gpu(launch, monkeypatch, compiled) ->
 
 @pytest.mark.slow
 def test_compiled_run_that_was_interrupted_ends_as_if_untouched(launch, reference, runs, compiler) -> None:
-    """With dropout, and a last batch that is smaller."""
+    """With dropout, averaged weights, and a last batch that is smaller."""
     compiled = ["training.compile=on", "capsules.dropout=0.1", "training.batch_size=9", "num_routing=2"]
+    compiled += ["training.ema=0.9"]
     untouched = reference(*compiled)
     assert launch(*compiled, signal_at=(signal.SIGTERM, 3)).code == 143
     ended = launch(*compiled)
