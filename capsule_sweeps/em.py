@@ -1,14 +1,34 @@
-"""EM routing: "Matrix Capsules with EM Routing", Hinton, Sabour, Frosst, ICLR 2018. Letters as in `routing`."""
+"""EM routing: "Matrix Capsules with EM Routing", Hinton, Sabour, Frosst, ICLR 2018. Letters as in `routing`.
+
+`gaussian_pass` does an E-step and an M-step without storing the votes: it computes them for so many children at a
+time as fit the cache, once for log r (i, M, p), once for the sums, and again in the backward pass. With s the share of
+a child in a parent (s = r a / Σ_i r a), c, ρ and b the parents' centres, precisions and log weights before the step, μ
+and σ² the means and variances after it, and g gradients, that one computes
+
+    ∂log s = s Σ_e (gμ (V − μ) + gσ ((V − μ)² − σ²)),  ∂log r = ∂log s + g r a,  ∂z = ∂log r − r Σ_m ∂log r,
+    ∂V = s (gμ + 2 gσ (V − μ)) − ∂z ρ (V − c),  ∂c = ρ Σ_i ∂z (V − c),  ∂ρ = −½ Σ_i ∂z (V − c)²,  ∂b = Σ_i ∂z
+"""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from capsule_sweeps.routing import Capsules, LayerShape, Routing, VoteMap, over_children, places_first
+from capsule_sweeps.kernels import vote_slices
+from capsule_sweeps.routing import (
+    Capsules,
+    ExplicitVotes,
+    LayerShape,
+    Layout,
+    Routing,
+    VoteMap,
+    cache_slice,
+    over_children,
+    places_first,
+)
 
 MIN_VARIANCE = 1e-4  # added to every variance: a parent whose votes are all the same is still a Gaussian
 
@@ -21,6 +41,23 @@ class EMState(NamedTuple):
     logits: Tensor
 
 
+class Gaussians(NamedTuple):
+    """The parents that children are shared out among: p(V) ∝ exp(bias − ½ Σ_e precision (V − centre)²).
+
+    centres and precisions (B, M, h, w, E), biases (B, M, h, w): log a − ½ Σ_e log σ².
+    """
+
+    centres: Tensor
+    precisions: Tensor
+    biases: Tensor
+
+
+def _gaussians(parents: Capsules) -> Gaussians:
+    _, variances, logits = parents.state
+    biases = nn.functional.logsigmoid(logits) - 0.5 * variances.log().sum(-1)
+    return Gaussians(parents.poses, variances.reciprocal(), biases)
+
+
 class EM(Routing):
     """Each parent is a Gaussian over its votes, with an activation; the parents compete for each child (Procedure 1).
 
@@ -30,8 +67,8 @@ class EM(Routing):
     activations are those of the class capsules. In a stack the votes are scaled so that their even mean is as large as
     the children's poses, and β_u begins where such a mean costs nothing.
 
-    Coefficients, variances and activations are computed in float32, from logarithms. All votes are stored. Raises
-    ValueError for a dropout, which means of votes have no place for, and for settings out of range.
+    Coefficients, variances and activations are computed in float32, from logarithms. Raises ValueError for a dropout,
+    which means of votes have no place for, and for settings out of range.
     """
 
     uses_activations = True
@@ -54,43 +91,224 @@ class EM(Routing):
         self.beta_u = nn.Parameter(torch.full((shape.num_parents,), -0.5 * math.log(num_votes)))
         self.beta_a = nn.Parameter(torch.zeros(shape.num_parents))
 
-    def forward(self, votes: VoteMap, children: Capsules, previous: Capsules | None) -> Capsules:
+    def forward(self, votes: VoteMap | ExplicitVotes, children: Capsules, previous: Capsules | None) -> Capsules:
         """The parents after one more iteration; in the first every child spreads evenly."""
         assert children.activations is not None
         with torch.autocast(children.poses.device.type, enabled=False):
             dtype = torch.promote_types(children.poses.dtype, torch.float32)
-            every = votes.explicit(children.poses.to(dtype))
-            activations = votes.windows(children.activations.to(dtype)).unsqueeze(-1)
-            log_r = self._coefficients(every, previous)
+            poses, activations = children.poses.to(dtype), children.activations.to(dtype)
+            gaussians = None if previous is None else _gaussians(previous)
+            if isinstance(votes, VoteMap):
+                means, variances, amounts, r = *gaussian_pass(votes, poses, activations, gaussians), None
+            else:
+                means, variances, amounts, r = explicit_step(votes, poses, activations, gaussians)
+            variances = variances + MIN_VARIANCE
             iteration = 1 if previous is None else previous.state.iteration + 1
-            return self._parents(every, activations, log_r, iteration)
-
-    def _coefficients(self, every: Tensor, previous: Capsules | None) -> Tensor:
-        """E-step: log r (B, h, w, k, l, N, M), r[i,·] = softmax over m of log(a[m] p[i,m])."""
-        if previous is None:
-            return torch.full_like(every[..., 0], -math.log(every.shape[6]))
-        means, (_, variances, logits) = previous.poses, previous.state
-        squares = (every - places_first(means)).square() / places_first(variances)
-        log_p = -0.5 * (
-            squares.sum(-1) + places_first(variances.log().sum(-1))
-        )  # but for (2π)^(−E/2), the same for all
-        return (nn.functional.logsigmoid(places_first(logits)) + log_p).log_softmax(-1)
-
-    def _parents(self, every: Tensor, activations: Tensor, log_r: Tensor, iteration: int) -> Capsules:
-        """M-step: means, variances and activations of the parents."""
-        shares = over_children(log_r + activations.clamp_min(torch.finfo(every.dtype).tiny).log())
-        means = torch.einsum("bhwklnm,bhwklnme->bmhwe", shares, every)
-        squares = (every - places_first(means)).square()
-        variances = torch.einsum("bhwklnm,bhwklnme->bmhwe", shares, squares) + MIN_VARIANCE
-        r = log_r.exp()
-        amounts = (r * activations).sum((3, 4, 5)).movedim(3, 1)
-        size = every.shape[-1]
-        cost = (size * self.beta_u[:, None, None] + 0.5 * variances.log().sum(-1)) * amounts
-        heat = self.inverse_temperature * (1 - self.rate**iteration) / self.fair_share
-        logits = heat * (self.beta_a[:, None, None] - cost)
-        return Capsules(means, logits.sigmoid(), EMState(iteration, variances, logits), r)
+            cost = (means.shape[-1] * self.beta_u[:, None, None] + 0.5 * variances.log().sum(-1)) * amounts
+            heat = self.inverse_temperature * (1 - self.rate**iteration) / self.fair_share
+            logits = heat * (self.beta_a[:, None, None] - cost)
+            return Capsules(means, logits.sigmoid(), EMState(iteration, variances, logits), r)
 
     def class_logits(self, classes: Capsules) -> Tensor:
         """λ (β_a − cost) (B, classes), the sigmoid of which is the activation."""
         logits: Tensor = classes.state.logits.flatten(1)
         return logits
+
+
+def explicit_step(
+    votes: ExplicitVotes, poses: Tensor, activations: Tensor, gaussians: Gaussians | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `gaussian_pass` does, from the votes themselves: slow, but it gives r (B, h, w, k, l, N, M) as well."""
+    every = votes.explicit(poses)
+    if gaussians is None:
+        log_r = torch.full_like(every[..., 0], -math.log(every.shape[6]))
+    else:
+        centres, precisions, biases = (places_first(value) for value in gaussians)
+        log_r = (biases - 0.5 * ((every - centres).square() * precisions).sum(-1)).log_softmax(-1)
+    seen = votes.windows(activations).unsqueeze(-1)
+    shares = over_children(log_r + seen.clamp_min(torch.finfo(every.dtype).tiny).log())
+    means = torch.einsum("bhwklnm,bhwklnme->bmhwe", shares, every)
+    variances = torch.einsum("bhwklnm,bhwklnme->bmhwe", shares, (every - places_first(means)).square())
+    r = log_r.exp()
+    return means, variances, (r * seen).sum((3, 4, 5)).movedim(3, 1), r
+
+
+def gaussian_pass(
+    votes: VoteMap, poses: Tensor, activations: Tensor, gaussians: Gaussians | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Means and variances (B, M, h, w, E) of the votes that the parents get, and their amounts Σ_i r a (B, M, h, w).
+
+    poses (B, N, H, W, D) and activations (B, N, H, W) of the children, float32 or float64. `gaussians`: the parents
+    that they are shared out among, evenly where there are none. Differentiable once.
+    """
+    weight = votes.weight.to(poses.dtype)
+    if gaussians is None:  # alike, and so centred that variances lose no digits
+        with torch.no_grad():
+            sums = votes._replace(weight=weight).uniform(poses * activations.unsqueeze(-1)) * weight.shape[4]
+            amounts = votes.windows(activations).sum((3, 4, 5))[:, None, :, :, None]
+            centres = sums / amounts.clamp_min(torch.finfo(poses.dtype).tiny)
+        gaussians = Gaussians(centres, torch.zeros_like(centres), torch.zeros_like(centres[..., 0]))
+    means, variances, amounts, _ = _em(
+        poses, activations, weight, *gaussians, votes.stride, cache_slice(gaussians.centres)
+    )
+    return means, variances, amounts
+
+
+class _Slices:
+    """A layer as its slices see it: places p innermost."""
+
+    def __init__(self, poses: Tensor, activations: Tensor, weight: Tensor, stride: int, num_images: int) -> None:
+        self.layout = Layout(poses, weight, stride, num_images)
+        self.tiny = torch.finfo(poses.dtype).tiny
+        self.activations = self.layout.filled(activations).transpose(0, 1)[:, None, None]  # N 1 1 B H W
+
+    def seen(self, number: int) -> Tensor:
+        """The activations (i, 1, p) that the parents of a slice see, none quite 0."""
+        return self.layout.patches(number, self.activations)[:, 0].clamp_min(self.tiny)
+
+    def places_last(self, values: Tensor) -> Tensor:
+        """(B, M, h, w, E) → (slices, M, E, p), poses turned; (B, M, h, w) → (slices, M, p)."""
+        if values.dim() == 5:
+            return self.layout.places_last(values).flatten(2, 3)
+        values = self.layout.filled(values).unflatten(0, (self.layout.num_slices, -1))
+        return values.transpose(1, 2).flatten(3).flatten(2, 3).contiguous()
+
+    def places_first(self, values: Tensor) -> Tensor:
+        """The reverse of `places_last`."""
+        layout = self.layout
+        if values.dim() == 4:
+            return layout.poses_last(values.unflatten(2, (layout.d, layout.a)))
+        values = values.unflatten(2, (layout.num_images, layout.h, layout.w)).transpose(1, 2)
+        return values.flatten(0, 1)[: layout.batch].contiguous()
+
+
+@torch.library.custom_op("capsule_sweeps::em", mutates_args=())
+def _em(
+    poses: Tensor,
+    activations: Tensor,
+    weight: Tensor,
+    centres: Tensor,
+    precisions: Tensor,
+    biases: Tensor,
+    stride: int,
+    num_images: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Means, variances, amounts, and log r a (slices, i, M, p) for the backward pass: 1/E of the votes."""
+    slices = _Slices(poses, activations, weight, stride, num_images)
+    layout = slices.layout
+    c, rho, b = (slices.places_last(value) for value in (centres, precisions, biases))
+    means, variances, log_amounts = torch.empty_like(c), torch.empty_like(c), torch.empty_like(b)
+    logs = _empty_logs(layout, poses)
+    for number in range(layout.num_slices):
+        patches, log_ra = layout.patches(number), logs[number]
+        for part, votes, work in vote_slices(patches, layout.weight):
+            away = votes.sub_(c[number])
+            z = b[number] - 0.5 * torch.mul(away, away, out=work).mul_(rho[number]).sum(2)
+            log_ra[part] = z.log_softmax(1)
+        log_ra += slices.seen(number).log()
+        log_amounts[number] = log_ra.logsumexp(0)
+        first, second = torch.zeros_like(c[number]), torch.zeros_like(c[number])
+        for part, votes, work in vote_slices(patches, layout.weight):
+            away = votes.sub_(c[number])
+            shares = (log_ra[part] - log_amounts[number]).exp_().unsqueeze(2)
+            first += torch.mul(away, shares, out=work).sum(0)
+            second += work.mul_(away).sum(0)
+        means[number] = c[number] + first
+        variances[number] = (second - first.square()).clamp_min_(0)
+    return slices.places_first(means), slices.places_first(variances), slices.places_first(log_amounts.exp_()), logs
+
+
+def _empty_logs(layout: Layout, like: Tensor) -> Tensor:
+    places = layout.num_images * layout.h * layout.w
+    return like.new_empty(layout.num_slices, layout.num_i, layout.num_parents, places)
+
+
+@_em.register_fake
+def _(poses: Tensor, _: Tensor, weight: Tensor, centres: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    logs = _empty_logs(Layout(poses, weight, *rest[2:]), poses)
+    shape = centres.shape
+    return poses.new_empty(shape), poses.new_empty(shape), poses.new_empty(shape[:4]), logs
+
+
+@torch.library.custom_op("capsule_sweeps::em_backward", mutates_args=())
+def _em_backward(
+    poses: Tensor,
+    activations: Tensor,
+    weight: Tensor,
+    centres: Tensor,
+    precisions: Tensor,
+    means: Tensor,
+    variances: Tensor,
+    logs: Tensor,
+    grad_means: Tensor,
+    grad_variances: Tensor,
+    grad_amounts: Tensor,
+    stride: int,
+    num_images: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients for poses, activations, weight, centres, precisions and biases. Computes the votes again."""
+    slices = _Slices(poses, activations, weight, stride, num_images)
+    layout = slices.layout
+    inputs = (centres, precisions, means, variances, grad_means, grad_variances, grad_amounts)
+    c, rho, mu, var, g_mu, g_var, g_amounts = (slices.places_last(value) for value in inputs)
+    grad_c, grad_rho, grad_b = torch.zeros_like(c), torch.zeros_like(c), torch.zeros_like(g_amounts)
+    grad_children, grad_weight = torch.zeros_like(layout.children), torch.zeros_like(layout.weight)
+    grad_activations = slices.activations.new_zeros(slices.activations.shape)
+    for number in range(layout.num_slices):
+        patches, seen, log_ra = layout.patches(number), slices.seen(number), logs[number]
+        log_amounts = log_ra.logsumexp(0)
+        grad_patches, grad_seen = torch.empty_like(patches), torch.empty_like(seen)
+        for part, votes, work in vote_slices(patches, layout.weight):
+            r_a = log_ra[part].exp()
+            r, shares = r_a / seen[part], (log_ra[part] - log_amounts).exp()
+            away = votes.sub_(mu[number])
+            grad_s = torch.mul(away, away, out=work).sub_(var[number]).mul_(g_var[number]).sum(2)
+            grad_log = grad_s.add_(torch.mul(away, g_mu[number], out=work).sum(2)).mul_(shares)
+            grad_seen[part] = (grad_log.sum(1, keepdim=True) / seen[part]) + (r * g_amounts[number]).sum(
+                1, keepdim=True
+            )
+            grad_log = grad_log.addcmul_(r_a, g_amounts[number])
+            grad_z = grad_log.sub_(r * grad_log.sum(1, keepdim=True))
+            grad_b[number] += grad_z.sum(0)
+            grad_votes = torch.mul(away, 2 * g_var[number], out=work).add_(g_mu[number]).mul_(shares.unsqueeze(2))
+            away = away.add_(mu[number] - c[number])
+            pull = away * grad_z.unsqueeze(2)
+            grad_c[number] += pull.sum(0)
+            grad_rho[number] += away.mul_(pull).sum(0)
+            grad_votes.addcmul_(pull, rho[number], value=-1)
+            flat = grad_votes.view(len(r), layout.num_parents * layout.d, -1)
+            grad_weight[part] += (flat @ patches[part].flatten(2).transpose(1, 2)).view_as(grad_weight[part])
+            grad_patches[part] = (layout.weight[part].flatten(1, 2).transpose(1, 2) @ flat).view_as(grad_patches[part])
+        layout.add_patches(grad_children, grad_patches, number)
+        layout.add_patches(grad_activations, grad_seen.unsqueeze(1), number)
+    shape = (layout.k, layout.l, layout.num_children, layout.num_parents, layout.d, layout.x)
+    return (
+        grad_children.permute(3, 0, 4, 5, 2, 1).flatten(4)[: layout.batch].contiguous(),
+        grad_activations[:, 0, 0].transpose(0, 1)[: layout.batch].contiguous(),
+        grad_weight.view(shape).permute(0, 1, 2, 5, 3, 4).contiguous(),
+        slices.places_first(grad_c.mul_(rho)),
+        slices.places_first(grad_rho.mul_(-0.5)),
+        slices.places_first(grad_b),
+    )
+
+
+@_em_backward.register_fake
+def _(
+    poses: Tensor, activations: Tensor, weight: Tensor, centres: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    like = (poses, activations, weight, centres, centres, centres[..., 0])
+    return tuple(tensor.new_empty(tensor.shape) for tensor in like)  # type: ignore[return-value]
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    poses, activations, weight, centres, precisions, _, *ctx.settings = inputs
+    means, variances, _, logs = output
+    ctx.save_for_backward(poses, activations, weight, centres, precisions, means, variances, logs)
+    ctx.mark_non_differentiable(logs)
+
+
+def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    return *_em_backward(*ctx.saved_tensors, *(grad.contiguous() for grad in grads[:3]), *ctx.settings), None, None
+
+
+_em.register_autograd(_backward, setup_context=_keep_for_backward)

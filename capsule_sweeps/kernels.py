@@ -175,7 +175,7 @@ def sliced_route(patches: Tensor, weight: Tensor, parents: Tensor) -> tuple[Tens
     poses = parents.flatten(1, 2)
     sums = torch.zeros_like(poses)
     coefficients = patches.new_empty(len(weight), len(poses), poses.shape[2])
-    for seen, votes, work in _slices(patches, weight):
+    for seen, votes, work in vote_slices(patches, weight):
         agreement = torch.mul(votes, poses, out=work).sum(2).mul_(poses.shape[1] ** -0.5)
         coefficients[seen] = torch.softmax(agreement, 1)
         _add_weighted(sums, coefficients[seen], votes)
@@ -191,7 +191,7 @@ def sliced_route_backward(
         torch.empty_like(weight),
         torch.zeros_like(poses),
     )
-    for seen, votes, work in _slices(patches, weight):
+    for seen, votes, work in vote_slices(patches, weight):
         r = coefficients[seen]
         r_grad_r = torch.mul(votes, g, out=work).sum(2).mul_(r)
         grad_s = r_grad_r.sub_(r * r_grad_r.sum(1, keepdim=True)).mul_(poses.shape[1] ** -0.5)
@@ -203,7 +203,7 @@ def sliced_route_backward(
     return grad_patches, grad_weight, grad_poses.view(parents.shape)
 
 
-def _slices(patches: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def vote_slices(patches: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """For some i at a time: which, their votes (i, M, E, p), and a buffer of that shape.
 
     The memory of both is used again and again: fresh memory would fall out of the cache.

@@ -57,7 +57,7 @@ def routed_pass(children: Tensor, parents: Tensor, weight: Tensor, stride: int, 
     """
     fused = fused and weight.shape[3] * weight.shape[5] <= kernels.MAX_PRODUCTS
     # Given to the operator, because compiled models on disk know it only by its arguments.
-    num_images = _fused_slice(parents) if fused else _cache_slice(parents)
+    num_images = _fused_slice(parents) if fused else cache_slice(parents)
     return _pass(children, parents, weight, stride, num_images, fused, children_compete=False)
 
 
@@ -91,7 +91,7 @@ def _fused_slice(parents: Tensor) -> int:
     return int(min(1 << (most.bit_length() - 1), 1 << (batch - 1).bit_length()))
 
 
-def _cache_slice(parents: Tensor) -> int:
+def cache_slice(parents: Tensor) -> int:
     """Images of a slice: as many as fit the cache with the votes of one child, all slices about equal."""
     batch = len(parents)
     most = min(batch, max(1, kernels.votes_per_slice(parents.device) // parents[0].numel()))
@@ -104,7 +104,7 @@ def _column_slice(children: Tensor, parents: Tensor, weight: Tensor) -> int:
     return int(min(len(parents), max(1, kernels.votes_per_slice(parents.device) // column)))
 
 
-class _Layout:
+class Layout:
     """One layer's children and weight as the kernels read them: places p innermost, contiguous in memory.
 
     The batch is cut into `num_slices` of equal size, which the kernels see one at a time; it is filled up with zeros
@@ -143,16 +143,16 @@ class _Layout:
     def images(self, number: int) -> slice:
         return slice(number * self.num_images, (number + 1) * self.num_images)
 
-    def patches(self, number: int) -> Tensor:
-        """The children that the kernel sees at every place of a slice: (i, x, a, p)."""
-        children = self.children[:, :, :, self.images(number)]
-        windows = children.unfold(4, self.k, self.stride).unfold(5, self.l, self.stride)
+    def patches(self, number: int, values: Tensor | None = None) -> Tensor:
+        """The children, or values (N, x, a, B, H, W) of theirs, that the kernel sees at every place: (i, x, a, p)."""
+        some = (self.children if values is None else values)[:, :, :, self.images(number)]
+        windows = some.unfold(4, self.k, self.stride).unfold(5, self.l, self.stride)
         return windows.permute(6, 7, 0, 1, 2, 3, 4, 5).flatten(5).flatten(0, 2)
 
     def add_patches(self, grad: Tensor, patches: Tensor, number: int) -> None:
         """The reverse of `patches`: adds (i, x, a, p) to the places of grad (N, x, a, B, H, W) that they came from."""
-        shape = (self.k, self.l, self.num_children, self.x, self.a, self.num_images, self.h, self.w)
-        for row, line in enumerate(patches.view(shape)):
+        kernel, grid = (self.k, self.l, self.num_children), (self.num_images, self.h, self.w)
+        for row, line in enumerate(patches.unflatten(3, grid).unflatten(0, kernel)):
             for column, part in enumerate(line):
                 rows = slice(row, row + self.stride * self.h, self.stride)
                 columns = slice(column, column + self.stride * self.w, self.stride)
@@ -174,7 +174,7 @@ def _routed(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """Σ_i r V (B, M, h, w, E), and all r (slices, i, M, p) if the backward pass will want them: 1/E of the votes."""
-    layout = _Layout(children, weight, stride, num_images)
+    layout = Layout(children, weight, stride, num_images)
     places = layout.places_last(parents)
     sums = torch.empty_like(places)
     coefficients = _empty_coefficients(layout, children, keep)
@@ -197,11 +197,11 @@ def _(
     children_compete: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    coefficients = _empty_coefficients(_Layout(children, weight, stride, num_images), children, keep)
+    coefficients = _empty_coefficients(Layout(children, weight, stride, num_images), children, keep)
     return parents.new_empty(parents.shape), coefficients
 
 
-def _empty_coefficients(layout: _Layout, children: Tensor, keep: bool) -> Tensor:
+def _empty_coefficients(layout: Layout, children: Tensor, keep: bool) -> Tensor:
     places = layout.num_images * layout.h * layout.w
     return children.new_empty(layout.num_slices if keep else 0, layout.num_i, layout.num_parents, places)
 
@@ -219,7 +219,7 @@ def _routed_backward(
     children_compete: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients for children, parents and weight. Computes the votes again."""
-    layout = _Layout(children, weight, stride, num_images)
+    layout = Layout(children, weight, stride, num_images)
     places, grad = layout.places_last(parents), layout.places_last(grad)
     grad_places, grad_children = torch.empty_like(places), torch.zeros_like(layout.children)
     grad_weight = torch.zeros_like(layout.weight)

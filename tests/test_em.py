@@ -9,7 +9,7 @@ from routed_layers import SHAPES, make_layer, randomise, shapes
 from torch.autograd import gradcheck
 
 from capsule_sweeps.em import EM, MIN_VARIANCE
-from capsule_sweeps.routing import Capsules
+from capsule_sweeps.routing import Capsules, ExplicitVotes
 
 
 def make_em(layer, inverse_temperature=0.5, rate=0.7) -> EM:
@@ -17,12 +17,19 @@ def make_em(layer, inverse_temperature=0.5, rate=0.7) -> EM:
     return routing.to(layer.votes.weight.dtype)
 
 
+def explicit(layer):
+    """The same layer, computed from its votes one by one."""
+    return layer._replace(votes=ExplicitVotes(layer.votes))
+
+
 @pytest.mark.parametrize("num_routing", [1, 2, 3, 5])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_procedure_1(shape, num_routing) -> None:
     layer = make_layer(shape)
     routing = make_em(layer)
-    parents = layer.step(routing, num_routing)
+    parents, watched = layer.step(routing, num_routing), explicit(layer).step(routing, num_routing)
+    torch.testing.assert_close(watched[:2], parents[:2])
+    torch.testing.assert_close(watched.state, parents.state)
     k, l = layer.shape.kernel  # noqa: E741
     share = k * l * layer.shape.num_children / layer.shape.num_parents
     heat = [0.5 * (1 - 0.7**t) / share for t in range(1, num_routing + 1)]
@@ -33,7 +40,7 @@ def test_procedure_1(shape, num_routing) -> None:
         torch.testing.assert_close(parents.poses[at], torch.stack(means))
         torch.testing.assert_close(parents.state.variances[at], torch.stack(variances))
         torch.testing.assert_close(parents.activations[at], torch.tensor(activations, dtype=torch.float64))
-        found = parents.coefficients[image, row, column].flatten(0, 2)
+        found = watched.coefficients[image, row, column].flatten(0, 2)
         torch.testing.assert_close(found, torch.tensor(r, dtype=torch.float64))
     torch.testing.assert_close(routing.class_logits(parents).sigmoid(), parents.activations.flatten(1))
 
@@ -55,9 +62,9 @@ def test_order_of_children_does_not_matter(shape, seed, num_routing) -> None:
 )
 def test_coefficients_sum_to_one_and_parents_lie_in_the_hull_of_their_votes(shape, seed, num_routing, size) -> None:
     layer = make_layer(shape, seed=seed, size=size)
-    parents = layer.step(make_em(layer), num_routing)
-    assert (parents.coefficients >= 0).all()
-    torch.testing.assert_close(parents.coefficients.sum(-1), torch.ones_like(parents.coefficients[..., 0]))
+    parents, r = layer.step(make_em(layer), num_routing), explicit(layer).step(make_em(layer), num_routing).coefficients
+    assert (r >= 0).all()
+    torch.testing.assert_close(r.sum(-1), torch.ones_like(r[..., 0]))
     votes = layer.votes.explicit(layer.children.poses).flatten(3, 5)  # B h w i M E
     # In the hull is what goes, in no direction, further than the farthest vote does.
     directions = torch.randn(votes.shape[-1], 50, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -68,14 +75,15 @@ def test_coefficients_sum_to_one_and_parents_lie_in_the_hull_of_their_votes(shap
 
 @pytest.mark.parametrize("size", [0.0, 1e-20, 1e-4, 1.0, 1e4, 1e8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_float32_is_stable_for_votes_of_any_size(size, dtype) -> None:
+@pytest.mark.parametrize("kind", [lambda votes: votes, ExplicitVotes], ids=["pass", "explicit"])
+def test_float32_is_stable_for_votes_of_any_size(size, dtype, kind) -> None:
     layer = make_layer((3, 4, 5, 3, 3, (2, 2), 1, 4, 4, 4), dtype, size=size)
     routing = EM(layer.shape, 0.0, 8.0, 0.95)
     children = Capsules(layer.children.poses, (100 * layer.children.activations - 80).sigmoid())  # some are all but 0
     weight = layer.votes.weight.float().requires_grad_()
-    parents = layer._replace(votes=layer.votes._replace(weight=weight), children=children).step(routing, 4)
+    parents = layer._replace(votes=kind(layer.votes._replace(weight=weight)), children=children).step(routing, 4)
     assert parents.poses.dtype == torch.float32
-    assert all(t.isfinite().all() for t in (*parents[:2], parents.state.variances, parents.coefficients))
+    assert all(t.isfinite().all() for t in (*parents[:2], parents.state.variances))
     (parents.activations.sum() + (parents.poses / max(size, 1e-4)).sum()).backward()
     assert weight.grad.isfinite().all()
     assert all(parameter.grad.isfinite().all() for parameter in routing.parameters())
