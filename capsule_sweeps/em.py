@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from capsule_sweeps.kernels import vote_slices
+from capsule_sweeps.kernels import add_weighted, vote_slices
 from capsule_sweeps.routing import (
     Capsules,
     ExplicitVotes,
@@ -210,9 +210,9 @@ def _em(
         first, second = torch.zeros_like(c[number]), torch.zeros_like(c[number])
         for part, votes, work in vote_slices(patches, layout.weight):
             away = votes.sub_(c[number])
-            shares = (log_ra[part] - log_amounts[number]).exp_().unsqueeze(2)
-            first += torch.mul(away, shares, out=work).sum(0)
-            second += work.mul_(away).sum(0)
+            shares = (log_ra[part] - log_amounts[number]).exp_()
+            add_weighted(second, shares, torch.mul(away, away, out=work))
+            add_weighted(first, shares, away)
         means[number] = c[number] + first
         variances[number] = (second - first.square()).clamp_min_(0)
     return slices.places_first(means), slices.places_first(variances), slices.places_first(log_amounts.exp_()), logs
@@ -273,12 +273,12 @@ def _em_backward(
             grad_votes = torch.mul(away, 2 * g_var[number], out=work).add_(g_mu[number]).mul_(shares.unsqueeze(2))
             away = away.add_(mu[number] - c[number])
             pull = away * grad_z.unsqueeze(2)
-            grad_c[number] += pull.sum(0)
-            grad_rho[number] += away.mul_(pull).sum(0)
             grad_votes.addcmul_(pull, rho[number], value=-1)
+            grad_c[number] += pull[0] if len(pull) == 1 else pull.sum(0)
+            add_weighted(grad_rho[number], grad_z, away.square_())
             flat = grad_votes.view(len(r), layout.num_parents * layout.d, -1)
             grad_weight[part] += (flat @ patches[part].flatten(2).transpose(1, 2)).view_as(grad_weight[part])
-            grad_patches[part] = (layout.weight[part].flatten(1, 2).transpose(1, 2) @ flat).view_as(grad_patches[part])
+            torch.bmm(layout.weight[part].flatten(1, 2).transpose(1, 2), flat, out=grad_patches[part].flatten(2))
         layout.add_patches(grad_children, grad_patches, number)
         layout.add_patches(grad_activations, grad_seen.unsqueeze(1), number)
     shape = (layout.k, layout.l, layout.num_children, layout.num_parents, layout.d, layout.x)

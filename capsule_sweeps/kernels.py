@@ -178,7 +178,7 @@ def sliced_route(patches: Tensor, weight: Tensor, parents: Tensor) -> tuple[Tens
     for seen, votes, work in vote_slices(patches, weight):
         agreement = torch.mul(votes, poses, out=work).sum(2).mul_(poses.shape[1] ** -0.5)
         coefficients[seen] = torch.softmax(agreement, 1)
-        _add_weighted(sums, coefficients[seen], votes)
+        add_weighted(sums, coefficients[seen], votes)
     return sums.view(parents.shape), coefficients
 
 
@@ -195,7 +195,7 @@ def sliced_route_backward(
         r = coefficients[seen]
         r_grad_r = torch.mul(votes, g, out=work).sum(2).mul_(r)
         grad_s = r_grad_r.sub_(r * r_grad_r.sum(1, keepdim=True)).mul_(poses.shape[1] ** -0.5)
-        _add_weighted(grad_poses, grad_s, votes)
+        add_weighted(grad_poses, grad_s, votes)
         grad_votes = torch.mul(r.unsqueeze(2), g, out=work).addcmul_(grad_s.unsqueeze(2), poses)
         grad_votes = grad_votes.view(len(r), weight.shape[1] * weight.shape[2], -1)
         torch.bmm(grad_votes, patches[seen].flatten(2).transpose(1, 2), out=grad_weight[seen].flatten(1, 2))
@@ -224,7 +224,7 @@ def votes_per_slice(device: torch.device) -> int:
     return VOTES_PER_SLICE if device.type == "cpu" else VOTES_PER_SLICE_GPU
 
 
-def _add_weighted(total: Tensor, factors: Tensor, votes: Tensor) -> None:
+def add_weighted(total: Tensor, factors: Tensor, votes: Tensor) -> None:
     """total (M, E, p) += Σ_i factors (i, M, p) · votes (i, M, E, p). May overwrite the votes."""
     if len(votes) == 1:  # one pass over memory instead of two
         total.addcmul_(factors[0].unsqueeze(1), votes[0])
