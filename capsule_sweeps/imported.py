@@ -154,13 +154,10 @@ def recognise(path: Path, weights: Mapping[str, Tensor], num_routing: int, overr
                 f"{word} cannot be said of an imported checkpoint: overrides are those of {', '.join(TAKEN)} and "
                 "routing.schedule; num_routing is --num-routing"
             )
-    resnet, last = "pre_caps.pre_caps.3.0.conv1.weight" in weights, len(_layer_weights(weights)) - 1
-    try:
-        first = weights["pre_caps.pre_caps.0.weight"]
-        matrix, classes = _is_matrix(weights), weights[f"capsule_layers.{last}.w"].shape
-        given, num_classes = first.shape[1], classes[-1 if matrix else -2]
-    except (KeyError, IndexError) as error:
-        raise ValueError(f"{path}: its shapes match no stack of the published code ({error} is missing)") from error
+    if (wrong := misshapen(weights)) is not None:
+        raise ValueError(f"{path}: its shapes match no stack of the published code ({wrong})")
+    resnet, first = "pre_caps.pre_caps.3.0.conv1.weight" in weights, weights["pre_caps.pre_caps.0.weight"]
+    given, num_classes = first.shape[1], _layer_weights(weights)[-1].shape[-1 if _is_matrix(weights) else -2]
     words = [f"backbone={'resnet' if resnet else 'simple'}", *([] if resnet else [f"backbone.channels={len(first)}"])]
     words += [f"num_routing={num_routing}", *forced(overrides)]
     if not any("capsules.interleaved=" in word for word in overrides):
@@ -184,18 +181,36 @@ def recognise(path: Path, weights: Mapping[str, Tensor], num_routing: int, overr
         backbone = build(config.backbone, image_shape=(dataset.channels, dataset.image_size, dataset.image_size))
     try:
         return compose_config([*words, *capsule_settings(weights, backbone.out_shape[1])])
-    except (KeyError, IndexError) as error:
-        raise ValueError(f"{path}: its shapes match no stack of the published code ({error} is missing)") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def misshapen(weights: Mapping[str, Tensor]) -> str | None:
+    """What is not as in weights of the published code, as far as their sizes are read below; None if all is."""
+    layers = _layer_weights(weights)
+    kinds = {"pre_caps.pre_caps.0.weight": 4, "pc_layer.weight": 4, "nonlinear_act.weight": 1}
+    for number, weight in enumerate(layers):
+        kinds[f"capsule_layers.{number}.w"] = 6 if weight.ndim == 6 else 4
+        kinds[f"capsule_layers.{number}.nonlinear_act.weight"] = 1
+    for name, num_dimensions in kinds.items():
+        if name not in weights:
+            return f"{name} is missing"
+        if weights[name].ndim != num_dimensions or weights[name].numel() == 0:
+            return f"{name} has shape {tuple(weights[name].shape)}"
+    dimensions = [weight.ndim for weight in layers]
+    if not dimensions or dimensions[-1] != 4 or dimensions != sorted(dimensions, reverse=True):
+        return "fully connected capsule layers must follow upon convolutional ones, and there must be one"
+    if len(weights["pc_layer.weight"]) % len(weights["nonlinear_act.weight"]):
+        return "pc_layer.weight cannot be cut into capsules as long as nonlinear_act.weight"
+    return None
 
 
 def capsule_settings(weights: Mapping[str, Tensor], grid: int) -> list[str]:
     """Overrides `capsules.…` for the stack with these weights behind features of grid x grid places.
 
     Strides leave no trace in shapes, but the first fully connected layer tells how many places are left below it: they
-    are those of STRIDES, one for each layer, with which that comes out. Raises ValueError when that is none or several,
-    KeyError or IndexError for weights that are no stack.
+    are those of STRIDES, one for each layer, with which that comes out. Raises ValueError when that is none or several.
+    The weights are not misshapen.
     """
     matrix, shapes = _is_matrix(weights), [tuple(tensor.shape) for tensor in _layer_weights(weights)]
     channels, _, kernel, _ = weights["pc_layer.weight"].shape
