@@ -108,7 +108,7 @@ def test_the_printed_lines_run(make, capsule_sweeps) -> None:
         ["routing=dynamic", "num_routing=2", "training.loss=margin"],
         ["routing=em", "num_routing=2"],
         ["routing=self_routing"],
-        ["+capsules.interleaved=true", "num_routing=2"],
+        ["capsules.interleaved=true", "num_routing=2"],
         ["model.head=own", "capsules.pose=vector", "capsules.primary.pose_size=6"],
         ["training.amp=bf16", "training.channels_last=true", "training.compile=on"],
     ],
