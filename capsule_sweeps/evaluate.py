@@ -140,7 +140,7 @@ def evaluations(
             for first in range(0, len(data.test), EVAL_BATCH):
                 logits.append(batch_logits(model, config, data.test.images[first : first + EVAL_BATCH]))
                 advance(len(logits[-1]))
-            found.append(measure(torch.cat(logits), data.test.labels, config.training.get("loss"), number))
+            found.append(measure(torch.cat(logits).cpu(), data.test.labels.cpu(), config.training.get("loss"), number))
     return found
 
 
@@ -155,21 +155,21 @@ def measure(logits: Tensor, labels: Tensor, loss: str | None, num_routing: int |
     """All that is told of logits (N, K) and labels (N,) or (N, L); `loss` is a key of LOSSES (None: cross_entropy)."""
     num_images, num_classes = logits.shape
     several = labels.ndim == 2
-    shown = torch.zeros(num_images, num_classes, dtype=torch.bool, device=logits.device)
+    shown = torch.zeros(num_images, num_classes, dtype=torch.bool)
     named = shown.clone().scatter(1, logits.topk(labels.shape[1] if several else 1).indices, True)
     shown = shown.scatter(1, labels.view(num_images, -1), True)
     class_images, class_right = shown.sum(0).double(), (shown & named).sum(0).double()
     confusion = None
     if not several:
         pairs = labels * num_classes + logits.argmax(1)
-        confusion = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes).cpu().numpy()
+        confusion = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes).numpy()
     return Evaluation(
         num_routing,
         float(LOSSES[loss or "cross_entropy"](logits, labels, 1.0, "sum").double()) / num_images,
         100 * int(num_correct(logits, labels)) / num_images,
         None if several else 100 * calibration_error(logits, labels),
-        class_images.long().cpu().numpy(),
-        (100 * class_right / class_images).cpu().numpy(),  # NaN for a class that no image shows
+        class_images.long().numpy(),
+        (100 * class_right / class_images).numpy(),  # NaN for a class that no image shows
         confusion,
     )
 
@@ -181,10 +181,8 @@ def calibration_error(logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS) 
     """
     confidence, named = logits.double().softmax(1).max(1)
     bins = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
-    gaps = (named == labels).double() - confidence
-    return float(torch.zeros_like(confidence[:1]).expand(num_bins).clone().index_add_(0, bins, gaps).abs().sum()) / len(
-        labels
-    )
+    gaps = torch.zeros(num_bins, dtype=torch.float64).index_add_(0, bins, (named == labels).double() - confidence)
+    return float(gaps.abs().sum()) / len(labels)
 
 
 # What is printed

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from synthetic import finished_run
 
 from capsule_sweeps import compose_config, load_runs
@@ -373,3 +374,31 @@ def test_what_a_killed_import_left_is_no_run_and_is_collected(imported, capsule_
     assert left.name in capsule_sweeps("gc").out.replace("\n", "") or left.exists()
     assert capsule_sweeps("gc", "--yes").code == 0
     assert not left.exists() and imported.exists()
+
+
+def test_it_is_evaluated_and_exported_as_any_run(golden, file, capsule_sweeps) -> None:
+    """On images of one's own; where the accuracy is not that of the file, what may be wrong is said."""
+    pixels = np.random.RandomState(0).randint(0, 256, (2, 4, 6, 16, 16, 3)).astype(np.uint8)
+    for split, name in enumerate(("train", "test")):
+        for label in range(4):
+            folder = Path("photos") / name / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(6):
+                Image.fromarray(pixels[split, label, number]).save(folder / f"{number}.png")
+    words = ["dataset=folder", "dataset.root=photos", "dataset.mean=[0.5,0.5,0.5]", "dataset.std=[0.2,0.2,0.2]"]
+    ended = capsule_sweeps("import-checkpoint", str(file), "--num-routing", "2", *words)
+    assert ended.code == 0 and "photos-capsnet-simple" in ended.out, ended.err
+    (name,) = (path.name for path in Path("runs").iterdir())
+    before = everything(Path("runs") / name)
+    ended = capsule_sweeps("evaluate", name, "--format", "json")
+    (found,) = json.loads(ended.out)
+    model, _ = load_trained(Path("runs") / name)
+    images = torch.from_numpy(pixels[1].reshape(24, 16, 16, 3)).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        named = model((images / 255 - 0.5) / 0.2).argmax(1)
+    assert found["accuracy"] == pytest.approx(100 * (named == torch.arange(24) // 6).double().mean().item())
+    text = " ".join(capsule_sweeps("evaluate", name).out.split())
+    assert "94.85 % (best_test)" in text and "not what the file told" in text and "interleaved=false" in text
+    assert "not what the file told" not in capsule_sweeps("evaluate", name, "--num-routing", "3").out
+    assert capsule_sweeps("export", name, "--out", "model.pt2").code == 0
+    assert everything(Path("runs") / name) == before
