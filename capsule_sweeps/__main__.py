@@ -29,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
         function: Callable[[argparse.Namespace], None], name: str, text: str, **words: str
     ) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
-        default = None if "overrides" in words else Path("runs")  # overrides may say runs_dir=… themselves
+        default = None if list(words) == ["overrides"] else Path("runs")  # overrides may say runs_dir=… themselves
         command.add_argument("--runs-dir", type=Path, default=default, help="where the run folders are (runs)")
         for key, meaning in words.items():
             command.add_argument(key, nargs={"runs": "*", "overrides": "*", "sweep": "?"}.get(key), help=meaning)
@@ -78,6 +78,21 @@ def make_parser() -> argparse.ArgumentParser:
     text = "download, verify and cache data sets"
     command = add(prepare_data, "prepare-data", text, overrides="dataset=CIFAR10,CIFAR100 data_dir=…")
     command.add_argument("--format", choices=FORMATS, default="table")
+    text = (
+        "make a finished run of a file that the published code wrote; tables leave it out unless asked: imported=true"
+    )
+    about = "where it is not CIFAR: dataset=SVHN; routing.schedule=sequential; capsules=NAME, its stack"
+    command = add(import_checkpoint, "import-checkpoint", text, file="the file, ckpt.pth", overrides=about)
+    command.add_argument("--num-routing", type=int, required=True, help="iterations it was trained with")
+    text = "accuracy, loss, confusion, calibration of a run's weights on test images; the run is not changed"
+    about = "dataset.test_shift=2 dataset.test_rotation=15 dataset.affine_test=true dataset=… data_dir=… device=…"
+    command = add(evaluate, "evaluate", text, run="name, path or beginning of a signature", overrides=about)
+    command.add_argument("--num-routing", metavar="1,2,3", help="routing iterations (those it was trained with)")
+    command.add_argument("--format", choices=FORMATS, default="table")
+    command.add_argument("--figure", type=Path, metavar="PATH", help="confusion matrices, PATH.png and .pdf")
+    text = "write a run's model as a torch.export program, which runs without this package"
+    command = add(export, "export", text, run="name, path or beginning of a signature")
+    command.add_argument("--out", type=Path, required=True, metavar="MODEL.pt2", help="the file to write, a new one")
     about = "as for launch.py; with hydra/launcher=slurm the cluster is checked, too"
     command = add(doctor, "doctor", "check what runs need, before hours are spent", overrides=about)
     command.add_argument("--submit", action="store_true", help="send a job of one minute to see what a node sees")
@@ -103,7 +118,11 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> None:
     parser = make_parser()
     argcomplete.autocomplete(parser)
-    arguments = parser.parse_args()
+    arguments, more = parser.parse_known_args()
+    if more and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:  # overrides behind an option, which argparse does not expect there
+        arguments.overrides = [*arguments.overrides, *more]
     try:
         arguments.function(arguments)
     except BrokenPipeError:
@@ -121,8 +140,8 @@ def status(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.whereabouts import whereabouts
 
     while True:
-        runs = select(arguments.runs_dir, arguments.runs)
-        runs["state"] = runs.state.mask(runs.stale, "stale")
+        runs = select(arguments.runs_dir, arguments.runs, imported=True)
+        runs["state"] = runs.state.mask(runs.stale, "stale").mask(runs.imported, "imported")
         counts = ", ".join(f"{count} {state}" for state, count in runs.state.value_counts().items()) or "none"
         shown = runs[STATUS_COLUMNS].assign(slurm=whereabouts(arguments.runs_dir, runs))
         shown = shown if shown.slurm.any() else shown.drop(columns="slurm")
@@ -153,10 +172,9 @@ def results(arguments: argparse.Namespace) -> None:
     note = ablation_notes(table, runs, rule)
     print(render(table, arguments.format, title="Ablations", note=note))
     if arguments.figure:
-        from capsule_sweeps.figures import forest_plot, save
+        from capsule_sweeps.figures import forest_plot, save_as
 
-        path = arguments.figure.with_suffix("") if arguments.figure.suffix in (".png", ".pdf") else arguments.figure
-        written = save(forest_plot(table), path.parent, path.name)
+        written = save_as(forest_plot(table), arguments.figure)
         print(f"wrote {written[0]} and {written[1]}", file=sys.stderr)
 
 
@@ -294,6 +312,26 @@ def prepare_data(arguments: argparse.Namespace) -> None:
             print(f"{config.dataset.name}: {len(data.train):,} training and {len(data.test):,} test images are ready")
     if arguments.format != "table":
         print(render(pd.DataFrame(rows), arguments.format))
+
+
+def import_checkpoint(arguments: argparse.Namespace) -> None:
+    from capsule_sweeps.imported import import_checkpoint as make_run
+
+    run, new = make_run(Path(arguments.file), arguments.num_routing, arguments.overrides, arguments.runs_dir)
+    print(f"{run.folder} is {'written' if new else 'there already: nothing was done'}")
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    from capsule_sweeps.evaluate import evaluate as evaluate_run
+
+    print(evaluate_run(arguments))
+
+
+def export(arguments: argparse.Namespace) -> None:
+    from capsule_sweeps.export import export as export_run
+    from capsule_sweeps.selection import find_run
+
+    print(export_run(find_run(arguments.runs_dir, arguments.run), arguments.out))
 
 
 def describe(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Images turned, shifted, scaled and sheared at random, the same on every machine.
+"""Images turned, shifted, scaled and sheared, at random or as told, the same on every machine.
 
 Shapes: N images, C channels, H rows, W columns. Where the pixels of an image come from is rounded to 1/256 of a pixel,
 and the rest is arithmetic of whole numbers: so there is no last bit in which machines could differ.
@@ -24,7 +24,19 @@ CHUNK = 500  # images
 
 def moved(images: Images, seed: int) -> Images:
     """(N, C, H, W) uint8, each image under an affine map of its own that follows from the seed and its place."""
-    matrices, shifts = draw(len(images), seed)
+    return _in_parts(images, *draw(len(images), seed))
+
+
+def turned(images: Images, rotation: float, shift: float) -> Images:
+    """(N, C, H, W) uint8, each image turned left by `rotation` degrees, then moved `shift` pixels to the right."""
+    cosine, sine = math.cos(math.radians(rotation)), math.sin(math.radians(rotation))
+    matrix = np.array([[cosine, sine], [-sine, cosine]])  # y grows downwards
+    return _in_parts(
+        images, np.tile(matrix, (len(images), 1, 1)), np.tile([shift / images.shape[3], 0.0], (len(images), 1))
+    )
+
+
+def _in_parts(images: Images, matrices: NDArray[np.float64], shifts: NDArray[np.float64]) -> Images:
     parts = [slice(first, first + CHUNK) for first in range(0, len(images), CHUNK)]
     return np.concatenate([warp(images[part], matrices[part], shifts[part]) for part in parts])
 

@@ -77,17 +77,37 @@ class CapsuleLayer(nn.Module):
         nn.init.normal_(self.weight, std=sqrt(num_capsules / (x * num_children * k * l)))
         self.routing = routing
         self.fused = False  # set by build_model: whether routed passes are compiled
+        self.interleaved = False  # set by the stack: see `interleave`
         self.out_shape: Shape = (num_capsules, (height - k) // stride + 1, (width - l) // stride + 1, pose_size)
 
     def votes(self) -> VoteMap:
-        """What the children vote for the parents."""
-        scale = self.routing.vote_scale
-        return VoteMap(self.weight if scale == 1 else self.weight * scale, self.stride, self.fused)
+        """What the children, as `seen`, vote for the parents."""
+        scale, stride = self.routing.vote_scale, self.weight.shape[0] if self.interleaved else self.stride
+        return VoteMap(self.weight if scale == 1 else self.weight * scale, stride, self.fused)
+
+    def seen(self, children: Capsules) -> Capsules:
+        """The children as the votes take them."""
+        if not self.interleaved:
+            return children
+        return Capsules(interleave(children.poses, self.weight.shape[0], self.stride))
 
     def forward(self, children: Capsules, previous: Capsules | None = None) -> Capsules:
         """The parents after one more iteration, or after the first where there is no `previous`."""
-        parents: Capsules = self.routing(self.votes(), children, previous)
+        parents: Capsules = self.routing(self.votes(), self.seen(children), previous)
         return parents
+
+
+def interleave(poses: Tensor, kernel_size: int, stride: int) -> Tensor:
+    """What the published code has under the kernels of a convolutional layer; forks of it have mended this.
+
+    poses (B, N, H, W, D) → (B, N, h·k, w·k, D): window beside window, to be read with stride k. For each child under
+    the kernel, its numbers at all places of the grid, D·h·w, are taken in the order (D, h, w) and read in the order
+    (h, w, D), so that what a parent sees are numbers of other places, too. Weights that were trained so work only so.
+    """
+    windows = poses.unfold(2, kernel_size, stride).unfold(3, kernel_size, stride)  # B N h w D k l
+    h, w, size = windows.shape[2:5]
+    mixed = windows.permute(0, 1, 5, 6, 4, 2, 3).flatten(4).unflatten(4, (h, w, size))  # B N k l h w D
+    return mixed.permute(0, 1, 4, 2, 5, 3, 6).flatten(4, 5).flatten(2, 3)
 
 
 class Step(NamedTuple):
@@ -110,7 +130,7 @@ class Watched:
         self.steps: list[Step] = []
 
     def __call__(self, children: Capsules, previous: Capsules | None = None) -> Capsules:
-        votes = ExplicitVotes(self.layer.votes())
+        votes, children = ExplicitVotes(self.layer.votes()), self.layer.seen(children)
         parents: Capsules = self.layer.routing(votes, children, previous)
         found = parents.coefficients if votes.coefficients is None else votes.coefficients
         coefficients = self.steps[-1].coefficients if found is None else found
@@ -179,8 +199,14 @@ class CapsuleStack(nn.Module):
         self.out_shape = self.primary.out_shape
         for key, node in [*nodes, ("capsules.classes", classes)]:
             layer = _layer(key, node, self.out_shape, capsules["pose"] == "matrix", own, capsules["dropout"])
+            layer.interleaved = bool(capsules.get("interleaved")) and not layer.fully_connected
             self.layers.append(layer)
             self.out_shape = layer.out_shape
+        if self.class_routing.uses_activations and capsules.get("interleaved"):
+            raise ValueError(
+                f"capsules.interleaved=true has no meaning for routing={routing['name']}, which the published code "
+                "does not have: leave it out"
+            )
         if self.class_routing.uses_activations:
             self.primary.add_activations()
 

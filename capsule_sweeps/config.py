@@ -7,7 +7,7 @@ enough for every point of a sweep) and the constructors of the model, which know
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -46,6 +46,10 @@ class Dataset:
     base: str | None = _one_of(*BASES, default=None)
     labels_per_image: int = _rule(lambda value: value in (1, 2), "1 or 2", default=1)
     affine_test: bool = False
+    test_shift: int = 0
+    test_rotation: float = field(
+        default=0.0, metadata={"test": lambda value: -180 <= value <= 180, "words": "from -180 to 180 degrees"}
+    )
     num_classes: int = _at_least(2)
     channels: int = _at_least(1)
     image_size: int = _at_least(1)
@@ -87,6 +91,7 @@ class Capsules:
     primary: Primary = field(default_factory=Primary)
     layers: list[Layer] = field(default_factory=list)
     classes: Classes = field(default_factory=Classes)
+    interleaved: bool = False  # windows as the published code has them: capsules.interleave
 
 
 @dataclass
@@ -194,6 +199,11 @@ def compose_config(overrides: list[str]) -> DictConfig:
         raise ValueError(_sentence(error)) from error
 
 
+def forced(overrides: Sequence[str]) -> list[str]:
+    """Overrides of which `group.key=value` may name any key of the schema, those too that no YAML file has."""
+    return [f"++{word}" if re.match(r"\w+\.[^=]*=", word) else word for word in overrides]
+
+
 def launcher_settings(overrides: list[str]) -> dict[str, Any]:
     """The settings `hydra.launcher` under these overrides, `_target_` among them. Raises ValueError as above."""
     from hydra import compose, initialize_config_dir
@@ -248,6 +258,11 @@ def check(config: DictConfig) -> DictConfig:
         )
     if typed.dataset.labels_per_image == 2 and typed.dataset.base is None:
         raise ValueError("dataset.labels_per_image=2 needs digits to make pairs of: set dataset.base, MNIST or digits")
+    if abs(typed.dataset.test_shift) >= typed.dataset.image_size:
+        raise ValueError(
+            f"dataset.test_shift={typed.dataset.test_shift} leaves nothing of images of "
+            f"{typed.dataset.image_size}x{typed.dataset.image_size} pixels: it must be less than that, to either side"
+        )
     if typed.dataset.val_size == 0 and typed.selection_rule == "best_val":
         raise ValueError("selection_rule=best_val needs images held out: set dataset.val_size, for instance 5000")
     _check_recipe(typed.training)

@@ -107,8 +107,9 @@ def garbage(runs_dir: Path) -> Iterator[tuple[Path, str, int]]:
     for folder in [runs_dir, *sorted(path for path in runs_dir.iterdir() if path.is_dir() and not path.is_symlink())]:
         for path in sorted(folder.iterdir()):
             old = TEMPORARY.fullmatch(path.name) and time.time() - path.lstat().st_mtime > TEMPORARY_SECONDS
-            if old and path.is_file():
-                yield path, "temporary file of a process that was killed", path.lstat().st_size
+            if old:
+                size = size_of(path) if path.is_dir() else path.lstat().st_size
+                yield path, "temporary file of a process that was killed", size
     yield from ended_jobs(runs_dir)
     shelf = runs_dir / ".superseded"
     if shelf.is_dir() and not shelf.is_symlink():

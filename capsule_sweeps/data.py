@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from capsule_sweeps.affine import turned
 from capsule_sweeps.decoded import Decoded, Images, Labels, open_decoded
 from capsule_sweeps.sources import DIGIT_SIZE, SPLIT_SEED, list_source, read_source
 
@@ -119,6 +120,8 @@ def load_data(dataset: Any, data_dir: str | Path, device: str | torch.device) ->
     training are made batch by batch, others once. Where the config has no mean and std, they are those of all training
     images of the data set (of single digits, for pairs), whatever train_size and val_size take of them.
 
+    Test images are turned left by dataset.test_rotation degrees, then moved dataset.test_shift pixels to the right.
+
     Raises ValueError (one sentence) for data that cannot be had or do not fit the config, and for impossible sizes.
     """
     decoded, sha256, _ = _open(dataset, Path(data_dir))
@@ -137,7 +140,12 @@ def load_data(dataset: Any, data_dir: str | Path, device: str | torch.device) ->
         classes=decoded.classes,
         normalization=Normalization(*map(tuple, given)),
     )
-    return in_pairs(data, (dataset.image_size - DIGIT_SIZE) // 2) if dataset.labels_per_image == 2 else data
+    if dataset.labels_per_image == 2:
+        data = in_pairs(data, (dataset.image_size - DIGIT_SIZE) // 2)
+    if dataset.test_rotation or dataset.test_shift:
+        images = turned(data.test.images.cpu().numpy(), dataset.test_rotation, dataset.test_shift)
+        data = replace(data, test=Split(torch.from_numpy(images).to(device), data.test.labels))
+    return data
 
 
 def in_pairs(digits: Data, shift: int) -> Data:

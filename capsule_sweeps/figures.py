@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -113,6 +114,34 @@ def forest_plot(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def confusion_figure(matrices: Mapping[str, np.ndarray], classes: Sequence[str]) -> Figure:
+    """Confusion matrices (K, K) of counts, one panel each under its name: in % of the images of a row's class.
+
+    A class without images is an empty row. Of few classes the numbers are written, too.
+    """
+    few, size = len(classes) <= 12, COLUMN_WIDTH * (1.0 if len(classes) <= 20 else 1.5)
+    with matplotlib.rc_context({**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
+        figure = Figure(figsize=(size, len(matrices) * size * 0.95), layout="constrained")
+        for axes, (name, counts) in zip(
+            figure.subplots(len(matrices), squeeze=False)[:, 0], matrices.items(), strict=True
+        ):
+            totals = counts.sum(1, keepdims=True)
+            shares = np.divide(100.0 * counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
+            shown = axes.imshow(shares, vmin=0, vmax=100, cmap="cividis")
+            axes.set(xlabel="taken for", ylabel="class", title=name)
+            if len(classes) <= 20:
+                axes.set_xticks(range(len(classes)), classes, rotation=90)
+                axes.set_yticks(range(len(classes)), classes)
+            for row, column in np.argwhere(shares >= 0.5) if few else []:
+                share = shares[row, column]
+                axes.text(
+                    column, row, f"{share:.0f}", ha="center", va="center", fontsize=5, color="wk"[int(share > 60)]
+                )
+            bar = figure.colorbar(shown, ax=axes, shrink=0.7, aspect=30)
+            bar.set_label("% of the class's images", fontsize=7)
+    return figure
+
+
 def training_curves(metrics: Mapping[str, pd.DataFrame]) -> Figure:
     """Loss, accuracy and images a second by epoch of some runs: name → its metrics.jsonl as a frame.
 
@@ -159,6 +188,12 @@ def save(figure: Figure, folder: Path | str, name: str) -> list[Path]:
         figure.savefig(png)
         figure.savefig(pdf, metadata={"CreationDate": None})
     return [png, pdf]
+
+
+def save_as(figure: Figure, path: Path) -> list[Path]:
+    """`save` under a path that a user gave, with or without one of the two endings."""
+    path = path.with_suffix("") if path.suffix in (".png", ".pdf") else path
+    return save(figure, path.parent, path.name)
 
 
 def _draw_accuracies(axes: Axes, finished: pd.DataFrame, rule: str, published: pd.DataFrame | None) -> list[str]:

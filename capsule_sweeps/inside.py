@@ -28,18 +28,24 @@ BATCH = 32
 def load_trained(folder: Path) -> tuple[nn.Module, DictConfig]:
     """The model of a run with the weights of its last checkpoint, in evaluation mode on the CPU, and its config.
 
-    Raises ValueError when the folder has no checkpoint.
+    Raises ValueError when the folder has no checkpoint, or what is in it is damaged.
     """
     path = folder / "checkpoint.pt"
     if not path.is_file():
         raise ValueError(f"{folder} has no checkpoint.pt: choose a run that has trained for an epoch")
-    config = DictConfig(OmegaConf.load(folder / "config.yaml"))
-    config.training.compile, config.device = "off", "cpu"
-    if config.dataset.mean is None:  # it was measured
-        measured = read_json(folder / "run.json")["normalization"]
-        config.dataset.mean, config.dataset.std = measured["mean"], measured["std"]
-    model = build_model(config)
-    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
+    try:
+        config = DictConfig(OmegaConf.load(folder / "config.yaml"))
+        config.training.compile, config.device = "off", "cpu"
+        if config.dataset.mean is None:  # it was measured
+            measured = read_json(folder / "run.json")["normalization"]
+            config.dataset.mean, config.dataset.std = measured["mean"], measured["std"]
+        model = build_model(config)
+    except Exception as error:
+        raise ValueError(f"{folder} does not tell its model ({' '.join(str(error).split())[:200]})") from error
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
+    except Exception as error:
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:200]})") from error
     return model.eval(), config
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -132,6 +134,14 @@ class EpochLines:
         rate = f"{row['images_per_second']:,.0f} images/s  {left:.0f} s left"
         line = f"{self._name}  epoch {row['epoch']}/{self._epochs}  {summary_of(row)}  {rate}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """One bar for a piece of work; what is yielded is called with how much more of it is done."""
+    with _bars(console()) as bars:
+        task = bars.add_task(name, total=total, note="")
+        yield lambda done: bars.update(task, advance=done)
 
 
 def summary_of(row: dict[str, Any]) -> str:

@@ -39,21 +39,22 @@ COLUMNS = (
     "group",
 )
 RULES = ("last", "best_val", "best_test", "ema_last")
-LABELS = ("model", "backbone", "routing", "schedule")
+LABELS = ("model", "backbone", "routing", "schedule", "imported")
 FLOATS = ("accuracy_last", "accuracy_best_test", "accuracy_best_val", "accuracy_ema_last", "seconds")
 INTEGERS = ("num_routing", "seed", "epochs", "epochs_done", "parameters")
 MANY = 1000  # rows
 NAMED = 5  # stale runs; `status stale=true` has all
 
 
-def load_runs(runs_dir: Path | str) -> pd.DataFrame:
-    """One row a run folder under runs_dir, sorted by name.
+def load_runs(runs_dir: Path | str, imported: bool = False) -> pd.DataFrame:
+    """One row a run folder under runs_dir, sorted by name; imported ones only if asked for.
 
-    Columns: COLUMNS, `stale` (finished, but with code that changed since), `device`, and `science`, the flat dict of
-    the signed configuration. Accuracies are fractions, NaN while the run is not finished; seconds are those of its
-    epochs, evaluation included.
+    Columns: COLUMNS, `stale` (finished, but with code that changed since), `device`, `imported` (weights from the
+    published code), and `science`, the flat dict of the signed configuration. Accuracies are fractions, NaN while the
+    run is not finished; seconds are those of its epochs, evaluation included.
     """
-    return runs_frame(find_runs(Path(runs_dir)).values())
+    runs = runs_frame(find_runs(Path(runs_dir)).values())
+    return runs if imported else runs[~runs.imported].reset_index(drop=True)
 
 
 def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
@@ -71,8 +72,10 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
         row |= {"run": run.folder.name, "signature": run.folder.name[-8:], "state": state}
         stale = state == "finished" and bool(changed_code(record.get("attempts", [])))
         device = record.get("execution", {}).get("device")
-        rows.append({**row, "stale": stale, "device": device, "science": record.get("science", {})})
-    frame = pd.DataFrame(rows, columns=[*COLUMNS, "stale", "device", "science"])
+        row |= {"stale": stale, "device": device, "imported": "imported" in record}
+        rows.append({**row, "science": record.get("science", {})})
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, "stale", "device", "imported", "science"])
+    frame["imported"] = frame.imported.astype(bool)  # of no rows, too
     for column in FLOATS:
         frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
     for column in INTEGERS:
@@ -193,6 +196,8 @@ def left_out(runs: pd.DataFrame, rule: str) -> str:
     lacking = {"best_val": "validation images", "ema_last": "averaged weights (training.ema)"}.get(rule)
     if lacking and finished[f"accuracy_{rule}"].isna().any():
         text += f" Left out: runs without {lacking}."
+    if runs.imported.any():
+        text += f" Imported: {runs.imported.sum()}, with the accuracy that their files tell, which is best_test."
     return text
 
 

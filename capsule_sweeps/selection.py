@@ -14,21 +14,24 @@ from capsule_sweeps.results import load_runs
 from capsule_sweeps.store import Run
 
 
-def select(runs_dir: Path, words: Sequence[str]) -> pd.DataFrame:
+def select(runs_dir: Path, words: Sequence[str], imported: bool = False) -> pd.DataFrame:
     """The rows of `load_runs` that fit all filters and, where runs or sweeps are named, are among these.
 
     A filter is column=value, or key=value for a key of the signed configuration (training.lr=0.1); values are compared
-    as they are written. Raises ValueError for a word that means nothing.
+    as they are written. Imported runs are among them if they are named, with imported=true (only these) or imported=any
+    (these, too), or if the caller says so. Raises ValueError for a word that means nothing.
     """
     if not runs_dir.is_dir():
         raise ValueError(f"there is no folder {runs_dir}; say where the runs are with --runs-dir")
-    runs = load_runs(runs_dir)
+    runs = load_runs(runs_dir, imported=True)
     named = [word for word in words if "=" not in word]
     if named:
         signatures = {signature for word in named for signature in _named(runs_dir, runs, word)}
         runs = runs[runs.signature.isin(signatures)]
+    if not (imported or named or any(word.startswith("imported=") for word in words)):
+        runs = runs[~runs.imported]
     for word in words:
-        if word in named:
+        if word in named or word == "imported=any":
             continue
         key, _, value = word.partition("=")
         if key == "sweep":

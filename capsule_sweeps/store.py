@@ -44,12 +44,14 @@ RECORD_TYPES: dict[str, Any] = {  # of what planning and resuming read in run.js
     "epochs_done": int,
     "seconds": int | float,
     "data_sha256": str,
+    "imported": dict,
 }
 
 # Fields that were added after runs existed, with the value that means "as before": at that value they are not signed.
 NEUTRAL: dict[str, Any] = {
     "model.routing.norm": "layer",
     "model.head": "shared",
+    "model.capsules.interleaved": False,
     "training.loss": "cross_entropy",
     "training.lr_schedule": "steps",
     "training.warmup": 0,
@@ -59,6 +61,8 @@ NEUTRAL: dict[str, Any] = {
     "dataset.base": None,
     "dataset.labels_per_image": 1,
     "dataset.affine_test": False,
+    "dataset.test_shift": 0,
+    "dataset.test_rotation": 0,
 }
 
 
@@ -128,13 +132,15 @@ def columns(config: DictConfig) -> dict[str, Any]:
     }
 
 
-def run_name(config: DictConfig, identity: str) -> str:
-    """The folder's name: a readable part and the signature `identity`, safe on every file system."""
+def run_name(config: DictConfig, identity: str, end: str | None = None) -> str:
+    """The folder's name: a readable part (`end` in place of the seed) and the signature, safe on every file system."""
     model = config.model
     parts = [config.dataset.name, model.get("name")]
     parts += [model[key].get("name") for key in ("backbone", "routing") if key in model]
     parts += [f"r{model.num_routing}"] if "num_routing" in model else []
-    readable = re.sub(r"[^A-Za-z0-9_.+-]", "_", "-".join([*map(str, parts), f"s{config.seed}"])).lstrip(".-")[:120]
+    readable = re.sub(r"[^A-Za-z0-9_.+-]", "_", "-".join([*map(str, parts), end or f"s{config.seed}"])).lstrip(".-")[
+        :120
+    ]
     return f"{readable}-{identity}"
 
 

@@ -56,8 +56,8 @@ class Folder:
 def sync(runs: Sequence[Run], rebuild: bool) -> Iterator[tuple[str, bool, str]]:
     """(run, is all of it in W&B?, what was done or is missing), one run after the other.
 
-    Runs that have not begun are left out, and those with tracking=none unless `rebuild`, which also sends anew, under
-    another id, what W&B has wrong.
+    Runs that have not begun and imported ones, which have no epochs, are left out, and those with tracking=none unless
+    `rebuild`, which also sends anew, under another id, what W&B has wrong.
     Raises ValueError when there is no key or no server.
     """
     trouble = obstacle()
@@ -68,6 +68,8 @@ def sync(runs: Sequence[Run], rebuild: bool) -> Iterator[tuple[str, bool, str]]:
     api = wandb.Api(timeout=30)
     for run in runs:
         if run.state() in ("new", "queued") and not (run.folder / "config.yaml").exists():
+            continue
+        if "imported" in run.record():
             continue
         try:
             folder = Folder.read(run)

@@ -94,6 +94,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             execution=execution,
             data_sha256=data.sha256,
             normalization=data.normalization._asdict(),
+            classes=list(data.classes),
             attempts=attempts,
             sweep=sweep,
             wandb_id=wandb_id(run),

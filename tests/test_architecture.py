@@ -64,6 +64,9 @@ def test_no_module_imports_itself_by_way_of_others(module) -> None:
         ("ablation", {"results", "statistics"}, {"train", "launcher", "plan", "model", "data", "tracking", "figures"}),
         ("figures", {"results"}, {"train", "launcher", "plan", "model", "data", "tracking"}),
         ("inside", {"model"}, {"train", "launcher", "plan", "tracking", "figures"}),
+        ("imported", {"model", "store"}, {"train", "launcher", "plan", "data", "tracking", "results"}),
+        ("evaluate", {"inside", "data"}, {"launcher", "plan", "tracking"}),
+        ("export", {"inside", "routing"}, {"train", "launcher", "plan", "tracking", "results"}),
         ("store", {"config"}, {"train", "launcher", "plan", "model", "data", "tracking", "results"}),
         ("config", set(), set(MODULES) - {"class_tree"}),
         (

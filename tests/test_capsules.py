@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from capsule_sweeps import build_model, compose_config
-from capsule_sweeps.capsules import CapsuleLayer, CapsuleStack, PrimaryCapsules, concurrent, sequential
+from capsule_sweeps.capsules import CapsuleLayer, CapsuleStack, PrimaryCapsules, concurrent, interleave, sequential
 from capsule_sweeps.routing import Capsules, InvertedAttention, LayerShape
 
 FEATURES = (6, 8, 8)
@@ -239,3 +239,36 @@ def test_only_routings_that_ask_for_them_get_activations_and_only_theirs_replace
 def test_a_head_beside_class_logits_is_one_sentence(routing):
     with pytest.raises(ValueError, match=rf"model\.head=own has no meaning for routing={routing}"):
         network(f"routing={routing}", "model.head=own")
+
+
+@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 2), (2, 1), (1, 3), (7, 1)])
+def test_interleaved_windows_by_a_naive_loop(kernel_size, stride):
+    """Number j at place (y, x) of these windows is number f // (h·w) at place f % (h·w), f = (y·w + x)·D + j."""
+    poses = torch.randn(2, 3, 8, 7, 5)
+    h, w = (8 - kernel_size) // stride + 1, (7 - kernel_size) // stride + 1
+    found = interleave(poses, kernel_size, stride)
+    assert found.shape == (2, 3, h * kernel_size, w * kernel_size, 5)
+    for y, x, k, l, j in product(range(h), range(w), range(kernel_size), range(kernel_size), range(5)):  # noqa: E741
+        number, place = divmod((y * w + x) * 5 + j, h * w)
+        row, column = divmod(place, w)
+        wanted = poses[:, :, stride * row + k, stride * column + l, number]
+        assert torch.equal(found[:, :, kernel_size * y + k, kernel_size * x + l, j], wanted)
+
+
+@pytest.mark.parametrize("num_routing", [1, 3])
+def test_an_interleaved_stack_reads_these_windows(num_routing):
+    """And shows so when it is watched; fully connected layers are as ever."""
+    torch.manual_seed(0)
+    made = stack([conv(stride=2)], num_routing=num_routing)
+    plain = made(torch.randn(2, *FEATURES, generator=torch.Generator().manual_seed(0)))
+    made.layers[0].interleaved = True
+    features = torch.randn(2, *FEATURES, generator=torch.Generator().manual_seed(0))
+    found, (seen, steps) = made(features), made.watch(features)
+    assert not torch.allclose(found[1].poses, plain[1].poses) and found[1].poses.shape == plain[1].poses.shape
+    for one, other in zip(found, seen, strict=True):
+        torch.testing.assert_close(one.poses, other.poses)
+    assert steps[0][0].coefficients.shape[1:6] == (3, 3, 3, 3, 2)
+    config = compose_config(["dataset=digits", "capsules.interleaved=true"])
+    assert [layer.interleaved for layer in build_model(config).capsules.layers] == [True, True, False]
+    with pytest.raises(ValueError, match=r"capsules\.interleaved=true has no meaning for routing=em"):
+        build_model(compose_config(["dataset=digits", "capsules.interleaved=true", "routing=em"]))

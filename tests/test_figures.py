@@ -42,7 +42,7 @@ def frame(accuracies: dict[tuple[str, int], list[float]], schedule: str = "concu
         for seed, value in enumerate(values):
             row = {"run": f"{dataset}-r{num_routing}-s{seed}", "state": "finished", "dataset": dataset}
             row |= {"model": "capsnet", "backbone": "resnet", "routing": "inverted_attention", "schedule": schedule}
-            row |= {"num_routing": num_routing, "seed": seed, "group": repr(science)}
+            row |= {"imported": False, "num_routing": num_routing, "seed": seed, "group": repr(science)}
             row |= {"accuracy_last": value, "accuracy_best_test": value + 0.01, "accuracy_best_val": np.nan}
             rows.append({**row, "science": {**science, "seed": seed}})
     runs = pd.DataFrame(rows)

@@ -17,7 +17,7 @@ from capsule_sweeps.files import write_json
 from capsule_sweeps.store import Run, columns, science
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ["status", "results", "show", "why", "cancel", "retry", "gc", "prepare-data", "doctor"]
+COMMANDS = ["status", "results", "show", "why", "cancel", "retry", "gc", "prepare-data", "doctor", "evaluate"]
 MANY = 10_000
 
 
@@ -134,10 +134,11 @@ for line in sys.argv[1:]:
     [
         (
             "capsule-sweeps ",
-            {"status", "results", "show", "why", "cancel", "retry", "gc", "prepare-data", "doctor"},
+            {*COMMANDS, "export", "import-checkpoint"},
             {},
         ),
         ("capsule-sweeps st", {"status"}, {"show"}),
+        ("capsule-sweeps evaluate --", {"--num-routing", "--figure", "--format"}, {"--out"}),
         ("capsule-sweeps status --f", {"--format"}, {"--watch"}),
         ("capsule-sweeps results --rule ", {"last", "best_val", "best_test", "ema_last"}, {}),
         ("capsule-sweeps show --format ", {"table", "md", "csv", "json"}, {}),

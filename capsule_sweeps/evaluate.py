@@ -1,0 +1,311 @@
+"""What a run's weights do on test images: `python -m capsule_sweeps evaluate`. The run folder is only read.
+
+Shapes: N images, K classes, L labels an image (1, or 2 of overlapping digits). Accuracies and errors are in percent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
+
+from capsule_sweeps.config import check, compose_config, forced
+from capsule_sweeps.data import Data, load_data, normalize
+from capsule_sweeps.inside import load_trained
+from capsule_sweeps.losses import LOSSES
+from capsule_sweeps.progress import bar
+from capsule_sweeps.results import RULES, render
+from capsule_sweeps.selection import find_run
+from capsule_sweeps.store import Run
+from capsule_sweeps.train import EVAL_BATCH, choose_device, num_correct
+
+NUM_BINS = 15
+DOUBT = 1.0  # points between the accuracy of an imported file and ours
+WIDEST = 12  # classes; of more the table has no confusion matrix, but the most frequent confusion of each class
+TAKEN = ("dataset", "data_dir", "device")
+
+
+class Evaluation(NamedTuple):
+    """On all test images with so many iterations (None: the model has none). class_accuracy (K,): of the images that
+    show a class; confusion (K, K): images of the row's class that were taken for the column's. Calibration and
+    confusion are None where an image has several labels."""
+
+    num_routing: int | None
+    loss: float
+    accuracy: float
+    calibration_error: float | None
+    class_images: np.ndarray
+    class_accuracy: np.ndarray
+    confusion: np.ndarray | None
+
+
+def evaluate(arguments: argparse.Namespace) -> str:
+    """The text that the command prints; draws the figure. Raises ValueError for what cannot be evaluated."""
+    run = find_run(arguments.runs_dir, arguments.run)
+    iterations = parse_iterations(arguments.num_routing)
+    model, config = load_trained(run.folder)
+    config, data = load_test_data(config, arguments.overrides)
+    iterates = config.model.get("num_routing") is not None and "num_routing" not in config.model.routing
+    said = []
+    if iterations and not iterates:
+        said.append(f"--num-routing means nothing for {model_name(config)}, which has no iterations.")
+    asked = (iterations or [int(config.model.num_routing)]) if iterates else [None]
+    found = evaluations(model, config, data, asked, run.folder.name)
+    if arguments.figure:
+        from capsule_sweeps.figures import confusion_figure, save_as
+
+        matrices = {_label(one): one.confusion for one in found if one.confusion is not None}
+        if not matrices:
+            raise ValueError("--figure draws confusion matrices, which images with two labels do not have")
+        written = save_as(confusion_figure(matrices, data.classes), arguments.figure)
+        said.append(f"Wrote {written[0]} and {written[1]}.")
+    return show(run, config, data, found, arguments.format, [*notes(run, config, data, found), *said])
+
+
+def parse_iterations(text: str | None) -> list[int]:
+    words = text.split(",") if text else []
+    if not all(word.isdecimal() and int(word) >= 1 for word in words):
+        raise ValueError(f"--num-routing {text}: give whole numbers of at least 1, separated by commas: 1,2,3")
+    return list(dict.fromkeys(map(int, words)))
+
+
+def model_name(config: DictConfig) -> str:
+    return str(config.model.routing.name if "routing" in config.model else config.model.name)
+
+
+def load_test_data(config: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Data]:
+    """The run's config with the data set that overrides ask for, on the device to use, and its data.
+
+    Images are normalised as the run's were, unless overrides say dataset.mean and dataset.std. Raises ValueError for
+    overrides of other things, and for images or classes that are not those of the model.
+    """
+    for word in overrides:
+        if word.lstrip("+~").partition("=")[0].split(".")[0] not in TAKEN:
+            raise ValueError(f"{word}: what can be changed is {', '.join(TAKEN)}; the rest belongs to the trained run")
+    own = config.dataset
+    if any(word.startswith("dataset=") for word in overrides):
+        asked = compose_config(forced(overrides))
+        asked.data_dir = asked.data_dir if any(word.startswith("data_dir=") for word in overrides) else config.data_dir
+    else:
+        asked = compose_config([])
+        asked.dataset, asked.data_dir = OmegaConf.merge(asked.dataset, own), config.data_dir
+        asked = apply(overrides, asked)
+    for key in ("mean", "std"):
+        if not any(word.startswith(f"dataset.{key}=") for word in overrides):
+            asked.dataset[key] = own[key]
+    for key in ("num_classes", "channels", "image_size", "labels_per_image"):
+        there, here = own.get(key, 1), asked.dataset[key]  # configurations of before have no labels_per_image
+        if there != here:
+            raise ValueError(f"dataset.{key}={here} of {asked.dataset.name} does not fit the model, which has {there}")
+    device = choose_device(asked.device)
+    config = DictConfig({**config, "dataset": check(asked).dataset, "data_dir": asked.data_dir, "device": str(device)})
+    return config, load_data(config.dataset, Path(config.data_dir), device)
+
+
+def apply(overrides: Sequence[str], config: DictConfig) -> DictConfig:
+    """A checked copy of a config with these values changed, which are no choices of a group."""
+    changed = config.copy()
+    try:
+        for override in OverridesParser.create().parse_overrides(list(overrides)):
+            if override.is_delete() or override.is_sweep_override():
+                raise ValueError(f"{override.input_line} cannot be understood here: give one value, KEY=VALUE")
+            OmegaConf.update(changed, override.key_or_group, override.value())
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from error
+    return check(changed)
+
+
+def evaluations(
+    model: nn.Module, config: DictConfig, data: Data, iterations: Sequence[int | None], name: str
+) -> list[Evaluation]:
+    """One for each number of iterations."""
+    model = model.to(data.test.labels.device).eval()
+    found = []
+    with bar(name, len(data.test) * len(iterations)) as advance:
+        for number in iterations:
+            if number is not None:
+                model.capsules.num_routing = number  # type: ignore[union-attr]
+            logits = []
+            for first in range(0, len(data.test), EVAL_BATCH):
+                logits.append(batch_logits(model, config, data.test.images[first : first + EVAL_BATCH]))
+                advance(len(logits[-1]))
+            found.append(measure(torch.cat(logits).cpu(), data.test.labels.cpu(), config.training.get("loss"), number))
+    return found
+
+
+@torch.no_grad()
+def batch_logits(model: nn.Module, config: DictConfig, images: Tensor) -> Tensor:
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=config.training.amp == "bf16"):
+        logits: Tensor = model(normalize(images, config.dataset.mean, config.dataset.std))
+    return logits.float()
+
+
+def measure(logits: Tensor, labels: Tensor, loss: str | None, num_routing: int | None = None) -> Evaluation:
+    """All that is told of logits (N, K) and labels (N,) or (N, L); `loss` is a key of LOSSES (None: cross_entropy)."""
+    num_images, num_classes = logits.shape
+    several = labels.ndim == 2
+    shown = torch.zeros(num_images, num_classes, dtype=torch.bool)
+    named = shown.clone().scatter(1, logits.topk(labels.shape[1] if several else 1).indices, True)
+    shown = shown.scatter(1, labels.view(num_images, -1), True)
+    class_images, class_right = shown.sum(0).double(), (shown & named).sum(0).double()
+    confusion = None
+    if not several:
+        pairs = labels * num_classes + logits.argmax(1)
+        confusion = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes).numpy()
+    return Evaluation(
+        num_routing,
+        float(LOSSES[loss or "cross_entropy"](logits, labels, 1.0, "sum").double()) / num_images,
+        100 * int(num_correct(logits, labels)) / num_images,
+        None if several else 100 * calibration_error(logits, labels),
+        class_images.long().numpy(),
+        (100 * class_right / class_images).numpy(),  # NaN for a class that no image shows
+        confusion,
+    )
+
+
+def calibration_error(logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS) -> float:
+    """Expected calibration error (Guo et al. 2017): Σ over bins of |accuracy − confidence|, weighted by their images.
+
+    Confidence is the largest softmax probability; bins are of equal width, ((b − 1) / num_bins, b / num_bins].
+    """
+    confidence, named = logits.double().softmax(1).max(1)
+    bins = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
+    gaps = torch.zeros(num_bins, dtype=torch.float64).index_add_(0, bins, (named == labels).double() - confidence)
+    return float(gaps.abs().sum()) / len(labels)
+
+
+# What is printed
+
+
+def notes(run: Run, config: DictConfig, data: Data, found: Sequence[Evaluation]) -> list[str]:
+    """Sentences: which weights and images these are, what the run itself recorded, and what the numbers mean."""
+    record, dataset = run.record(), config.dataset
+    checkpoint = torch.load(run.folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+    epochs = f"epoch {checkpoint['epoch'] + bool(checkpoint.get('batch'))}"
+    told = {rule: record.get(f"accuracy_{rule}") for rule in RULES}
+    recorded = ", ".join(f"{100 * value:.2f} % ({rule})" for rule, value in told.items() if value is not None)
+    trained = config.model.get("num_routing")
+    said = [
+        f"{len(data.test):,} test images of {dataset.name}, weights of {epochs} ({run.state(record)}"
+        + (f", num_routing={trained})" if trained is not None else ")")
+        + (f"; recorded of the run: {recorded}." if recorded else ".")
+    ]
+    moves = {"test_rotation": "turned left by {} degrees", "test_shift": "moved right by {} pixels"}
+    moved = [words.format(dataset[key]) for key, words in moves.items() if dataset[key]]
+    if moved:
+        said.append(f"Images were {' and '.join(moved)}; what came in from outside is black.")
+    if record.get("data_sha256") not in (None, data.sha256):
+        said.append("These data are not those that it was trained on (their hash differs).")
+    theirs = told["best_test"]
+    alike = [one for one in found if one.num_routing == trained and not moved]
+    if "imported" in record and theirs and alike and abs(alike[0].accuracy - 100 * theirs) > DOUBT:
+        said.append(
+            "That is not what the file told: other images, another num_routing or schedule, or written by a fork that "
+            "has mended the windows of the published code (import it anew with capsules.interleaved=false)?"
+        )
+    said.append("Accuracies are in %; loss: " + str(config.training.get("loss") or "cross_entropy") + ".")
+    if found[0].calibration_error is None:
+        said.append("An image counts as right when all its labels are named; calibration and confusion need one label.")
+    else:
+        said.append(
+            f"calibration_error: expected calibration error (ECE) in points, {NUM_BINS} bins of equal width, "
+            "confidence = largest softmax probability."
+        )
+    return said
+
+
+def show(run: Run, config: DictConfig, data: Data, found: Sequence[Evaluation], form: str, said: Sequence[str]) -> str:
+    """`table` and `md`: a table over iterations and one of classes for each; `csv`: one long table of every number;
+    `json`: a list of objects."""
+    if form == "json":
+        return json.dumps([_whole(run, config, data, one) for one in found], indent=1)
+    if form == "csv":
+        return render(pd.DataFrame([row for one in found for row in _long(data.classes, one)]), "csv")
+    rows = [
+        {
+            "num_routing": one.num_routing,
+            "images": len(data.test),
+            "accuracy": one.accuracy,
+            "loss": one.loss,
+            "calibration_error": one.calibration_error,
+        }
+        for one in found
+    ]
+    overview = pd.DataFrame(rows).astype({"num_routing": "Int64"})
+    parts = [render(overview, form, title=run.folder.name, note=" ".join(said))]
+    parts += [_heading(form, one) + render(class_table(data.classes, one), form, _title(one)) for one in found]
+    return "\n\n".join(parts)
+
+
+def class_table(classes: Sequence[str], one: Evaluation) -> pd.DataFrame:
+    """A row for each class: images, accuracy, and what its images were taken for."""
+    table = pd.DataFrame({"class": list(classes), "images": one.class_images, "accuracy": one.class_accuracy})
+    if one.confusion is None:
+        return table
+    if len(classes) <= WIDEST:
+        return table.join(pd.DataFrame(one.confusion, columns=[f"→ {name}" for name in classes]))
+    wrong = one.confusion - np.diag(np.diag(one.confusion))
+    most = wrong.argmax(1)
+    names = [classes[place] if count else None for place, count in zip(most, wrong.max(1), strict=True)]
+    return table.assign(**{"most often taken for": names, "times": wrong.max(1)})
+
+
+def _label(one: Evaluation) -> str:
+    return "" if one.num_routing is None else f"num_routing={one.num_routing}"
+
+
+def _title(one: Evaluation) -> str:
+    what = "Classes" if one.confusion is None else "Classes, and what their images were taken for"
+    return ", ".join(filter(None, (what, _label(one))))
+
+
+def _heading(form: str, one: Evaluation) -> str:
+    return f"**{_title(one)}**\n\n" if form == "md" else ""
+
+
+def _whole(run: Run, config: DictConfig, data: Data, one: Evaluation) -> dict[str, Any]:
+    return {
+        "run": run.folder.name,
+        "dataset": OmegaConf.to_container(config.dataset),
+        "num_routing": one.num_routing,
+        "images": len(data.test),
+        "accuracy": one.accuracy,
+        "loss": one.loss,
+        "calibration_error": one.calibration_error,
+        "calibration_bins": NUM_BINS,
+        "classes": list(data.classes),
+        "class_images": one.class_images.tolist(),
+        "class_accuracy": [None if np.isnan(value) else value for value in one.class_accuracy.tolist()],
+        "confusion": None if one.confusion is None else one.confusion.tolist(),
+    }
+
+
+def _long(classes: Sequence[str], one: Evaluation) -> list[dict[str, Any]]:
+    """Every number in a row of its own: num_routing, measure, class, taken_for, value."""
+
+    def row(measure: str, value: Any, of: str | None = None, taken_for: str | None = None) -> dict[str, Any]:
+        return {"num_routing": one.num_routing, "measure": measure, "class": of, "taken_for": taken_for, "value": value}
+
+    rows = [row("accuracy", one.accuracy), row("loss", one.loss), row("calibration_error", one.calibration_error)]
+    for number, name in enumerate(classes):
+        rows += [
+            row("class_images", one.class_images[number], name),
+            row("class_accuracy", one.class_accuracy[number], name),
+        ]
+        if one.confusion is not None:
+            rows += [
+                row("confusion", count, name, other)
+                for count, other in zip(one.confusion[number], classes, strict=True)
+            ]
+    return rows

@@ -1,0 +1,264 @@
+"""The file that the published code writes, as a finished run folder that is marked as imported.
+
+Known of such a run is what the file says, weights, best test accuracy and its epoch, and what whoever imports it adds:
+num_routing, and where they differ the data set and the schedule. Nothing tells whether a fork wrote it that has mended
+the windows of the published code (capsules.interleave): then it needs capsules.interleaved=false. How it was trained is
+not known. So no recipe and no seed is recorded, and the signature is one of what the weights compute and of the file:
+no own run can have it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from itertools import product
+from math import isqrt
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from capsule_sweeps.config import build, compose_config, forced
+from capsule_sweeps.files import write_atomic, write_json
+from capsule_sweeps.model import build_model, load_published_weights
+from capsule_sweeps.provenance import provenance
+from capsule_sweeps.store import Run, check_runs_dir, columns, find_runs, run_name, science, signature
+
+DATASETS = {(10, 3): "CIFAR10", (100, 3): "CIFAR100"}  # (classes, channels) → what the published code trains on
+TAKEN = ("dataset", "capsules", "data_dir")  # groups that overrides may change, and routing.schedule
+UNKNOWN = ("model.capsules.dropout", *(f"dataset.{key}" for key in ("crop_padding", "flip", "train_size", "val_size")))
+STRIDES = (1, 2)
+
+
+class Published(NamedTuple):
+    """A file of the published code: weights without `module.`, accuracy (a fraction), its epoch counted from 1."""
+
+    weights: dict[str, Tensor]
+    accuracy: float
+    epoch: int
+    sha256: str
+
+
+def import_checkpoint(path: Path, num_routing: int, overrides: Sequence[str], runs_dir: Path) -> tuple[Run, bool]:
+    """The run folder of a published file, and whether it is new.
+
+    Raises ValueError (one sentence) for a file or overrides that cannot be, and when the file is there already with
+    other settings; nothing is on disk then.
+    """
+    check_runs_dir(runs_dir)
+    published = read_published(path)
+    config = recognise(path, published.weights, num_routing, overrides)
+    config.training.compile = "off"
+    model = build_model(config)
+    try:
+        load_published_weights(model, published.weights)
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit: {error}") from error
+    signed = {key: value for key, value in science(config).items() if key.startswith(("model.", "dataset."))}
+    signed = {key: value for key, value in signed.items() if key not in UNKNOWN}
+    signed["imported.sha256"] = published.sha256
+    for run in find_runs(runs_dir).values():
+        there = run.record().get("science", {})
+        if there.get("imported.sha256") == published.sha256:
+            keys = sorted(key for key in there.keys() | signed.keys() if there.get(key) != signed.get(key))
+            if keys:
+                told = ", ".join(f"{key}={there.get(key)} there and {signed.get(key)} here" for key in keys)
+                raise ValueError(f"{path} is there already as {run.folder}: {told}; remove that folder if it is wrong")
+            return run, False
+    return write_run(path, published, model, config, signed, runs_dir), True
+
+
+def write_run(
+    path: Path, published: Published, model: nn.Module, config: DictConfig, signed: dict[str, Any], runs_dir: Path
+) -> Run:
+    """The folder, made beside its place and renamed: it is there as a whole or not at all."""
+    identity = signature(signed)
+    name = run_name(config, identity, "imported")
+    unknown = dict.fromkeys(("seed", "epochs"))
+    described = {**columns(config), "run": name, "signature": identity, "group": identity, **unknown}
+    told = {"file": path.name, "sha256": published.sha256, "time": time.time(), "commit": provenance()["commit"]}
+    summary = {
+        "accuracy_best_test": published.accuracy,
+        "epoch_best_test": published.epoch,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "imported": told,
+    }
+    record = {**described, "state": "finished", "science": signed, "attempts": [], **summary}
+    record["normalization"] = {key: list(config.dataset[key]) for key in ("mean", "std")}
+    buffer = io.BytesIO()
+    torch.save({"model": model.state_dict(), "epoch": published.epoch, "batch": 0}, buffer)
+    staged = runs_dir / f".{name}.{os.getpid()}.{threading.get_ident()}.tmp"
+    try:
+        staged.mkdir(parents=True)
+        write_atomic(staged / "config.yaml", OmegaConf.to_yaml(evaluation_only(config)).encode())
+        write_atomic(staged / "checkpoint.pt", buffer.getvalue())
+        write_json(staged / "run.json", record)
+        write_json(staged / "summary.json", {**described, **summary})
+        staged.rename(runs_dir / name)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    return Run(runs_dir / name)
+
+
+def evaluation_only(config: DictConfig) -> DictConfig:
+    """What of a config is known, and all that evaluation needs: the published code has one loss and no bfloat16."""
+    kept = {key: config[key] for key in ("num_routing", "data_dir", "dataset", "backbone", "capsules", "routing")}
+    training = {"loss": "cross_entropy", "amp": "none"}
+    return OmegaConf.create({**kept, "model": config.model, "training": training})
+
+
+def read_published(path: Path) -> Published:
+    """What a file of the published code holds; nothing in it is run. Raises ValueError for a file that is no such."""
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; give the ckpt.pth that the published code wrote")
+    data = path.read_bytes()
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read safely: it is damaged, or holds other things than tensors and numbers"
+        ) from error
+    missing = [key for key in ("net", "acc", "epoch") if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise ValueError(f"{path} has no '{missing[0]}'; the file of the published code has 'net', 'acc' and 'epoch'")
+    net, acc, epoch = content["net"], content["acc"], content["epoch"]
+    if not (isinstance(net, Mapping) and net and all(isinstance(tensor, Tensor) for tensor in net.values())):
+        raise ValueError(f"{path}: 'net' must hold the weights, a tensor under each name")
+    if isinstance(acc, bool) or not isinstance(acc, int | float) or not 0 <= acc <= 100:
+        raise ValueError(f"{path}: 'acc'={acc} must be an accuracy in percent")
+    if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
+        raise ValueError(f"{path}: 'epoch'={epoch} must be a whole number of at least 0")
+    weights = {str(key).removeprefix("module."): tensor for key, tensor in net.items()}
+    return Published(weights, acc / 100, epoch + 1, hashlib.sha256(data).hexdigest())
+
+
+def recognise(path: Path, weights: Mapping[str, Tensor], num_routing: int, overrides: Sequence[str]) -> DictConfig:
+    """The checked config of the model that these weights belong to, by their shapes; see capsule_settings.
+
+    The data set is CIFAR10 or CIFAR100 by classes and channels, unless overrides name one; a stack that overrides
+    describe is taken as it is. Raises ValueError.
+    """
+    for word in overrides:
+        key = re.split(r"[.=]", word.lstrip("+~"))[0]
+        if key not in TAKEN and not word.startswith("routing.schedule="):
+            raise ValueError(
+                f"{word} cannot be said of an imported checkpoint: overrides are those of {', '.join(TAKEN)} and "
+                "routing.schedule; num_routing is --num-routing"
+            )
+    if (wrong := misshapen(weights)) is not None:
+        raise ValueError(f"{path}: its shapes match no stack of the published code ({wrong})")
+    resnet, first = "pre_caps.pre_caps.3.0.conv1.weight" in weights, weights["pre_caps.pre_caps.0.weight"]
+    given, num_classes = first.shape[1], _layer_weights(weights)[-1].shape[-1 if _is_matrix(weights) else -2]
+    words = [f"backbone={'resnet' if resnet else 'simple'}", *([] if resnet else [f"backbone.channels={len(first)}"])]
+    words += [f"num_routing={num_routing}", *forced(overrides)]
+    if not any("capsules.interleaved=" in word for word in overrides):
+        words.append("++capsules.interleaved=true")
+    if not any(word.startswith("dataset=") for word in overrides):
+        if (num_classes, given) not in DATASETS:
+            raise ValueError(f"{path} has {num_classes} classes and {given} channels: say which data set, dataset=…")
+        words.append(f"dataset={DATASETS[num_classes, given]}")
+    config = compose_config(words)
+    dataset = config.dataset
+    if (dataset.num_classes, dataset.channels) != (num_classes, given):
+        raise ValueError(
+            f"{path} has {num_classes} classes and {given} channels, {dataset.name} has {dataset.num_classes} and "
+            f"{dataset.channels}; say which data set it is of, dataset=…"
+        )
+    if dataset.mean is None:
+        raise ValueError(f"{path} does not say how images were normalised: say dataset.mean=[…] and dataset.std=[…]")
+    if any(re.match(r"[+~]*capsules(=|\.(pose|primary|layers|classes))", word) for word in overrides):
+        return config
+    with torch.device("meta"):
+        backbone = build(config.backbone, image_shape=(dataset.channels, dataset.image_size, dataset.image_size))
+    try:
+        return compose_config([*words, *capsule_settings(weights, backbone.out_shape[1])])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def misshapen(weights: Mapping[str, Tensor]) -> str | None:
+    """What is not as in weights of the published code, as far as their sizes are read below; None if all is."""
+    layers = _layer_weights(weights)
+    kinds = {"pre_caps.pre_caps.0.weight": 4, "pc_layer.weight": 4, "nonlinear_act.weight": 1}
+    for number, weight in enumerate(layers):
+        kinds[f"capsule_layers.{number}.w"] = 6 if weight.ndim == 6 else 4
+        kinds[f"capsule_layers.{number}.nonlinear_act.weight"] = 1
+    for name, num_dimensions in kinds.items():
+        if name not in weights:
+            return f"{name} is missing"
+        if weights[name].ndim != num_dimensions or weights[name].numel() == 0:
+            return f"{name} has shape {tuple(weights[name].shape)}"
+    dimensions = [weight.ndim for weight in layers]
+    if not dimensions or dimensions[-1] != 4 or dimensions != sorted(dimensions, reverse=True):
+        return "fully connected capsule layers must follow upon convolutional ones, and there must be one"
+    if len(weights["pc_layer.weight"]) % len(weights["nonlinear_act.weight"]):
+        return "pc_layer.weight cannot be cut into capsules as long as nonlinear_act.weight"
+    return None
+
+
+def capsule_settings(weights: Mapping[str, Tensor], grid: int) -> list[str]:
+    """Overrides `capsules.…` for the stack with these weights behind features of grid x grid places.
+
+    Strides leave no trace in shapes, but the first fully connected layer tells how many places are left below it: they
+    are those of STRIDES, one for each layer, with which that comes out. Raises ValueError when that is none or several.
+    The weights are not misshapen.
+    """
+    matrix, shapes = _is_matrix(weights), [tuple(tensor.shape) for tensor in _layer_weights(weights)]
+    channels, _, kernel, _ = weights["pc_layer.weight"].shape
+    size = len(weights["nonlinear_act.weight"])
+    sizes = [len(weights[f"capsule_layers.{number}.nonlinear_act.weight"]) for number in range(len(shapes))]
+    parents = [shape[-1 if matrix else -2] for shape in shapes]
+    kernels = [shape[0] for shape in shapes if len(shape) == 6]
+    num_below = shapes[len(kernels)][0]  # capsules below the first fully connected layer
+    below = [channels // size, *parents][len(kernels)]
+    left = isqrt(num_below // below)
+    fits = [
+        strides
+        for strides in product(STRIDES, repeat=len(kernels))
+        if _grid(grid - kernel + 1, kernels, strides) == left and left * left * below == num_below
+    ]
+    if len(fits) != 1:
+        found = " and ".join(str(list(strides)) for strides in fits) or "none"
+        raise ValueError(
+            f"its {len(kernels)} convolutional capsule layers have to leave {num_below} capsules, and of strides 1 and "
+            f"2 {found} would; describe the stack in conf/capsules/NAME.yaml and say capsules=NAME"
+        )
+    layers = [
+        f"{{type: {'conv' if number < len(kernels) else 'fc'}, num_capsules: {parents[number]}, pose_size: {each}"
+        + (f", kernel_size: {kernels[number]}, stride: {fits[0][number]}}}" if number < len(kernels) else "}")
+        for number, each in enumerate(sizes[:-1])
+    ]
+    primary = {"num_capsules": channels // size, "pose_size": size, "kernel_size": kernel, "stride": 1}
+    return [
+        f"capsules.pose={'matrix' if matrix else 'vector'}",
+        *(f"capsules.primary.{key}={value}" for key, value in primary.items()),
+        f"capsules.layers=[{', '.join(layers)}]",
+        f"capsules.classes.pose_size={sizes[-1]}",
+    ]
+
+
+def _layer_weights(weights: Mapping[str, Tensor]) -> list[Tensor]:
+    found: list[Tensor] = []
+    while (name := f"capsule_layers.{len(found)}.w") in weights:
+        found.append(weights[name])
+    return found
+
+
+def _is_matrix(weights: Mapping[str, Tensor]) -> bool:
+    """Whether poses are matrices: then a layer's weight has √D rows for children of D numbers, else D."""
+    return bool(weights["capsule_layers.0.w"].shape[-3] != len(weights["nonlinear_act.weight"]))
+
+
+def _grid(size: int, kernels: Sequence[int], strides: Sequence[int]) -> int:
+    for kernel, stride in zip(kernels, strides, strict=True):
+        size = (size - kernel) // stride + 1
+    return size

@@ -1,0 +1,139 @@
+"""A torch.export program that runs without this package computes what the run does."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from capsule_sweeps import build_model, export
+from capsule_sweeps.data import normalize
+from capsule_sweeps.export import PlainVotes
+from capsule_sweeps.files import write_json
+from capsule_sweeps.inside import load_trained
+from capsule_sweeps.routing import ExplicitVotes, VoteMap
+from capsule_sweeps.store import Run, columns, science
+
+LOAD = """
+import json, sys
+sys.modules["capsule_sweeps"] = None  # whoever imports it fails
+import torch
+facts = {"capsule_sweeps.json": ""}
+program = torch.export.load("model.pt2", extra_files=facts).module()
+images = torch.load("images.pt")
+logits = [program(images[:size]) for size in (1, 2, 7)]
+torch.save(logits, "logits.pt")
+try:
+    import capsule_sweeps
+except ImportError:
+    print(facts["capsule_sweeps.json"])
+"""
+
+
+@pytest.fixture
+def make(tiny_config):
+    """A run folder with random weights, as training would have left it."""
+
+    def folder(*overrides: str) -> Run:
+        config = tiny_config(*overrides)
+        torch.manual_seed(1)
+        model = build_model(config)
+        for name, parameter in model.named_parameters():
+            if name.endswith("weight") and parameter.ndim > 1:
+                parameter.data.mul_(2)  # coefficients far from even
+        run = Run(Path(config.runs_dir) / columns(config)["run"])
+        run.folder.mkdir(parents=True)
+        (run.folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
+        torch.save({"model": model.state_dict(), "epoch": 1, "batch": 0}, run.folder / "checkpoint.pt")
+        record = {**columns(config), "science": science(config), "accuracy_last": 0.5, "classes": list("0123456789")}
+        write_json(run.folder / "run.json", record)
+        write_json(run.folder / "summary.json", columns(config))
+        return run
+
+    return folder
+
+
+@pytest.mark.parametrize(("x", "d", "size"), [(2, 2, 4), (6, 5, 6), (3, 3, 9)])
+@pytest.mark.parametrize(("kernel", "stride"), [((3, 3), 1), ((2, 2), 2), ((5, 4), 1)])
+def test_plain_votes_are_votes(x, d, size, kernel, stride) -> None:
+    """Matrix and vector poses, strides, and a kernel as large as the grid."""
+    torch.manual_seed(0)
+    votes = VoteMap(torch.randn(*kernel, 3, x, 4, d), stride)
+    children = torch.randn(2, 3, 5, 4, size)
+    parents = torch.randn_like(votes.uniform(children))
+    plain, explicit = PlainVotes(*votes), ExplicitVotes(votes)
+    for name in ("routed", "attended"):
+        wanted = getattr(explicit, name)(children, parents)
+        torch.testing.assert_close(getattr(plain, name)(children, parents), wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(getattr(votes, name)(children, parents), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_it_runs_where_this_package_is_not(make, capsule_sweeps, python) -> None:
+    run = make("num_routing=3")
+    before = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    ended = capsule_sweeps("export", run.folder.name, "--out", "model.pt2")
+    assert ended.code == 0 and "differ" in ended.out
+    assert {path.name: path.read_bytes() for path in run.folder.iterdir()} == before
+    images = torch.randint(256, (7, 1, 32, 32), dtype=torch.uint8)
+    torch.save(images, "images.pt")
+    found = python("-c", LOAD)
+    assert found.code == 0, found.err
+    facts = json.loads(found.out)
+    assert facts["run"] == run.folder.name and facts["num_routing"] == 3 and facts["classes"] == list("0123456789")
+    assert "uint8" in facts["input"] and "1, 32, 32" in facts["input"] and facts["normalization"]["mean"] == [0.3051]
+    model, config = load_trained(run.folder)
+    with torch.no_grad():
+        wanted = model(normalize(images, config.dataset.mean, config.dataset.std))
+    assert wanted.std(0).mean() > 0.01  # images differ
+    for size, logits in zip((1, 2, 7), torch.load("logits.pt"), strict=True):
+        torch.testing.assert_close(logits, wanted[:size], rtol=1e-4, atol=1e-5)
+    assert str(Path(export.__file__).parent).encode() not in Path("model.pt2").read_bytes()
+
+
+def test_the_printed_lines_run(make, capsule_sweeps) -> None:
+    out = capsule_sweeps("export", make().folder.name, "--out", "model.pt2").out
+    lines = [line.strip() for line in out.splitlines() if line.startswith("    ")]
+    assert len(lines) == 3
+    names: dict = {"torch": torch}
+    exec("\n".join(lines), names)
+    assert names["logits"].shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["routing.schedule=sequential", "num_routing=2"],
+        ["routing=attention", "num_routing=2"],
+        ["routing=dynamic", "num_routing=2", "training.loss=margin"],
+        ["routing=em", "num_routing=2"],
+        ["routing=self_routing"],
+        ["capsules.interleaved=true", "num_routing=2"],
+        ["model.head=own", "capsules.pose=vector", "capsules.primary.pose_size=6"],
+        ["training.amp=bf16", "training.channels_last=true", "training.compile=on"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_every_model_is_exported_and_checked(make, overrides) -> None:
+    said = export.export(make(*overrides), Path("model.pt2"))
+    assert "at most" in said and Path("model.pt2").stat().st_size > 0
+
+
+def test_models_without_capsules_too(make) -> None:
+    config_words = ["model=cnn", "model.width=4"]
+    assert "at most" in export.export(make(*config_words), Path("model.pt2"))
+
+
+def test_what_is_there_stays_and_nothing_half_is_written(make, capsule_sweeps, monkeypatch) -> None:
+    run = make()
+    Path("model.pt2").write_text("mine")
+    for out, words in (("model.pt2", "exists"), ("model.pt", ".pt2"), ("nowhere/model.pt2", "no folder nowhere")):
+        ended = capsule_sweeps("export", run.folder.name, "--out", out)
+        assert ended.code == 1 and words in ended.err and ended.err.count("\n") == 1
+    assert Path("model.pt2").read_text() == "mine"
+    monkeypatch.setattr(export, "difference", lambda *_: 0.1)
+    ended = capsule_sweeps("export", run.folder.name, "--out", "other.pt2")
+    assert ended.code == 1 and "differ by up to 0.1" in ended.err
+    monkeypatch.setattr(export, "difference", lambda *_: float("nan"))
+    assert capsule_sweeps("export", run.folder.name, "--out", "other.pt2").code == 1
+    assert sorted(path.name for path in Path().iterdir()) == ["model.pt2", "runs"]
