@@ -98,7 +98,7 @@ class EM(Routing):
             dtype = torch.promote_types(children.poses.dtype, torch.float32)
             poses, activations = children.poses.to(dtype), children.activations.to(dtype)
             gaussians = None if previous is None else _gaussians(previous)
-            if isinstance(votes, VoteMap):
+            if type(votes) is VoteMap:  # what stands in for it wants its votes seen
                 means, variances, amounts, r = *gaussian_pass(votes, poses, activations, gaussians), None
             else:
                 means, variances, amounts, r = explicit_step(votes, poses, activations, gaussians)
@@ -116,7 +116,7 @@ class EM(Routing):
 
 
 def explicit_step(
-    votes: ExplicitVotes, poses: Tensor, activations: Tensor, gaussians: Gaussians | None
+    votes: VoteMap | ExplicitVotes, poses: Tensor, activations: Tensor, gaussians: Gaussians | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What `gaussian_pass` does, from the votes themselves: slow, but it gives r (B, h, w, k, l, N, M) as well."""
     every = votes.explicit(poses)
