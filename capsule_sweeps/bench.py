@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -51,15 +53,18 @@ def bench(arguments: argparse.Namespace) -> str:
 
 
 def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.DataFrame, str]:
-    """A row a variant, and a sentence on the preparation of data."""
+    """A row a variant, and a sentence on the preparation of data. What does not iterate has one row, not one for each
+    number of iterations, and what has no backbone is not measured by one."""
     import pandas as pd
     import torch
 
     _exact_float32()
     device, batch_size = _device(config), config.training.batch_size
-    variants = [("backbone", 0)]
-    for num_routing in ITERATIONS:
-        variants += [(name, num_routing) for name in ("eager", "compiled", *(["published"] if against else []))]
+    own = ITERATIONS if "num_routing" in config.model and "num_routing" not in config.routing else (0,)
+    variants = [("backbone", 0)] if "backbone" in config.model else []
+    variants += [(name, num_routing) for num_routing in own for name in ("eager", "compiled")]
+    variants += [("published", num_routing) for num_routing in ITERATIONS if against]
+    variants.sort(key=lambda variant: variant[1])
     steps: dict[tuple[str, int], Callable[[], None]] = {}
     first: dict[tuple[str, int], float] = {}
     for variant in variants:
@@ -87,21 +92,22 @@ def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.
             "num_routing": num_routing or None,
             "step_ms": round(1000 * median[name, num_routing], 2),
             "images_per_second": round(batch_size / median[name, num_routing], 1),
-            "relative_to_backbone": round(median[name, num_routing] / median["backbone", 0], 2),
+            "relative_to_backbone": round(median[name, num_routing] / median.get(("backbone", 0), math.nan), 2),
             "step_memory_mb": memory(config, name, num_routing, against),
             "first_step_s": round(first[name, num_routing], 1),
         }
         for name, num_routing in variants
     ]
     frame = pd.DataFrame(rows).astype({"num_routing": "Int64"})
-    share = median["data", 0] / median["compiled", 1]
+    share = median["data", 0] / median["compiled", own[0]]
     recipe, num_images = config.training, config.dataset.train_size or EPOCH_IMAGES
-    hours = recipe.epochs * num_images / batch_size * median["compiled", 2] / 3600
+    hours = recipe.epochs * num_images / batch_size * median["compiled", own[:2][-1]] / 3600
+    schedule = f"{config.routing.schedule} schedule, " if len(own) > 1 else ""
+    first_step, usual = (" with num_routing=1", "compiled with num_routing=2") if len(own) > 1 else ("", "compiled,")
     note = (
-        f"batch size {batch_size}, amp={config.training.amp}, {config.routing.get('schedule', '')} schedule, medians "
-        f"of {repeats} interleaved steps; preparing a batch takes {1000 * median['data', 0]:.2f} ms, {share:.2%} of a "
-        "compiled step with num_routing=1; compiled with num_routing=2 "
-        f"{recipe.epochs} epochs of {num_images:,} images take {hours:.3g} hours, evaluation not counted"
+        f"batch size {batch_size}, amp={config.training.amp}, {schedule}medians of {repeats} interleaved steps; "
+        f"preparing a batch takes {1000 * median['data', 0]:.2f} ms, {share:.2%} of a compiled step{first_step}; "
+        f"{usual} {recipe.epochs} epochs of {num_images:,} images take {hours:.3g} hours, evaluation not counted"
     )
     return frame, note
 
@@ -149,7 +155,7 @@ def make_model(config: DictConfig, name: str, num_routing: int, against: Path | 
         head = nn.Linear(backbone.out_shape[0], dataset.num_classes)
         return nn.Sequential(backbone, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     compiled = {"training": {"compile": "on" if name == "compiled" else "off"}}
-    iterations = {"model": {"num_routing": num_routing}} if "num_routing" in config.model else {}
+    iterations = {"model": {"num_routing": num_routing}} if num_routing else {}
     return build_model(OmegaConf.merge(config, compiled, iterations))  # type: ignore[arg-type]
 
 
@@ -165,7 +171,7 @@ def _published(config: DictConfig, num_routing: int, checkout: Path) -> nn.Modul
         module = import_module("src.capsule_model")
     finally:
         sys.path.remove(str(checkout))
-    sequential = config.routing.schedule == "sequential"
+    sequential = config.routing.get("schedule") == "sequential"
     stack = json.loads(path.read_text())
     model: nn.Module = module.CapsModel(
         config.dataset.image_size, stack, "resnet", 0.0, num_routing, sequential_routing=sequential
@@ -174,15 +180,19 @@ def _published(config: DictConfig, num_routing: int, checkout: Path) -> nn.Modul
 
 
 def memory(config: DictConfig, name: str, num_routing: int, against: Path | None) -> float | None:
-    """MB that a step needs beyond what stays between steps; None where the system does not tell."""
+    """MB that a step needs beyond what stays between steps; None where the system does not tell, infinity where it has
+    less than that."""
     import torch
 
     if _device(config).type == "cuda":
-        step = make_step(config, name, num_routing, against)
-        step()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
+        try:
+            step = make_step(config, name, num_routing, against)
+            step()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            step()
+        except torch.OutOfMemoryError:
+            return math.inf
         return round((torch.cuda.max_memory_allocated() - before) / 1e6, 1)
     if not Path("/proc/self/clear_refs").exists():
         return None
@@ -194,6 +204,8 @@ def memory(config: DictConfig, name: str, num_routing: int, against: Path | None
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, **MEMORY_ENV, "PYTHONPATH": path}
     done = subprocess.run(command, input=json.dumps(task), env=environment, capture_output=True, text=True)
+    if done.returncode == -signal.SIGKILL or "can't allocate memory" in done.stderr or "MemoryError" in done.stderr:
+        return math.inf
     if done.returncode:
         raise RuntimeError(f"measuring the memory of {name} failed:\n{done.stderr}")
     return float(done.stdout)
@@ -201,9 +213,15 @@ def memory(config: DictConfig, name: str, num_routing: int, against: Path | None
 
 def _memory_of_a_step() -> None:
     """What the process that `memory` starts does: Linux can reset the peak of resident memory."""
+    import resource
+
+    import psutil
     import torch
     from omegaconf import OmegaConf
 
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]  # with a limit Linux ends no other program to make room
+    free = psutil.virtual_memory().available
+    resource.setrlimit(resource.RLIMIT_DATA, (free if hard == resource.RLIM_INFINITY else min(free, hard), hard))
     task = json.loads(sys.stdin.read())
     torch.set_num_threads(task["threads"])
     config: Any = OmegaConf.create(task["config"])

@@ -19,13 +19,22 @@ Files = list[tuple[str, int, int]]  # name, bytes, modification time in ns
 
 
 def list_files(folder: Path) -> Files:
-    """The files in `folder`, sorted by name; empty if there is no such folder."""
+    """The files in `folder`, sorted by name; empty if there is no such folder.
+
+    Raises ValueError for an image's link that leads nowhere: it would be missed silently.
+    """
+    files = []
     try:
         with os.scandir(folder) as entries:
-            files = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
+            for entry in entries:
+                if _is_image(entry.name) and entry.is_symlink() and not os.path.exists(entry.path):
+                    raise ValueError(f"{entry.path} is a link that leads nowhere; bring its file, or remove it.")
+                if entry.is_file():
+                    status = entry.stat()
+                    files.append((entry.name, status.st_size, status.st_mtime_ns))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted((name, status.st_size, status.st_mtime_ns) for name, status in files)
+    return sorted(files)
 
 
 def list_class_tree(dataset: Any, root: Path) -> dict[str, dict[str, Files]]:
@@ -41,9 +50,10 @@ def list_class_tree(dataset: Any, root: Path) -> dict[str, dict[str, Files]]:
         try:
             with os.scandir(folder) as entries:
                 classes = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+            tree[split] = {name: [f for f in list_files(folder / name) if _is_image(f[0])] for name in classes}
         except OSError as error:
-            raise ValueError(f"{dataset.name} cannot be read from {folder} ({error.strerror}); {layout}.") from error
-        tree[split] = {name: [f for f in list_files(folder / name) if _is_image(f[0])] for name in classes}
+            place = error.filename or folder
+            raise ValueError(f"{dataset.name} cannot be read from {place} ({error.strerror}); {layout}.") from error
         if empty := [name for name, files in tree[split].items() if not files]:
             raise ValueError(f"{folder / empty[0]} holds no images; {layout}.")
     if odd := sorted(tree["train"].keys() ^ tree["test"].keys()):
@@ -58,23 +68,38 @@ def list_class_tree(dataset: Any, root: Path) -> dict[str, dict[str, Files]]:
 def measure_class_tree(root: Path) -> dict[str, Any]:
     """name, num_classes, channels and image_size of a tree, from its folders and from one training image.
 
-    Reading all of it is what finds images that differ. Raises ValueError where there are none, or no square ones.
+    Reading all of it is what finds images that differ. Raises ValueError where there are none, or no square ones, or
+    less than two classes.
     """
     needs = f"dataset.root={root} must be a folder with {{train,test}}/<class>/ and images in there"
     try:
         classes = sorted(path for path in (root / "train").iterdir() if path.is_dir() and path.name[0] != ".")
+        # By name alone, since every configuration asks several times: the sizes of 100,000 files take seconds.
+        entries = os.scandir(classes[0]) if classes else ()
+        images = [entry.name for entry in entries if _is_image(entry.name) and entry.is_file()]
     except OSError as error:
-        raise ValueError(f"{needs} ({error.strerror}: {root / 'train'})") from error
-    images = [file[0] for file in list_files(classes[0]) if _is_image(file[0])] if classes else []
+        raise ValueError(f"{needs} ({error.strerror}: {error.filename})") from error
     if not images:
         raise ValueError(f"{needs} ({classes[0] if classes else root / 'train'} holds none)")
-    path = classes[0] / images[0]
+    if len(classes) == 1:
+        raise ValueError(f"{root / 'train'} has one class folder, {classes[0].name}; a data set needs two or more")
+    path = classes[0] / min(images)
     pixels, mode = _decode(path)
     channels = next((number for number, known in IMAGE_MODES.items() if known == mode), None)
     height, width = pixels.shape[:2]
     if channels is None or height != width:
-        raise ValueError(f"{path} is {width}x{height} {mode}: images must be square, and L (grey) or RGB")
-    return {"name": root.absolute().name, "num_classes": len(classes), "channels": channels, "image_size": height}
+        raise ValueError(f"{path} is {width}x{height} {mode}: images must be square, and L (grey) or RGB; convert them")
+    return {
+        "name": _text(Path(os.path.abspath(root)).name),
+        "num_classes": len(classes),
+        "channels": channels,
+        "image_size": height,
+    }
+
+
+def _text(name: str) -> str:
+    """A file's name as it can be written down: one that is no UTF-8 has question marks."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def _is_image(name: str) -> bool:
@@ -100,7 +125,7 @@ def read_class_tree(dataset: Any, root: Path, tree: dict[str, dict[str, Files]])
             for n, (path, _) in enumerate(progress.track(files, description=f"Decoding {dataset.name} {split}")):
                 images[n] = _read_image(path, shape)
             decoded.append((images, np.array([label for _, label in files], np.int64)))
-    return Decoded(decoded[0], decoded[1], tuple(tree["train"]))
+    return Decoded(decoded[0], decoded[1], tuple(map(_text, tree["train"])))
 
 
 def _read_image(path: Path, shape: tuple[int, int, int]) -> Images:
@@ -110,7 +135,7 @@ def _read_image(path: Path, shape: tuple[int, int, int]) -> Images:
     if mode != IMAGE_MODES[channels] or pixels.shape[:2] != (height, width):
         raise ValueError(
             f"{path} is {pixels.shape[1]}x{pixels.shape[0]} {mode}, but dataset.image_size={height} and "
-            f"dataset.channels={channels} ask for {width}x{height} {IMAGE_MODES[channels]}."
+            f"dataset.channels={channels} ask for {width}x{height} {IMAGE_MODES[channels]}; convert or remove it."
         )
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,8 @@ def check(config: DictConfig) -> DictConfig:
             f"dataset.mean and dataset.std need one number for each of dataset.channels={typed.dataset.channels}, "
             "or both null: measured"
         )
+    if typed.dataset.root is not None and typed.dataset.source != "folder":
+        raise ValueError(f"dataset.root={typed.dataset.root} is read only with dataset.source=folder: say so, too")
     if typed.dataset.labels_per_image == 2 and typed.dataset.base is None:
         raise ValueError("dataset.labels_per_image=2 needs digits to make pairs of: set dataset.base, MNIST or digits")
     if abs(typed.dataset.test_shift) >= typed.dataset.image_size:
@@ -351,6 +354,9 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
 
     if not (isinstance(cls, type) and issubclass(cls, Module) and cls.__module__.startswith(TARGETS)):
         raise ValueError(f"_target_={target} is not allowed: it is no torch.nn.Module of capsule_sweeps or torch")
+    taken = signature(cls.__init__).parameters
+    if unknown := [key for key in options if key not in taken and "kwargs" not in taken]:
+        raise ValueError(f"{name} ({target}) has no setting {unknown[0]}: leave {unknown[0]}={options[unknown[0]]} out")
     try:
         return cls(*args, **kwargs, **options)
     except TypeError as error:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from capsule_sweeps.affine import turned
-from capsule_sweeps.decoded import Decoded, Images, Labels, open_decoded
+from capsule_sweeps.decoded import Decoded, Images, Labels, measure, open_decoded
 from capsule_sweeps.sources import DIGIT_SIZE, SPLIT_SEED, list_source, read_source
 
 
@@ -118,7 +118,7 @@ def load_data(dataset: Any, data_dir: str | Path, device: str | torch.device) ->
 
     With dataset.labels_per_image=2 each of these digits begins one pair; its partner is from the same split. Pairs for
     training are made batch by batch, others once. Where the config has no mean and std, they are those of all training
-    images of the data set (of single digits, for pairs), whatever train_size and val_size take of them.
+    images of the data set (or of the pairs of all of them in the first epoch), whatever train_size and val_size take.
 
     Test images are turned left by dataset.test_rotation degrees, then moved dataset.test_shift pixels to the right.
 
@@ -141,11 +141,16 @@ def load_data(dataset: Any, data_dir: str | Path, device: str | torch.device) ->
         normalization=Normalization(*map(tuple, given)),
     )
     if dataset.labels_per_image == 2:
-        data = in_pairs(data, (dataset.image_size - DIGIT_SIZE) // 2)
+        data = in_pairs(data, _shift(dataset))
     if dataset.test_rotation or dataset.test_shift:
         images = turned(data.test.images.cpu().numpy(), dataset.test_rotation, dataset.test_shift)
         data = replace(data, test=Split(torch.from_numpy(images).to(device), data.test.labels))
     return data
+
+
+def _shift(dataset: Any) -> int:
+    """By how many pixels the digits of a pair may move in each direction."""
+    return int(dataset.image_size - DIGIT_SIZE) // 2
 
 
 def in_pairs(digits: Data, shift: int) -> Data:
@@ -247,15 +252,22 @@ def _balanced_counts(available: list[int], size: int, priority: Labels, key: str
 
 
 def _open(dataset: Any, data_dir: Path) -> tuple[Decoded, str, Path]:
+    def listed(listing: Any) -> Any:
+        return ["normalised in pairs", listing] if dataset.labels_per_image == 2 else listing
+
     def read() -> tuple[Decoded, Any]:
         decoded, listing = read_source(dataset, data_dir)
         _check_fit(dataset, decoded)
-        return decoded, listing
+        if dataset.labels_per_image == 2:
+            digits = Split(*map(torch.from_numpy, decoded.train))
+            mean, std = measure(fixed(pair(digits, _shift(dataset), [SPLIT_SEED, 0])).images.numpy())
+            decoded = replace(decoded, mean=tuple(mean), std=tuple(std))
+        return decoded, listed(listing)
 
     decoded, sha256, path = open_decoded(
         stem=re.sub(r"[^A-Za-z0-9_.+-]", "_", f"{dataset.name}-{dataset.source}"),
         data_dir=data_dir,
-        list_source=lambda: list_source(dataset, data_dir),
+        list_source=lambda: listed(list_source(dataset, data_dir)),
         read_source=read,
     )
     _check_fit(dataset, decoded)

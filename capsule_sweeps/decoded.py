@@ -36,7 +36,7 @@ class Decoded:
     train: tuple[Images, Labels]
     test: tuple[Images, Labels]
     classes: tuple[str, ...]
-    mean: tuple[float, ...] = ()  # of each channel of the training images, black 0 and white 1; known once it is stored
+    mean: tuple[float, ...] = ()  # of each channel of the training images, black 0 and white 1; else it is measured
     std: tuple[float, ...] = ()
 
     def sha256(self) -> str:
@@ -130,7 +130,7 @@ def _write(path: Path, decoded: Decoded) -> None:
         "classes": decoded.classes,
         "sha256": decoded.sha256(),
     }
-    header["mean"], header["std"] = measure(decoded.train[0])
+    header["mean"], header["std"] = (decoded.mean, decoded.std) if decoded.mean else measure(decoded.train[0])
     line = json.dumps(header).encode()
     line += b" " * (-(len(line) + 1) % ALIGNMENT) + b"\n"
     beside = path.with_suffix(".tmp")  # one name is enough: the writer holds the lock

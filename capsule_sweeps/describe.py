@@ -1,26 +1,29 @@
 """What a model is made of, without training it: layers, grids, capsules, parameters, multiply-adds, memory of a step.
 
 Multiply-adds are those of convolutions, matrix products and routing for one image, forward, as the method asks for
-them: votes that our kernels compute again are counted once. Norms, activations and softmax are not counted.
+them: votes that our kernels compute again are counted once. What is done to each number for itself is not counted:
+norms, activations, softmax, the distances of EM routing.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import pandas as pd
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from capsule_sweeps.backbone import BasicBlock
 from capsule_sweeps.bench import memory
 from capsule_sweeps.capsules import CapsuleLayer, PrimaryCapsules
-from capsule_sweeps.config import compose_config
+from capsule_sweeps.config import CONF_DIR, compose_config
 from capsule_sweeps.model import build_model
 from capsule_sweeps.results import render
 
@@ -46,16 +49,16 @@ def layer_table(config: DictConfig) -> pd.DataFrame:
     """
     eager = config.copy()
     eager.training.compile = "off"
-    with torch.device("meta"):
-        model = build_model(eager).eval()
-        images = torch.empty(1, config.dataset.channels, config.dataset.image_size, config.dataset.image_size)
-    layers = dict(_layers(model))
     seen: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # name → what goes in, what comes out
-    for name, layer in layers.items():
-        layer.register_forward_hook(partial(_look, seen, name))
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.capsule_sweeps.routed: _routed_flops})
-    with torch.no_grad(), counter:
-        model(images)
+    with FakeTensorMode(), torch.no_grad():  # shapes without numbers, on a CPU: the meta device has no autocast
+        model = build_model(eager).eval()
+        layers = dict(_layers(model))
+        for name, layer in layers.items():
+            layer.register_forward_hook(partial(_look, seen, name))
+        images = torch.empty(1, config.dataset.channels, config.dataset.image_size, config.dataset.image_size)
+        with counter:
+            model(images)
     counts = counter.get_flop_counts()
 
     def multiply_adds(name: str) -> int:
@@ -72,17 +75,48 @@ def layer_table(config: DictConfig) -> pd.DataFrame:
 
 
 def note(config: DictConfig, frame: pd.DataFrame) -> str:
-    """What is said under the table: what was counted, and the memory of a training step."""
+    """What is said under the table: what was counted, widths like a capsule network, the memory of a training step."""
     iterations = config.model.get("num_routing")
     counted = "Multiply-adds of one image, forward" + (f", num_routing={iterations}" if iterations else "")
     need = memory(config, "eager", iterations or 0, None)
-    if need is None:
-        return f"{counted}. The memory of a step cannot be measured on this system."
     kept = 3 * 4 * int(frame.parameters.iloc[-1]) / 1e6
-    return (
-        f"{counted}. Peak memory of a training step with batch size {config.training.batch_size}, not compiled: "
-        f"{need + kept:,.1f} MB, {kept:,.1f} of them for weights, gradients and momentum."
-    )
+    step = f"training step with batch size {config.training.batch_size}, not compiled"
+    if need is None:
+        said = "The memory of a step cannot be measured on this system."
+    elif need == math.inf:
+        said = f"A {step}, needs more memory than is free here; set a smaller training.batch_size."
+    else:
+        said = f"Peak memory of a {step}: {need + kept:,.1f} MB, {kept:,.1f} of them for weights, gradients, momentum."
+    return " ".join([f"{counted}.", *([like_capsnet(config)] if "width" in config.model else []), said])
+
+
+def like_capsnet(config: DictConfig) -> str:
+    """Which `model.width` gives a CNN as many parameters, or multiply-adds, as a capsule network of this configuration.
+
+    Both grow as a + b·width + c·width², which three widths tell.
+    """
+    rival = config.copy()
+    rival.model = OmegaConf.load(CONF_DIR / "model" / "capsnet.yaml")
+    OmegaConf.resolve(rival)
+    told = f"model=capsnet routing={rival.routing.name} num_routing={rival.model.num_routing}"
+    try:
+        wanted = layer_table(rival).iloc[-1]
+    except ValueError as error:
+        return f"Its capsule network cannot be ({error})."
+    costs = [layer_table(OmegaConf.merge(config, {"model": {"width": w}})).iloc[-1] for w in (1, 2, 3)]  # type: ignore[arg-type]
+    words = []
+    for key in ("parameters", "multiply_adds"):
+        one, two, three = (int(cost[key]) for cost in costs)
+        c = (three - 2 * two + one) / 2
+        b = two - one - 3 * c
+        a = one - b - c
+        width = round((-b + math.sqrt(max(0.0, b * b - 4 * c * (a - int(wanted[key]))))) / (2 * c))
+        name = key.replace("_", "-")
+        fits = (
+            f"model.width={width} has about the {name}" if width > 0 else f"no model.width has as few {name} as those"
+        )
+        words.append(f"{fits} of {told}, {int(wanted[key]):,}")
+    return f"With this backbone {', and '.join(words)}."
 
 
 def _layers(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:

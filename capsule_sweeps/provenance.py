@@ -6,6 +6,7 @@ import ast
 import hashlib
 import os
 import platform
+import re
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -23,10 +24,16 @@ SUBMISSION = "CAPSULE_SWEEPS_SUBMISSION"  # the environment variable in which a 
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "wandb", "submitit")
 
 
+def _built() -> set[str]:
+    """The modules whose classes conf/ names: routings, backbones, models."""
+    texts = [path.read_text() for path in (ROOT / "conf").glob("*/*.yaml")]
+    return {name for text in texts for name in re.findall(r"^_target_: capsule_sweeps\.(\w+)\.", text, re.MULTILINE)}
+
+
 # The modules that make numbers
 NUMBERS = (
-    *("backbone", "capsules", "routing", "dynamic", "em", "self_routing", "kernels", "compile", "model", "baselines"),
-    *("class_tree", "affine", "sources", "data", "decoded", "losses", "learning_rate", "average", "train"),
+    *("capsules", "kernels", "compile", "class_tree", "affine", "sources", "data", "decoded", "losses"),
+    *("learning_rate", "average", "train", *sorted(_built())),
 )
 
 

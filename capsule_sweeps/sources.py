@@ -49,7 +49,8 @@ def list_source(dataset: Any, data_dir: Path) -> Any:
         case "torchvision":
             return list_files(data_dir / _torchvision_folder(dataset))  # empty before the download
         case "folder":
-            return list_class_tree(dataset, _root(dataset, data_dir))
+            root = _root(dataset, data_dir)
+            return [dataset.root and os.path.abspath(root), list_class_tree(dataset, root)]
     raise ValueError(f"dataset.source={dataset.source} is not one of torchvision, folder, sklearn.")
 
 
@@ -71,7 +72,7 @@ def read_source(dataset: Any, data_dir: Path) -> tuple[Decoded, Any]:
         decoded = _read_torchvision(dataset, data_dir)
     else:
         listing = list_source(dataset, data_dir)  # first: a file that changes meanwhile changes the next key
-        return read_class_tree(dataset, _root(dataset, data_dir), listing), listing
+        return read_class_tree(dataset, _root(dataset, data_dir), listing[1]), listing
     return decoded, list_source(dataset, data_dir)
 
 

@@ -1,10 +1,12 @@
 """Layers for the tests of routings: fully connected and convolutional, matrix and vector poses."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import gradcheck
 
 from capsule_sweeps.routing import Capsules, LayerShape, Routing, VoteMap
 
@@ -17,6 +19,14 @@ SHAPES = {
     "one parent": (2, 2, 1, 2, 2, (2, 2), 1, 2, 2, 2),
     "one child": (2, 1, 3, 2, 2, (1, 1), 1, 2, 2, 2),
 }
+
+
+# `launch.py dataset=digits training=quick` with a stack of a few seconds an epoch
+DIGITS = [
+    *("dataset=digits", "training=quick", "tracking=none", "backbone.channels=32"),
+    *("capsules.primary.num_capsules=8", "capsules.primary.kernel_size=3", "capsules.primary.stride=2"),
+    "capsules.layers=[{type: conv, num_capsules: 8, pose_size: 16, kernel_size: 3, stride: 2}]",
+]
 
 
 class Layer(NamedTuple):
@@ -77,3 +87,17 @@ def randomise(routing: Routing, seed: int = 1) -> Routing:
     for parameter in routing.double().parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     return routing
+
+
+def check_gradients(make_routing: Callable[[Layer], Routing], num_routing: int) -> None:
+    """Of the parents' poses, and activations where there are some, for poses, activations and weight of a layer."""
+    layer = make_layer((1, 2, 2, 3, 2, (2, 2), 1, 2, 2, 2), size=0.5)
+    routing = make_routing(layer)
+
+    def route(poses: Tensor, activations: Tensor, weight: Tensor) -> Any:
+        votes = layer.votes._replace(weight=weight)
+        parents = layer._replace(votes=votes, children=Capsules(poses, activations)).step(routing, num_routing)
+        return parents.poses if parents.activations is None else parents[:2]
+
+    inputs = [t.requires_grad_() for t in (*layer.children[:2], layer.votes.weight)]
+    assert gradcheck(route, inputs, fast_mode=True)

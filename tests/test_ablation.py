@@ -51,6 +51,33 @@ def test_every_ablation_is_a_run_of_its_own(dataset) -> None:
     assert len(signatures) == len(names)
 
 
+@pytest.mark.parametrize("routing", ["attention", "dynamic", "self_routing"])
+@pytest.mark.parametrize("ablation", ["uniform", "softmax_over_children"])
+def test_a_change_of_routing_changes_every_other_routing(routing, ablation) -> None:
+    """A command line's routing=… must not win silently: the ablation would be its own base."""
+    wanted = {"uniform": "uniform", "softmax_over_children": "attention"}[ablation]
+    config = compose_config(["dataset=digits", f"routing={routing}", f"ablation={ablation}"])
+    with torch.device("meta"):
+        build_model(config)
+    assert (config.model.routing.name, columns(config)["routing"]) == (wanted, wanted)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["routing=dynamic", "ablation=no_norm"], "dynamic .* has no setting norm: leave norm=none out"),
+        (["routing=em", "ablation=squash"], "em .* has no setting norm: leave norm=squash out"),
+        (["routing=em", "ablation=uniform"], "uniform .* has no setting inverse_temperature"),
+        (["routing=em", "ablation=own_classifiers"], "model.head=own has no meaning for routing=em"),
+        (["routing=self_routing", "ablation=sequential"], "routing.schedule=sequential has no meaning"),
+    ],
+)
+def test_changes_that_a_routing_cannot_take_are_one_sentence(overrides, words) -> None:
+    with pytest.raises(ValueError, match=words) as error, torch.device("meta"):
+        build_model(compose_config(["dataset=digits", *overrides]))
+    assert "\n" not in str(error.value)
+
+
 def network(*overrides: str) -> torch.nn.Module:
     torch.manual_seed(0)
     model = build_model(compose_config([*TWO, *SMALL, "num_routing=3", "training.compile=off", *overrides]))

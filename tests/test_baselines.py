@@ -1,5 +1,7 @@
 """baselines.py: networks without capsules, and how they live among runs with capsules."""
 
+import re
+
 import pytest
 import torch
 from synthetic import finished_run
@@ -46,28 +48,40 @@ def test_cnn_computes_what_its_docstring_says() -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == weights
 
 
-@pytest.mark.parametrize("target", ["parameters", "multiply_adds"])
-@pytest.mark.parametrize("capsules", [["backbone=simple"], ["backbone=resnet"], ["dataset=CIFAR100", "num_routing=2"]])
-def test_a_width_matches_the_parameters_or_the_operations_of_a_capsule_model(capsules, target) -> None:
-    from capsule_sweeps.describe import layer_table
+@pytest.mark.parametrize(
+    "base",
+    [
+        ["backbone=simple"],
+        ["backbone=resnet", "routing=em", "num_routing=2"],
+        ["backbone=resnet", "dataset=CIFAR100", "num_routing=3"],
+    ],
+    ids=" ".join,
+)
+def test_describe_names_the_widths_that_match_a_capsule_model(base) -> None:
+    from capsule_sweeps.describe import layer_table, like_capsnet
 
-    def cost(*overrides: str) -> int:
-        return int(layer_table(compose_config([*capsules, *overrides]))[target].iloc[-1])
+    told = like_capsnet(compose_config([*base, "model=cnn", "model.width=7"]))
+    widths = re.findall(r"model\.width=(\d+) has about the (\S+) of model=capsnet .*?, ([\d,]+)", told)
+    assert [name for _, name, _ in widths] == ["parameters", "multiply-adds"], told
+    capsules = layer_table(compose_config(base)).iloc[-1]
+    for width, name, shown in widths:
+        wanted = int(capsules[name.replace("-", "_")])
+        costs = [
+            int(layer_table(compose_config([*base, "model=cnn", f"model.width={w}"])).iloc[-1][name.replace("-", "_")])
+            for w in (int(width) - 1, int(width), int(width) + 1)
+        ]
+        assert int(shown.replace(",", "")) == wanted
+        assert abs(costs[1] - wanted) == min(abs(cost - wanted) for cost in costs) < 0.01 * wanted
 
-    wanted, low, high = cost(), 1, 4096
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (
-            (middle, high)
-            if cost("model=cnn", f"model.width={middle}", *backbone(capsules)) < wanted
-            else (low, middle)
-        )
-    assert abs(cost("model=cnn", f"model.width={high}", *backbone(capsules)) / wanted - 1) < 0.02
 
+def test_no_width_is_as_small_as_a_tiny_stack() -> None:
+    from capsule_sweeps.describe import like_capsnet
 
-def backbone(overrides: list[str]) -> list[str]:
-    """The same one: model=cnn would bring simple."""
-    return [] if any(text.startswith("backbone=") for text in overrides) else ["backbone=resnet"]
+    tiny = ["layers=[]", "primary.num_capsules=1", "primary.pose_size=4", "primary.stride=16", "classes.pose_size=4"]
+    told = like_capsnet(compose_config(["dataset=digits", "model=cnn", *(f"capsules.{text}" for text in tiny)]))
+    assert "no model.width has as few parameters" in told and "no model.width has as few multiply-adds" in told
+    wrong = like_capsnet(compose_config(["dataset=digits", "model=cnn", "capsules.primary.kernel_size=99"]))
+    assert "Its capsule network cannot be (capsules.primary.kernel_size=99" in wrong
 
 
 @pytest.mark.parametrize("width", ["0", "-3", "1.5", "wide"])

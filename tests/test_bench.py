@@ -39,6 +39,25 @@ def test_every_variant_has_a_row(monkeypatch):
     assert told and int(told[1].replace(",", "")) == (config.dataset.train_size or 100) and 0 < float(told[2]) < 10
 
 
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        (["model=cnn", "model.width=4"], ["backbone", "eager", "compiled"]),
+        (["routing=self_routing"], ["backbone", "eager", "compiled"]),
+        (["model=resnet18"], ["eager", "compiled"]),
+    ],
+    ids=["cnn", "self_routing", "resnet18"],
+)
+def test_what_does_not_iterate_has_one_row(monkeypatch, overrides, wanted):
+    monkeypatch.setattr(benching, "memory", lambda *_: None)
+    small = [text for text in SMALL if not text.startswith("routing.")]
+    config = compose_config([*small, *overrides, "training.batch_size=2"])
+    frame, note = benching.measure(config, None, 1)
+    assert frame.variant.tolist() == wanted and frame.num_routing.isna().all()
+    assert frame.relative_to_backbone.isna().all() == ("backbone" not in wanted)
+    assert "num_routing" not in note and "schedule" not in note and "of a compiled step;" in note
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak of resident memory")
 def test_memory_is_that_of_the_activations():
     config = compose_config([*SMALL, "dataset.image_size=32", "backbone.channels=64", "training.batch_size=64"])

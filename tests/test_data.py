@@ -605,6 +605,21 @@ def test_multi_digits_from_the_embedded_digits(tmp_path):
     assert 1.4 * alone < ink < 2 * alone  # two digits, partly over each other
 
 
+def test_pairs_are_normalised_as_pairs(tmp_path):
+    """Two digits are brighter than one: with the values of single digits a pair would have a deviation of 1.3."""
+    from capsule_sweeps import compose_config
+
+    overrides = ["dataset=multi_digits", "dataset.base=digits"]
+    loaded = load_data(compose_config(overrides).dataset, tmp_path, "cpu")
+    images = [loaded.test.images, loaded.train.of_epoch(5).batch(torch.arange(1400))[0]]
+    for shown in images:
+        normalised = normalize(shown, *loaded.normalization)
+        assert abs(normalised.mean()) < 0.01 and abs(normalised.std() - 1) < 0.01
+    assert loaded.normalization == ((0.1263,), (0.2646,))
+    fewer = load_data(compose_config([*overrides, "dataset.train_size=20"]).dataset, tmp_path, "cpu")
+    assert fewer.normalization == loaded.normalization
+
+
 def test_digits_of_one_class_make_no_pairs():
     with pytest.raises(ValueError, match="two classes"):
         pair(digits_split(num_classes=1), 6, 0)

@@ -70,7 +70,7 @@ def test_a_small_stack_by_hand(pose, num_routing, schedule) -> None:
         ["dataset=CIFAR100", "num_routing=3"],
         ["model=cnn"],
         ["model.head=own"],
-        ["routing=attention", "num_routing=2"],
+        *([f"routing={path.stem}", "num_routing=2"] for path in sorted((ROOT / "conf" / "routing").glob("*.yaml"))),
     ],
     ids=" ".join,
 )
@@ -82,6 +82,19 @@ def test_all_parameters_are_in_the_table(overrides) -> None:
     assert found.multiply_adds["total"] == found.multiply_adds[:-1].sum() > 0
 
 
+@pytest.mark.parametrize("pose", ["matrix", "vector"])
+def test_routings_with_explicit_votes_by_hand(pose) -> None:
+    """Self-routing: votes, coefficients from the children's poses, sums; EM: votes, means and variances each time."""
+    a_vote, places = 2 * 2 * 2 if pose == "matrix" else 4 * 4, [(9, 27, 5), (1, 45, 7), (1, 7, 10)]
+    self_routing = table(*STACK, "routing=self_routing", f"capsules.pose={pose}")
+    em = table(*STACK, "routing=em", "num_routing=3", f"capsules.pose={pose}")
+    for layer, (num_places, children, parents) in enumerate(places):
+        votes = num_places * children * parents
+        assert self_routing.multiply_adds[f"capsules.layers.{layer}"] == votes * (a_vote + 4 + 4), layer
+        assert em.multiply_adds[f"capsules.layers.{layer}"] == 3 * votes * (a_vote + 4 + 4), layer
+    assert em.multiply_adds["capsules.primary"] == 8 * 8 * (12 + 3) * 6 * 4  # poses and activations
+
+
 def test_the_command(capsule_sweeps, place) -> None:
     small = ["dataset=digits", "model=cnn", "model.width=4", "training.batch_size=4"]
     shown = capsule_sweeps("describe", *small)
@@ -91,6 +104,12 @@ def test_the_command(capsule_sweeps, place) -> None:
     rows = json.loads(capsule_sweeps("describe", *small, "--format", "json").out)
     assert rows[-1]["layer"] == "total" and rows[0]["grid"] == "16x16"
     assert list(place.iterdir()) == []
+
+
+def test_a_step_that_memory_is_too_small_for_is_one_sentence(capsule_sweeps) -> None:
+    ended = capsule_sweeps("describe", "dataset=digits", "model=cnn", "training.batch_size=100000000")
+    words = " ".join(ended.text.split())
+    assert ended.code == 0 and "batch size 100000000, not compiled, needs more memory than is free here" in words
 
 
 def test_what_does_not_fit_is_one_sentence(capsule_sweeps) -> None:

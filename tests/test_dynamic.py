@@ -5,8 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from routed_layers import SHAPES, make_layer, shapes
-from torch.autograd import gradcheck
+from routed_layers import DIGITS, SHAPES, check_gradients, make_layer, shapes
 
 from capsule_sweeps import load_runs
 from capsule_sweeps.capsules import CapsuleLayer, Watched
@@ -57,15 +56,7 @@ def test_order_of_children_does_not_matter(shape, seed, num_routing) -> None:
 
 
 def test_gradients() -> None:
-    layer = make_layer((1, 2, 2, 3, 2, (2, 2), 1, 2, 2, 2), size=0.5)
-    routing = Dynamic(layer.shape, dropout=0.0)
-
-    def route(poses, weight):
-        return (
-            layer._replace(votes=layer.votes._replace(weight=weight), children=Capsules(poses)).step(routing, 3).poses
-        )
-
-    assert gradcheck(route, [t.requires_grad_() for t in (layer.children.poses, layer.votes.weight)], fast_mode=True)
+    check_gradients(lambda layer: Dynamic(layer.shape, dropout=0.0), 3)
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-12, 1e6])
@@ -108,6 +99,5 @@ def test_what_is_watched_are_the_scaled_votes() -> None:
 
 @pytest.mark.slow
 def test_digits(launch, data_dir) -> None:
-    base = ["dataset=digits", "training=quick", "tracking=none", f"data_dir={data_dir}"]
-    assert launch("routing=dynamic", base=base).code == 0
+    assert launch("routing=dynamic", "num_routing=3", base=[*DIGITS, f"data_dir={data_dir}"]).code == 0
     assert load_runs("runs").accuracy_last[0] >= 0.93

@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from routed_layers import SHAPES, make_layer, randomise, shapes
-from torch.autograd import gradcheck
+from routed_layers import DIGITS, SHAPES, check_gradients, make_layer, randomise, shapes
 
+from capsule_sweeps import load_runs
 from capsule_sweeps.em import EM, MIN_VARIANCE
 from capsule_sweeps.routing import Capsules, ExplicitVotes
 
@@ -121,15 +121,7 @@ def test_two_clusters_are_told_apart() -> None:
 
 
 def test_gradients() -> None:
-    layer = make_layer((1, 2, 2, 3, 2, (2, 2), 1, 2, 2, 2))
-    routing = make_em(layer)
-
-    def route(poses, a, weight):
-        children, votes = Capsules(poses, a), layer.votes._replace(weight=weight)
-        return layer._replace(votes=votes, children=children).step(routing, 3)[:2]
-
-    inputs = [t.requires_grad_() for t in (*layer.children[:2], layer.votes.weight)]
-    assert gradcheck(route, inputs, fast_mode=True)
+    check_gradients(make_em, 3)
 
 
 @pytest.mark.parametrize(
@@ -144,3 +136,10 @@ def test_impossible_settings_are_one_sentence(message, settings) -> None:
     shape = make_layer(SHAPES["fc, matrix"]).shape
     with pytest.raises(ValueError, match=message):
         EM(shape, **{"dropout": 0.0, "inverse_temperature": 1.0, "rate": 0.9, **settings})
+
+
+@pytest.mark.slow
+def test_digits(launch, data_dir) -> None:
+    few = "capsules.primary.num_capsules=4"
+    assert launch("routing=em", "num_routing=2", few, base=[*DIGITS, f"data_dir={data_dir}"]).code == 0
+    assert load_runs("runs").accuracy_last[0] >= 0.93

@@ -39,6 +39,7 @@ def test_the_routing_that_readme_adds_trains(with_example, python, tiny, runs) -
     state = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
     learned = [float(value) for name, value in state.items() if name.endswith("routing.sharpness")]
     assert len(learned) == 2 and learned[-1] != 3
+    assert "cosine" in runs.record(folder)["attempts"][0]["code"]  # no other module had to hear of it
     wrong = python(*command, "+routing.depth=2", PYTHONPATH=str(project))
     assert wrong.code != 0 and "depth" in wrong.err and "Traceback" not in wrong.text
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from routed_layers import SHAPES, make_layer
 from torch.autograd import gradcheck
 from torch.nn.functional import layer_norm
 
@@ -28,7 +29,6 @@ from capsule_sweeps.routing import (
 GOLDEN = {path.stem: path for path in sorted((Path(__file__).parent / "golden").glob("*.npz"))}
 LAYERS = [name for name in GOLDEN if name.startswith(("fc_", "conv_"))]
 
-# B, N, M, H, W, (k, l), stride, a, x, d
 ODD_SHAPES = {
     "1x1": (2, 3, 2, 3, 2, (1, 1), 1, 2, 2, 2),
     "1x1 stride 2": (1, 2, 3, 4, 5, (1, 1), 2, 2, 2, 2),
@@ -40,22 +40,18 @@ ODD_SHAPES = {
     "whole grid, not square": (2, 2, 3, 2, 3, (2, 3), 1, 2, 2, 2),
     "36 numbers": (1, 1, 2, 3, 3, (2, 2), 1, 6, 6, 6),
     "64 numbers": (1, 1, 2, 2, 2, (1, 2), 1, 8, 8, 8),
-    "vectors of different size": (2, 2, 3, 3, 3, (2, 2), 1, 1, 3, 5),
-    "one parent": (2, 2, 1, 3, 3, (2, 2), 1, 2, 2, 2),
+    "vectors of different size": SHAPES["conv, vector"],
+    "one parent": SHAPES["one parent"],
 }
 
 
 def make(shape, dtype=torch.float64, seed=0):
     """children, parents, weight, stride of a shape as in ODD_SHAPES."""
-    batch, num_children, num_parents, height, width, (k, l), stride, a, x, d = shape  # noqa: E741
-    generator = torch.Generator().manual_seed(seed)
-
-    def randn(*size):
-        return torch.randn(*size, generator=generator, dtype=dtype)
-
-    h, w = (height - k) // stride + 1, (width - l) // stride + 1
-    children, parents = randn(batch, num_children, height, width, a * x), randn(batch, num_parents, h, w, a * d)
-    return children, parents, randn(k, l, num_children, x, num_parents, d), stride
+    votes, children, _ = make_layer(shape, dtype, seed)
+    sums = uniform_pass(children.poses, votes.weight, votes.stride)
+    generator = torch.Generator().manual_seed(seed + 1)
+    parents = torch.randn(sums.shape, generator=generator, dtype=torch.float64).to(dtype)
+    return children.poses, parents, votes.weight, votes.stride
 
 
 def layer_shape(children, weight):

@@ -5,11 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from routed_layers import SHAPES, make_layer, randomise, shapes
-from torch.autograd import gradcheck
+from routed_layers import DIGITS, SHAPES, check_gradients, make_layer, randomise, shapes
 
 from capsule_sweeps import compose_config, load_runs
-from capsule_sweeps.routing import Capsules
 from capsule_sweeps.self_routing import SelfRouting
 from capsule_sweeps.store import columns
 
@@ -87,14 +85,7 @@ def test_children_that_are_all_but_inactive_and_large_poses_stay_finite(size, dt
 
 
 def test_gradients() -> None:
-    layer = make_layer((1, 2, 2, 3, 2, (2, 2), 1, 2, 2, 2))
-    routing = make_self_routing(layer)
-
-    def route(poses, a, weight):
-        children, votes = Capsules(poses, a), layer.votes._replace(weight=weight)
-        return layer._replace(votes=votes, children=children).step(routing, 1)[:2]
-
-    assert gradcheck(route, [t.requires_grad_() for t in (*layer.children[:2], layer.votes.weight)], fast_mode=True)
+    check_gradients(make_self_routing, 1)
 
 
 def test_num_routing_splits_no_runs(launch, runs) -> None:
@@ -114,6 +105,5 @@ def test_a_schedule_has_no_meaning(launch) -> None:
 
 @pytest.mark.slow
 def test_digits(launch, data_dir) -> None:
-    base = ["dataset=digits", "training=quick", "tracking=none", f"data_dir={data_dir}"]
-    assert launch("routing=self_routing", base=base).code == 0
+    assert launch("routing=self_routing", base=[*DIGITS, f"data_dir={data_dir}"]).code == 0
     assert load_runs("runs").accuracy_last[0] >= 0.93

@@ -1,6 +1,8 @@
 """sources.py: torchvision's sets in their genuine file formats, own trees of images, digits on a canvas."""
 
 import gzip
+import os
+import shutil
 import struct
 from contextlib import ExitStack
 from hashlib import md5
@@ -11,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from capsule_sweeps import compose_config
+from capsule_sweeps import class_tree, compose_config
 from capsule_sweeps.class_tree import measure_class_tree
 from capsule_sweeps.data import load_data, prepare
 from capsule_sweeps.plan import Point
@@ -185,6 +187,19 @@ def test_given_values_win_over_measured_ones(tree, tmp_path):
             ["dog/1.png is 9x9 RGB", "12x12"],
         ),
         (lambda root: (root / "test" / "dog").rename(root / "test" / "fox"), ["dog is a class in only one of"]),
+        (
+            lambda root: [shutil.rmtree(root / split / "dog") for split in ("train", "test")],
+            ["train has one class folder, cat", "two or more"],
+        ),
+        (
+            lambda root: (root / "train" / "dog" / "7.png").symlink_to("gone"),
+            ["dog/7.png is a link that leads nowhere"],
+        ),
+        (
+            lambda root: (root / "test" / "cat" / "7.png").symlink_to("7.png"),
+            ["cat/7.png is a link that leads nowhere"],
+        ),
+        (lambda root: Image.new("RGBA", (12, 12)).save(root / "train" / "dog" / "0.png"), ["12x12 RGBA", "convert or"]),
     ],
 )
 def test_trees_that_cannot_be_are_one_sentence(tree, tmp_path, damage, words):
@@ -195,6 +210,55 @@ def test_trees_that_cannot_be_are_one_sentence(tree, tmp_path, damage, words):
     for word in words:
         assert word in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_links_are_followed(tree, tmp_path):
+    root = tree()
+    (root / "train" / "dog").rename(tmp_path / "dogs")
+    (root / "train" / "dog").symlink_to(tmp_path / "dogs")
+    (root / "train" / "dog" / "notes").symlink_to("gone")  # no image
+    (tmp_path / "linked").symlink_to(root)
+    dataset = compose_config(of_tree(tmp_path / "linked")).dataset
+    assert dataset.name == "linked" and len(load_data(dataset, tmp_path, "cpu").train) == 6
+
+
+def test_trees_whose_files_look_the_same_are_told_apart(tmp_path):
+    """Same names, sizes and times, as after unpacking an archive: only the path says which is which."""
+    loaded = []
+    for parent, grey in (("one", 10), ("other", 200)):
+        for split in ("train", "test"):
+            for name in ("a", "b"):
+                path = tmp_path / parent / "photos" / split / name / "0.pgm"
+                path.parent.mkdir(parents=True)
+                Image.new("L", (8, 8), grey).save(path)
+                os.utime(path, (0, 0))
+        dataset = compose_config(of_tree(tmp_path / parent / "photos")).dataset
+        loaded.append(load_data(dataset, tmp_path, "cpu").train.images.unique().tolist())
+    assert loaded == [[10], [200]]
+
+
+def test_names_that_are_no_utf8_can_be_written_down(tree, tmp_path):
+    odd = os.fsdecode(b"caf\xe9")
+    root = tree("L").rename(tmp_path / odd)
+    for split in ("train", "test"):
+        (root / split / "dog").rename(root / split / odd)
+    dataset = compose_config(of_tree(root)).dataset
+    assert dataset.name == "caf\ufffd"
+    loaded = load_data(dataset, tmp_path, "cpu")
+    assert loaded.classes == ("caf\ufffd", "cat") and len(loaded.train) == 6
+
+
+def test_measuring_takes_no_longer_with_many_files(tree, monkeypatch):
+    """Names are enough: every configuration of a sweep asks several times."""
+    root = tree()
+    monkeypatch.setattr(class_tree, "list_files", lambda _: pytest.fail("asks for the size of every file"))
+    assert measure_class_tree(root)["image_size"] == 12
+
+
+@pytest.mark.parametrize("dataset", ["MNIST", "digits"])
+def test_a_root_that_nobody_reads(dataset):
+    with pytest.raises(ValueError, match=r"dataset\.root=photos is read only with dataset\.source=folder"):
+        compose_config([f"dataset={dataset}", "+dataset.root=photos"])
 
 
 def test_a_tree_without_a_root():
