@@ -121,7 +121,8 @@ def make_step(config: DictConfig, name: str, num_routing: int, against: Path | N
     ours = recipe.channels_last and name != "published"  # which has a layout of its own
     layout = torch.channels_last if ours else torch.contiguous_format
     torch.manual_seed(0)
-    model = make_model(config, name, num_routing, against).to(device).to(memory_format=layout)
+    model = make_model(config, name, num_routing, against).to(device)
+    torch.nn.utils.convert_conv2d_weight_memory_format(model, layout)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, recipe.momentum, weight_decay=recipe.weight_decay)
     shape = (recipe.batch_size, dataset.channels, dataset.image_size, dataset.image_size)
     images = torch.randn(shape, device=device).to(memory_format=layout)

@@ -64,7 +64,8 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     torch.backends.cudnn.deterministic = True  # a resumed run ends with the same bits on a GPU, too
     torch.manual_seed(mix(config.seed))
     decided = {"training": {"compile": "on" if execution["compile"] else "off"}}
-    model = build_model(DictConfig(OmegaConf.merge(config, decided))).to(device).to(memory_format=layout)
+    model = build_model(DictConfig(OmegaConf.merge(config, decided))).to(device)
+    torch.nn.utils.convert_conv2d_weight_memory_format(model, layout)
     settings = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay, "nesterov": recipe.nesterov}
     optimizer = torch.optim.SGD(model.parameters(), recipe.lr, **settings)
     average = Average(model, recipe.ema) if recipe.ema else None
