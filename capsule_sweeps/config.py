@@ -54,8 +54,10 @@ class Dataset:
     num_classes: int = _at_least(2)
     channels: int = _at_least(1)
     image_size: int = _at_least(1)
-    mean: list[float] | None = MISSING
-    std: list[float] | None = _rule(lambda value: all(v > 0 for v in value), "greater than 0 for every channel")
+    mean: list[float] | None = _rule(lambda value: all(abs(v) < float("inf") for v in value), "finite numbers")
+    std: list[float] | None = _rule(
+        lambda value: all(0 < v < float("inf") for v in value), "greater than 0 for every channel"
+    )
     crop_padding: int = _at_least(0)
     flip: bool = MISSING
     train_size: int | None = _at_least(1)

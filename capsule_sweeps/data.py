@@ -75,7 +75,9 @@ def pair(digits: Split, shift: int, seed: int | list[int]) -> Pairs:
     order, counts = np.argsort(labels, kind="stable"), np.bincount(labels)
     own_first, own_count = (np.cumsum(counts) - counts)[labels], counts[labels]
     if not (own_count < len(labels)).all():
-        raise ValueError("dataset.labels_per_image=2 needs digits of two classes or more")
+        raise ValueError(
+            "dataset.labels_per_image=2 needs digits of two classes or more: raise dataset.train_size or val_size"
+        )
     place = (random.random_sample(len(labels)) * (len(labels) - own_count)).astype(np.int64)
     partners = order[place + own_count * (place >= own_first)]  # in the order by class, the own class is left out
     offsets = random.randint(0, 2 * shift + 1, (len(labels), 4))

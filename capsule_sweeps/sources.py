@@ -45,6 +45,8 @@ def list_source(dataset: Any, data_dir: Path) -> Any:
         return ["on a canvas", dataset.image_size, list_source(_base(dataset), data_dir)]
     match dataset.source:
         case "sklearn":
+            if dataset.name != "digits":
+                raise ValueError(f"dataset.source=sklearn has only digits, not {dataset.name}.")
             return ["digits", dataset.image_size, NUM_DIGITS_TRAIN, SPLIT_SEED]
         case "torchvision":
             return list_files(data_dir / _torchvision_folder(dataset))  # empty before the download
@@ -104,8 +106,6 @@ def _on_canvas(images: Images, size: int) -> Images:
 
 def _read_digits(dataset: Any) -> Decoded:
     """scikit-learn's handwritten digits, resized bilinearly, split by SPLIT_SEED."""
-    if dataset.name != "digits":
-        raise ValueError(f"dataset.source=sklearn has only digits, not dataset.name={dataset.name}.")
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

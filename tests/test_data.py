@@ -138,7 +138,7 @@ def save_image(root, mode, size):
             ["cat/2.png cannot be read", "replace or remove it"],
         ),
         (lambda root: None, {"source": "web"}, ["dataset.source=web", "torchvision, folder, sklearn"]),
-        (lambda root: None, {"source": "sklearn"}, ["dataset.source=sklearn", "dataset.name=pets"]),
+        (lambda root: None, {"source": "sklearn"}, ["dataset.source=sklearn has only digits, not pets"]),
         (
             lambda root: None,
             {"source": "torchvision"},
@@ -621,7 +621,7 @@ def test_pairs_are_normalised_as_pairs(tmp_path):
 
 
 def test_digits_of_one_class_make_no_pairs():
-    with pytest.raises(ValueError, match="two classes"):
+    with pytest.raises(ValueError, match=r"two classes or more: raise dataset\.train_size or val_size"):
         pair(digits_split(num_classes=1), 6, 0)
 
 

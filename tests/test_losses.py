@@ -33,6 +33,26 @@ def test_by_hand(progress) -> None:
         assert loss(LOGITS, LABELS, progress, "mean").item() == pytest.approx(sum(values) / 3)
 
 
+def test_of_images_with_two_labels() -> None:
+    """Margin: both classes are right; cross entropy and spread: the mean over the labels, neither of them wrong."""
+    labels, rows = torch.tensor([[2, 0], [0, 1], [1, 2]]), LOGITS.sigmoid().tolist()
+    margins = [
+        sum(max(0, 0.9 - x) ** 2 if k in both else 0.5 * max(0, x - 0.1) ** 2 for k, x in enumerate(a))
+        for a, both in zip(rows, labels.tolist(), strict=True)
+    ]
+    spreads = [
+        sum(max(0, 0.9 - (a[own] - x)) ** 2 for own in both for k, x in enumerate(a) if k not in both) / 2
+        for a, both in zip(rows, labels.tolist(), strict=True)
+    ]
+    entropies = [
+        -sum(row.log_softmax(0)[own].item() for own in both) / 2
+        for row, both in zip(LOGITS, labels.tolist(), strict=True)
+    ]
+    for loss, values in ((margin, margins), (spread, spreads), (cross_entropy, entropies)):
+        assert loss(LOGITS, labels, 1.0, "sum").item() == pytest.approx(sum(values))
+        assert loss(LOGITS, labels, 1.0, "mean").item() == pytest.approx(sum(values) / 3)
+
+
 def test_cross_entropy_is_torchs_bit_for_bit() -> None:
     for reduction in ("mean", "sum"):
         ours = cross_entropy(LOGITS.float(), LABELS, 0.5, reduction)

@@ -39,6 +39,16 @@ def test_the_norm_comes_last() -> None:
     torch.testing.assert_close(layer.step(normed, 1).poses, naive.squash(longer))
 
 
+def test_dropout_comes_before_the_norm() -> None:
+    layer = make_layer((4, 3, 4, 5, 5, (3, 3), 1, 4, 4, 4), torch.float32)
+    routing = SelfRouting(layer.shape, dropout=0.5, norm="layer")
+    parents = layer.step(routing, 1).poses
+    torch.testing.assert_close(parents.mean(-1), torch.zeros_like(parents[..., 0]), atol=1e-5, rtol=0)
+    assert not torch.equal(parents, layer.step(routing, 1).poses)
+    bare = SelfRouting(layer.shape, dropout=0.5, norm="none")
+    assert 0.4 < (layer.step(bare, 1).poses == 0).float().mean() < 0.6
+
+
 def test_further_iterations_change_nothing() -> None:
     layer = make_layer(SHAPES["fc, matrix"])
     routing = make_self_routing(layer)

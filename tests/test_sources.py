@@ -266,6 +266,12 @@ def test_a_tree_without_a_root():
         compose_config(["dataset=folder"])
 
 
+@pytest.mark.parametrize("override", ["dataset.mean=[nan]", "dataset.std=[inf]", "dataset.std=[nan]"])
+def test_normalisation_is_finite(override):
+    with pytest.raises(ValueError, match=rf"{override.partition('=')[0]}=.* is out of range"):
+        compose_config(["dataset=digits", override])
+
+
 def test_mean_without_std():
     with pytest.raises(ValueError, match=r"dataset.mean and dataset.std need one number .* or both null"):
         compose_config(["dataset.mean=null"])
@@ -305,6 +311,14 @@ def test_embedded_digits_on_a_canvas_are_as_large_as_those_of_mnist(tmp_path):
     assert ink.any(0).nonzero().flatten().tolist() == ink.any(1).nonzero().flatten().tolist() == list(range(10, 30))
     # golden: fails when resizing, split or the drawn maps change, and with them every number trained on them
     assert upright.sha256 == "9617b5de6eb02f6663735d56efbbb2c22be0e2734b9f92ef7c4324c412003f79"
+
+
+def test_digits_of_scikit_learn_never_stand_in_for_mnist(tmp_path):
+    """Not even where their decoded file lies ready."""
+    load_data(dataset_config("dataset=multi_digits", "dataset.base=digits"), tmp_path, "cpu")
+    wrong = dataset_config("dataset=multi_digits", "dataset.base=MNIST", "dataset.source=sklearn")
+    with pytest.raises(ValueError, match=r"dataset\.source=sklearn has only digits, not MNIST"):
+        load_data(wrong, tmp_path, "cpu")
 
 
 def test_bases_that_there_are_not(tmp_path):
