@@ -89,6 +89,17 @@ def test_float32_is_stable_for_votes_of_any_size(size, dtype, kind) -> None:
     assert all(parameter.grad.isfinite().all() for parameter in routing.parameters())
 
 
+@pytest.mark.parametrize("kind", [lambda votes: votes, ExplicitVotes], ids=["pass", "explicit"])
+@pytest.mark.parametrize("logit", [-30.0, -80.0, -200.0])  # activations of 1e-13, 2e-35 and 0
+def test_children_of_which_none_is_active_get_a_finite_gradient(logit, kind) -> None:
+    layer = make_layer((2, 4, 5, 3, 3, (2, 2), 1, 4, 4, 4), torch.float32)
+    logits = torch.full_like(layer.children.activations, logit).requires_grad_()
+    children = layer.children._replace(activations=logits.sigmoid())
+    parents = layer._replace(votes=kind(layer.votes), children=children).step(EM(layer.shape, 0.0, 8.0, 0.95), 3)
+    (1e4 * parents.poses).square().sum().backward()
+    assert parents.poses.isfinite().all() and logits.grad.isfinite().all()
+
+
 def test_votes_that_are_all_the_same_make_a_parent_of_no_variance() -> None:
     layer = make_layer(SHAPES["fc, matrix"], torch.float32)
     same = layer.children._replace(poses=torch.ones_like(layer.children.poses) * 3)
