@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routed_layers import DIGITS, SHAPES, check_gradients, make_layer, randomise, shapes
 
-from capsule_sweeps import load_runs
-from capsule_sweeps.em import EM, MIN_VARIANCE
+from capsule_sweeps import em, load_runs
+from capsule_sweeps.em import EM, MIN_VARIANCE, Gaussians, explicit_step, gaussian_pass
 from capsule_sweeps.routing import Capsules, ExplicitVotes
 
 
@@ -89,6 +89,17 @@ def test_float32_is_stable_for_votes_of_any_size(size, dtype, kind) -> None:
     assert all(parameter.grad.isfinite().all() for parameter in routing.parameters())
 
 
+@pytest.mark.parametrize("kind", [lambda votes: votes, ExplicitVotes], ids=["pass", "explicit"])
+@pytest.mark.parametrize("logit", [-30.0, -80.0, -200.0])  # activations of 1e-13, 2e-35 and 0
+def test_children_of_which_none_is_active_get_a_finite_gradient(logit, kind) -> None:
+    layer = make_layer((2, 4, 5, 3, 3, (2, 2), 1, 4, 4, 4), torch.float32)
+    logits = torch.full_like(layer.children.activations, logit).requires_grad_()
+    children = layer.children._replace(activations=logits.sigmoid())
+    parents = layer._replace(votes=kind(layer.votes), children=children).step(EM(layer.shape, 0.0, 8.0, 0.95), 3)
+    (1e4 * parents.poses).square().sum().backward()
+    assert parents.poses.isfinite().all() and logits.grad.isfinite().all()
+
+
 def test_votes_that_are_all_the_same_make_a_parent_of_no_variance() -> None:
     layer = make_layer(SHAPES["fc, matrix"], torch.float32)
     same = layer.children._replace(poses=torch.ones_like(layer.children.poses) * 3)
@@ -122,6 +133,40 @@ def test_two_clusters_are_told_apart() -> None:
 
 def test_gradients() -> None:
     check_gradients(make_em, 3)
+
+
+@pytest.mark.parametrize("evenly", [True, False])
+@pytest.mark.parametrize("num_images", [1, 2, 3])  # of a slice: the last one of two is not full
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *SHAPES.values(),
+        (3, 3, 2, 8, 6, (5, 5), 3, 1, 3, 2),  # a stride that leaves a rest
+        (3, 2, 3, 7, 5, (1, 1), 2, 1, 2, 5),
+        (3, 1, 2, 3, 3, (3, 3), 1, 2, 2, 2),
+        (3, 1, 1, 1, 1, (1, 1), 1, 1, 4, 1),
+        (3, 2, 4, 4, 5, (2, 3), 3, 2, 3, 4),
+    ],
+    ids=str,
+)
+def test_the_pass_and_its_gradients_are_autograds_over_slices_of_any_shape(
+    shape, num_images, evenly, monkeypatch
+) -> None:
+    monkeypatch.setattr(em, "cache_slice", lambda _: num_images)
+    layer = make_layer((3, *shape[1:]))
+    wide = layer.votes.average(layer.children.poses)
+    generator = torch.Generator().manual_seed(2)
+    places = [
+        torch.randn(size, generator=generator, dtype=torch.float64) for size in 2 * [*2 * [wide.shape], wide.shape[:4]]
+    ]
+    gaussians = [] if evenly else [places[0], places[1].exp(), places[2]]
+    found = []
+    for function in (gaussian_pass, explicit_step):
+        inputs = [t.detach().requires_grad_() for t in (layer.votes.weight, *layer.children[:2], *gaussians)]
+        votes, parents = layer.votes._replace(weight=inputs[0]), Gaussians(*inputs[3:]) if gaussians else None
+        results = function(votes, *inputs[1:3], parents)[:3]
+        found.append([*results, *torch.autograd.grad(results, inputs, places[3:])])
+    torch.testing.assert_close(*found, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,16 @@ def test_children_that_are_all_but_inactive_and_large_poses_stay_finite(size, dt
         assert weight.grad.isfinite().all() and routing.weight.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("logit", [-30.0, -80.0, -200.0])  # activations of 1e-13, 2e-35 and 0
+def test_children_of_which_none_is_active_get_a_finite_gradient(logit) -> None:
+    layer = make_layer((2, 4, 5, 3, 3, (2, 2), 1, 4, 4, 4), torch.float32)
+    logits = torch.full_like(layer.children.activations, logit).requires_grad_()
+    children = layer.children._replace(activations=logits.sigmoid())
+    parents = layer._replace(children=children).step(make_self_routing(layer).float(), 1)
+    ((1e4 * parents.poses).square().sum() + 1e4 * parents.activations.sum()).backward()
+    assert parents.poses.isfinite().all() and logits.grad.isfinite().all()
+
+
 def test_gradients() -> None:
     check_gradients(make_self_routing, 1)
 
