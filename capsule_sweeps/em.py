@@ -1,9 +1,9 @@
 """EM routing: "Matrix Capsules with EM Routing", Hinton, Sabour, Frosst, ICLR 2018. Letters as in `routing`.
 
 `gaussian_pass` does an E-step and an M-step without storing the votes: it computes them for so many children at a
-time as fit the cache, once for log r (i, M, p), once for the sums, and again in the backward pass. With s the share of
-a child in a parent (s = r a / Σ_i r a), c, ρ and b the parents' centres, precisions and log weights before the step, μ
-and σ² the means and variances after it, and g gradients, that one computes
+time as fit the cache, for log r (i, M, p), for the means, for the variances, and again in the backward pass. With s the
+share of a child in a parent (s = r a / Σ_i r a), c, ρ and b the parents' centres, precisions and log weights before the
+step, μ and σ² the means and variances after it, and g gradients, that one computes
 
     ∂log s = s Σ_e (gμ (V − μ) + gσ ((V − μ)² − σ²)),  ∂log r = ∂log s + g r a,  ∂z = ∂log r − r Σ_m ∂log r,
     ∂V = s (gμ + 2 gσ (V − μ)) − ∂z ρ (V − c),  ∂c = ρ Σ_i ∂z (V − c),  ∂ρ = −½ Σ_i ∂z (V − c)²,  ∂b = Σ_i ∂z
@@ -143,11 +143,10 @@ def gaussian_pass(
     that they are shared out among, evenly where there are none. Differentiable once.
     """
     weight = votes.weight.to(poses.dtype)
-    if gaussians is None:  # alike, and so centred that variances lose no digits
-        with torch.no_grad():
-            sums = votes._replace(weight=weight).uniform(poses * activations.unsqueeze(-1)) * weight.shape[4]
-            amounts = votes.windows(activations).sum((3, 4, 5))[:, None, :, :, None]
-            centres = sums / amounts.clamp_min(torch.finfo(poses.dtype).tiny)
+    if gaussians is None:  # all alike
+        _, _, _, x, num_parents, d = weight.shape
+        h, w = votes.windows(activations).shape[1:3]
+        centres = poses.new_zeros(len(poses), num_parents, h, w, poses.shape[4] // x * d)
         gaussians = Gaussians(centres, torch.zeros_like(centres), torch.zeros_like(centres[..., 0]))
     means, variances, amounts, _ = _em(
         poses, activations, weight, *gaussians, votes.stride, cache_slice(gaussians.centres)
@@ -207,14 +206,13 @@ def _em(
             log_ra[part] = z.log_softmax(1)
         log_ra += slices.seen(number).log()
         log_amounts[number] = log_ra.logsumexp(0)
-        first, second = torch.zeros_like(c[number]), torch.zeros_like(c[number])
-        for part, votes, work in vote_slices(patches, layout.weight):
-            away = votes.sub_(c[number])
-            shares = (log_ra[part] - log_amounts[number]).exp_()
-            add_weighted(second, shares, torch.mul(away, away, out=work))
-            add_weighted(first, shares, away)
-        means[number] = c[number] + first
-        variances[number] = (second - first.square()).clamp_min_(0)
+        shares = (log_ra - log_amounts[number]).exp_()
+        mean, variance = torch.zeros_like(c[number]), torch.zeros_like(c[number])
+        for part, votes, _ in vote_slices(patches, layout.weight):
+            add_weighted(mean, shares[part], votes)
+        for part, votes, _ in vote_slices(patches, layout.weight):  # about the new means: others would cost digits
+            add_weighted(variance, shares[part], votes.sub_(mean).square_())
+        means[number], variances[number] = mean, variance
     return slices.places_first(means), slices.places_first(variances), slices.places_first(log_amounts.exp_()), logs
 
 
