@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from capsule_sweeps.kernels import add_weighted, vote_slices
 from capsule_sweeps.routing import (
+    LEAST_ACTIVATION,
     Capsules,
     ExplicitVotes,
     LayerShape,
@@ -126,7 +127,7 @@ def explicit_step(
         centres, precisions, biases = (places_first(value) for value in gaussians)
         log_r = (biases - 0.5 * ((every - centres).square() * precisions).sum(-1)).log_softmax(-1)
     seen = votes.windows(activations).unsqueeze(-1)
-    shares = over_children(log_r + seen.clamp_min(torch.finfo(every.dtype).tiny).log())
+    shares = over_children(log_r + seen.clamp_min(LEAST_ACTIVATION).log())
     means = torch.einsum("bhwklnm,bhwklnme->bmhwe", shares, every)
     variances = torch.einsum("bhwklnm,bhwklnme->bmhwe", shares, (every - places_first(means)).square())
     r = log_r.exp()
@@ -159,12 +160,11 @@ class _Slices:
 
     def __init__(self, poses: Tensor, activations: Tensor, weight: Tensor, stride: int, num_images: int) -> None:
         self.layout = Layout(poses, weight, stride, num_images)
-        self.tiny = torch.finfo(poses.dtype).tiny
         self.activations = self.layout.filled(activations).transpose(0, 1)[:, None, None]  # N 1 1 B H W
 
     def seen(self, number: int) -> Tensor:
-        """The activations (i, 1, p) that the parents of a slice see, none quite 0."""
-        return self.layout.patches(number, self.activations)[:, 0].clamp_min(self.tiny)
+        """The activations (i, 1, p) that the parents of a slice see, none below the least."""
+        return self.layout.patches(number, self.activations)[:, 0].clamp_min(LEAST_ACTIVATION)
 
     def places_last(self, values: Tensor) -> Tensor:
         """(B, M, h, w, E) → (slices, M, E, p), poses turned; (B, M, h, w) → (slices, M, p)."""

@@ -31,6 +31,7 @@ from capsule_sweeps import kernels
 
 PLACES_PER_SLICE = 128  # of the compiled kernels on a CPU: children and parents of a slice stay in the cache
 PLACES_PER_SLICE_GPU = 2**16  # not measured yet
+LEAST_ACTIVATION = 1e-20  # children share from here on: gradients, as large as its reciprocal, still fit in float32
 
 
 def uniform_pass(children: Tensor, weight: Tensor, stride: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from capsule_sweeps.routing import Capsules, LayerShape, Routing, VoteMap, make_norm, over_children
+from capsule_sweeps.routing import LEAST_ACTIVATION, Capsules, LayerShape, Routing, VoteMap, make_norm, over_children
 
 
 class SelfRouting(Routing):
@@ -35,8 +35,8 @@ class SelfRouting(Routing):
             poses, activations = children.poses.to(dtype), children.activations.to(dtype)
             log_c = torch.einsum("bhwklnd,klndm->bhwklnm", votes.windows(poses), self.weight).log_softmax(-1)
             a = votes.windows(activations).unsqueeze(-1)
-            shares = over_children(log_c + a.clamp_min(torch.finfo(dtype).tiny).log())
+            shares = over_children(log_c + a.clamp_min(LEAST_ACTIVATION).log())
             means = torch.einsum("bhwklnm,bhwklnme->bmhwe", shares, votes.explicit(poses))
             c = log_c.exp()
-            amounts = (c * a).sum((3, 4, 5)) / a.sum((3, 4, 5)).clamp_min(torch.finfo(dtype).tiny)
+            amounts = (c * a).sum((3, 4, 5)) / a.sum((3, 4, 5)).clamp_min(LEAST_ACTIVATION)
         return Capsules(self.norm(self.dropout(means)), amounts.movedim(3, 1), coefficients=c)

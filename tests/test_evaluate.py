@@ -45,6 +45,15 @@ def test_measures_by_hand() -> None:
     assert np.isnan(empty.class_accuracy[1:]).all() and empty.class_images.tolist() == [1, 0, 0]
 
 
+def test_classes_with_equal_logits_are_named_alike_everywhere() -> None:
+    """Of a model that says the same of every image, and of one that says nothing."""
+    labels = torch.arange(10).repeat(3)
+    for logits in (torch.zeros(30, 10), torch.full((30, 10), torch.nan)):
+        found = measure(logits, labels, None)
+        assert found.accuracy == pytest.approx(100 * found.confusion.trace() / 30) == 10
+        assert found.class_accuracy.tolist() == (100 * found.confusion.diagonal() / 3).tolist()
+
+
 def test_of_images_with_two_labels_both_must_be_named() -> None:
     logits = torch.tensor([[3.0, 2, 1, 0], [3, 2, 1, 0]])
     found = measure(logits, torch.tensor([[0, 1], [3, 1]]), "margin")
