@@ -110,7 +110,9 @@ def load_test_data(config: DictConfig, overrides: Sequence[str]) -> tuple[DictCo
             raise ValueError(f"dataset.{key}={here} of {asked.dataset.name} does not fit the model, which has {there}")
     device = choose_device(asked.device)
     config = DictConfig({**config, "dataset": check(asked).dataset, "data_dir": asked.data_dir, "device": str(device)})
-    return config, load_data(config.dataset, Path(config.data_dir), device)
+    data = load_data(config.dataset, Path(config.data_dir), device)
+    config.dataset.mean, config.dataset.std = map(list, data.normalization)  # measured, where overrides say null
+    return config, data
 
 
 def apply(overrides: Sequence[str], config: DictConfig) -> DictConfig:
@@ -203,9 +205,12 @@ def notes(run: Run, config: DictConfig, data: Data, found: Sequence[Evaluation])
     ]
     moves = {"test_rotation": "turned left by {} degrees", "test_shift": "moved right by {} pixels"}
     moved = [words.format(dataset[key]) for key, words in moves.items() if dataset[key]]
+    if dataset.affine_test:
+        moved.insert(0, "turned, sheared, scaled and shifted at random (affine_test)")
     if moved:
         said.append(f"Images were {' and '.join(moved)}; what came in from outside is black.")
-    if record.get("data_sha256") not in (None, data.sha256):
+    as_trained = bool(record.get("science", {}).get("dataset.affine_test")) == dataset.affine_test  # it is hashed, too
+    if as_trained and record.get("data_sha256") not in (None, data.sha256):
         said.append("These data are not those that it was trained on (their hash differs).")
     theirs = told["best_test"]
     alike = [one for one in found if one.num_routing == trained and not moved]

@@ -136,6 +136,8 @@ def test_moved_images(trained, capsule_sweeps) -> None:
     ended = capsule_sweeps("evaluate", trained.name, "dataset.test_rotation=15", "dataset.test_shift=-2")
     assert "turned left by 15.0 degrees and moved right by -2 pixels" in " ".join(ended.out.split())
     assert table_of(capsule_sweeps, trained.name, "dataset.affine_test=true")[0]["confusion"] != plain[0]["confusion"]
+    text = " ".join(capsule_sweeps("evaluate", trained.name, "dataset.affine_test=true").out.split())
+    assert "scaled and shifted at random" in text and "hash differs" not in text  # it was trained on the same images
 
 
 def test_another_data_set_of_the_same_shape(trained, capsule_sweeps, data_dir) -> None:
@@ -145,6 +147,8 @@ def test_another_data_set_of_the_same_shape(trained, capsule_sweeps, data_dir) -
     assert found["dataset"]["name"] == "affine_digits" and found["dataset"]["mean"] == [0.3051]
     (found,) = table_of(capsule_sweeps, trained.name, *words, "dataset.mean=[0.1]", "dataset.std=[0.2]")
     assert found["dataset"]["mean"] == [0.1]
+    (found,) = table_of(capsule_sweeps, trained.name, "dataset.mean=null", "dataset.std=null")
+    assert found["dataset"]["mean"] == pytest.approx([0.3051], abs=1e-4)  # measured
 
 
 @pytest.mark.parametrize(
