@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from capsule_sweeps import evaluate
 from capsule_sweeps.data import load_data
 from capsule_sweeps.evaluate import calibration_error, measure
 from capsule_sweeps.figures import COLUMN_WIDTH, confusion_figure
@@ -156,6 +157,7 @@ def test_another_data_set_of_the_same_shape(trained, capsule_sweeps, data_dir) -
     [
         (["--num-routing", "0"], "--num-routing 0"),
         (["--num-routing", "1,x"], "--num-routing 1,x"),
+        (["--num-routing", ""], "--num-routing"),
         (["training.lr=1"], "training.lr"),
         (["dataset.nothing=1"], "nothing"),
         (["dataset.test_shift=32"], "test_shift"),
@@ -192,6 +194,45 @@ def test_interrupted_run_and_broken_checkpoint(launch, runs, capsule_sweeps) -> 
     path.unlink()
     ended = capsule_sweeps("evaluate", name)
     assert ended.code == 1 and "has no checkpoint.pt" in ended.err
+
+
+def test_the_average_of_weights_stands_beside_them(launch, runs, capsule_sweeps) -> None:
+    assert launch("training.ema=0.9", "num_routing=2").code == 0
+    name, last = runs.only().name, runs.metrics(runs.only())[-1]
+    plain, average = table_of(capsule_sweeps, name)
+    assert (plain["weights"], average["weights"]) == ("last", "average")
+    for found, prefix in ((plain, ""), (average, "ema_")):
+        assert found["accuracy"] / 100 == pytest.approx(last[f"{prefix}test_accuracy"])
+        assert found["loss"] == pytest.approx(last[f"{prefix}test_loss"], rel=1e-6)
+    assert plain["loss"] != average["loss"]
+    rows = list(csv.DictReader(io.StringIO(capsule_sweeps("evaluate", name, "--format", "csv").out)))
+    assert {row["value"] for row in rows if row["measure"] == "loss"} == {str(plain["loss"]), str(average["loss"])}
+    ended = capsule_sweeps("evaluate", name, "--num-routing", "1,2", "--format", "md")
+    assert "training.ema=0.9" in ended.out and "num_routing=1, average**" in ended.out
+    assert [line.split(" | ")[:2] for line in ended.out.splitlines()[2:6]] == [
+        ["| 1", "last"], ["| 2", "last"], ["| 1", "average"], ["| 2", "average"]
+    ]  # fmt: skip
+
+
+def test_it_tells_the_epoch_of_the_weights_that_it_read(trained, capsule_sweeps, monkeypatch) -> None:
+    """A running process may replace the checkpoint meanwhile."""
+    path, load = trained / "checkpoint.pt", evaluate.load_test_data
+
+    def replaced(*arguments):
+        torch.save({**torch.load(path, weights_only=True), "epoch": 99}, path)
+        return load(*arguments)
+
+    monkeypatch.setattr(evaluate, "load_test_data", replaced)
+    assert "weights of epoch 2 " in " ".join(capsule_sweeps("evaluate", trained.name).out.split())
+
+
+def test_weights_that_are_not_finite_make_valid_json(trained, capsule_sweeps) -> None:
+    checkpoint = torch.load(trained / "checkpoint.pt", weights_only=True)
+    checkpoint["model"]["head.weight"].fill_(torch.nan)
+    torch.save(checkpoint, trained / "checkpoint.pt")
+    ended = capsule_sweeps("evaluate", trained.name, "--format", "json")
+    (found,) = json.loads(ended.out, parse_constant=pytest.fail)
+    assert found["loss"] is None and found["calibration_error"] is None
 
 
 def test_models_without_iterations_say_so(launch, runs, capsule_sweeps) -> None:
