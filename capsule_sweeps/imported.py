@@ -59,8 +59,11 @@ def import_checkpoint(path: Path, num_routing: int, overrides: Sequence[str], ru
     published = read_published(path)
     config = recognise(path, published.weights, num_routing, overrides)
     config.training.compile = "off"
-    model = build_model(config)
     try:
+        with torch.device("meta"), warnings.catch_warnings():  # do the shapes fit, before memory is taken for them?
+            warnings.simplefilter("ignore")  # torch's, that nothing is copied
+            load_published_weights(build_model(config), published.weights)
+        model = build_model(config)
         load_published_weights(model, published.weights)
     except ValueError as error:
         raise ValueError(f"{path} does not fit: {error}") from error

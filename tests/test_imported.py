@@ -305,6 +305,13 @@ def test_wrong_files(golden, capsule_sweeps, place, how, word) -> None:
     assert sorted(place.rglob("*")) == before
 
 
+def enlarge(net: dict[str, torch.Tensor]) -> None:
+    """Small tensors that would belong to a layer of 5e11 bytes."""
+    net["module.pc_layer.weight"] = torch.zeros(16 * 30_000, 1, 1, 1)
+    net["module.capsule_layers.0.w"] = torch.zeros(3, 3, 1, 1, 1, 30_000, dtype=torch.float16)
+    net["module.capsule_layers.1.w"] = torch.zeros(9 * 30_000, 1, 1, 1, dtype=torch.float16)
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
@@ -314,6 +321,7 @@ def test_wrong_files(golden, capsule_sweeps, place, how, word) -> None:
         (lambda net: net.update({"module.extra": torch.zeros(1)}), "extra .* unknown"),
         (lambda net: net.update({"module.capsule_layers.1.w": torch.zeros(44, 4, 4, 7)}), "have to leave 44 capsules"),
         (lambda net: net.update({"module.capsule_layers.1.w": torch.zeros(45, 4, 5, 7)}), r"\(45, 4, 4, 7\) is needed"),
+        (lambda net: enlarge(net), "pc_layer.weight .* is needed"),
         (lambda net: net.update({"module.capsule_layers.2.w": torch.zeros(7)}), "match no stack"),
         (lambda net: net.update({"module.capsule_layers.2.w": torch.zeros(7, 4, 0, 4)}), "match no stack"),
         (lambda net: net.update({"module.nonlinear_act.weight": torch.zeros(97)}), "match no stack"),
