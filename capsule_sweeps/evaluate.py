@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from capsule_sweeps.config import check, compose_config, forced
 from capsule_sweeps.data import Data, load_data, normalize
-from capsule_sweeps.inside import load_trained
+from capsule_sweeps.inside import load_checkpoint
 from capsule_sweeps.losses import LOSSES
 from capsule_sweeps.progress import bar
 from capsule_sweeps.results import RULES, render
@@ -39,7 +39,7 @@ TAKEN = ("dataset", "data_dir", "device")
 class Evaluation(NamedTuple):
     """On all test images with so many iterations (None: the model has none). class_accuracy (K,): of the images that
     show a class; confusion (K, K): images of the row's class that were taken for the column's. Calibration and
-    confusion are None where an image has several labels."""
+    confusion are None where an image has several labels. `weights`: the last ones, or the average of training.ema."""
 
     num_routing: int | None
     loss: float
@@ -48,13 +48,14 @@ class Evaluation(NamedTuple):
     class_images: np.ndarray
     class_accuracy: np.ndarray
     confusion: np.ndarray | None
+    weights: str = "last"
 
 
 def evaluate(arguments: argparse.Namespace) -> str:
     """The text that the command prints; draws the figure. Raises ValueError for what cannot be evaluated."""
     run = find_run(arguments.runs_dir, arguments.run)
     iterations = parse_iterations(arguments.num_routing)
-    model, config = load_trained(run.folder)
+    model, config, checkpoint = load_checkpoint(run.folder)
     config, data = load_test_data(config, arguments.overrides)
     iterates = config.model.get("num_routing") is not None and "num_routing" not in config.model.routing
     said = []
@@ -62,6 +63,10 @@ def evaluate(arguments: argparse.Namespace) -> str:
         said.append(f"--num-routing means nothing for {model_name(config)}, which has no iterations.")
     asked = (iterations or [int(config.model.num_routing)]) if iterates else [None]
     found = evaluations(model, config, data, asked, run.folder.name)
+    if "ema" in checkpoint:
+        model.load_state_dict(checkpoint["ema"])
+        name = f"{run.folder.name}, average"
+        found += [one._replace(weights="average") for one in evaluations(model, config, data, asked, name)]
     if arguments.figure:
         from capsule_sweeps.figures import confusion_figure, save_as
 
@@ -70,11 +75,11 @@ def evaluate(arguments: argparse.Namespace) -> str:
             raise ValueError("--figure draws confusion matrices, which images with two labels do not have")
         written = save_as(confusion_figure(matrices, data.classes), arguments.figure)
         said.append(f"Wrote {written[0]} and {written[1]}.")
-    return show(run, config, data, found, arguments.format, [*notes(run, config, data, found), *said])
+    return show(run, config, data, found, arguments.format, [*notes(run, config, data, checkpoint, found), *said])
 
 
 def parse_iterations(text: str | None) -> list[int]:
-    words = text.split(",") if text else []
+    words = [] if text is None else text.split(",")
     if not all(word.isdecimal() and int(word) >= 1 for word in words):
         raise ValueError(f"--num-routing {text}: give whole numbers of at least 1, separated by commas: 1,2,3")
     return list(dict.fromkeys(map(int, words)))
@@ -110,7 +115,9 @@ def load_test_data(config: DictConfig, overrides: Sequence[str]) -> tuple[DictCo
             raise ValueError(f"dataset.{key}={here} of {asked.dataset.name} does not fit the model, which has {there}")
     device = choose_device(asked.device)
     config = DictConfig({**config, "dataset": check(asked).dataset, "data_dir": asked.data_dir, "device": str(device)})
-    return config, load_data(config.dataset, Path(config.data_dir), device)
+    data = load_data(config.dataset, Path(config.data_dir), device)
+    config.dataset.mean, config.dataset.std = map(list, data.normalization)  # measured, where overrides say null
+    return config, data
 
 
 def apply(overrides: Sequence[str], config: DictConfig) -> DictConfig:
@@ -188,10 +195,11 @@ def calibration_error(logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS) 
 # What is printed
 
 
-def notes(run: Run, config: DictConfig, data: Data, found: Sequence[Evaluation]) -> list[str]:
+def notes(
+    run: Run, config: DictConfig, data: Data, checkpoint: Mapping[str, Any], found: Sequence[Evaluation]
+) -> list[str]:
     """Sentences: which weights and images these are, what the run itself recorded, and what the numbers mean."""
     record, dataset = run.record(), config.dataset
-    checkpoint = torch.load(run.folder / "checkpoint.pt", map_location="cpu", weights_only=True)
     epochs = f"epoch {checkpoint['epoch'] + bool(checkpoint.get('batch'))}"
     told = {rule: record.get(f"accuracy_{rule}") for rule in RULES}
     recorded = ", ".join(f"{100 * value:.2f} % ({rule})" for rule, value in told.items() if value is not None)
@@ -203,9 +211,12 @@ def notes(run: Run, config: DictConfig, data: Data, found: Sequence[Evaluation])
     ]
     moves = {"test_rotation": "turned left by {} degrees", "test_shift": "moved right by {} pixels"}
     moved = [words.format(dataset[key]) for key, words in moves.items() if dataset[key]]
+    if dataset.affine_test:
+        moved.insert(0, "turned, sheared, scaled and shifted at random (affine_test)")
     if moved:
         said.append(f"Images were {' and '.join(moved)}; what came in from outside is black.")
-    if record.get("data_sha256") not in (None, data.sha256):
+    as_trained = bool(record.get("science", {}).get("dataset.affine_test")) == dataset.affine_test  # it is hashed, too
+    if as_trained and record.get("data_sha256") not in (None, data.sha256):
         said.append("These data are not those that it was trained on (their hash differs).")
     theirs = told["best_test"]
     alike = [one for one in found if one.num_routing == trained and not moved]
@@ -214,6 +225,8 @@ def notes(run: Run, config: DictConfig, data: Data, found: Sequence[Evaluation])
             "That is not what the file told: other images, another num_routing or schedule, or written by a fork that "
             "has mended the windows of the published code (import it anew with capsules.interleaved=false)?"
         )
+    if "ema" in checkpoint:
+        said.append(f"average: the average of the weights over steps, training.ema={config.training.ema}.")
     said.append("Accuracies are in %; loss: " + str(config.training.get("loss") or "cross_entropy") + ".")
     if found[0].calibration_error is None:
         said.append("An image counts as right when all its labels are named; calibration and confusion need one label.")
@@ -235,6 +248,7 @@ def show(run: Run, config: DictConfig, data: Data, found: Sequence[Evaluation], 
     rows = [
         {
             "num_routing": one.num_routing,
+            "weights": one.weights,
             "images": len(data.test),
             "accuracy": one.accuracy,
             "loss": one.loss,
@@ -243,6 +257,7 @@ def show(run: Run, config: DictConfig, data: Data, found: Sequence[Evaluation], 
         for one in found
     ]
     overview = pd.DataFrame(rows).astype({"num_routing": "Int64"})
+    overview = overview if overview.weights.nunique() > 1 else overview.drop(columns="weights")
     parts = [render(overview, form, title=run.folder.name, note=" ".join(said))]
     parts += [_heading(form, one) + render(class_table(data.classes, one), form, _title(one)) for one in found]
     return "\n\n".join(parts)
@@ -262,7 +277,8 @@ def class_table(classes: Sequence[str], one: Evaluation) -> pd.DataFrame:
 
 
 def _label(one: Evaluation) -> str:
-    return "" if one.num_routing is None else f"num_routing={one.num_routing}"
+    iterations = None if one.num_routing is None else f"num_routing={one.num_routing}"
+    return ", ".join(filter(None, (iterations, "average" if one.weights == "average" else None)))
 
 
 def _title(one: Evaluation) -> str:
@@ -275,27 +291,32 @@ def _heading(form: str, one: Evaluation) -> str:
 
 
 def _whole(run: Run, config: DictConfig, data: Data, one: Evaluation) -> dict[str, Any]:
+    def number(value: float | None) -> float | None:
+        return value if value is not None and np.isfinite(value) else None  # JSON has no other
+
     return {
         "run": run.folder.name,
         "dataset": OmegaConf.to_container(config.dataset),
         "num_routing": one.num_routing,
+        "weights": one.weights,
         "images": len(data.test),
         "accuracy": one.accuracy,
-        "loss": one.loss,
-        "calibration_error": one.calibration_error,
+        "loss": number(one.loss),
+        "calibration_error": number(one.calibration_error),
         "calibration_bins": NUM_BINS,
         "classes": list(data.classes),
         "class_images": one.class_images.tolist(),
-        "class_accuracy": [None if np.isnan(value) else value for value in one.class_accuracy.tolist()],
+        "class_accuracy": [number(value) for value in one.class_accuracy.tolist()],
         "confusion": None if one.confusion is None else one.confusion.tolist(),
     }
 
 
 def _long(classes: Sequence[str], one: Evaluation) -> list[dict[str, Any]]:
-    """Every number in a row of its own: num_routing, measure, class, taken_for, value."""
+    """Every number in a row of its own: num_routing, weights, measure, class, taken_for, value."""
 
     def row(measure: str, value: Any, of: str | None = None, taken_for: str | None = None) -> dict[str, Any]:
-        return {"num_routing": one.num_routing, "measure": measure, "class": of, "taken_for": taken_for, "value": value}
+        found = {"measure": measure, "class": of, "taken_for": taken_for, "value": value}
+        return {"num_routing": one.num_routing, "weights": one.weights, **found}
 
     rows = [row("accuracy", one.accuracy), row("loss", one.loss), row("calibration_error", one.calibration_error)]
     for number, name in enumerate(classes):

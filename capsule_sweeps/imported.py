@@ -16,6 +16,7 @@ import re
 import shutil
 import threading
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import product
 from math import isqrt
@@ -36,6 +37,7 @@ DATASETS = {(10, 3): "CIFAR10", (100, 3): "CIFAR100"}  # (classes, channels) →
 TAKEN = ("dataset", "capsules", "data_dir")  # groups that overrides may change, and routing.schedule
 UNKNOWN = ("model.capsules.dropout", *(f"dataset.{key}" for key in ("crop_padding", "flip", "train_size", "val_size")))
 STRIDES = (1, 2)
+NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)  # int64: BatchNorm counts batches
 
 
 class Published(NamedTuple):
@@ -57,8 +59,11 @@ def import_checkpoint(path: Path, num_routing: int, overrides: Sequence[str], ru
     published = read_published(path)
     config = recognise(path, published.weights, num_routing, overrides)
     config.training.compile = "off"
-    model = build_model(config)
     try:
+        with torch.device("meta"), warnings.catch_warnings():  # do the shapes fit, before memory is taken for them?
+            warnings.simplefilter("ignore")  # torch's, that nothing is copied
+            load_published_weights(build_model(config), published.weights)
+        model = build_model(config)
         load_published_weights(model, published.weights)
     except ValueError as error:
         raise ValueError(f"{path} does not fit: {error}") from error
@@ -122,7 +127,9 @@ def read_published(path: Path) -> Published:
         raise ValueError(f"{path} is no file; give the ckpt.pth that the published code wrote")
     data = path.read_bytes()
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about kinds of tensors that are refused below
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read safely: it is damaged, or holds other things than tensors and numbers"
@@ -133,12 +140,26 @@ def read_published(path: Path) -> Published:
     net, acc, epoch = content["net"], content["acc"], content["epoch"]
     if not (isinstance(net, Mapping) and net and all(isinstance(tensor, Tensor) for tensor in net.values())):
         raise ValueError(f"{path}: 'net' must hold the weights, a tensor under each name")
+    for key, tensor in net.items():
+        if (wrong := peculiar(tensor)) is not None:
+            raise ValueError(f"{path}: {str(key)[:80]!r} of 'net' is {wrong}, not a plain tensor of numbers")
     if isinstance(acc, bool) or not isinstance(acc, int | float) or not 0 <= acc <= 100:
         raise ValueError(f"{path}: 'acc'={acc} must be an accuracy in percent")
     if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
         raise ValueError(f"{path}: 'epoch'={epoch} must be a whole number of at least 0")
     weights = {str(key).removeprefix("module."): tensor for key, tensor in net.items()}
+    if len(weights) < len(net):
+        raise ValueError(f"{path}: 'net' has a name with 'module.' and without: which is meant is not known")
     return Published(weights, acc / 100, epoch + 1, hashlib.sha256(data).hexdigest())
+
+
+def peculiar(tensor: Tensor) -> str | None:
+    """What keeps a tensor from being a weight of the published code, whose memory is as large as its shape says."""
+    if tensor.layout != torch.strided or tensor.dtype not in NUMBERS:
+        return f"sparse, or of {tensor.dtype}"
+    if tensor.device.type != "cpu" or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        return "without numbers for all of its shape"
+    return None if tensor.isfinite().all() else "not finite"
 
 
 def recognise(path: Path, weights: Mapping[str, Tensor], num_routing: int, overrides: Sequence[str]) -> DictConfig:

@@ -30,6 +30,11 @@ def load_trained(folder: Path) -> tuple[nn.Module, DictConfig]:
 
     Raises ValueError when the folder has no checkpoint, or what is in it is damaged.
     """
+    return load_checkpoint(folder)[:2]
+
+
+def load_checkpoint(folder: Path) -> tuple[nn.Module, DictConfig, dict[str, Any]]:
+    """What `load_trained` returns, and all that is in the checkpoint, which a running process may replace meanwhile."""
     path = folder / "checkpoint.pt"
     if not path.is_file():
         raise ValueError(f"{folder} has no checkpoint.pt: choose a run that has trained for an epoch")
@@ -43,10 +48,13 @@ def load_trained(folder: Path) -> tuple[nn.Module, DictConfig]:
     except Exception as error:
         raise ValueError(f"{folder} does not tell its model ({' '.join(str(error).split())[:200]})") from error
     try:
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        for key in ("ema", "model"):  # the average, too, must fit
+            if key != "ema" or key in checkpoint:
+                model.load_state_dict(checkpoint[key])
     except Exception as error:
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:200]})") from error
-    return model.eval(), config
+    return model.eval(), config, checkpoint
 
 
 def most_routed(runs: pd.DataFrame, runs_dir: Path) -> Path:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from capsule_sweeps import evaluate
 from capsule_sweeps.data import load_data
 from capsule_sweeps.evaluate import calibration_error, measure
 from capsule_sweeps.figures import COLUMN_WIDTH, confusion_figure
@@ -43,6 +44,15 @@ def test_measures_by_hand() -> None:
     assert found.loss == pytest.approx(float(F.cross_entropy(logits, torch.tensor([0, 1, 1, 2]))))
     empty = measure(logits[:1], torch.tensor([0]), None)
     assert np.isnan(empty.class_accuracy[1:]).all() and empty.class_images.tolist() == [1, 0, 0]
+
+
+def test_classes_with_equal_logits_are_named_alike_everywhere() -> None:
+    """Of a model that says the same of every image, and of one that says nothing."""
+    labels = torch.arange(10).repeat(3)
+    for logits in (torch.zeros(30, 10), torch.full((30, 10), torch.nan)):
+        found = measure(logits, labels, None)
+        assert found.accuracy == pytest.approx(100 * found.confusion.trace() / 30) == 10
+        assert found.class_accuracy.tolist() == (100 * found.confusion.diagonal() / 3).tolist()
 
 
 def test_of_images_with_two_labels_both_must_be_named() -> None:
@@ -127,6 +137,8 @@ def test_moved_images(trained, capsule_sweeps) -> None:
     ended = capsule_sweeps("evaluate", trained.name, "dataset.test_rotation=15", "dataset.test_shift=-2")
     assert "turned left by 15.0 degrees and moved right by -2 pixels" in " ".join(ended.out.split())
     assert table_of(capsule_sweeps, trained.name, "dataset.affine_test=true")[0]["confusion"] != plain[0]["confusion"]
+    text = " ".join(capsule_sweeps("evaluate", trained.name, "dataset.affine_test=true").out.split())
+    assert "scaled and shifted at random" in text and "hash differs" not in text  # it was trained on the same images
 
 
 def test_another_data_set_of_the_same_shape(trained, capsule_sweeps, data_dir) -> None:
@@ -136,6 +148,8 @@ def test_another_data_set_of_the_same_shape(trained, capsule_sweeps, data_dir) -
     assert found["dataset"]["name"] == "affine_digits" and found["dataset"]["mean"] == [0.3051]
     (found,) = table_of(capsule_sweeps, trained.name, *words, "dataset.mean=[0.1]", "dataset.std=[0.2]")
     assert found["dataset"]["mean"] == [0.1]
+    (found,) = table_of(capsule_sweeps, trained.name, "dataset.mean=null", "dataset.std=null")
+    assert found["dataset"]["mean"] == pytest.approx([0.3051], abs=1e-4)  # measured
 
 
 @pytest.mark.parametrize(
@@ -143,6 +157,7 @@ def test_another_data_set_of_the_same_shape(trained, capsule_sweeps, data_dir) -
     [
         (["--num-routing", "0"], "--num-routing 0"),
         (["--num-routing", "1,x"], "--num-routing 1,x"),
+        (["--num-routing", ""], "--num-routing"),
         (["training.lr=1"], "training.lr"),
         (["dataset.nothing=1"], "nothing"),
         (["dataset.test_shift=32"], "test_shift"),
@@ -179,6 +194,45 @@ def test_interrupted_run_and_broken_checkpoint(launch, runs, capsule_sweeps) -> 
     path.unlink()
     ended = capsule_sweeps("evaluate", name)
     assert ended.code == 1 and "has no checkpoint.pt" in ended.err
+
+
+def test_the_average_of_weights_stands_beside_them(launch, runs, capsule_sweeps) -> None:
+    assert launch("training.ema=0.9", "num_routing=2").code == 0
+    name, last = runs.only().name, runs.metrics(runs.only())[-1]
+    plain, average = table_of(capsule_sweeps, name)
+    assert (plain["weights"], average["weights"]) == ("last", "average")
+    for found, prefix in ((plain, ""), (average, "ema_")):
+        assert found["accuracy"] / 100 == pytest.approx(last[f"{prefix}test_accuracy"])
+        assert found["loss"] == pytest.approx(last[f"{prefix}test_loss"], rel=1e-6)
+    assert plain["loss"] != average["loss"]
+    rows = list(csv.DictReader(io.StringIO(capsule_sweeps("evaluate", name, "--format", "csv").out)))
+    assert {row["value"] for row in rows if row["measure"] == "loss"} == {str(plain["loss"]), str(average["loss"])}
+    ended = capsule_sweeps("evaluate", name, "--num-routing", "1,2", "--format", "md")
+    assert "training.ema=0.9" in ended.out and "num_routing=1, average**" in ended.out
+    assert [line.split(" | ")[:2] for line in ended.out.splitlines()[2:6]] == [
+        ["| 1", "last"], ["| 2", "last"], ["| 1", "average"], ["| 2", "average"]
+    ]  # fmt: skip
+
+
+def test_it_tells_the_epoch_of_the_weights_that_it_read(trained, capsule_sweeps, monkeypatch) -> None:
+    """A running process may replace the checkpoint meanwhile."""
+    path, load = trained / "checkpoint.pt", evaluate.load_test_data
+
+    def replaced(*arguments):
+        torch.save({**torch.load(path, weights_only=True), "epoch": 99}, path)
+        return load(*arguments)
+
+    monkeypatch.setattr(evaluate, "load_test_data", replaced)
+    assert "weights of epoch 2 " in " ".join(capsule_sweeps("evaluate", trained.name).out.split())
+
+
+def test_weights_that_are_not_finite_make_valid_json(trained, capsule_sweeps) -> None:
+    checkpoint = torch.load(trained / "checkpoint.pt", weights_only=True)
+    checkpoint["model"]["head.weight"].fill_(torch.nan)
+    torch.save(checkpoint, trained / "checkpoint.pt")
+    ended = capsule_sweeps("evaluate", trained.name, "--format", "json")
+    (found,) = json.loads(ended.out, parse_constant=pytest.fail)
+    assert found["loss"] is None and found["calibration_error"] is None
 
 
 def test_models_without_iterations_say_so(launch, runs, capsule_sweeps) -> None:

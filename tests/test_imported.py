@@ -247,9 +247,17 @@ def spoil(path: Path, how: str, golden) -> None:
     elif how == "a list":
         torch.save([1, 2], path)
     else:
+        head, first = "module.final_fc.weight", "module.pre_caps.pre_caps.0.weight"
         changes = {
             "empty net": {"net": {}},
             "net of numbers": {"net": {"a": 1.0}},
+            "sparse": {"net": {**good["net"], head: good["net"][head].to_sparse()}},
+            "complex": {"net": {**good["net"], head: good["net"][head].to(torch.complex64)}},
+            "float8": {"net": {**good["net"], head: good["net"][head].to(torch.float8_e4m3fn)}},
+            "meta": {"net": {**good["net"], head: good["net"][head].to("meta")}},
+            "nan": {"net": {**good["net"], head: good["net"][head] * torch.nan}},
+            "a number in a huge shape": {"net": {**good["net"], first: torch.zeros(1).expand(10**9, 3, 3, 3)}},
+            "with and without module.": {"net": {**good["net"], "final_fc.weight": torch.zeros(1, 16)}},
             "acc above 100": {"acc": 101.0},
             "acc of text": {"acc": "94"},
             "acc not a number": {"acc": float("nan")},
@@ -274,6 +282,13 @@ def spoil(path: Path, how: str, golden) -> None:
         "a list": "'net'",
         "empty net": "'net'",
         "net of numbers": "'net'",
+        "sparse": "sparse",
+        "complex": "complex",
+        "float8": "float8",
+        "meta": "without numbers",
+        "nan": "not finite",
+        "a number in a huge shape": "without numbers",
+        "with and without module.": "with 'module.' and without",
         "acc above 100": "'acc'",
         "acc of text": "'acc'",
         "acc not a number": "'acc'",
@@ -290,6 +305,13 @@ def test_wrong_files(golden, capsule_sweeps, place, how, word) -> None:
     assert sorted(place.rglob("*")) == before
 
 
+def enlarge(net: dict[str, torch.Tensor]) -> None:
+    """Small tensors that would belong to a layer of 5e11 bytes."""
+    net["module.pc_layer.weight"] = torch.zeros(16 * 30_000, 1, 1, 1)
+    net["module.capsule_layers.0.w"] = torch.zeros(3, 3, 1, 1, 1, 30_000, dtype=torch.float16)
+    net["module.capsule_layers.1.w"] = torch.zeros(9 * 30_000, 1, 1, 1, dtype=torch.float16)
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
@@ -299,6 +321,7 @@ def test_wrong_files(golden, capsule_sweeps, place, how, word) -> None:
         (lambda net: net.update({"module.extra": torch.zeros(1)}), "extra .* unknown"),
         (lambda net: net.update({"module.capsule_layers.1.w": torch.zeros(44, 4, 4, 7)}), "have to leave 44 capsules"),
         (lambda net: net.update({"module.capsule_layers.1.w": torch.zeros(45, 4, 5, 7)}), r"\(45, 4, 4, 7\) is needed"),
+        (lambda net: enlarge(net), "pc_layer.weight .* is needed"),
         (lambda net: net.update({"module.capsule_layers.2.w": torch.zeros(7)}), "match no stack"),
         (lambda net: net.update({"module.capsule_layers.2.w": torch.zeros(7, 4, 0, 4)}), "match no stack"),
         (lambda net: net.update({"module.nonlinear_act.weight": torch.zeros(97)}), "match no stack"),
