@@ -163,7 +163,9 @@ def measure(logits: Tensor, labels: Tensor, loss: str | None, num_routing: int |
     num_images, num_classes = logits.shape
     several = labels.ndim == 2
     shown = torch.zeros(num_images, num_classes, dtype=torch.bool)
-    named = shown.clone().scatter(1, logits.topk(labels.shape[1] if several else 1).indices, True)
+    # argmax and topk name different classes of equal ones: as num_correct does it
+    largest = logits.topk(labels.shape[1]).indices if several else logits.argmax(1, keepdim=True)
+    named = shown.clone().scatter(1, largest, True)
     shown = shown.scatter(1, labels.view(num_images, -1), True)
     class_images, class_right = shown.sum(0).double(), (shown & named).sum(0).double()
     confusion = None
