@@ -2,7 +2,7 @@
 
 Multiply-adds are those of convolutions, matrix products and routing for one image, forward, as the method asks for
 them: votes that our kernels compute again are counted once. What is done to each number for itself is not counted:
-norms, activations, softmax, the distances of EM routing.
+norms, activations, softmax.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from capsule_sweeps.backbone import BasicBlock
 from capsule_sweeps.bench import memory
 from capsule_sweeps.capsules import CapsuleLayer, PrimaryCapsules
 from capsule_sweeps.config import CONF_DIR, compose_config
+from capsule_sweeps.em import EM  # noqa: F401  its operator is counted here
 from capsule_sweeps.model import build_model
 from capsule_sweeps.results import render
 
@@ -50,7 +51,8 @@ def layer_table(config: DictConfig) -> pd.DataFrame:
     eager = config.copy()
     eager.training.compile = "off"
     seen: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # name → what goes in, what comes out
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.capsule_sweeps.routed: _routed_flops})
+    own = {torch.ops.capsule_sweeps.routed: _routed_flops, torch.ops.capsule_sweeps.em: _em_flops}
+    counter = FlopCounterMode(display=False, custom_mapping=own)
     with FakeTensorMode(), torch.no_grad():  # shapes without numbers, on a CPU: the meta device has no autocast
         model = build_model(eager).eval()
         layers = dict(_layers(model))
@@ -150,3 +152,10 @@ def _routed_flops(children: Any, parents: Any, weight: Any, stride: int, *settin
     k, l, num_children, x, num_parents, _ = weight  # noqa: E741
     batch, _, h, w, size = parents
     return 2 * batch * h * w * k * l * num_children * num_parents * (size * x + 2 * size)
+
+
+def _em_flops(children: Any, activations: Any, weight: Any, centres: Any, *settings: Any, out_shape: Any) -> int:
+    """Of an E-step and an M-step: each vote once, its distance to the centre, its part of mean and of variance."""
+    k, l, num_children, x, num_parents, _ = weight  # noqa: E741
+    batch, _, h, w, size = centres
+    return 2 * batch * h * w * k * l * num_children * num_parents * (size * x + 3 * size)
