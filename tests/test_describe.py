@@ -84,15 +84,14 @@ def test_all_parameters_are_in_the_table(overrides) -> None:
 
 @pytest.mark.parametrize("pose", ["matrix", "vector"])
 def test_routings_with_explicit_votes_by_hand(pose) -> None:
-    """Self-routing: votes, coefficients from the children's poses, sums. EM: votes, distances, means and variances each
-    time, and once before the mean of even votes, from which the first distances are taken."""
+    """Self-routing: votes, coefficients from the children's poses, sums; EM: votes, distances, means and variances."""
     a_vote, places = 2 * 2 * 2 if pose == "matrix" else 4 * 4, [(9, 27, 5), (1, 45, 7), (1, 7, 10)]
     self_routing = table(*STACK, "routing=self_routing", f"capsules.pose={pose}")
     em = table(*STACK, "routing=em", "num_routing=3", f"capsules.pose={pose}")
     for layer, (num_places, children, parents) in enumerate(places):
         votes = num_places * children * parents
         assert self_routing.multiply_adds[f"capsules.layers.{layer}"] == votes * (a_vote + 4 + 4), layer
-        assert em.multiply_adds[f"capsules.layers.{layer}"] == votes * (a_vote + 3 * (a_vote + 4 + 4 + 4)), layer
+        assert em.multiply_adds[f"capsules.layers.{layer}"] == 3 * votes * (a_vote + 4 + 4 + 4), layer
     assert em.multiply_adds["capsules.primary"] == 8 * 8 * (12 + 3) * 6 * 4  # poses and activations
 
 
