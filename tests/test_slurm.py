@@ -544,7 +544,7 @@ def test_ctrl_c_while_waiting_leaves_the_jobs_running(cluster, tiny, runs, submi
         "hydra.launcher.cpus=1",
         "hydra.launcher.wait=true",
     ]
-    command = [sys.executable, str(ROOT / "launch.py"), "-m", *tiny, *arguments]
+    command = [sys.executable, str(ROOT / "launch.py"), "-m", *tiny, *LONG, *arguments]
     launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     cluster.until(lambda: cluster.jobs() and "running" in states().values())
     launcher.send_signal(signal.SIGINT)
