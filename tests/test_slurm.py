@@ -617,8 +617,8 @@ def test_other_clusters(kind, needed, launch, tmp_path, runs) -> None:
         assert sorted(cluster.jobs(name).values()) == ["COMPLETED", "FAILED"]
         assert len(runs.record(folder)["attempts"]) == 2
         if kind == "accounting":
-            told = cluster.ask("sacct", "-n", "-X", "-o", "State%20", "-j", job["job_ids"][0]).split()
-            assert sorted(told) == ["COMPLETED", "FAILED"]
+            ask = ("sacct", "-n", "-X", "-o", "State%20", "-j", job["job_ids"][0])  # hears of it a moment later
+            cluster.until(lambda: sorted(cluster.ask(*ask).split()) == ["COMPLETED", "FAILED"], 30)
         if kind == "usr2":
             assert "Caught signal SIGUSR2" in log()
     slurm.forget()
