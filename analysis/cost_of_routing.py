@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from capsule_sweeps.bench import machine, make_step
+from capsule_sweeps.bench import as_in_training, machine, make_step
 from capsule_sweeps.config import compose_config
 
 REPEATS = 5
@@ -43,6 +43,7 @@ COLUMNS: dict[str, dict[object, list[str]]] = {  # what changes â†’ its values â
 
 
 def main() -> None:
+    as_in_training()
     steps = {}
     for column, values in COLUMNS.items():
         for value, changes in values.items():

@@ -58,7 +58,7 @@ def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.
     import pandas as pd
     import torch
 
-    _exact_float32()
+    as_in_training()
     device, batch_size = _device(config), config.training.batch_size
     own = ITERATIONS if "num_routing" in config.model and "num_routing" not in config.routing else (0,)
     variants = [("backbone", 0)] if "backbone" in config.model else []
@@ -252,8 +252,9 @@ def _prepare_batch(config: DictConfig) -> Callable[[], None]:
     split = Split(images, torch.zeros(EPOCH_IMAGES, dtype=torch.int64, device=device))
     mean, std = dataset.mean or [0.0] * dataset.channels, dataset.std or [1.0] * dataset.channels
 
+    index = torch.randperm(EPOCH_IMAGES, device=device)[: config.training.batch_size]  # once an epoch, as in training
+
     def prepare() -> None:
-        index = torch.randperm(EPOCH_IMAGES, device=device)[: config.training.batch_size]
         normalize(augment(split.batch(index)[0], dataset.crop_padding, dataset.flip), mean, std)
 
     return prepare
@@ -326,11 +327,15 @@ def _device(config: DictConfig) -> torch.device:
     return torch.device(config.device)
 
 
-def _exact_float32() -> None:
+def as_in_training() -> None:
+    """What `train` sets for its process."""
     import torch
 
+    from capsule_sweeps.allocator import keep_freed_memory
+
+    keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
 
 
 def _wait(device: torch.device) -> None:

@@ -78,7 +78,7 @@ class Compiled:
                 raise RuntimeError("there is no C++ compiler: install g++, or say in CXX where one is")
             with warnings.catch_warnings(), _backward_too():
                 warnings.simplefilter("ignore")  # the compiler's, about itself
-                made = torch.compile(_own_code(self.function), fullgraph=True, dynamic=False, options=self.options)
+                made = torch.compile(_own_code(self.function), fullgraph=True, dynamic=False, options=self._options())
                 results = made(*tensors)
         except torch.OutOfMemoryError:
             raise
@@ -87,6 +87,13 @@ class Compiled:
             raise CompileError from error
         self.made[layout] = made
         return results
+
+    def _options(self) -> dict[str, Any]:
+        """Blocks of GPU kernels are chosen without timing them: else last bits would depend on the machine's load."""
+        import torch._inductor.config  # which takes a second
+
+        known = hasattr(torch._inductor.config, "deterministic")  # not in every torch
+        return {**(self.options or {}), **({"deterministic": True} if known else {})}
 
 
 def _layout(tensors: tuple[Tensor, ...]) -> Hashable:

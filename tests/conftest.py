@@ -64,6 +64,14 @@ runpy.run_path(launch, run_name="__main__")
 """
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA GPU")
+
+
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The C++ compiler, which the environment hides from all other tests."""
@@ -267,7 +275,7 @@ def weights(folder: Path) -> dict[str, bytes]:
     """Name → bits of each weight in a checkpoint, averaged ones as ema.<name>."""
     import torch
 
-    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    checkpoint = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
     state = {**checkpoint["model"], **{f"ema.{name}": tensor for name, tensor in checkpoint.get("ema", {}).items()}}
     return {name: tensor.contiguous().numpy().tobytes() for name, tensor in state.items()}
 

@@ -138,11 +138,19 @@ def test_more_layouts_than_torch_keeps_are_all_compiled(monkeypatch, compiler):
         return graph.forward
 
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, **{**options, "backend": backend}))
+    monkeypatch.setattr(torch, "compile", lambda f, **how: real(f, **{**how, "backend": backend, "options": None}))
     double = Compiled(lambda t: 2 * t)
     for size in [*range(2, 22), *range(2, 22)]:
         assert torch.equal(double(torch.ones(size)), torch.full((size,), 2.0))
     assert made == [[(size,)] for size in range(2, 22)]
+
+
+def test_blocks_of_gpu_kernels_are_never_chosen_by_timing_them(monkeypatch, compiler):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda f, options, **_: asked.append(options) or f)
+    for options in (None, {"max_fusion_size": 1}):
+        assert Compiled(lambda t: 2 * t, options)(torch.ones(2)).tolist() == [2, 2]
+        assert asked.pop() == {**(options or {}), "deterministic": True}
 
 
 def test_a_failure_is_remembered_for_its_layout_and_said_once(monkeypatch, caplog, compiler):
@@ -169,7 +177,7 @@ def test_a_backward_pass_that_cannot_be_compiled_is_noticed_in_time(monkeypatch,
     # Not by the inductor, which takes long; the kernels in it have no backward pass and are "compiled".
     backend = aot_autograd(fw_compiler=lambda graph, inputs: make_boxed_func(graph.forward), bw_compiler=fail)
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, **{**options, "backend": backend}))
+    monkeypatch.setattr(torch, "compile", lambda f, **how: real(f, **{**how, "backend": backend, "options": None}))
     model, images = small("on"), torch.randn(2, 1, 8, 8)
     logits = model(images)
     logits.sum().backward()

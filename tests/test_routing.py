@@ -189,7 +189,7 @@ def check_bfloat16(inputs, stride, fused):
 
     check_close(routed, exact, inputs, 2e-2, torch.bfloat16)
     check_close(first, first, (children, weight), 2e-2, torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(children.device.type, torch.bfloat16):
         check_close(routed, exact, inputs, 2e-5)
         check_close(lambda c, w: first(c, w).float(), first, (children, weight), 2e-2)
 
@@ -238,13 +238,32 @@ def test_compiled_kernels_are_close_to_autograd_in_float64(shape, only_compiled)
     def routed(c, p, w):
         return routed_pass(c, p, w, stride, True)
 
-    torch.manual_seed(0)
-    ours = check_close(routed, lambda c, p, w: reference(c, p, w, stride), inputs, 2e-5)
-    torch.manual_seed(0)
-    again = check_close(routed, lambda c, p, w: reference(c, p, w, stride), inputs, 2e-5)
-    assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+    check_exact_twice(routed, inputs, stride)
     check_bfloat16(inputs, stride, fused=True)
     check_finite(inputs, stride, fused=True)
+
+
+def check_exact_twice(routed, inputs, stride):
+    """Close to autograd in float64, and the same bits when it is done again."""
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        runs.append(check_close(routed, lambda c, p, w: reference(c, p, w, stride), inputs, 2e-5))
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fused", [True, False], ids=["compiled", "eager"])
+@pytest.mark.parametrize("shape", ODD_SHAPES.values(), ids=ODD_SHAPES)
+def test_passes_on_a_gpu_are_close_to_autograd_in_float64(shape, fused, monkeypatch):
+    if fused:
+        monkeypatch.setattr(kernels, "sliced_route", None)
+        monkeypatch.setattr(kernels, "sliced_route_backward", None)
+    *inputs, stride = make(shape)
+    inputs = [t.detach().cuda() for t in inputs]
+    check_exact_twice(lambda c, p, w: routed_pass(c, p, w, stride, fused), inputs, stride)
+    check_bfloat16(inputs, stride, fused)
+    check_finite(inputs, stride, fused)
 
 
 def test_the_votes_are_never_all_in_memory(monkeypatch):
@@ -287,7 +306,7 @@ def check_finite(inputs, stride, fused):
     """Two iterations and their gradients, with LayerNorm as in a layer: nothing overflows, in no type."""
     children, parents, weight = inputs
     for size, dtype in product((1e3, 1e4), (torch.float32, torch.bfloat16)):
-        attention = InvertedAttention(layer_shape(children, weight), dropout=0.0).to(dtype)
+        attention = InvertedAttention(layer_shape(children, weight), dropout=0.0).to(children.device, dtype)
 
         def iterate(c, p, w, attention=attention):
             votes = VoteMap(w, stride, fused)
@@ -295,7 +314,7 @@ def check_finite(inputs, stride, fused):
 
         large = [t.to(dtype) for t in (size * children, size * parents, 10 * weight)]
         assert all(t.isfinite().all() for t in gradients(iterate, *large, cotangent=parents.to(dtype)))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(children.device.type, torch.bfloat16):
             assert all(t.isfinite().all() for t in gradients(iterate, *large, cotangent=parents.to(dtype)))
 
 

@@ -19,6 +19,7 @@ from capsule_sweeps.inside import load_trained
 from capsule_sweeps.losses import targets
 from capsule_sweeps.train import num_correct
 
+ROOT = Path(__file__).resolve().parents[1]
 BATCHES = 5  # of an epoch of the tiny run
 KEYS = ["epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr", "seconds", "images_per_second"]
 
@@ -209,8 +210,8 @@ def test_numbers_are_read_only_now_and_then(launch, monkeypatch, overrides) -> N
     assert reads.after - {0} == {2, 4, 5, 7, 9, 10}, "every second batch, and at the end of an epoch"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("compiled", ["off", pytest.param("on", marks=pytest.mark.slow)])
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", ["off", "on"])
 def test_nothing_in_an_epoch_waits_for_the_gpu(launch, monkeypatch, compiled) -> None:
     step, check_finite, steps = torch.optim.SGD.step, training.check_finite, []
 
@@ -248,6 +249,22 @@ def test_compiled_run_that_was_interrupted_ends_as_if_untouched(launch, referenc
     assert "could not be compiled" not in (untouched / "log.txt").read_text()
     assert launch("training.compile=off", *compiled[1:], "runs_dir=eager").code == 0
     assert runs.weights(runs.only("eager")) != runs.weights(untouched), "nothing was compiled"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("compiled", "amp"), [("off", "none"), ("on", "none"), ("on", "bf16")])
+def test_interrupted_on_a_gpu(launch, reference, runs, tiny, python, tmp_path, compiled, amp) -> None:
+    """The second attempt compiles anew, as it would on another node."""
+    more = ["device=cuda", f"training.compile={compiled}", f"training.amp={amp}", "training.ema=0.9"]
+    more += ["capsules.dropout=0.1", "num_routing=2", "training.batch_size=9"]
+    untouched = reference(*more)
+    assert launch(*more, signal_at=(signal.SIGTERM, 3)).code == 143
+    cache = str(tmp_path / "another")
+    ended = python(ROOT / "launch.py", *tiny, *more, PYTHONPATH=str(ROOT), TORCHINDUCTOR_CACHE_DIR=cache)
+    assert ended.code == 0, ended.text
+    runs.assert_same(runs.only(), untouched)
+    assert runs.record(untouched)["execution"]["device"] == "cuda"
+    assert "could not be compiled" not in (untouched / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("first", [True, False])
