@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# Allocates and frees arrays of 64 MB, at last 20; prints whether it was arranged, and how many of these Linux had to clear.
+# Allocates and frees arrays of 64 MB. Prints what was arranged, and how many of the last 20 Linux had to clear.
 ARRAYS = """
 import resource, torch
 from capsule_sweeps.allocator import keep_freed_memory
