@@ -21,12 +21,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from capsule_sweeps.backbone import BasicBlock
-from capsule_sweeps.bench import memory
 from capsule_sweeps.capsules import CapsuleLayer, PrimaryCapsules
 from capsule_sweeps.config import CONF_DIR, compose_config
 from capsule_sweeps.em import EM  # noqa: F401  its operator is counted here
 from capsule_sweeps.model import build_model
 from capsule_sweeps.results import render
+from capsule_sweeps.steps import memory
 
 WHOLE = (BasicBlock, PrimaryCapsules, CapsuleLayer)  # layers, although they have parts
 COLUMNS = ["layer", "kind", "grid", "channels", "capsules", "pose_size", "parameters", "multiply_adds"]

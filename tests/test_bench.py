@@ -1,13 +1,13 @@
 import argparse
 import json
 import re
-from pathlib import Path
 
 import pytest
 from test_compile import SMALL
 
 from capsule_sweeps import bench as benching
-from capsule_sweeps.bench import add_arguments, bench, measure_data, memory
+from capsule_sweeps import steps
+from capsule_sweeps.bench import add_arguments, bench, measure_data
 from capsule_sweeps.config import compose_config
 
 
@@ -23,7 +23,7 @@ def few_images(monkeypatch):
 
 
 def test_every_variant_has_a_row(monkeypatch):
-    monkeypatch.setattr(benching, "memory", lambda config, name, *_: {"backbone": 1.5}.get(name))
+    monkeypatch.setattr(steps, "memory", lambda config, name, *_: {"backbone": 1.5}.get(name))
     rows = json.loads(run("--format", "json"))
     named = [(row["variant"], row["num_routing"]) for row in rows]
     ours = [(name, n) for n in (1, 2, 3) for name in ("eager", "compiled")]
@@ -49,21 +49,13 @@ def test_every_variant_has_a_row(monkeypatch):
     ids=["cnn", "self_routing", "resnet18"],
 )
 def test_what_does_not_iterate_has_one_row(monkeypatch, overrides, wanted):
-    monkeypatch.setattr(benching, "memory", lambda *_: None)
+    monkeypatch.setattr(steps, "memory", lambda *_: None)
     small = [text for text in SMALL if not text.startswith("routing.")]
     config = compose_config([*small, *overrides, "training.batch_size=2"])
     frame, note = benching.measure(config, None, 1)
     assert frame.variant.tolist() == wanted and frame.num_routing.isna().all()
     assert frame.relative_to_backbone.isna().all() == ("backbone" not in wanted)
     assert "num_routing" not in note and "schedule" not in note and "of a compiled step;" in note
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak of resident memory")
-def test_memory_is_that_of_the_activations():
-    config = compose_config([*SMALL, "dataset.image_size=32", "backbone.channels=64", "training.batch_size=64"])
-    activations = 64 * 64 * 16 * 16 * 4 / 1e6  # MB of one copy of the backbone's features: 4.2
-    used = memory(config, "backbone", 0, None)
-    assert activations <= used <= 12 * activations
 
 
 def test_a_folder_that_is_no_checkout_is_refused(tmp_path):

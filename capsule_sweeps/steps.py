@@ -1,0 +1,246 @@
+"""Training steps of each variant, to be timed: the backbone alone, ours eager and compiled, the published code.
+
+A step is forward, loss, backward and an SGD step on random images. Ours are taken in the process that measures, with
+what `train` sets for it; the published code's in a process of its own, as by its own program (`Apart`). Memory is what
+one step needs beyond what stays between steps (weights, gradients, momentum); on a CPU every variant is measured in a
+process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.nn import functional as F
+
+from capsule_sweeps.allocator import keep_freed_memory
+from capsule_sweeps.config import build
+from capsule_sweeps.model import build_model
+
+MEMORY_ENV = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # freed memory leaves the process
+
+
+def as_in_training() -> None:
+    """What `train` sets for its process."""
+    keep_freed_memory()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+
+
+def make_step(config: DictConfig, name: str, num_routing: int, against: Path | None) -> Callable[[], None]:
+    """A training step of one variant, on random images."""
+    device, recipe, dataset = device_of(config), config.training, config.dataset
+    ours = recipe.channels_last and name != "published"  # which has a layout of its own
+    layout = torch.channels_last if ours else torch.contiguous_format
+    torch.manual_seed(0)
+    model = make_model(config, name, num_routing, against).to(device)
+    torch.nn.utils.convert_conv2d_weight_memory_format(model, layout)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, recipe.momentum, weight_decay=recipe.weight_decay)
+    shape = (recipe.batch_size, dataset.channels, dataset.image_size, dataset.image_size)
+    images = torch.randn(shape, device=device).to(memory_format=layout)
+    labels = torch.randint(dataset.num_classes, shape[:1], device=device)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.amp == "bf16"):
+            logits = model(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def make_model(config: DictConfig, name: str, num_routing: int, against: Path | None) -> nn.Module:
+    """backbone: followed by a mean over places and one linear layer, not compiled; eager, compiled: ours; published."""
+    dataset = config.dataset
+    if name == "published":
+        assert against is not None
+        return _published(config, num_routing, against)
+    if name == "backbone":
+        backbone = build(config.backbone, image_shape=(dataset.channels, dataset.image_size, dataset.image_size))
+        head = nn.Linear(backbone.out_shape[0], dataset.num_classes)
+        return nn.Sequential(backbone, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    compiled = {"training": {"compile": "on" if name == "compiled" else "off"}}
+    iterations = {"model": {"num_routing": num_routing}} if num_routing else {}
+    return build_model(OmegaConf.merge(config, compiled, iterations))  # type: ignore[arg-type]
+
+
+def published_stack(config: DictConfig, checkout: Path) -> Path:
+    """The file of this dataset's stack in a checkout of the published code. Raises ValueError where it is none."""
+    path = checkout / "configs" / f"resnet_backbone_{config.dataset.name}.json"
+    if not path.is_file():
+        raise ValueError(f"--against={checkout} has no {path.name}: it must be a checkout of the published code")
+    return path
+
+
+def _published(config: DictConfig, num_routing: int, checkout: Path) -> nn.Module:
+    """The published model of this dataset, with its own stack, from the user's checkout."""
+    from importlib import import_module
+
+    sys.path.insert(0, str(checkout))
+    try:
+        module = import_module("src.capsule_model")
+    finally:
+        sys.path.remove(str(checkout))
+    sequential = config.routing.get("schedule") == "sequential"
+    stack = json.loads(published_stack(config, checkout).read_text())
+    model: nn.Module = module.CapsModel(
+        config.dataset.image_size, stack, "resnet", 0.0, num_routing, sequential_routing=sequential
+    )
+    return model
+
+
+def timed(step: Callable[[], None], device: torch.device) -> Callable[[], float]:
+    """A call takes a step and returns how many seconds that took."""
+
+    def run() -> float:
+        started = time.perf_counter()
+        step()
+        wait(device)
+        return time.perf_counter() - started
+
+    return run
+
+
+class Apart:
+    """A variant's steps in a process of its own: a call takes one there and returns how many seconds that took.
+
+    The first call makes the model, too. Raises RuntimeError when the process ends, which has said why on stderr.
+    """
+
+    def __init__(self, config: DictConfig, name: str, num_routing: int, against: Path | None) -> None:
+        self.name = name
+        command, environment, task = _child("steps", config, name, num_routing, against)
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe)
+        self._send(task)
+
+    def __call__(self) -> float:
+        self._send("step")
+        assert self.process.stdout
+        told = self.process.stdout.readline()
+        if not told:
+            raise RuntimeError(f"measuring a step of {self.name} failed: exit code {self.process.wait()}")
+        return float(told)
+
+    def _send(self, line: str) -> None:
+        assert self.process.stdin
+        with suppress(BrokenPipeError):  # the answer that does not come says more
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
+
+    def __enter__(self) -> Apart:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def memory(config: DictConfig, name: str, num_routing: int, against: Path | None) -> float | None:
+    """MB that a step needs beyond what stays between steps; None where the system does not tell, infinity where it has
+    less than that."""
+    if device_of(config).type == "cuda":
+        try:
+            step = make_step(config, name, num_routing, against)
+            step()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            step()
+        except torch.OutOfMemoryError:
+            return math.inf
+        return round((torch.cuda.max_memory_allocated() - before) / 1e6, 1)
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    command, environment, task = _child("memory", config, name, num_routing, against)
+    done = subprocess.run(command, input=task, env={**environment, **MEMORY_ENV}, capture_output=True, text=True)
+    if done.returncode == -signal.SIGKILL or "can't allocate memory" in done.stderr or "MemoryError" in done.stderr:
+        return math.inf
+    if done.returncode:
+        raise RuntimeError(f"measuring the memory of {name} failed:\n{done.stderr}")
+    return float(done.stdout)
+
+
+def _child(
+    what: str, config: DictConfig, name: str, num_routing: int, against: Path | None
+) -> tuple[list[str], dict[str, str], str]:
+    """Command and environment of a process that measures one variant, and the line that tells it which."""
+    task = {"config": OmegaConf.to_container(config), "name": name, "num_routing": num_routing}
+    task |= {"against": str(against) if against else None, "threads": torch.get_num_threads()}
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "capsule_sweeps.steps", what]
+    return command, {**os.environ, "PYTHONPATH": path}, json.dumps(task)
+
+
+def _told() -> tuple[DictConfig, Callable[[], Callable[[], None]]]:
+    """In that process: the configuration, and what makes the variant's step."""
+    task = json.loads(sys.stdin.readline())
+    torch.set_num_threads(task["threads"])
+    config = OmegaConf.create(task["config"])
+    against = Path(task["against"]) if task["against"] else None
+    return config, lambda: make_step(config, task["name"], task["num_routing"], against)
+
+
+def _steps() -> None:
+    """What the process that `Apart` starts does: a step for each line, and how long it took."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # what others print is no answer
+    torch.backends.cudnn.allow_tf32 = False
+    config, make = _told()
+    step = None
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        step = step or make()
+        step()
+        wait(device_of(config))
+        print(time.perf_counter() - started, file=answers, flush=True)
+
+
+def _memory_of_a_step() -> None:
+    """What the process that `memory` starts does: Linux can reset the peak of resident memory."""
+    import resource
+
+    import psutil
+
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]  # with a limit Linux ends no other program to make room
+    free = psutil.virtual_memory().available
+    resource.setrlimit(resource.RLIMIT_DATA, (free if hard == resource.RLIM_INFINITY else min(free, hard), hard))
+    step = _told()[1]()
+    step()
+    step()
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    step()
+    print(round((_resident("VmHWM") - before) / 1000, 1))
+
+
+def _resident(field: str) -> int:
+    """kB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def device_of(config: DictConfig) -> torch.device:
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    {"memory": _memory_of_a_step, "steps": _steps}[sys.argv[1]]()
