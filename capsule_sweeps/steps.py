@@ -195,6 +195,7 @@ def _told() -> tuple[DictConfig, Callable[[], Callable[[], None]]]:
 
 def _steps() -> None:
     """What the process that `Apart` starts does: a step for each line, and how long it took."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that measures, which ends this one
     answers, sys.stdout = sys.stdout, sys.stderr  # what others print is no answer
     torch.backends.cudnn.allow_tf32 = False
     config, make = _told()
