@@ -10,7 +10,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +48,7 @@ def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.
     import pandas as pd
     import torch
 
-    from capsule_sweeps.steps import Apart, as_in_training, device_of, make_step, memory, published_stack, timed
+    from capsule_sweeps.steps import as_in_training, device_of, make_step, memory, published_stack, wait
 
     if against:
         published_stack(config, against)
@@ -60,27 +59,25 @@ def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.
     variants += [(name, num_routing) for num_routing in own for name in ("eager", "compiled")]
     variants += [("published", num_routing) for num_routing in ITERATIONS if against]
     variants.sort(key=lambda variant: variant[1])
-    steps: dict[tuple[str, int], Callable[[], float]] = {}
+    steps: dict[tuple[str, int], Callable[[], None]] = {}
     first: dict[tuple[str, int], float] = {}
-    seconds: dict[tuple[str, int], list[float]] = {}
-    with ExitStack() as stack:
-        for variant in variants:
+    for variant in variants:
+        started = time.perf_counter()
+        steps[variant] = make_step(config, *variant, against)
+        steps[variant]()
+        wait(device)
+        first[variant] = time.perf_counter() - started
+    steps["data", 0] = _prepare_batch(config)
+    seconds: dict[tuple[str, int], list[float]] = {variant: [] for variant in steps}
+    for repeat in range(repeats + 1):  # the first round warms up
+        for variant, step in steps.items():
             started = time.perf_counter()
-            if variant[0] == "published":
-                steps[variant] = stack.enter_context(Apart(config, *variant, against))
-                first[variant] = steps[variant]()
-            else:
-                steps[variant] = timed(make_step(config, *variant, against), device)
-                steps[variant]()
-                first[variant] = time.perf_counter() - started
-        steps["data", 0] = timed(_prepare_batch(config), device)
-        for repeat in range(repeats + 1):  # the first round warms up
-            for variant, step in steps.items():
-                taken = step()
-                if repeat:
-                    seconds.setdefault(variant, []).append(taken)
-        steps.clear()
+            step()
+            wait(device)
+            if repeat:
+                seconds[variant].append(time.perf_counter() - started)
     median = {variant: statistics.median(values) for variant, values in seconds.items()}
+    del steps
     if device.type == "cuda":
         torch.cuda.empty_cache()
     rows = [

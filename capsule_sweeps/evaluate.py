@@ -20,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from capsule_sweeps.allocator import keep_freed_memory
 from capsule_sweeps.config import check, compose_config, forced
 from capsule_sweeps.data import Data, load_data, normalize
 from capsule_sweeps.inside import load_checkpoint
@@ -54,7 +53,6 @@ class Evaluation(NamedTuple):
 
 def evaluate(arguments: argparse.Namespace) -> str:
     """The text that the command prints; draws the figure. Raises ValueError for what cannot be evaluated."""
-    keep_freed_memory()
     run = find_run(arguments.runs_dir, arguments.run)
     iterations = parse_iterations(arguments.num_routing)
     model, config, checkpoint = load_checkpoint(run.folder)

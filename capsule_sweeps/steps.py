@@ -1,9 +1,7 @@
 """Training steps of each variant, to be timed: the backbone alone, ours eager and compiled, the published code.
 
-A step is forward, loss, backward and an SGD step on random images. Ours are taken in the process that measures, with
-what `train` sets for it; the published code's in a process of its own, as by its own program (`Apart`). Memory is what
-one step needs beyond what stays between steps (weights, gradients, momentum); on a CPU every variant is measured in a
-process of its own.
+A step is forward, loss, backward and an SGD step on random images. Memory is what one step needs beyond what stays
+between steps (weights, gradients, momentum); on a CPU it is measured in a process of its own.
 """
 
 from __future__ import annotations
@@ -14,9 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -24,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn import functional as F
 
-from capsule_sweeps.allocator import keep_freed_memory
 from capsule_sweeps.config import build
 from capsule_sweeps.model import build_model
 
@@ -33,7 +28,6 @@ MEMORY_ENV = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "6553
 
 def as_in_training() -> None:
     """What `train` sets for its process."""
-    keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
 
@@ -102,53 +96,6 @@ def _published(config: DictConfig, num_routing: int, checkout: Path) -> nn.Modul
     return model
 
 
-def timed(step: Callable[[], None], device: torch.device) -> Callable[[], float]:
-    """A call takes a step and returns how many seconds that took."""
-
-    def run() -> float:
-        started = time.perf_counter()
-        step()
-        wait(device)
-        return time.perf_counter() - started
-
-    return run
-
-
-class Apart:
-    """A variant's steps in a process of its own: a call takes one there and returns how many seconds that took.
-
-    The first call makes the model, too. Raises RuntimeError when the process ends, which has said why on stderr.
-    """
-
-    def __init__(self, config: DictConfig, name: str, num_routing: int, against: Path | None) -> None:
-        self.name = name
-        command, environment, task = _child("steps", config, name, num_routing, against)
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe)
-        self._send(task)
-
-    def __call__(self) -> float:
-        self._send("step")
-        assert self.process.stdout
-        told = self.process.stdout.readline()
-        if not told:
-            raise RuntimeError(f"measuring a step of {self.name} failed: exit code {self.process.wait()}")
-        return float(told)
-
-    def _send(self, line: str) -> None:
-        assert self.process.stdin
-        with suppress(BrokenPipeError):  # the answer that does not come says more
-            self.process.stdin.write(line + "\n")
-            self.process.stdin.flush()
-
-    def __enter__(self) -> Apart:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
 def memory(config: DictConfig, name: str, num_routing: int, against: Path | None) -> float | None:
     """MB that a step needs beyond what stays between steps; None where the system does not tell, infinity where it has
     less than that."""
@@ -164,48 +111,17 @@ def memory(config: DictConfig, name: str, num_routing: int, against: Path | None
         return round((torch.cuda.max_memory_allocated() - before) / 1e6, 1)
     if not Path("/proc/self/clear_refs").exists():
         return None
-    command, environment, task = _child("memory", config, name, num_routing, against)
-    done = subprocess.run(command, input=task, env={**environment, **MEMORY_ENV}, capture_output=True, text=True)
+    task = {"config": OmegaConf.to_container(config), "name": name, "num_routing": num_routing}
+    task |= {"against": str(against) if against else None, "threads": torch.get_num_threads()}
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, **MEMORY_ENV, "PYTHONPATH": path}
+    command = [sys.executable, "-m", "capsule_sweeps.steps"]
+    done = subprocess.run(command, input=json.dumps(task), env=environment, capture_output=True, text=True)
     if done.returncode == -signal.SIGKILL or "can't allocate memory" in done.stderr or "MemoryError" in done.stderr:
         return math.inf
     if done.returncode:
         raise RuntimeError(f"measuring the memory of {name} failed:\n{done.stderr}")
     return float(done.stdout)
-
-
-def _child(
-    what: str, config: DictConfig, name: str, num_routing: int, against: Path | None
-) -> tuple[list[str], dict[str, str], str]:
-    """Command and environment of a process that measures one variant, and the line that tells it which."""
-    task = {"config": OmegaConf.to_container(config), "name": name, "num_routing": num_routing}
-    task |= {"against": str(against) if against else None, "threads": torch.get_num_threads()}
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "capsule_sweeps.steps", what]
-    return command, {**os.environ, "PYTHONPATH": path}, json.dumps(task)
-
-
-def _told() -> tuple[DictConfig, Callable[[], Callable[[], None]]]:
-    """In that process: the configuration, and what makes the variant's step."""
-    task = json.loads(sys.stdin.readline())
-    torch.set_num_threads(task["threads"])
-    config = OmegaConf.create(task["config"])
-    against = Path(task["against"]) if task["against"] else None
-    return config, lambda: make_step(config, task["name"], task["num_routing"], against)
-
-
-def _steps() -> None:
-    """What the process that `Apart` starts does: a step for each line, and how long it took."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that measures, which ends this one
-    answers, sys.stdout = sys.stdout, sys.stderr  # what others print is no answer
-    torch.backends.cudnn.allow_tf32 = False
-    config, make = _told()
-    step = None
-    for _ in sys.stdin:
-        started = time.perf_counter()
-        step = step or make()
-        step()
-        wait(device_of(config))
-        print(time.perf_counter() - started, file=answers, flush=True)
 
 
 def _memory_of_a_step() -> None:
@@ -217,7 +133,10 @@ def _memory_of_a_step() -> None:
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]  # with a limit Linux ends no other program to make room
     free = psutil.virtual_memory().available
     resource.setrlimit(resource.RLIMIT_DATA, (free if hard == resource.RLIM_INFINITY else min(free, hard), hard))
-    step = _told()[1]()
+    task = json.loads(sys.stdin.read())
+    torch.set_num_threads(task["threads"])
+    config = OmegaConf.create(task["config"])
+    step = make_step(config, task["name"], task["num_routing"], Path(task["against"]) if task["against"] else None)
     step()
     step()
     before = _resident("VmRSS")
@@ -244,4 +163,4 @@ def wait(device: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    {"memory": _memory_of_a_step, "steps": _steps}[sys.argv[1]]()
+    _memory_of_a_step()

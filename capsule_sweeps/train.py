@@ -22,7 +22,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from capsule_sweeps.allocator import keep_freed_memory
 from capsule_sweeps.average import Average
 from capsule_sweeps.compile import decide
 from capsule_sweeps.data import Data, Split, augment, load_data, normalize
@@ -61,7 +60,6 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     execution = settle({**execution, "compile": decide(config, device)}, record.get("execution"))
     layout = torch.channels_last if execution["channels_last"] else torch.contiguous_format
 
-    keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False  # like that of matrix products, whose default it is
     torch.backends.cudnn.deterministic = True  # a resumed run ends with the same bits on a GPU, too
     torch.manual_seed(mix(config.seed))
