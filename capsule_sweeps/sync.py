@@ -19,9 +19,10 @@ from capsule_sweeps.config import check
 from capsule_sweeps.files import read_json
 from capsule_sweeps.show import read_metrics
 from capsule_sweeps.store import Run
-from capsule_sweeps.tracking import SUMMARY, Tracker, agent_id, aside, init, obstacle, wandb_id
+from capsule_sweeps.tracking import SUMMARY, Tracker, agent_id, aside, end_service, init, obstacle, wandb_id
 
 FINISH_SECONDS = 120.0
+SERVICE_SECONDS = 15.0  # for W&B's service to end when all has been sent
 LOOK_AGAIN = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds; what has arrived is not always shown at once
 EXIT_CODES = {"finished": 0, "running": 0, "failed": 1, "interrupted": 143, "queued": 143}  # queued to go on
 
@@ -65,20 +66,23 @@ def sync(runs: Sequence[Run], rebuild: bool) -> Iterator[tuple[str, bool, str]]:
         raise ValueError(f"nothing can be sent: {trouble}")
     import wandb
 
-    api = wandb.Api(timeout=30)
-    for run in runs:
-        if run.state() in ("new", "queued") and not (run.folder / "config.yaml").exists():
-            continue
-        if "imported" in run.record():
-            continue
-        try:
-            folder = Folder.read(run)
-            if folder.config.tracking.name == "none" and not rebuild:
+    try:
+        api = wandb.Api(timeout=30)
+        for run in runs:
+            if run.state() in ("new", "queued") and not (run.folder / "config.yaml").exists():
                 continue
-            arrived, text = sync_folder(api, folder, rebuild)
-        except Exception as error:
-            arrived, text = False, " ".join(str(error).split()) or type(error).__name__
-        yield run.folder.name, arrived, text
+            if "imported" in run.record():
+                continue
+            try:
+                folder = Folder.read(run)
+                if folder.config.tracking.name == "none" and not rebuild:
+                    continue
+                arrived, text = sync_folder(api, folder, rebuild)
+            except Exception as error:
+                arrived, text = False, " ".join(str(error).split()) or type(error).__name__
+            yield run.folder.name, arrived, text
+    finally:
+        end_service(SERVICE_SECONDS)
 
 
 def sync_folder(api: Any, folder: Folder, rebuild: bool) -> tuple[bool, str]:

@@ -187,7 +187,7 @@ class Tracker:
             try:
                 within(max(seconds, FINISH_SECONDS) + 5, lambda: self._run.finish(exit_code=exit_code))
             except BaseException:
-                _kill_service()
+                end_service(0)
                 raise
 
         self._tell(finish)
@@ -233,11 +233,16 @@ def within(seconds: float, function: Callable[[], Any]) -> Any:
     return value
 
 
-def _kill_service() -> None:
-    """End a W&B service that does not answer: at its exit this process would wait for it. The next run gets another."""
+def end_service(patience: float) -> None:
+    """End W&B's service, by force after `patience` seconds: at its exit this process would wait for it without end.
+
+    The next run gets another."""
     import psutil
     import wandb
 
+    if patience:
+        with suppress(Exception):
+            within(patience, wandb.teardown)
     with suppress(psutil.Error):
         for child in psutil.Process().children():
             if child.name().startswith("wandb-core"):

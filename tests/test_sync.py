@@ -16,6 +16,17 @@ from capsule_sweeps.sync import _spans
 
 ROOT = Path(__file__).resolve().parents[1]
 WANDB = Path(sys.executable).with_name("wandb")
+STANDS_STILL = """
+import psutil
+from capsule_sweeps import __main__, sync, tracking
+def end(patience):
+    (service,) = [child for child in psutil.Process().children() if child.name().startswith("wandb-core")]
+    service.suspend()
+    tracking.end_service(1)
+    print("still" if service.is_running() and service.status() != "zombie" else "ended")
+sync.end_service = end
+__main__.main()
+"""
 IMPATIENT = "from capsule_sweeps import sync, __main__; sync.LOOK_AGAIN = (0.0,); __main__.main()"
 
 
@@ -117,6 +128,12 @@ def test_what_did_not_arrive_is_reported(offline, python, wandb_server) -> None:
     wandb_server.deaf = False
     ended = python("-c", IMPATIENT, "sync", PYTHONPATH=str(ROOT))
     assert ended.code == 0 and ended.out.count("sent, 2 epochs") == 2, ended.text
+
+
+def test_service_that_stands_still_in_the_end_is_not_waited_for(offline, python, wandb_server) -> None:
+    offline()
+    ended = python("-c", STANDS_STILL, "sync", PYTHONPATH=str(ROOT))
+    assert ended.code == 0 and "sent, 2 epochs" in ended.out and ended.out.endswith("ended\n"), ended.text
 
 
 def test_rebuilt_from_the_folder_alone(launch, runs, sync, wandb_server) -> None:
