@@ -22,7 +22,6 @@ from capsule_sweeps.store import Run
 from capsule_sweeps.tracking import SUMMARY, Tracker, agent_id, aside, end_service, init, obstacle, wandb_id
 
 FINISH_SECONDS = 120.0
-SERVICE_SECONDS = 15.0  # for W&B's service to end when all has been sent
 LOOK_AGAIN = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds; what has arrived is not always shown at once
 EXIT_CODES = {"finished": 0, "running": 0, "failed": 1, "interrupted": 143, "queued": 143}  # queued to go on
 
@@ -82,7 +81,7 @@ def sync(runs: Sequence[Run], rebuild: bool) -> Iterator[tuple[str, bool, str]]:
                 arrived, text = False, " ".join(str(error).split()) or type(error).__name__
             yield run.folder.name, arrived, text
     finally:
-        end_service(SERVICE_SECONDS)
+        end_service(FINISH_SECONDS)
 
 
 def sync_folder(api: Any, folder: Folder, rebuild: bool) -> tuple[bool, str]:

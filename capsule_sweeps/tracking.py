@@ -161,7 +161,11 @@ def tracker(config: DictConfig, run: Run, sweep: str, rows: Sequence[dict[str, A
     except BaseException:
         mirror.close(1)
         raise
-    mirror.close(0)
+    else:
+        mirror.close(0)
+    finally:
+        if started is not None:
+            end_service(FINISH_SECONDS)
 
 
 class Tracker:

@@ -23,7 +23,8 @@ def end(patience):
     (service,) = [child for child in psutil.Process().children() if child.name().startswith("wandb-core")]
     service.suspend()
     tracking.end_service(1)
-    print("still" if service.is_running() and service.status() != "zombie" else "ended")
+    gone, _ = psutil.wait_procs([service], 5)
+    print("ended" if gone else "still there")
 sync.end_service = end
 __main__.main()
 """
