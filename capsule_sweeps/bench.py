@@ -37,6 +37,8 @@ def bench(arguments: argparse.Namespace) -> str:
 
     if arguments.repeats < 1:
         raise ValueError(f"--repeats={arguments.repeats} is out of range: it must be at least 1")
+    if arguments.data and arguments.against:
+        raise ValueError("--against has no meaning with --data, which compares with torchvision: leave one of them out")
     config = compose_config(arguments.overrides)
     frame, note = measure_data(config) if arguments.data else measure(config, arguments.against, arguments.repeats)
     return render(frame, arguments.format, title=f"{config.dataset.name}: {machine(config)}", note=note)

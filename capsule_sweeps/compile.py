@@ -89,7 +89,7 @@ class Compiled:
         return results
 
     def _options(self) -> dict[str, Any]:
-        """Blocks of GPU kernels are chosen without timing them: else last bits would depend on the machine's load."""
+        """Blocks of reductions on a GPU are not chosen by timing: last bits would depend on the machine's load."""
         import torch._inductor.config  # which takes a second
 
         known = hasattr(torch._inductor.config, "deterministic")  # not in every torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from capsule_sweeps.tracking import METRICS, SUMMARY, obstacle
+from capsule_sweeps.tracking import FINISH_SECONDS, METRICS, SUMMARY, end_service, obstacle
 
 COLUMNS = ("dataset", "backbone", "routing", "schedule", "num_routing", "seed")  # of the config
 CURVES = ("test_accuracy", "train_loss")
@@ -25,10 +25,10 @@ def make_dashboard(entity: str | None, project: str, sweep: str | None, rule: st
         raise ValueError(f"no dashboard can be made: {trouble}")
     import wandb
 
-    api = wandb.Api(timeout=30)
-    owner = str(entity or api.default_entity)
     accuracy = f"accuracy_{rule}"
     try:
+        api = wandb.Api(timeout=30)
+        owner = str(entity or api.default_entity)
         runs = list(api.runs(f"{owner}/{project}", filters={"group": sweep} if sweep else {}, lazy=False))
         logged = {str(key) for run in runs for key in dict(run.summary.items())}
         check_names(logged, {key for run in runs for key in run.config}, accuracy)
@@ -38,7 +38,11 @@ def make_dashboard(entity: str | None, project: str, sweep: str | None, rule: st
     except ValueError:
         raise
     except Exception as error:
-        raise ValueError(f"W&B refused a dashboard of {owner}/{project}: {' '.join(str(error).split())}") from error
+        raise ValueError(
+            f"W&B refused a dashboard of {'/'.join(filter(None, (entity, project)))}: {' '.join(str(error).split())}"
+        ) from error
+    finally:
+        end_service(FINISH_SECONDS)
     return {"workspace": workspace.url, "report": report.url}
 
 

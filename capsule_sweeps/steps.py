@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from capsule_sweeps.config import build
 from capsule_sweeps.model import build_model
+from capsule_sweeps.train import choose_device
 
 MEMORY_ENV = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # freed memory leaves the process
 
@@ -53,7 +54,11 @@ def make_step(config: DictConfig, name: str, num_routing: int, against: Path | N
         loss.backward()
         optimizer.step()
 
-    return step
+    def published_step() -> None:  # its program lets cuDNN choose the fastest
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True):
+            step()
+
+    return published_step if name == "published" else step
 
 
 def make_model(config: DictConfig, name: str, num_routing: int, against: Path | None) -> nn.Module:
@@ -73,10 +78,14 @@ def make_model(config: DictConfig, name: str, num_routing: int, against: Path | 
 
 def published_stack(config: DictConfig, checkout: Path) -> Path:
     """The file of this dataset's stack in a checkout of the published code. Raises ValueError where it is none."""
-    path = checkout / "configs" / f"resnet_backbone_{config.dataset.name}.json"
-    if not path.is_file():
-        raise ValueError(f"--against={checkout} has no {path.name}: it must be a checkout of the published code")
-    return path
+    stack = checkout / "configs" / f"resnet_backbone_{config.dataset.name}.json"
+    for path in (checkout / "src" / "capsule_model.py", stack):
+        if not path.is_file():
+            raise ValueError(
+                f"--against={checkout} has no {path.name}: it must be a checkout of the published code, and one with a "
+                f"stack for dataset={config.dataset.name}"
+            )
+    return stack
 
 
 def _published(config: DictConfig, num_routing: int, checkout: Path) -> nn.Module:
@@ -152,9 +161,7 @@ def _resident(field: str) -> int:
 
 
 def device_of(config: DictConfig) -> torch.device:
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
+    return choose_device(config.device)
 
 
 def wait(device: torch.device) -> None:

@@ -66,7 +66,7 @@ def sync(runs: Sequence[Run], rebuild: bool) -> Iterator[tuple[str, bool, str]]:
     import wandb
 
     try:
-        api = wandb.Api(timeout=30)
+        api = None
         for run in runs:
             if run.state() in ("new", "queued") and not (run.folder / "config.yaml").exists():
                 continue
@@ -76,9 +76,12 @@ def sync(runs: Sequence[Run], rebuild: bool) -> Iterator[tuple[str, bool, str]]:
                 folder = Folder.read(run)
                 if folder.config.tracking.name == "none" and not rebuild:
                     continue
+                api = api or wandb.Api(timeout=30)
                 arrived, text = sync_folder(api, folder, rebuild)
             except Exception as error:
                 arrived, text = False, " ".join(str(error).split()) or type(error).__name__
+                api = None
+                end_service(5)  # it may not answer any more: the next run gets another
             yield run.folder.name, arrived, text
     finally:
         end_service(FINISH_SECONDS)
@@ -165,5 +168,8 @@ def show_finished(config: DictConfig, run: Run) -> None:
     """Copy a finished run to the W&B run that the agent waits for."""
     identity = agent_id()
     if identity and config.tracking.name == "wandb" and config.tracking.mode == "online":
-        with aside():
-            send(Folder.read(run), identity)
+        try:
+            with aside():
+                send(Folder.read(run), identity)
+        finally:
+            end_service(FINISH_SECONDS)

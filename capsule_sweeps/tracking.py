@@ -12,7 +12,9 @@ import os
 import queue
 import re
 import shutil
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -145,11 +147,22 @@ def tracker(config: DictConfig, run: Run, sweep: str, rows: Sequence[dict[str, A
     """
     if config.tracking.mode == "auto":  # no launcher decided
         choose_mode([config])
-    started = None
-    if config.tracking.name == "wandb" and config.tracking.mode != "disabled":
+    if config.tracking.name == "none" or config.tracking.mode == "disabled":
+        yield Tracker(None)
+        return
+    try:
+        started = None
         with aside():
             started = start(config, run, sweep)
-    mirror = Tracker(started)
+        with closing(Tracker(started), rows) as mirror:
+            yield mirror
+    finally:
+        end_service(FINISH_SECONDS)
+
+
+@contextmanager
+def closing(mirror: Tracker, rows: Sequence[dict[str, Any]]) -> Iterator[Tracker]:
+    """Tells W&B of these epochs first and, in the end, how the `with` ended."""
     for row in rows:
         mirror.log(row)
     try:
@@ -161,11 +174,7 @@ def tracker(config: DictConfig, run: Run, sweep: str, rows: Sequence[dict[str, A
     except BaseException:
         mirror.close(1)
         raise
-    else:
-        mirror.close(0)
-    finally:
-        if started is not None:
-            end_service(FINISH_SECONDS)
+    mirror.close(0)
 
 
 class Tracker:
@@ -228,10 +237,16 @@ def within(seconds: float, function: Callable[[], Any]) -> Any:
             ended.put((None, RuntimeError(f"exit code {error.code}")))
 
     threading.Thread(target=work, daemon=True, name="wandb").start()
-    try:
-        value, error = ended.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {seconds:.0f} s") from None
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            value, error = ended.get(
+                timeout=max(0.0, min(0.2, deadline - time.monotonic()))
+            )  # a second Ctrl-C is heard
+            break
+        except queue.Empty:
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"no answer within {seconds:.0f} s") from None
     if error is not None:
         raise error
     return value
@@ -242,17 +257,25 @@ def end_service(patience: float) -> None:
 
     The next run gets another."""
     import psutil
-    import wandb
 
-    if patience:
+    wandb = sys.modules.get("wandb")
+    if wandb is None:
+        return
+    ended = False
+    try:
+        if patience:
+            with suppress(Exception):
+                within(patience, wandb.teardown)
+                ended = True
+    finally:  # Ctrl-C, too
+        if not ended:
+            with suppress(psutil.Error):
+                for child in psutil.Process().children():
+                    if child.name().startswith("wandb-core"):
+                        child.kill()
+    if not ended:
         with suppress(Exception):
-            within(patience, wandb.teardown)
-    with suppress(psutil.Error):
-        for child in psutil.Process().children():
-            if child.name().startswith("wandb-core"):
-                child.kill()
-    with suppress(Exception):
-        within(5, wandb.teardown)
+            within(5, wandb.teardown)
 
 
 def _line(error: BaseException) -> str:

@@ -58,9 +58,16 @@ def test_what_does_not_iterate_has_one_row(monkeypatch, overrides, wanted):
     assert "num_routing" not in note and "schedule" not in note and "of a compiled step;" in note
 
 
-def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"--against=.* has no resnet_backbone_digits\.json"):
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "make_step", None)  # before anything is timed
+    with pytest.raises(ValueError, match=r"--against=.* has no capsule_model\.py"):
         run("--against", str(tmp_path))
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "capsule_model.py").touch()
+    with pytest.raises(ValueError, match=r"has no resnet_backbone_digits\.json.* a stack for dataset=digits"):
+        run("--against", str(tmp_path))
+    with pytest.raises(ValueError, match="--against has no meaning with --data"):
+        run("--data", "--against", str(tmp_path))
 
 
 def test_no_step_is_no_measurement():

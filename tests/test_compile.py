@@ -145,7 +145,7 @@ def test_more_layouts_than_torch_keeps_are_all_compiled(monkeypatch, compiler):
     assert made == [[(size,)] for size in range(2, 22)]
 
 
-def test_blocks_of_gpu_kernels_are_never_chosen_by_timing_them(monkeypatch, compiler):
+def test_what_changes_bits_is_not_chosen_by_timing_it(monkeypatch, compiler):
     asked = []
     monkeypatch.setattr(torch, "compile", lambda f, options, **_: asked.append(options) or f)
     for options in (None, {"max_fusion_size": 1}):

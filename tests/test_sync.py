@@ -28,6 +28,30 @@ def end(patience):
 sync.end_service = end
 __main__.main()
 """
+LOST_ONCE = """
+import psutil
+from capsule_sweeps import __main__, sync
+send = sync.send
+def send_and_lose(*arguments):
+    sync.send = send
+    send(*arguments)
+    (service,) = [child for child in psutil.Process().children() if child.name().startswith("wandb-core")]
+    service.kill()
+sync.send = send_and_lose
+__main__.main()
+"""
+AGENT_STANDS_STILL = """
+import runpy, sys, psutil
+from capsule_sweeps import sync
+send = sync.send
+def send_and_stop(*arguments):
+    send(*arguments)
+    (service,) = [child for child in psutil.Process().children() if child.name().startswith("wandb-core")]
+    service.suspend()
+sync.send, sync.FINISH_SECONDS = send_and_stop, 1
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 IMPATIENT = "from capsule_sweeps import sync, __main__; sync.LOOK_AGAIN = (0.0,); __main__.main()"
 
 
@@ -137,6 +161,14 @@ def test_service_that_stands_still_in_the_end_is_not_waited_for(offline, python,
     assert ended.code == 0 and "sent, 2 epochs" in ended.out and ended.out.endswith("ended\n"), ended.text
 
 
+def test_service_that_is_lost_costs_one_run_of_a_sync(offline, python, sync, wandb_server) -> None:
+    offline("-m", "seed=0,1")
+    ended = python("-c", LOST_ONCE, "sync", PYTHONPATH=str(ROOT))
+    assert ended.code == 1 and ended.out.count("MISSING") == 1 and ended.out.count("sent, 2 epochs") == 1, ended.text
+    ended = sync()
+    assert ended.code == 0 and ended.out.count("is there") == 2, ended.text
+
+
 def test_rebuilt_from_the_folder_alone(launch, runs, sync, wandb_server) -> None:
     assert launch().code == 0  # tracking=none
     ended = sync()
@@ -197,6 +229,14 @@ def test_shipped_sweep_is_one_that_launch_understands() -> None:
     for name, entry in sweep["parameters"].items():
         for value in entry["values"]:
             compose_config([f"{name}={value}"])
+
+
+def test_agent_s_finished_run_does_not_wait_for_the_service(launch, python, tiny, wandb_server) -> None:
+    assert launch().code == 0
+    told = {"WANDB_SWEEP_ID": "sw1", "WANDB_RUN_ID": "agent1", "PYTHONPATH": str(ROOT)}
+    settings = [text for text in tiny if text != "tracking=none"]
+    ended = python("-c", AGENT_STANDS_STILL, ROOT / "launch.py", *settings, "tracking=wandb", **told)
+    assert ended.code == 0 and wandb_server.runs["agent1"]["summary"]["accuracy_last"] >= 0, ended.text
 
 
 @pytest.mark.slow
