@@ -44,10 +44,10 @@ def uniform_pass(children: Tensor, weight: Tensor, stride: int) -> Tensor:
     k, l, num_children, x, num_parents, d = weight.shape  # noqa: E741
     batch = children.shape[0]
     images = children.movedim(1, 3).unflatten(4, (-1, x)).movedim(4, 1).flatten(4).flatten(0, 1)  # (B a) H W (N x)
-    kernel = weight.permute(4, 5, 0, 1, 2, 3).reshape(num_parents * d, k, l, num_children * x) / num_parents
     if images.shape[1:3] == (k, l):
-        sums = F.linear(images.flatten(1), kernel.flatten(1))[:, :, None, None]
+        sums = (images.flatten(1) @ weight.flatten(4).flatten(0, 3) / num_parents)[:, :, None, None]
     else:
+        kernel = weight.permute(4, 5, 0, 1, 2, 3).reshape(num_parents * d, k, l, num_children * x) / num_parents
         sums = F.conv2d(images.movedim(3, 1), kernel.movedim(3, 1), stride=stride)
     return sums.unflatten(1, (num_parents, d)).unflatten(0, (batch, -1)).permute(0, 2, 4, 5, 1, 3).flatten(4, 5)
 
