@@ -615,7 +615,7 @@ def test_other_clusters(kind, needed, launch, tmp_path, runs) -> None:
         cluster.drained()
         assert sorted(states().values()) == ["failed", "finished"], log()
         assert sorted(cluster.jobs(name).values()) == ["COMPLETED", "FAILED"]
-        assert len(runs.record(folder)["attempts"]) == 2
+        assert len(runs.record(folder)["attempts"]) >= 2  # a busy cluster may preempt it once more
         if kind == "accounting":
             ask = ("sacct", "-n", "-X", "-o", "State%20", "-j", job["job_ids"][0])  # hears of it a moment later
             cluster.until(lambda: sorted(cluster.ask(*ask).split()) == ["COMPLETED", "FAILED"], 30)
