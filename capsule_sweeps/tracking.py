@@ -239,10 +239,8 @@ def within(seconds: float, function: Callable[[], Any]) -> Any:
     threading.Thread(target=work, daemon=True, name="wandb").start()
     deadline = time.monotonic() + seconds
     while True:
-        try:
-            value, error = ended.get(
-                timeout=max(0.0, min(0.2, deadline - time.monotonic()))
-            )  # a second Ctrl-C is heard
+        try:  # in short turns: a wait does not hear a second Ctrl-C
+            value, error = ended.get(timeout=min(0.2, max(0.0, deadline - time.monotonic())))
             break
         except queue.Empty:
             if time.monotonic() >= deadline:
