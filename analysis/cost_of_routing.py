@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from capsule_sweeps.bench import machine
-from capsule_sweeps.config import compose_config
+from capsule_sweeps.config.compose import compose_config
 from capsule_sweeps.steps import as_in_training, make_step
 
 REPEATS = 5

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from capsule_sweeps.config import compose_config
+    from capsule_sweeps.config.compose import compose_config
     from capsule_sweeps.model import build_model, load_published_weights
     from capsule_sweeps.results import load_runs
 

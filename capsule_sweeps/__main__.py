@@ -299,7 +299,7 @@ def report(arguments: argparse.Namespace) -> None:
 def prepare_data(arguments: argparse.Namespace) -> None:
     import pandas as pd
 
-    from capsule_sweeps.config import compose_config, sweep_points
+    from capsule_sweeps.config.compose import compose_config, sweep_points
     from capsule_sweeps.data import load_data
     from capsule_sweeps.results import render
 
@@ -343,7 +343,7 @@ def describe(arguments: argparse.Namespace) -> None:
 def doctor(arguments: argparse.Namespace) -> None:
     import pandas as pd
 
-    from capsule_sweeps.config import compose_config, launcher_settings
+    from capsule_sweeps.config.compose import compose_config, launcher_settings
     from capsule_sweeps.doctor import examine
     from capsule_sweeps.results import render
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from capsule_sweeps.config import CONF_DIR, compose_config
+from capsule_sweeps.config.compose import CONF_DIR, compose_config
 from capsule_sweeps.results import finished_runs, left_out, settings
 from capsule_sweeps.statistics import compare, summarize
 from capsule_sweeps.store import NEUTRAL, science

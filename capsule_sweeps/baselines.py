@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from capsule_sweeps.backbone import BasicBlock
-from capsule_sweeps.config import build
+from capsule_sweeps.config.build import build
 
 
 class ResNet18(nn.Module):

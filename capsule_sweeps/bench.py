@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capsule_sweeps.config import compose_config
+from capsule_sweeps.config.compose import compose_config
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from capsule_sweeps.config import build
+from capsule_sweeps.config.build import build
 from capsule_sweeps.routing import Capsules, ExplicitVotes, LayerShape, Routing, VoteMap
 
 Shape = tuple[int, int, int, int]  # N, H, W, D

@@ -15,7 +15,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from capsule_sweeps import slurm
-from capsule_sweeps.config import check
+from capsule_sweeps.config.check import check
 from capsule_sweeps.files import read_json
 from capsule_sweeps.owner import living_elsewhere, process_here
 from capsule_sweeps.store import Run, find_runs, science, signature

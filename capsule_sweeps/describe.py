@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from capsule_sweeps.backbone import BasicBlock
 from capsule_sweeps.capsules import CapsuleLayer, PrimaryCapsules
-from capsule_sweeps.config import CONF_DIR, compose_config
+from capsule_sweeps.config.compose import CONF_DIR, compose_config
 from capsule_sweeps.em import EM  # noqa: F401  its operator is counted here
 from capsule_sweeps.model import build_model
 from capsule_sweeps.results import render

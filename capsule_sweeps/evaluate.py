@@ -20,7 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from capsule_sweeps.config import check, compose_config, forced
+from capsule_sweeps.config.check import check
+from capsule_sweeps.config.compose import compose_config, forced
 from capsule_sweeps.data import Data, load_data, normalize
 from capsule_sweeps.inside import load_checkpoint
 from capsule_sweeps.losses import LOSSES

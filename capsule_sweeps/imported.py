@@ -27,7 +27,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from capsule_sweeps.config import build, compose_config, forced
+from capsule_sweeps.config.build import build
+from capsule_sweeps.config.compose import compose_config, forced
 from capsule_sweeps.files import write_atomic, write_json
 from capsule_sweeps.model import build_model, load_published_weights
 from capsule_sweeps.provenance import provenance

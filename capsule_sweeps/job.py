@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from capsule_sweeps import slurm
-from capsule_sweeps.config import check
+from capsule_sweeps.config.check import check
 from capsule_sweeps.files import read_json, write_atomic, write_json
 from capsule_sweeps.owner import slurm_job
 from capsule_sweeps.plan import Point

@@ -24,7 +24,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from capsule_sweeps.config import check
+from capsule_sweeps.config.check import check
 from capsule_sweeps.files import read_json, write_json
 from capsule_sweeps.owner import owner
 from capsule_sweeps.plan import Point, Policy, compose_points, make_plan, show_plan

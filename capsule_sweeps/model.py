@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from capsule_sweeps.capsules import CapsuleLayer, Capsules, CapsuleStack, Step
 from capsule_sweeps.compile import CompiledForward, decide
-from capsule_sweeps.config import build
+from capsule_sweeps.config.build import build
 
 
 class Intermediates(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from capsule_sweeps.config import check, without_hydra
+from capsule_sweeps.config.check import check, without_hydra
 from capsule_sweeps.progress import console, plain_text
 from capsule_sweeps.provenance import changed_code
 from capsule_sweeps.store import Run, find_runs, run_name, science, signature

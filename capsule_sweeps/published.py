@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import OmegaConf
 
-from capsule_sweeps.config import CONF_DIR, compose_config
+from capsule_sweeps.config.compose import CONF_DIR, compose_config
 from capsule_sweeps.results import RULES, left_out
 from capsule_sweeps.statistics import seeds_for_half_width, summarize
 from capsule_sweeps.store import columns

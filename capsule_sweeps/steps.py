@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn import functional as F
 
-from capsule_sweeps.config import build
+from capsule_sweeps.config.build import build
 from capsule_sweeps.model import build_model
 from capsule_sweeps.train import choose_device
 

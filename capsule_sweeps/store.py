@@ -27,7 +27,8 @@ from uuid import uuid4
 
 from omegaconf import DictConfig, OmegaConf
 
-from capsule_sweeps.config import Dataset, Training, unsigned
+from capsule_sweeps.config.moved import FIRST_SPELLING
+from capsule_sweeps.config.schema import Dataset, Training, unsigned
 from capsule_sweeps.files import read_json, write_json
 from capsule_sweeps.owner import alive, describe, owner
 from capsule_sweeps.slurm import is_active
@@ -81,7 +82,9 @@ def science(config: DictConfig) -> dict[str, Any]:
         "training": {key: value for key, value in config.training.items() if key not in unsigned(Training)},
         "seed": config.seed,
     }
-    flat = dict(_flatten(signed))
+    flat = {
+        key: FIRST_SPELLING.get(value, value) if key.endswith("_target_") else value for key, value in _flatten(signed)
+    }
     return {
         key: value
         for key, value in flat.items()

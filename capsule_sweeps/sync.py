@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from capsule_sweeps.config import check
+from capsule_sweeps.config.check import check
 from capsule_sweeps.files import read_json
 from capsule_sweeps.show import read_metrics
 from capsule_sweeps.store import Run

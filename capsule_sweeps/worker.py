@@ -18,7 +18,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from capsule_sweeps.config import check
+from capsule_sweeps.config.check import check
 from capsule_sweeps.signals import Interrupted, stop_signals
 from capsule_sweeps.store import Busy, Run
 

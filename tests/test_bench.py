@@ -8,7 +8,7 @@ from test_compile import SMALL
 from capsule_sweeps import bench as benching
 from capsule_sweeps import steps
 from capsule_sweeps.bench import add_arguments, bench, measure_data
-from capsule_sweeps.config import compose_config
+from capsule_sweeps.config.compose import compose_config
 
 
 def run(*arguments):

@@ -17,7 +17,7 @@ from torch._dynamo.backends.common import aot_autograd
 
 from capsule_sweeps import compile as compiling
 from capsule_sweeps.compile import Compiled, CompileError, decide
-from capsule_sweeps.config import compose_config
+from capsule_sweeps.config.compose import compose_config
 from capsule_sweeps.model import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +36,7 @@ SMALL = [
 STEP = """
 import json, sys, warnings
 import torch
-from capsule_sweeps.config import compose_config
+from capsule_sweeps.config.compose import compose_config
 from capsule_sweeps.model import build_model
 small, batches = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 for batch in batches:

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from capsule_sweeps import build_model, compose_config
-from capsule_sweeps.config import build, check
+from capsule_sweeps.config.build import build
+from capsule_sweeps.config.check import check
 from capsule_sweeps.store import columns
 
 ROOT = Path(__file__).resolve().parents[1]

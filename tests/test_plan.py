@@ -18,7 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from capsule_sweeps import plan as planning
 from capsule_sweeps import provenance
-from capsule_sweeps.config import CONF_DIR, check
+from capsule_sweeps.config.check import check
+from capsule_sweeps.config.compose import CONF_DIR
 from capsule_sweeps.files import read_json, write_json
 from capsule_sweeps.plan import Policy, compose_points, make_plan
 from capsule_sweeps.store import Run, columns, science

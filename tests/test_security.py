@@ -15,7 +15,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from capsule_sweeps.config import build
+from capsule_sweeps.config.build import build
 from capsule_sweeps.files import write_json
 from capsule_sweeps.store import Run, columns, science
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from capsule_sweeps.config import compose_config
+from capsule_sweeps.config.compose import compose_config
 from capsule_sweeps.store import science, signature
 
 GOLDEN = Path(__file__).resolve().parent / "golden"

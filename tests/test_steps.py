@@ -6,7 +6,7 @@ import torch
 from test_compile import SMALL
 
 from capsule_sweeps import steps
-from capsule_sweeps.config import compose_config
+from capsule_sweeps.config.compose import compose_config
 from capsule_sweeps.steps import make_model, make_step, memory
 
 

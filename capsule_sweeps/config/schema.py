@@ -1,0 +1,181 @@
+"""The typed schema of a configuration, and the resolvers that its files use."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+
+BASES = {"MNIST": "torchvision", "digits": "sklearn"}  # whose digits a data set may show → where they come from
+
+
+def _rule(test: Callable[[Any], bool], words: str, default: Any = MISSING, **metadata: Any) -> Any:
+    """A field whose values must pass `test`; `words` tell a user which do."""
+    return field(default=default, metadata={"test": test, "words": words, **metadata})
+
+
+def _at_least(low: float, **metadata: Any) -> Any:
+    return _rule(lambda value: value >= low, f"at least {low}", **metadata)
+
+
+def _positive() -> Any:
+    return _rule(lambda value: 0 < value < float("inf"), "greater than 0")
+
+
+def _one_of(*options: str, **metadata: Any) -> Any:
+    return _rule(lambda value: value in options, "one of " + ", ".join(options), **metadata)
+
+
+@dataclass
+class Dataset:
+    name: str = MISSING
+    source: str = _one_of("torchvision", "folder", "sklearn")
+    root: str | None = field(default=None, metadata={"signed": False})
+    base: str | None = _one_of(*BASES, default=None)
+    labels_per_image: int = _rule(lambda value: value in (1, 2), "1 or 2", default=1)
+    affine_test: bool = False
+    test_shift: int = 0
+    test_rotation: float = field(
+        default=0.0, metadata={"test": lambda value: -180 <= value <= 180, "words": "from -180 to 180 degrees"}
+    )
+    num_classes: int = _at_least(2)
+    channels: int = _at_least(1)
+    image_size: int = _at_least(1)
+    mean: list[float] | None = _rule(lambda value: all(abs(v) < float("inf") for v in value), "finite numbers")
+    std: list[float] | None = _rule(
+        lambda value: all(0 < v < float("inf") for v in value), "greater than 0 for every channel"
+    )
+    crop_padding: int = _at_least(0)
+    flip: bool = MISSING
+    train_size: int | None = _at_least(1)
+    val_size: int = _at_least(0)
+
+
+@dataclass
+class Primary:
+    num_capsules: int = _at_least(1)
+    pose_size: int = _at_least(1)
+    kernel_size: int = _at_least(1)
+    stride: int = _at_least(1)
+
+
+@dataclass
+class Layer:
+    type: str = _one_of("conv", "fc")
+    num_capsules: int = _at_least(1)
+    pose_size: int = _at_least(1)
+    kernel_size: int | None = _at_least(1, default=None)
+    stride: int | None = _at_least(1, default=None)
+
+
+@dataclass
+class Classes:
+    pose_size: int = _at_least(1)
+
+
+@dataclass
+class Capsules:
+    name: str = MISSING
+    pose: str = _one_of("matrix", "vector")
+    dropout: float = _rule(lambda value: 0 <= value < 1, "at least 0 and less than 1")
+    primary: Primary = field(default_factory=Primary)
+    layers: list[Layer] = field(default_factory=list)
+    classes: Classes = field(default_factory=Classes)
+    interleaved: bool = False  # windows as the published code has them: capsules.interleave
+
+
+@dataclass
+class Training:
+    epochs: int = _at_least(1)
+    batch_size: int = _at_least(1)
+    lr: float = _positive()
+    momentum: float = _rule(lambda value: 0 <= value < 1, "at least 0 and less than 1")
+    weight_decay: float = _rule(lambda value: 0 <= value < float("inf"), "at least 0")
+    milestones: list[int] = _rule(
+        lambda value: value == sorted(set(value)) and all(v >= 1 for v in value), "a list of rising epochs, from 1"
+    )
+    lr_decay: float = _positive()
+    # Fields with a default: configurations of before have none
+    lr_schedule: str = _one_of("steps", "cosine", default="steps")
+    warmup: float = _rule(lambda value: 0 <= value < 1, "a share of the run, at least 0 and less than 1", default=0.0)
+    nesterov: bool = False
+    loss: str = _one_of("cross_entropy", "margin", "spread", default="cross_entropy")
+    label_smoothing: float = _rule(lambda value: 0 <= value < 1, "at least 0 and less than 1", default=0.0)
+    ema: float | None = _rule(lambda value: 0 < value < 1, "greater than 0 and less than 1, or null", default=None)
+    amp: str = _one_of("none", "bf16")
+    channels_last: bool = field(default=MISSING, metadata={"signed": False})
+    compile: str = _one_of("auto", "on", "off", signed=False)
+    checkpoint_epochs: int = _at_least(0, signed=False)
+
+
+@dataclass
+class Tracking:
+    name: str = _one_of("wandb", "none")
+    project: str = "capsule_sweeps"
+    entity: str | None = None
+    mode: str = _one_of("auto", "online", "offline", "disabled", default="auto")
+
+
+@dataclass
+class Config:
+    """The top level. backbone, routing and model are open: their classes say what their keys may be."""
+
+    num_routing: int = _at_least(1)
+    seed: int = _rule(lambda value: 0 <= value < 2**31, "a whole number from 0 to 2147483647")
+    device: str = _rule(
+        lambda value: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value) is not None, "auto, cpu, cuda, cuda:N or mps"
+    )
+    data_dir: str = MISSING
+    runs_dir: str = MISSING
+    selection_rule: str = _one_of("last", "best_val", "best_test", "ema_last")
+    debug: bool = MISSING
+    dataset: Dataset = field(default_factory=Dataset)
+    backbone: dict[str, Any] = MISSING
+    capsules: Capsules = field(default_factory=Capsules)
+    routing: dict[str, Any] = MISSING
+    model: dict[str, Any] = MISSING
+    training: Training = field(default_factory=Training)
+    tracking: Tracking = field(default_factory=Tracking)
+
+
+_SCHEMA = OmegaConf.structured(Config)
+
+
+# What a config can ask for as ${name:argument,…}; looked up when it is checked
+
+
+def _measured(root: str | None, what: str) -> Any:
+    """name, num_classes, channels or image_size of the tree of images under `root`."""
+    from capsule_sweeps.class_tree import measure_class_tree
+
+    if not root:
+        raise ValueError("dataset.root has no value; say where your images are, dataset.root=…")
+    return measure_class_tree(Path(root))[what]
+
+
+def _source_of(base: str) -> str:
+    return BASES.get(base, "torchvision")  # what is no base is found by the schema
+
+
+def _layers_for(image_size: int, num_capsules: int, pose_size: int) -> list[Layer]:
+    """Convolutional capsule layers for images of this size behind a backbone that halves it: 3x3 kernels, of stride 2
+    until the grid is 9x9 or smaller, and one more of stride 1."""
+    grid, strides = (image_size + 1) // 2, []
+    while grid > 9 or (grid >= 3 and 1 not in strides):
+        strides.append(2 if grid > 9 else 1)
+        grid = (grid - 3) // strides[-1] + 1
+    return [Layer("conv", num_capsules, pose_size, 3, stride) for stride in strides]
+
+
+OmegaConf.register_new_resolver("class_tree", _measured, replace=True)
+OmegaConf.register_new_resolver("source_of", _source_of, replace=True)
+OmegaConf.register_new_resolver("layers_for", _layers_for, replace=True)
+
+
+def unsigned(schema: type) -> set[str]:
+    """Names of the fields that steer execution only: they are no part of a run's signature."""
+    return {entry.name for entry in fields(schema) if entry.metadata.get("signed") is False}
