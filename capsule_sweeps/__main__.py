@@ -300,7 +300,7 @@ def prepare_data(arguments: argparse.Namespace) -> None:
     import pandas as pd
 
     from capsule_sweeps.config.compose import compose_config, sweep_points
-    from capsule_sweeps.data import load_data
+    from capsule_sweeps.data.load import load_data
     from capsule_sweeps.results import render
 
     rows = []

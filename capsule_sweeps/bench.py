@@ -111,7 +111,8 @@ def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.
 def _prepare_batch(config: DictConfig) -> Callable[[], None]:
     import torch
 
-    from capsule_sweeps.data import Split, augment, normalize
+    from capsule_sweeps.data.augment import augment, normalize
+    from capsule_sweeps.data.split import Split
     from capsule_sweeps.steps import device_of
 
     device, dataset = device_of(config), config.dataset
@@ -137,7 +138,8 @@ def measure_data(config: DictConfig) -> tuple[pd.DataFrame, str]:
     from torch.utils.data import DataLoader, Dataset
     from torchvision import transforms
 
-    from capsule_sweeps.data import Split, augment, normalize
+    from capsule_sweeps.data.augment import augment, normalize
+    from capsule_sweeps.data.split import Split
     from capsule_sweeps.steps import as_in_training, device_of, wait
 
     as_in_training()

@@ -68,7 +68,7 @@ def space(config: DictConfig) -> str:
 
 
 def data(config: DictConfig) -> str:
-    from capsule_sweeps.data import load_data
+    from capsule_sweeps.data.load import load_data
 
     found = load_data(config.dataset, Path(config.data_dir), "cpu")
     return f"{config.dataset.name}: {len(found.train):,} training and {len(found.test):,} test images"

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from capsule_sweeps.config.check import check
 from capsule_sweeps.config.compose import compose_config, forced
-from capsule_sweeps.data import Data, load_data, normalize
+from capsule_sweeps.data.augment import normalize
+from capsule_sweeps.data.load import Data, load_data
 from capsule_sweeps.inside import load_checkpoint
 from capsule_sweeps.losses import LOSSES
 from capsule_sweeps.progress import bar

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from capsule_sweeps.capsules import CapsuleLayer
-from capsule_sweeps.data import normalize
+from capsule_sweeps.data.augment import normalize
 from capsule_sweeps.files import write_atomic
 from capsule_sweeps.inside import load_trained
 from capsule_sweeps.routing import VoteMap

@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from capsule_sweeps.data import Split, normalize
+from capsule_sweeps.data.augment import normalize
+from capsule_sweeps.data.split import Split
 from capsule_sweeps.files import read_json
 from capsule_sweeps.model import Intermediates, build_model
 

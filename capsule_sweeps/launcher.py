@@ -282,7 +282,7 @@ def preflight(plan: Sequence[Point], devices: bool = True) -> None:
     """
     import torch
 
-    from capsule_sweeps.data import load_data
+    from capsule_sweeps.data.load import load_data
     from capsule_sweeps.model import build_model
     from capsule_sweeps.train import choose_device
 

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from capsule_sweeps.average import Average
 from capsule_sweeps.compile import decide
-from capsule_sweeps.data import Data, Split, augment, load_data, normalize
+from capsule_sweeps.data.augment import augment, normalize
+from capsule_sweeps.data.load import Data, load_data
+from capsule_sweeps.data.split import Split
 from capsule_sweeps.files import append_line, read_json, write_atomic, write_json
 from capsule_sweeps.learning_rate import learning_rate
 from capsule_sweeps.losses import LOSSES

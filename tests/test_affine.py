@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from capsule_sweeps.affine import CHUNK, RANGES, draw, moved, turned, warp
+from capsule_sweeps.data.affine import CHUNK, RANGES, draw, moved, turned, warp
 
 IDENTITY = np.eye(2)[None]
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from capsule_sweeps import build_model, load_runs
 from capsule_sweeps.average import Average
-from capsule_sweeps.data import load_data
+from capsule_sweeps.data.load import load_data
 from capsule_sweeps.train import check_evaluation, evaluate
 
 BATCHES = 5  # of an epoch of the tiny run

@@ -22,8 +22,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from capsule_sweeps import data, decoded, sources
-from capsule_sweeps.data import Split, augment, crop_and_flip, load_data, normalize, pair, prepare, split_indices
+from capsule_sweeps.data import cache as decoded
+from capsule_sweeps.data import load as data
+from capsule_sweeps.data import sources
+from capsule_sweeps.data.augment import augment, crop_and_flip, normalize
+from capsule_sweeps.data.load import load_data, prepare
+from capsule_sweeps.data.pairs import pair
+from capsule_sweeps.data.split import Split, split_indices
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
@@ -368,7 +373,8 @@ def test_processes_that_start_together_decode_once(pets):
         import sys, time
         from pathlib import Path
         from types import SimpleNamespace
-        from capsule_sweeps import data, sources
+        from capsule_sweeps.data import load as data
+        from capsule_sweeps.data import sources
         data_dir, name = Path(sys.argv[1]), sys.argv[2]
         read = sources.read_class_tree
         def slow_read(*args):

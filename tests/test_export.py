@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from capsule_sweeps import build_model, export
-from capsule_sweeps.data import normalize
+from capsule_sweeps.data.augment import normalize
 from capsule_sweeps.export import PlainVotes
 from capsule_sweeps.files import write_json
 from capsule_sweeps.inside import load_trained

@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from capsule_sweeps import class_tree, compose_config
-from capsule_sweeps.class_tree import measure_class_tree
-from capsule_sweeps.data import load_data, prepare
+from capsule_sweeps import compose_config
+from capsule_sweeps.data import class_tree
+from capsule_sweeps.data.class_tree import measure_class_tree
+from capsule_sweeps.data.load import load_data, prepare
+from capsule_sweeps.data.sources import DIGIT_SIZE
 from capsule_sweeps.plan import Point
-from capsule_sweeps.sources import DIGIT_SIZE
 from capsule_sweeps.store import Run, columns, science
 from capsule_sweeps.submit import enqueue
 

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from capsule_sweeps import build_model, compose_config, load_runs
 from capsule_sweeps import train as training
-from capsule_sweeps.data import load_data, normalize
+from capsule_sweeps.data.augment import normalize
+from capsule_sweeps.data.load import load_data
 from capsule_sweeps.inside import load_trained
 from capsule_sweeps.losses import targets
 from capsule_sweeps.train import num_correct

@@ -150,7 +150,7 @@ _SCHEMA = OmegaConf.structured(Config)
 
 def _measured(root: str | None, what: str) -> Any:
     """name, num_classes, channels or image_size of the tree of images under `root`."""
-    from capsule_sweeps.class_tree import measure_class_tree
+    from capsule_sweeps.data.class_tree import measure_class_tree
 
     if not root:
         raise ValueError("dataset.root has no value; say where your images are, dataset.root=…")

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from capsule_sweeps.affine import RANGES, moved
-from capsule_sweeps.class_tree import list_class_tree, list_files, read_class_tree
-from capsule_sweeps.decoded import Decoded, Images
+from capsule_sweeps.data.affine import RANGES, moved
+from capsule_sweeps.data.cache import Decoded, Images
+from capsule_sweeps.data.class_tree import list_class_tree, list_files, read_class_tree
 
 # Belongs to the data sets, not to a run: with config.seed in its place, two seeds would train and be judged on
 # different images, and their spread would no longer be that of training alone.

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from capsule_sweeps.decoded import Images
+from capsule_sweeps.data.cache import Images
 
 RANGES = {  # every image draws evenly from each; about those of affNIST
     "rotation": 20.0,  # degrees, to either side

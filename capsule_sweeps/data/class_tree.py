@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from capsule_sweeps.decoded import Decoded, Images
+from capsule_sweeps.data.cache import Decoded, Images
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 IMAGE_MODES = {1: "L", 3: "RGB"}

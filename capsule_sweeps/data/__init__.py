@@ -1,0 +1,1 @@
+"""Data sets as tensors: sources, the cache of decoded images, splits, augmentation."""
