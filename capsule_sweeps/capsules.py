@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from capsule_sweeps.config.build import build
-from capsule_sweeps.routing import Capsules, ExplicitVotes, LayerShape, Routing, VoteMap
+from capsule_sweeps.routing.base import Capsules, LayerShape, Routing
+from capsule_sweeps.routing.votes import ExplicitVotes, VoteMap
 
 Shape = tuple[int, int, int, int]  # N, H, W, D
 

@@ -23,9 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from capsule_sweeps.backbone import BasicBlock
 from capsule_sweeps.capsules import CapsuleLayer, PrimaryCapsules
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
-from capsule_sweeps.em import EM  # noqa: F401  its operator is counted here
 from capsule_sweeps.model import build_model
 from capsule_sweeps.results import render
+from capsule_sweeps.routing.em import EM  # noqa: F401  its operator is counted here
 from capsule_sweeps.steps import memory
 
 WHOLE = (BasicBlock, PrimaryCapsules, CapsuleLayer)  # layers, although they have parts
@@ -51,7 +51,7 @@ def layer_table(config: DictConfig) -> pd.DataFrame:
     eager = config.copy()
     eager.training.compile = "off"
     seen: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # name → what goes in, what comes out
-    own = {torch.ops.capsule_sweeps.routed: _routed_flops, torch.ops.capsule_sweeps.em: _em_flops}
+    own = {torch.ops.capsule_sweeps.routed: _routed_flops, torch.ops.capsule_sweeps.routing.em: _em_flops}
     counter = FlopCounterMode(display=False, custom_mapping=own)
     with FakeTensorMode(), torch.no_grad():  # shapes without numbers, on a CPU: the meta device has no autocast
         model = build_model(eager).eval()

@@ -23,7 +23,7 @@ from capsule_sweeps.capsules import CapsuleLayer
 from capsule_sweeps.data.augment import normalize
 from capsule_sweeps.files import write_atomic
 from capsule_sweeps.inside import load_trained
-from capsule_sweeps.routing import VoteMap
+from capsule_sweeps.routing.votes import VoteMap
 from capsule_sweeps.store import Run
 
 BATCHES = (1, 3, 8)  # that the program is checked with; it is traced with 2

@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from capsule_sweeps.capsules import CapsuleLayer, Capsules, CapsuleStack, Step
-from capsule_sweeps.compile import CompiledForward, decide
 from capsule_sweeps.config.build import build
+from capsule_sweeps.routing.compiled import CompiledForward, decide
 
 
 class Intermediates(NamedTuple):

@@ -23,7 +23,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from capsule_sweeps.average import Average
-from capsule_sweeps.compile import decide
 from capsule_sweeps.data.augment import augment, normalize
 from capsule_sweeps.data.load import Data, load_data
 from capsule_sweeps.data.split import Split
@@ -33,6 +32,7 @@ from capsule_sweeps.losses import LOSSES
 from capsule_sweeps.model import build_model
 from capsule_sweeps.progress import Observer
 from capsule_sweeps.provenance import provenance
+from capsule_sweeps.routing.compiled import decide
 from capsule_sweeps.signals import Interrupted, Stop
 from capsule_sweeps.store import Claim, Run, columns, science
 from capsule_sweeps.tracking import tracker, wandb_id

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from capsule_sweeps.routing import Capsules, LayerShape, Routing, VoteMap
+from capsule_sweeps.routing.base import Capsules, LayerShape, Routing
+from capsule_sweeps.routing.votes import VoteMap
 
 # B, N, M, H, W, (k, l), stride, a, x, d
 SHAPES = {

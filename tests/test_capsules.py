@@ -7,7 +7,8 @@ from torch import nn
 
 from capsule_sweeps import build_model, compose_config
 from capsule_sweeps.capsules import CapsuleLayer, CapsuleStack, PrimaryCapsules, concurrent, interleave, sequential
-from capsule_sweeps.routing import Capsules, InvertedAttention, LayerShape
+from capsule_sweeps.routing.base import Capsules, LayerShape
+from capsule_sweeps.routing.inverted_attention import InvertedAttention
 
 FEATURES = (6, 8, 8)
 
@@ -38,7 +39,7 @@ def stack(
         "layers": list(layers),
         "classes": {"pose_size": class_size},
     }
-    target = "capsule_sweeps.routing.InvertedAttention"
+    target = "capsule_sweeps.routing.inverted_attention.InvertedAttention"
     routing = {"name": "inverted_attention", "_target_": target, "schedule": schedule}
     return CapsuleStack(capsules, routing, num_routing, FEATURES, num_classes)
 

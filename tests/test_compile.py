@@ -15,10 +15,10 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 
-from capsule_sweeps import compile as compiling
-from capsule_sweeps.compile import Compiled, CompileError, decide
 from capsule_sweeps.config.compose import compose_config
 from capsule_sweeps.model import build_model
+from capsule_sweeps.routing import compiled as compiling
+from capsule_sweeps.routing.compiled import Compiled, CompileError, decide
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
@@ -64,7 +64,7 @@ def step_in_a_process(batches, *overrides, **environment):
 
 def said(caplog):
     """Our own messages: torch's compiler logs much of its own."""
-    return [record.getMessage() for record in caplog.records if record.name == "capsule_sweeps.compile"]
+    return [record.getMessage() for record in caplog.records if record.name == "capsule_sweeps.routing.compiled"]
 
 
 @pytest.fixture(autouse=True)

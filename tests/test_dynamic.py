@@ -9,8 +9,9 @@ from routed_layers import DIGITS, SHAPES, check_gradients, make_layer, shapes
 
 from capsule_sweeps import load_runs
 from capsule_sweeps.capsules import CapsuleLayer, Watched
-from capsule_sweeps.dynamic import Dynamic
-from capsule_sweeps.routing import Capsules, ExplicitVotes
+from capsule_sweeps.routing.base import Capsules
+from capsule_sweeps.routing.dynamic import Dynamic
+from capsule_sweeps.routing.votes import ExplicitVotes
 
 
 @pytest.mark.parametrize("num_routing", [1, 2, 3, 5])

@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routed_layers import DIGITS, SHAPES, check_gradients, make_layer, randomise, shapes
 
-from capsule_sweeps import em, load_runs
-from capsule_sweeps.em import EM, MIN_VARIANCE, Gaussians, explicit_step, gaussian_pass
-from capsule_sweeps.routing import Capsules, ExplicitVotes
+from capsule_sweeps import load_runs
+from capsule_sweeps.routing import em
+from capsule_sweeps.routing.base import Capsules
+from capsule_sweeps.routing.em import EM, MIN_VARIANCE, Gaussians, explicit_step, gaussian_pass
+from capsule_sweeps.routing.votes import ExplicitVotes
 
 
 def make_em(layer, inverse_temperature=0.5, rate=0.7) -> EM:

@@ -12,7 +12,7 @@ from capsule_sweeps.data.augment import normalize
 from capsule_sweeps.export import PlainVotes
 from capsule_sweeps.files import write_json
 from capsule_sweeps.inside import load_trained
-from capsule_sweeps.routing import ExplicitVotes, VoteMap
+from capsule_sweeps.routing.votes import ExplicitVotes, VoteMap
 from capsule_sweeps.store import Run, columns, science
 
 LOAD = """

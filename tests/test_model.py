@@ -6,12 +6,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from capsule_sweeps.compile import CompiledForward
 from capsule_sweeps.model import CapsNet, build_model, load_published_weights
-from capsule_sweeps.routing import VoteMap
+from capsule_sweeps.routing.compiled import CompiledForward
+from capsule_sweeps.routing.votes import VoteMap
 
 GOLDEN = Path(__file__).parent / "golden"
-ATTENTION = {"name": "inverted_attention", "_target_": "capsule_sweeps.routing.InvertedAttention"}
+ATTENTION = {"name": "inverted_attention", "_target_": "capsule_sweeps.routing.inverted_attention.InvertedAttention"}
 PAPER = {
     "CIFAR10": {"pose_size": 16, "fc": [], "num_classes": 10, "parameters": 1_828_817},
     "CIFAR100": {"pose_size": 36, "fc": [20], "num_classes": 100, "parameters": 2_799_629},

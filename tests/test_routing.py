@@ -11,20 +11,14 @@ from routed_layers import SHAPES, make_layer
 from torch.autograd import gradcheck
 from torch.nn.functional import layer_norm
 
-from capsule_sweeps import kernels, routing
-from capsule_sweeps.routing import (
-    Attention,
-    Capsules,
-    ExplicitVotes,
-    InvertedAttention,
-    LayerShape,
-    Squash,
-    Uniform,
-    VoteMap,
-    attended_pass,
-    routed_pass,
-    uniform_pass,
-)
+from capsule_sweeps.routing import kernels
+from capsule_sweeps.routing import passes as routing
+from capsule_sweeps.routing.attention import Attention
+from capsule_sweeps.routing.base import Capsules, LayerShape, Squash
+from capsule_sweeps.routing.inverted_attention import InvertedAttention
+from capsule_sweeps.routing.passes import attended_pass, routed_pass, uniform_pass
+from capsule_sweeps.routing.uniform import Uniform
+from capsule_sweeps.routing.votes import ExplicitVotes, VoteMap
 
 GOLDEN = {path.stem: path for path in sorted((Path(__file__).parent / "golden").glob("*.npz"))}
 LAYERS = [name for name in GOLDEN if name.startswith(("fc_", "conv_"))]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from routed_layers import DIGITS, SHAPES, check_gradients, make_layer, randomise, shapes
 
 from capsule_sweeps import compose_config, load_runs
-from capsule_sweeps.self_routing import SelfRouting
+from capsule_sweeps.routing.self_routing import SelfRouting
 from capsule_sweeps.store import columns
 
 

@@ -6,11 +6,11 @@ FIRST_SPELLING = {
     "capsule_sweeps.networks.baselines.CNN": "capsule_sweeps.baselines.CNN",
     "capsule_sweeps.networks.baselines.ResNet18": "capsule_sweeps.baselines.ResNet18",
     "capsule_sweeps.networks.capsnet.CapsNet": "capsule_sweeps.model.CapsNet",
-    "capsule_sweeps.routing.attention.Attention": "capsule_sweeps.routing.Attention",
-    "capsule_sweeps.routing.dynamic.Dynamic": "capsule_sweeps.dynamic.Dynamic",
-    "capsule_sweeps.routing.em.EM": "capsule_sweeps.em.EM",
-    "capsule_sweeps.routing.inverted_attention.InvertedAttention": "capsule_sweeps.routing.InvertedAttention",
-    "capsule_sweeps.routing.self_routing.SelfRouting": "capsule_sweeps.self_routing.SelfRouting",
-    "capsule_sweeps.routing.uniform.Uniform": "capsule_sweeps.routing.Uniform",
+    "capsule_sweeps.routing.attention.Attention": "capsule_sweeps.routing.attention.Attention",
+    "capsule_sweeps.routing.dynamic.Dynamic": "capsule_sweeps.routing.dynamic.Dynamic",
+    "capsule_sweeps.routing.em.EM": "capsule_sweeps.routing.em.EM",
+    "capsule_sweeps.routing.inverted_attention.InvertedAttention": "capsule_sweeps.routing.inverted_attention.InvertedAttention",
+    "capsule_sweeps.routing.self_routing.SelfRouting": "capsule_sweeps.routing.self_routing.SelfRouting",
+    "capsule_sweeps.routing.uniform.Uniform": "capsule_sweeps.routing.uniform.Uniform",
 }
 PRESENT_SPELLING = {first: present for present, first in FIRST_SPELLING.items()}

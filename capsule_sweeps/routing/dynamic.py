@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from capsule_sweeps.routing import Capsules, LayerShape, Routing, VoteMap, squash
+from capsule_sweeps.routing.base import Capsules, LayerShape, Routing, squash
+from capsule_sweeps.routing.votes import VoteMap
 
 SMALLEST = 1e-12  # of squared lengths: the logarithm of 0 has no gradient
 

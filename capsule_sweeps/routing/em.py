@@ -17,19 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from capsule_sweeps.kernels import add_weighted, vote_slices
-from capsule_sweeps.routing import (
-    LEAST_ACTIVATION,
-    Capsules,
-    ExplicitVotes,
-    LayerShape,
-    Layout,
-    Routing,
-    VoteMap,
-    cache_slice,
-    over_children,
-    places_first,
-)
+from capsule_sweeps.routing.base import LEAST_ACTIVATION, Capsules, LayerShape, Routing
+from capsule_sweeps.routing.kernels import add_weighted, vote_slices
+from capsule_sweeps.routing.passes import Layout, cache_slice
+from capsule_sweeps.routing.votes import ExplicitVotes, VoteMap, over_children, places_first
 
 MIN_VARIANCE = 1e-4  # added to every variance: a parent whose votes are all the same is still a Gaussian
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from capsule_sweeps.routing import LEAST_ACTIVATION, Capsules, LayerShape, Routing, VoteMap, make_norm, over_children
+from capsule_sweeps.routing.base import LEAST_ACTIVATION, Capsules, LayerShape, Routing, make_norm
+from capsule_sweeps.routing.votes import VoteMap, over_children
 
 
 class SelfRouting(Routing):

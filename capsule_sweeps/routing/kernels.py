@@ -19,7 +19,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from capsule_sweeps.compile import Compiled, CompileError
+from capsule_sweeps.routing.compiled import Compiled, CompileError
 
 VOTES_PER_SLICE = 2**19  # on a CPU: two buffers of 2 MiB stay in the cache (measured: 2**17 to 2**20 are within 1.5 x)
 VOTES_PER_SLICE_GPU = 2**26  # there a slice must fill the device, and a buffer is 256 MiB
