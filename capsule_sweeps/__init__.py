@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from capsule_sweeps.config.compose import compose_config
-    from capsule_sweeps.model import build_model, load_published_weights
+    from capsule_sweeps.networks.build import build_model
+    from capsule_sweeps.networks.published_weights import load_published_weights
     from capsule_sweeps.results import load_runs
 
 __all__ = ["build_model", "compose_config", "load_published_weights", "load_runs"]

@@ -91,7 +91,7 @@ def step(config: DictConfig) -> str:
 
     import torch
 
-    from capsule_sweeps.model import build_model
+    from capsule_sweeps.networks.build import build_model
     from capsule_sweeps.train import choose_device
 
     chosen = choose_device(config.device)

@@ -19,10 +19,10 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from capsule_sweeps.capsules import CapsuleLayer
 from capsule_sweeps.data.augment import normalize
 from capsule_sweeps.files import write_atomic
 from capsule_sweeps.inside import load_trained
+from capsule_sweeps.networks.layers import CapsuleLayer
 from capsule_sweeps.routing.votes import VoteMap
 from capsule_sweeps.store import Run
 

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from capsule_sweeps.config.build import build
 from capsule_sweeps.config.compose import compose_config, forced
 from capsule_sweeps.files import write_atomic, write_json
-from capsule_sweeps.model import build_model, load_published_weights
+from capsule_sweeps.networks.build import build_model
+from capsule_sweeps.networks.published_weights import load_published_weights
 from capsule_sweeps.provenance import provenance
 from capsule_sweeps.store import Run, check_runs_dir, columns, find_runs, run_name, science, signature
 

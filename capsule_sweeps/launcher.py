@@ -283,7 +283,7 @@ def preflight(plan: Sequence[Point], devices: bool = True) -> None:
     import torch
 
     from capsule_sweeps.data.load import load_data
-    from capsule_sweeps.model import build_model
+    from capsule_sweeps.networks.build import build_model
     from capsule_sweeps.train import choose_device
 
     configs = [point.config for point in plan if point.to_do]

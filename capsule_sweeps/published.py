@@ -142,7 +142,7 @@ def _million_parameters(overrides: tuple[str, ...]) -> float:
     """Parameters of the model, which needs no run, only its shapes."""
     import torch
 
-    from capsule_sweeps.model import build_model
+    from capsule_sweeps.networks.build import build_model
 
     with torch.device("meta"):
         model = build_model(compose_config(list(overrides)))

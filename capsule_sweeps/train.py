@@ -29,7 +29,7 @@ from capsule_sweeps.data.split import Split
 from capsule_sweeps.files import append_line, read_json, write_atomic, write_json
 from capsule_sweeps.learning_rate import learning_rate
 from capsule_sweeps.losses import LOSSES
-from capsule_sweeps.model import build_model
+from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.progress import Observer
 from capsule_sweeps.provenance import provenance
 from capsule_sweeps.routing.compiled import decide

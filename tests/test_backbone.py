@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from capsule_sweeps.backbone import BasicBlock, ResNet, Simple
+from capsule_sweeps.networks.backbones import BasicBlock, ResNet, Simple
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 17, 9)])

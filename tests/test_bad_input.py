@@ -133,7 +133,10 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "folder that is not there": (["dataset.source=folder"], ["digits", "train"]),
     "interpolation to nothing": (["seed=${nothing}"], ["nothing"]),
     "class of another package": (["routing._target_=os.system"], ["_target_=os.system", "capsule_sweeps"]),
-    "class that is not there": (["backbone._target_=capsule_sweeps.backbone.VGG"], ["capsule_sweeps.backbone.VGG"]),
+    "class that is not there": (
+        ["backbone._target_=capsule_sweeps.networks.backbones.VGG"],
+        ["capsule_sweeps.networks.backbones.VGG"],
+    ),
     "unknown launcher": (["hydra/launcher=nothing"], ["hydra/launcher", "nothing", "local"]),
 }
 

@@ -9,11 +9,11 @@ from torch import nn
 
 from capsule_sweeps import build_model, compose_config, load_runs
 from capsule_sweeps.ablation import ablation_table
-from capsule_sweeps.backbone import BasicBlock
-from capsule_sweeps.baselines import CNN, ResNet18
+from capsule_sweeps.networks.backbones import BasicBlock
+from capsule_sweeps.networks.baselines import CNN, ResNet18
 from capsule_sweeps.store import columns, science
 
-SIMPLE = {"name": "simple", "_target_": "capsule_sweeps.backbone.Simple", "channels": 8}
+SIMPLE = {"name": "simple", "_target_": "capsule_sweeps.networks.backbones.Simple", "channels": 8}
 
 
 def num_parameters(*overrides: str) -> int:

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from capsule_sweeps import build_model, compose_config
-from capsule_sweeps.capsules import CapsuleLayer, CapsuleStack, PrimaryCapsules, concurrent, interleave, sequential
+from capsule_sweeps.networks.layers import CapsuleLayer, PrimaryCapsules, interleave
+from capsule_sweeps.networks.stack import CapsuleStack, concurrent, sequential
 from capsule_sweeps.routing.base import Capsules, LayerShape
 from capsule_sweeps.routing.inverted_attention import InvertedAttention
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 
 from capsule_sweeps.config.compose import compose_config
-from capsule_sweeps.model import build_model
+from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.routing import compiled as compiling
 from capsule_sweeps.routing.compiled import Compiled, CompileError, decide
 
@@ -37,7 +37,7 @@ STEP = """
 import json, sys, warnings
 import torch
 from capsule_sweeps.config.compose import compose_config
-from capsule_sweeps.model import build_model
+from capsule_sweeps.networks.build import build_model
 small, batches = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 for batch in batches:
     torch.manual_seed(0)

@@ -197,7 +197,7 @@ def test_only_classes_of_this_package_and_torch_are_built() -> None:
         with pytest.raises(ValueError, match=r"_target_"):
             build({"_target_": target, "command": "true"})
     assert build({"_target_": "torch.nn.Linear", "name": "x", "in_features": 2}, out_features=3).out_features == 3
-    for target in ("capsule_sweeps.backbone.Nothing", "capsule_sweeps.nothing.Nothing"):
+    for target in ("capsule_sweeps.networks.backbones.Nothing", "capsule_sweeps.nothing.Nothing"):
         with pytest.raises(ValueError, match="spelling"):
             build({"_target_": target})
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from routed_layers import DIGITS, SHAPES, check_gradients, make_layer, shapes
 
 from capsule_sweeps import load_runs
-from capsule_sweeps.capsules import CapsuleLayer, Watched
+from capsule_sweeps.networks.layers import CapsuleLayer, Watched
 from capsule_sweeps.routing.base import Capsules
 from capsule_sweeps.routing.dynamic import Dynamic
 from capsule_sweeps.routing.votes import ExplicitVotes

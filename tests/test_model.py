@@ -6,7 +6,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from capsule_sweeps.model import CapsNet, build_model, load_published_weights
+from capsule_sweeps.networks.build import build_model
+from capsule_sweeps.networks.capsnet import CapsNet
+from capsule_sweeps.networks.published_weights import load_published_weights
 from capsule_sweeps.routing.compiled import CompiledForward
 from capsule_sweeps.routing.votes import VoteMap
 
@@ -28,7 +30,7 @@ def paper_network(dataset, num_routing=1):
     with torch.device("meta"):
         return CapsNet(
             num_routing,
-            {"name": "resnet", "_target_": "capsule_sweeps.backbone.ResNet"},
+            {"name": "resnet", "_target_": "capsule_sweeps.networks.backbones.ResNet"},
             {"pose": "matrix", "dropout": 0.0, "primary": primary, "layers": layers, "classes": size},
             ATTENTION | {"schedule": "concurrent"},
             image_shape=(3, 32, 32),
@@ -63,7 +65,7 @@ def small_network(golden, num_routing, schedule):
     }
     backbone = {
         "name": "simple",
-        "_target_": "capsule_sweeps.backbone.Simple",
+        "_target_": "capsule_sweeps.networks.backbones.Simple",
         "channels": params["backbone"]["output_dim"],
     }
     routing = ATTENTION | {"schedule": schedule}
@@ -142,7 +144,7 @@ def test_build_model_takes_the_sizes_from_the_dataset(golden):
         {
             "num_routing": 2,
             "dataset": {"channels": 1, "image_size": 9, "num_classes": 6},
-            "backbone": {"name": "simple", "_target_": "capsule_sweeps.backbone.Simple", "channels": 3},
+            "backbone": {"name": "simple", "_target_": "capsule_sweeps.networks.backbones.Simple", "channels": 3},
             "capsules": {
                 "name": "small",
                 "pose": "vector",
@@ -154,7 +156,7 @@ def test_build_model_takes_the_sizes_from_the_dataset(golden):
             "routing": ATTENTION | {"schedule": "sequential"},
             "model": {
                 "name": "capsnet",
-                "_target_": "capsule_sweeps.model.CapsNet",
+                "_target_": "capsule_sweeps.networks.capsnet.CapsNet",
                 "num_routing": "${num_routing}",
                 "backbone": "${backbone}",
                 "capsules": "${capsules}",
@@ -191,7 +193,7 @@ def routed_model(routing, schedule, num_routing, pose="matrix"):
     }
     model = CapsNet(
         num_routing,
-        {"name": "simple", "_target_": "capsule_sweeps.backbone.Simple", "channels": 4},
+        {"name": "simple", "_target_": "capsule_sweeps.networks.backbones.Simple", "channels": 4},
         capsules,
         {"name": "x", "_target_": f"capsule_sweeps.routing.{routing}", "schedule": schedule},
         image_shape=(1, 16, 16),

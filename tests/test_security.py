@@ -114,7 +114,7 @@ def test_only_layers_of_this_package_and_torch_are_built(target) -> None:
 
 def test_layers_of_torch_and_this_package_are_built() -> None:
     assert isinstance(build({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}), torch.nn.Linear)
-    backbone = build({"_target_": "capsule_sweeps.backbone.Simple", "channels": 4}, image_shape=(1, 8, 8))
+    backbone = build({"_target_": "capsule_sweeps.networks.backbones.Simple", "channels": 4}, image_shape=(1, 8, 8))
     assert isinstance(backbone, torch.nn.Module)
 
 

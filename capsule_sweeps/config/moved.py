@@ -1,11 +1,11 @@
 """Class paths that moved. A signature hashes the first spelling; a configuration may use either."""
 
 FIRST_SPELLING = {
-    "capsule_sweeps.networks.backbones.ResNet": "capsule_sweeps.backbone.ResNet",
-    "capsule_sweeps.networks.backbones.Simple": "capsule_sweeps.backbone.Simple",
-    "capsule_sweeps.networks.baselines.CNN": "capsule_sweeps.baselines.CNN",
-    "capsule_sweeps.networks.baselines.ResNet18": "capsule_sweeps.baselines.ResNet18",
-    "capsule_sweeps.networks.capsnet.CapsNet": "capsule_sweeps.model.CapsNet",
+    "capsule_sweeps.networks.backbones.ResNet": "capsule_sweeps.networks.backbones.ResNet",
+    "capsule_sweeps.networks.backbones.Simple": "capsule_sweeps.networks.backbones.Simple",
+    "capsule_sweeps.networks.baselines.CNN": "capsule_sweeps.networks.baselines.CNN",
+    "capsule_sweeps.networks.baselines.ResNet18": "capsule_sweeps.networks.baselines.ResNet18",
+    "capsule_sweeps.networks.capsnet.CapsNet": "capsule_sweeps.networks.capsnet.CapsNet",
     "capsule_sweeps.routing.attention.Attention": "capsule_sweeps.routing.attention.Attention",
     "capsule_sweeps.routing.dynamic.Dynamic": "capsule_sweeps.routing.dynamic.Dynamic",
     "capsule_sweeps.routing.em.EM": "capsule_sweeps.routing.em.EM",

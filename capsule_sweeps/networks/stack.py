@@ -7,137 +7,14 @@ A layer says only what is its own; grid, number and size of its children come fr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import isqrt, sqrt
-from typing import Any, NamedTuple
+from math import isqrt
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from capsule_sweeps.config.build import build
+from capsule_sweeps.networks.layers import CapsuleLayer, PrimaryCapsules, Shape, Step, Watched
 from capsule_sweeps.routing.base import Capsules, LayerShape, Routing
-from capsule_sweeps.routing.votes import ExplicitVotes, VoteMap
-
-Shape = tuple[int, int, int, int]  # N, H, W, D
-
-
-class PrimaryCapsules(nn.Module):
-    """Features (B, C, H, W) → the first capsules: a convolution without bias, cut into poses, and a LayerNorm.
-
-    Channel n·D + j of the convolution is number j of capsule n.
-    """
-
-    def __init__(
-        self, feature_shape: tuple[int, int, int], num_capsules: int, pose_size: int, kernel_size: int, stride: int
-    ) -> None:
-        super().__init__()
-        channels, height, width = feature_shape
-        self.conv = nn.Conv2d(channels, num_capsules * pose_size, kernel_size, stride=stride, bias=False)
-        self.norm = nn.LayerNorm(pose_size)
-        self.activation: nn.Conv2d | None = None
-        grid = [(size - kernel_size) // stride + 1 for size in (height, width)]
-        self.out_shape: Shape = (num_capsules, grid[0], grid[1], pose_size)
-
-    def add_activations(self) -> None:
-        """From now on the capsules have activations: the sigmoid of a convolution with bias, of one channel each."""
-        kernel_size, stride = self.conv.kernel_size[0], self.conv.stride[0]
-        self.activation = nn.Conv2d(self.conv.in_channels, self.out_shape[0], kernel_size, stride)
-
-    def forward(self, features: Tensor) -> Capsules:
-        features = features.contiguous(memory_format=torch.channels_last)  # so that poses lie last in memory as well
-        num_capsules, _, _, pose_size = self.out_shape
-        poses = self.norm(self.conv(features).movedim(1, 3).unflatten(3, (num_capsules, pose_size))).movedim(3, 1)
-        return Capsules(poses) if self.activation is None else Capsules(poses, self.activation(features).sigmoid())
-
-
-class CapsuleLayer(nn.Module):
-    """One layer of parents: its weight and its routing. A fully connected one is a kernel as large as the grid.
-
-    `child_shape` (N, H, W, D); `kernel_size` is None for a fully connected layer; `matrix`: poses are square matrices,
-    else vectors. `routing` does one step: see `routing`. Initial weights are normal with standard deviation
-    √(M / (x·N·k·l)).
-    """
-
-    def __init__(
-        self,
-        child_shape: Shape,
-        num_capsules: int,
-        pose_size: int,
-        kernel_size: int | None,
-        stride: int,
-        matrix: bool,
-        routing: Routing,
-    ) -> None:
-        super().__init__()
-        num_children, height, width, child_size = child_shape
-        x, d = (isqrt(child_size), isqrt(pose_size)) if matrix else (child_size, pose_size)
-        k, l = (kernel_size, kernel_size) if kernel_size else (height, width)  # noqa: E741
-        self.stride = stride
-        self.matrix = matrix
-        self.fully_connected = kernel_size is None
-        self.weight = nn.Parameter(torch.empty(k, l, num_children, x, num_capsules, d))
-        nn.init.normal_(self.weight, std=sqrt(num_capsules / (x * num_children * k * l)))
-        self.routing = routing
-        self.fused = False  # set by build_model: whether routed passes are compiled
-        self.interleaved = False  # set by the stack: see `interleave`
-        self.out_shape: Shape = (num_capsules, (height - k) // stride + 1, (width - l) // stride + 1, pose_size)
-
-    def votes(self) -> VoteMap:
-        """What the children, as `seen`, vote for the parents."""
-        scale, stride = self.routing.vote_scale, self.weight.shape[0] if self.interleaved else self.stride
-        return VoteMap(self.weight if scale == 1 else self.weight * scale, stride, self.fused)
-
-    def seen(self, children: Capsules) -> Capsules:
-        """The children as the votes take them."""
-        if not self.interleaved:
-            return children
-        return Capsules(interleave(children.poses, self.weight.shape[0], self.stride))
-
-    def forward(self, children: Capsules, previous: Capsules | None = None) -> Capsules:
-        """The parents after one more iteration, or after the first where there is no `previous`."""
-        parents: Capsules = self.routing(self.votes(), self.seen(children), previous)
-        return parents
-
-
-def interleave(poses: Tensor, kernel_size: int, stride: int) -> Tensor:
-    """What the published code has under the kernels of a convolutional layer; forks of it have mended this.
-
-    poses (B, N, H, W, D) → (B, N, h·k, w·k, D): window beside window, to be read with stride k. For each child under
-    the kernel, its numbers at all places of the grid, D·h·w, are taken in the order (D, h, w) and read in the order
-    (h, w, D), so that what a parent sees are numbers of other places, too. Weights that were trained so work only so.
-    """
-    windows = poses.unfold(2, kernel_size, stride).unfold(3, kernel_size, stride)  # B N h w D k l
-    h, w, size = windows.shape[2:5]
-    mixed = windows.permute(0, 1, 5, 6, 4, 2, 3).flatten(4).unflatten(4, (h, w, size))  # B N k l h w D
-    return mixed.permute(0, 1, 4, 2, 5, 3, 6).flatten(4, 5).flatten(2, 3)
-
-
-class Step(NamedTuple):
-    """One iteration of one layer: parents, coefficients, and how much the votes agree with these parents.
-
-    poses (B, M, h, w, E); coefficients and agreement ⟨V, poses⟩ / √E: (B, h, w, k, l, N, M), where (h, w) is the
-    parent's place and (k, l, N) the child under its kernel.
-    """
-
-    poses: Tensor
-    coefficients: Tensor
-    agreement: Tensor
-
-
-class Watched:
-    """A layer that computes from explicit votes and keeps every iteration's Step."""
-
-    def __init__(self, layer: CapsuleLayer) -> None:
-        self.layer = layer
-        self.steps: list[Step] = []
-
-    def __call__(self, children: Capsules, previous: Capsules | None = None) -> Capsules:
-        votes, children = ExplicitVotes(self.layer.votes()), self.layer.seen(children)
-        parents: Capsules = self.layer.routing(votes, children, previous)
-        found = parents.coefficients if votes.coefficients is None else votes.coefficients
-        coefficients = self.steps[-1].coefficients if found is None else found
-        self.steps.append(Step(parents.poses, coefficients, votes.agreement(children.poses, parents.poses)))
-        return parents
-
 
 Layers = Sequence[Callable[..., Capsules]]
 

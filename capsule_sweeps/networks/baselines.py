@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from capsule_sweeps.backbone import BasicBlock
 from capsule_sweeps.config.build import build
+from capsule_sweeps.networks.backbones import BasicBlock
 
 
 class ResNet18(nn.Module):

@@ -1,0 +1,92 @@
+"""The capsule network: backbone, capsule stack, linear head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from capsule_sweeps.config.build import build
+from capsule_sweeps.networks.layers import Step
+from capsule_sweeps.networks.stack import Capsules, CapsuleStack
+
+
+class Intermediates(NamedTuple):
+    """What a network computed on the way: backbone's features (B, C, H, W), primary capsules (B, N, H, W, D), and for
+    each capsule layer, class capsules last, its iterations in order: poses, coefficients, agreement (see Step).
+
+    With the concurrent schedule the lower layers have fewer iterations than num_routing: updates that can no longer
+    reach the class capsules are not computed.
+    """
+
+    features: Tensor
+    primary: Tensor
+    layers: list[list[Step]]
+
+
+class OwnHeads(nn.Module):
+    """A linear classifier of its own for each class capsule: poses (B, C, 1, 1, D) → (B, C, 1, 1, 1)."""
+
+    def __init__(self, num_classes: int, pose_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_classes, 1, 1, pose_size))
+        self.bias = nn.Parameter(torch.empty(num_classes, 1, 1, 1))
+        for parameter in (self.weight, self.bias):  # as nn.Linear begins
+            nn.init.uniform_(parameter, -(pose_size**-0.5), pose_size**-0.5)
+
+    def forward(self, poses: Tensor) -> Tensor:
+        return (poses * self.weight).sum(-1, keepdim=True) + self.bias
+
+
+HEADS = {"shared": lambda num_classes, pose_size: nn.Linear(pose_size, 1), "own": OwnHeads}
+
+
+class CapsNet(nn.Module):
+    """Images (B, C, H, W) → logits (B, num_classes): backbone, capsule stack, linear head.
+
+    `backbone`, `capsules` and `routing` are the config groups of these names; `head` is `shared` by all class capsules,
+    or each has its `own`; a routing may have logits of its own instead. ValueError names a key that cannot be.
+
+    `model(images, intermediates=True)` returns logits and Intermediates. It computes them from explicit votes, an image
+    at a time and never compiled; in evaluation mode the logits are those of the fast way but for rounding.
+    """
+
+    def __init__(
+        self,
+        num_routing: int,
+        backbone: Mapping[str, Any],
+        capsules: Mapping[str, Any],
+        routing: Mapping[str, Any],
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        head: str = "shared",
+    ) -> None:
+        super().__init__()
+        if head not in HEADS:
+            raise ValueError(f"model.head={head} is unknown: it must be one of {', '.join(HEADS)}")
+        self.backbone = build(backbone, image_shape=image_shape)
+        self.capsules = CapsuleStack(capsules, routing, num_routing, self.backbone.out_shape, num_classes)
+        own = self.capsules.class_routing.has_class_logits
+        if own and head != "shared":
+            raise ValueError(
+                f"model.head={head} has no meaning for routing={routing['name']}, "
+                "which reads the classes from its own parents: leave it out"
+            )
+        self.head = None if own else HEADS[head](num_classes, self.capsules.out_shape[-1])
+
+    def forward(self, images: Tensor, intermediates: bool = False) -> Tensor | tuple[Tensor, Intermediates]:
+        features = self.backbone(images)
+        if intermediates:
+            capsules, steps = self.capsules.watch(features)
+            return self._logits(capsules[-1]), Intermediates(features, capsules[0].poses, steps)
+        return self._logits(self.capsules(features)[-1])
+
+    def _logits(self, classes: Capsules) -> Tensor:
+        logits: Tensor
+        if self.head is None:
+            logits = self.capsules.class_routing.class_logits(classes)
+        else:
+            logits = self.head(classes.poses).flatten(1)
+        return logits
