@@ -136,7 +136,7 @@ def main() -> None:
 def status(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.progress import console
     from capsule_sweeps.results import render
-    from capsule_sweeps.selection import select
+    from capsule_sweeps.runs.select import select
     from capsule_sweeps.whereabouts import whereabouts
 
     while True:
@@ -156,7 +156,7 @@ def status(arguments: argparse.Namespace) -> None:
 
 def results(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.results import accuracy_table, notes, render
-    from capsule_sweeps.selection import select
+    from capsule_sweeps.runs.select import select
 
     if arguments.figure and not arguments.ablation:
         raise ValueError("--figure draws the differences that ablations make: say --ablation, too")
@@ -181,7 +181,7 @@ def results(arguments: argparse.Namespace) -> None:
 def published(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.published import NOTED, published_notes, published_table, read_cells
     from capsule_sweeps.results import load_runs, render
-    from capsule_sweeps.selection import select
+    from capsule_sweeps.runs.select import select
 
     cells = read_cells(arguments.published)
     rule = next((cell.rule for cell in cells if cell.rule), None)
@@ -196,14 +196,14 @@ def published(arguments: argparse.Namespace) -> None:
 
 
 def show(arguments: argparse.Namespace) -> None:
-    from capsule_sweeps.selection import find_run
+    from capsule_sweeps.runs.select import find_run
     from capsule_sweeps.show import show as show_run
 
     print(show_run(find_run(arguments.runs_dir, arguments.run), arguments.format))
 
 
 def why(arguments: argparse.Namespace) -> None:
-    from capsule_sweeps.selection import find_run
+    from capsule_sweeps.runs.select import find_run
     from capsule_sweeps.show import why as explain
 
     print(explain(find_run(arguments.runs_dir, arguments.run), arguments.format))
@@ -214,7 +214,7 @@ def cancel(arguments: argparse.Namespace) -> None:
 
     from capsule_sweeps import control
     from capsule_sweeps.results import render
-    from capsule_sweeps.selection import select
+    from capsule_sweeps.runs.select import select
 
     if not arguments.runs:
         raise ValueError("say what to cancel: a run, a sweep, or a filter such as state=running")
@@ -226,8 +226,8 @@ def cancel(arguments: argparse.Namespace) -> None:
 def retry(arguments: argparse.Namespace) -> None:
     from capsule_sweeps import control
     from capsule_sweeps.results import render, runs_frame
-    from capsule_sweeps.selection import select
-    from capsule_sweeps.store import Run
+    from capsule_sweeps.runs.run import Run
+    from capsule_sweeps.runs.select import select
 
     parallel = int(arguments.parallel) if arguments.parallel.isdigit() else arguments.parallel
     runs = select(arguments.runs_dir, arguments.runs)
@@ -244,7 +244,7 @@ def collect(arguments: argparse.Namespace) -> None:
 
     from capsule_sweeps import control
     from capsule_sweeps.results import render
-    from capsule_sweeps.selection import select
+    from capsule_sweeps.runs.select import select
 
     names = set(select(arguments.runs_dir, arguments.runs).run)
     found = [
@@ -263,8 +263,8 @@ def sync(arguments: argparse.Namespace) -> None:
     import pandas as pd
 
     from capsule_sweeps.results import render
-    from capsule_sweeps.selection import select
-    from capsule_sweeps.store import Run
+    from capsule_sweeps.runs.run import Run
+    from capsule_sweeps.runs.select import select
     from capsule_sweeps.sync import sync as send
 
     runs = select(arguments.runs_dir, arguments.runs)
@@ -290,7 +290,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
 
 def report(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.report import write_report
-    from capsule_sweeps.selection import select
+    from capsule_sweeps.runs.select import select
 
     write_report(arguments.runs_dir, select(arguments.runs_dir, arguments.runs), arguments.rule, arguments.out)
     print(f"{arguments.out} is written")
@@ -329,7 +329,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.export import export as export_run
-    from capsule_sweeps.selection import find_run
+    from capsule_sweeps.runs.select import find_run
 
     print(export_run(find_run(arguments.runs_dir, arguments.run), arguments.out))
 

@@ -182,7 +182,7 @@ def machine(config: DictConfig) -> str:
     """Processor, threads and GPU, for the title of a table."""
     import torch
 
-    from capsule_sweeps.provenance import provenance
+    from capsule_sweeps.runs.provenance import provenance
     from capsule_sweeps.steps import device_of
 
     known = provenance()

@@ -16,9 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from capsule_sweeps import slurm
 from capsule_sweeps.config.check import check
-from capsule_sweeps.files import read_json
-from capsule_sweeps.owner import living_elsewhere, process_here
-from capsule_sweeps.store import Run, find_runs, science, signature
+from capsule_sweeps.runs.files import read_json
+from capsule_sweeps.runs.lock import living_elsewhere, process_here
+from capsule_sweeps.runs.run import Run, find_runs
+from capsule_sweeps.runs.signature import science, signature
 from capsule_sweeps.whereabouts import slurm_job_file
 
 TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.(\d+)\.tmp")
@@ -65,8 +66,8 @@ def retry(runs_dir: Path, runs: pd.DataFrame, parallel: int | str) -> bool:
     Those that SLURM ran are given to it again, with the settings of that submission, where there is a SLURM.
     """
     from capsule_sweeps.launcher import launch, launch_on_slurm
-    from capsule_sweeps.plan import Policy
     from capsule_sweeps.pool import make_slots
+    from capsule_sweeps.runs.plan import Policy
 
     names = list(runs.run[runs.state.isin(["failed", "interrupted"])])
     if not names:

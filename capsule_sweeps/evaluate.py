@@ -28,8 +28,8 @@ from capsule_sweeps.inside import load_checkpoint
 from capsule_sweeps.losses import LOSSES
 from capsule_sweeps.progress import bar
 from capsule_sweeps.results import RULES, render
-from capsule_sweeps.selection import find_run
-from capsule_sweeps.store import Run
+from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.select import find_run
 from capsule_sweeps.train import EVAL_BATCH, choose_device, num_correct
 
 NUM_BINS = 15

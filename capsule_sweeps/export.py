@@ -20,11 +20,11 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from capsule_sweeps.data.augment import normalize
-from capsule_sweeps.files import write_atomic
 from capsule_sweeps.inside import load_trained
 from capsule_sweeps.networks.layers import CapsuleLayer
 from capsule_sweeps.routing.votes import VoteMap
-from capsule_sweeps.store import Run
+from capsule_sweeps.runs.files import write_atomic
+from capsule_sweeps.runs.run import Run
 
 BATCHES = (1, 3, 8)  # that the program is checked with; it is traced with 2
 TOLERANCE = 1e-4  # of the largest logit

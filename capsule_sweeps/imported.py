@@ -29,11 +29,12 @@ from torch import Tensor, nn
 
 from capsule_sweeps.config.build import build
 from capsule_sweeps.config.compose import compose_config, forced
-from capsule_sweeps.files import write_atomic, write_json
 from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.networks.published_weights import load_published_weights
-from capsule_sweeps.provenance import provenance
-from capsule_sweeps.store import Run, check_runs_dir, columns, find_runs, run_name, science, signature
+from capsule_sweeps.runs.files import write_atomic, write_json
+from capsule_sweeps.runs.provenance import provenance
+from capsule_sweeps.runs.run import Run, check_runs_dir, find_runs
+from capsule_sweeps.runs.signature import columns, run_name, science, signature
 
 DATASETS = {(10, 3): "CIFAR10", (100, 3): "CIFAR100"}  # (classes, channels) → what the published code trains on
 TAKEN = ("dataset", "capsules", "data_dir")  # groups that overrides may change, and routing.schedule

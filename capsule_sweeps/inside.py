@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from capsule_sweeps.data.augment import normalize
 from capsule_sweeps.data.split import Split
-from capsule_sweeps.files import read_json
 from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.networks.capsnet import Intermediates
+from capsule_sweeps.runs.files import read_json
 
 BATCH = 32
 

@@ -19,14 +19,14 @@ from omegaconf import OmegaConf
 
 from capsule_sweeps import slurm
 from capsule_sweeps.config.check import check
-from capsule_sweeps.files import read_json, write_atomic, write_json
-from capsule_sweeps.owner import slurm_job
-from capsule_sweeps.plan import Point
 from capsule_sweeps.pool import Slot, Worker, run_pool
-from capsule_sweeps.provenance import ROOT, code
-from capsule_sweeps.signals import Stop
+from capsule_sweeps.runs.files import read_json, write_atomic, write_json
+from capsule_sweeps.runs.lock import slurm_job
+from capsule_sweeps.runs.plan import Point
+from capsule_sweeps.runs.provenance import ROOT, code
+from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.signals import Stop
 from capsule_sweeps.snapshot import check_snapshot
-from capsule_sweeps.store import Run
 
 log = logging.getLogger(__name__)
 

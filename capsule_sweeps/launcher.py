@@ -25,13 +25,14 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from capsule_sweeps.config.check import check
-from capsule_sweeps.files import read_json, write_json
-from capsule_sweeps.owner import owner
-from capsule_sweeps.plan import Point, Policy, compose_points, make_plan, show_plan
 from capsule_sweeps.pool import Slot, make_slots, run_pool
 from capsule_sweeps.progress import Display
-from capsule_sweeps.signals import Interrupted, Stop, stop_signals
-from capsule_sweeps.store import Busy, check_runs_dir, science, signature
+from capsule_sweeps.runs.files import read_json, write_json
+from capsule_sweeps.runs.lock import owner
+from capsule_sweeps.runs.plan import Point, Policy, compose_points, make_plan, show_plan
+from capsule_sweeps.runs.run import Busy, check_runs_dir
+from capsule_sweeps.runs.signals import Interrupted, Stop, stop_signals
+from capsule_sweeps.runs.signature import science, signature
 from capsule_sweeps.tracking import agent_id, choose_mode
 
 if TYPE_CHECKING:

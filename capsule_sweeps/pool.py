@@ -18,11 +18,11 @@ from typing import IO, Any
 
 from omegaconf import OmegaConf
 
-from capsule_sweeps.plan import Point
 from capsule_sweeps.progress import PoolDisplay
-from capsule_sweeps.provenance import ROOT
-from capsule_sweeps.signals import Stop
-from capsule_sweeps.store import Busy
+from capsule_sweeps.runs.plan import Point
+from capsule_sweeps.runs.provenance import ROOT
+from capsule_sweeps.runs.run import Busy
+from capsule_sweeps.runs.signals import Stop
 from capsule_sweeps.worker import BUSY
 
 log = logging.getLogger(__name__)

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from capsule_sweeps.files import read_json, write_atomic
-from capsule_sweeps.plan import Policy
 from capsule_sweeps.results import accuracy_table, cell_text, notes
+from capsule_sweeps.runs.files import read_json, write_atomic
+from capsule_sweeps.runs.plan import Policy
+from capsule_sweeps.runs.run import Run
 from capsule_sweeps.show import read_metrics
-from capsule_sweeps.store import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

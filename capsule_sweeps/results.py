@@ -11,11 +11,12 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from capsule_sweeps.files import read_json
 from capsule_sweeps.progress import console, plain_text
-from capsule_sweeps.provenance import changed_code
+from capsule_sweeps.runs.files import read_json
+from capsule_sweeps.runs.provenance import changed_code
+from capsule_sweeps.runs.run import Run, find_runs
+from capsule_sweeps.runs.signature import NEUTRAL
 from capsule_sweeps.statistics import compare, half_width
-from capsule_sweeps.store import NEUTRAL, Run, find_runs
 
 COLUMNS = (
     "run",

@@ -11,7 +11,7 @@ import pandas as pd
 
 from capsule_sweeps.progress import plain_text
 from capsule_sweeps.results import load_runs, render, setting
-from capsule_sweeps.store import Run
+from capsule_sweeps.runs.run import Run
 from capsule_sweeps.whereabouts import slurm_log
 
 BLOCKS = "▁▂▃▄▅▆▇█"

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
-from capsule_sweeps.provenance import MANIFEST, ROOT, git
+from capsule_sweeps.runs.provenance import MANIFEST, ROOT, git
 
 MAX_BYTES = 10_000_000
 # Names of files and folders that stay where they are

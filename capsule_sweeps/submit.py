@@ -30,14 +30,15 @@ from submitit import SlurmExecutor
 from submitit.core.utils import DelayedSubmission, FailedJobError
 
 from capsule_sweeps import slurm
-from capsule_sweeps.files import write_json
 from capsule_sweeps.job import SlurmJob
-from capsule_sweeps.owner import owner
-from capsule_sweeps.plan import Point
 from capsule_sweeps.progress import console, plain_text
-from capsule_sweeps.provenance import SUBMISSION
+from capsule_sweeps.runs.files import write_json
+from capsule_sweeps.runs.lock import owner
+from capsule_sweeps.runs.plan import Point
+from capsule_sweeps.runs.provenance import SUBMISSION
+from capsule_sweeps.runs.run import Busy
+from capsule_sweeps.runs.signature import columns, science
 from capsule_sweeps.snapshot import take_snapshot
-from capsule_sweeps.store import Busy, columns, science
 from capsule_sweeps.whereabouts import lost
 
 log = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from capsule_sweeps.config.check import check
-from capsule_sweeps.files import read_json
+from capsule_sweeps.runs.files import read_json
+from capsule_sweeps.runs.run import Run
 from capsule_sweeps.show import read_metrics
-from capsule_sweeps.store import Run
 from capsule_sweeps.tracking import SUMMARY, Tracker, agent_id, aside, end_service, init, obstacle, wandb_id
 
 FINISH_SECONDS = 120.0

@@ -23,8 +23,9 @@ from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 
-from capsule_sweeps.signals import Interrupted
-from capsule_sweeps.store import Run, columns
+from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.signals import Interrupted
+from capsule_sweeps.runs.signature import columns
 
 log = logging.getLogger(__name__)
 

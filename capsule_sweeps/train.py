@@ -26,15 +26,16 @@ from capsule_sweeps.average import Average
 from capsule_sweeps.data.augment import augment, normalize
 from capsule_sweeps.data.load import Data, load_data
 from capsule_sweeps.data.split import Split
-from capsule_sweeps.files import append_line, read_json, write_atomic, write_json
 from capsule_sweeps.learning_rate import learning_rate
 from capsule_sweeps.losses import LOSSES
 from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.progress import Observer
-from capsule_sweeps.provenance import provenance
 from capsule_sweeps.routing.compiled import decide
-from capsule_sweeps.signals import Interrupted, Stop
-from capsule_sweeps.store import Claim, Run, columns, science
+from capsule_sweeps.runs.files import append_line, read_json, write_atomic, write_json
+from capsule_sweeps.runs.provenance import provenance
+from capsule_sweeps.runs.run import Claim, Run
+from capsule_sweeps.runs.signals import Interrupted, Stop
+from capsule_sweeps.runs.signature import columns, science
 from capsule_sweeps.tracking import tracker, wandb_id
 
 log = logging.getLogger(__name__)

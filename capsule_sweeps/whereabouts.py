@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from capsule_sweeps import slurm
-from capsule_sweeps.store import Run
+from capsule_sweeps.runs.run import Run
 
 
 def slurm_job_file(run: Run) -> Path | None:

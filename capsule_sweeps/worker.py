@@ -19,8 +19,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from capsule_sweeps.config.check import check
-from capsule_sweeps.signals import Interrupted, stop_signals
-from capsule_sweeps.store import Busy, Run
+from capsule_sweeps.runs.run import Busy, Run
+from capsule_sweeps.runs.signals import Interrupted, stop_signals
 
 BUSY = os.EX_TEMPFAIL
 

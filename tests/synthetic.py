@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from capsule_sweeps import compose_config
-from capsule_sweeps.files import write_json
-from capsule_sweeps.store import columns, science
+from capsule_sweeps.runs.files import write_json
+from capsule_sweeps.runs.signature import columns, science
 
 
 def finished_run(

@@ -13,7 +13,7 @@ from synthetic import finished_run
 from capsule_sweeps import build_model, compose_config, load_runs
 from capsule_sweeps.ablation import ablation_notes, ablation_table, changes
 from capsule_sweeps.figures import forest_plot
-from capsule_sweeps.store import columns, science
+from capsule_sweeps.runs.signature import columns, science
 
 NAMES = {
     "no_augmentation",

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from capsule_sweeps import load_runs
-from capsule_sweeps.files import read_json
+from capsule_sweeps.runs.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "CAPSULE_SWEEPS_CHAOS"

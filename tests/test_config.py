@@ -12,7 +12,7 @@ from PIL import Image
 from capsule_sweeps import build_model, compose_config
 from capsule_sweeps.config.build import build
 from capsule_sweeps.config.check import check
-from capsule_sweeps.store import columns
+from capsule_sweeps.runs.signature import columns
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch.py"

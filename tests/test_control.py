@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from capsule_sweeps import control, owner
-from capsule_sweeps.files import write_json
-from capsule_sweeps.store import Run, columns, science
+from capsule_sweeps import control
+from capsule_sweeps.runs import lock as owner
+from capsule_sweeps.runs.files import write_json
+from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.signature import columns, science
 
 SWEEP = "sweep-12345678"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from capsule_sweeps.dashboard import check_names, make_workspace
-from capsule_sweeps.store import columns
+from capsule_sweeps.runs.signature import columns
 from capsule_sweeps.tracking import METRICS, SUMMARY
 
 ROOT = Path(__file__).resolve().parents[1]

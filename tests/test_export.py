@@ -10,10 +10,11 @@ from omegaconf import OmegaConf
 from capsule_sweeps import build_model, export
 from capsule_sweeps.data.augment import normalize
 from capsule_sweeps.export import PlainVotes
-from capsule_sweeps.files import write_json
 from capsule_sweeps.inside import load_trained
 from capsule_sweeps.routing.votes import ExplicitVotes, VoteMap
-from capsule_sweeps.store import Run, columns, science
+from capsule_sweeps.runs.files import write_json
+from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.signature import columns, science
 
 LOAD = """
 import json, sys

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from capsule_sweeps import load_runs, store, train
-from capsule_sweeps.files import write_json
-from capsule_sweeps.store import Run, columns
+from capsule_sweeps import load_runs, train
+from capsule_sweeps.runs import run as store
+from capsule_sweeps.runs.files import write_json
+from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.signature import columns
 
 pytestmark = pytest.mark.slow  # seconds each, minutes together: make test stays short
 

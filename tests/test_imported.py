@@ -20,7 +20,7 @@ from capsule_sweeps import compose_config, load_runs
 from capsule_sweeps.imported import capsule_settings, import_checkpoint, recognise
 from capsule_sweeps.inside import load_trained
 from capsule_sweeps.results import accuracy_table
-from capsule_sweeps.store import science
+from capsule_sweeps.runs.signature import science
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = ["dataset=CIFAR10", "dataset.image_size=16", "dataset.num_classes=4"]  # what the golden network is made for

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from capsule_sweeps import compose_config
 from capsule_sweeps.learning_rate import learning_rate
-from capsule_sweeps.store import columns, science
+from capsule_sweeps.runs.signature import columns, science
 
 BATCHES = 5  # of an epoch of the tiny run
 

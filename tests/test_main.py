@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from capsule_sweeps.__main__ import make_parser
-from capsule_sweeps.files import write_json
-from capsule_sweeps.store import Run, columns, science
+from capsule_sweeps.runs.files import write_json
+from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.signature import columns, science
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["status", "results", "show", "why", "cancel", "retry", "gc", "prepare-data", "doctor", "evaluate"]

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from capsule_sweeps import plan as planning
-from capsule_sweeps import provenance
 from capsule_sweeps.config.check import check
 from capsule_sweeps.config.compose import CONF_DIR
-from capsule_sweeps.files import read_json, write_json
-from capsule_sweeps.plan import Policy, compose_points, make_plan
-from capsule_sweeps.store import Run, columns, science
+from capsule_sweeps.runs import plan as planning
+from capsule_sweeps.runs import provenance
+from capsule_sweeps.runs.files import read_json, write_json
+from capsule_sweeps.runs.plan import Policy, compose_points, make_plan
+from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.signature import columns, science
 
 ROOT = Path(__file__).resolve().parents[1]
 STATES = ("new", "running", "interrupted", "failed", "finished", "stale")

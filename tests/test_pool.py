@@ -19,9 +19,12 @@ from hydra.core.utils import JobStatus
 from hydra.plugins.sweeper import Sweeper
 
 import hydra_plugins
-from capsule_sweeps import files, launcher, load_runs, owner, pool, store
-from capsule_sweeps.plan import Policy
+from capsule_sweeps import launcher, load_runs, pool
 from capsule_sweeps.pool import Slot, make_slots
+from capsule_sweeps.runs import files
+from capsule_sweeps.runs import lock as owner
+from capsule_sweeps.runs import run as store
+from capsule_sweeps.runs.plan import Policy
 
 ROOT = Path(__file__).resolve().parents[1]
 FOREVER = "training.epochs=1000000"

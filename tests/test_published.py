@@ -14,8 +14,8 @@ from synthetic import finished_run
 
 from capsule_sweeps import compose_config, load_runs
 from capsule_sweeps.published import PATH, SEEDS, Cell, published_table, read_cells, verdict
+from capsule_sweeps.runs.signature import columns
 from capsule_sweeps.statistics import summarize
-from capsule_sweeps.store import columns
 
 ROOT = Path(__file__).resolve().parents[1]
 README = {  # (overrides, aggregate) → what the published README says

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 
 from capsule_sweeps import compose_config, load_runs
-from capsule_sweeps.files import write_json
 from capsule_sweeps.results import RULES, accuracy_table, comparison_table, cost_table, notes, render, stale_note
-from capsule_sweeps.store import Run, columns, science
+from capsule_sweeps.runs.files import write_json
+from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.signature import columns, science
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMANDED = {"run", "signature", "state", "dataset", "model", "backbone", "routing", "schedule", "num_routing", "seed"}

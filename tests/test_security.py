@@ -16,8 +16,9 @@ import torch
 from omegaconf import OmegaConf
 
 from capsule_sweeps.config.build import build
-from capsule_sweeps.files import write_json
-from capsule_sweeps.store import Run, columns, science
+from capsule_sweeps.runs.files import write_json
+from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.signature import columns, science
 
 ROOT = Path(__file__).resolve().parents[1]
 SECRETS = {
@@ -96,8 +97,8 @@ def handler(mark: Path) -> dict[str, object]:
         "torch.utils.cpp_extension.BuildExtension",
         "torch.hub.os.system",
         "capsule_sweeps.train.train",
-        "capsule_sweeps.store.os.system",
-        "capsule_sweeps.store.Path",
+        "capsule_sweeps.runs.run.os.system",
+        "capsule_sweeps.runs.run.Path",
         "capsule_sweeps.pool.Worker",
         "capsule_sweeps.launcher.TemporaryDirectory",
         "capsule_sweeps.worker.main",

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from capsule_sweeps.files import write_json
-from capsule_sweeps.selection import find_run, select
-from capsule_sweeps.store import Run, columns, science
+from capsule_sweeps.runs.files import write_json
+from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.select import find_run, select
+from capsule_sweeps.runs.signature import columns, science
 
 LR = ("0.1", "0.05")
 

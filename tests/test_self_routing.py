@@ -9,7 +9,7 @@ from routed_layers import DIGITS, SHAPES, check_gradients, make_layer, randomise
 
 from capsule_sweeps import compose_config, load_runs
 from capsule_sweeps.routing.self_routing import SelfRouting
-from capsule_sweeps.store import columns
+from capsule_sweeps.runs.signature import columns
 
 
 def make_self_routing(layer, norm="none") -> SelfRouting:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from capsule_sweeps.files import write_json
+from capsule_sweeps.runs.files import write_json
+from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.signature import columns, science
 from capsule_sweeps.show import sparkline
-from capsule_sweeps.store import Run, columns, science
 
 
 def make_run(config, **changes) -> Run:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from capsule_sweeps.signals import SIGNALS, stop_signals
+from capsule_sweeps.runs.signals import SIGNALS, stop_signals
 
 
 def until(holds):
@@ -38,7 +38,7 @@ def test_the_second_ctrl_c_interrupts_at_once() -> None:
 PROGRAM = """
 import os, signal, subprocess, sys, threading, time
 threading.Thread(target=time.sleep, args=(5,), daemon=True).start()  # from before: it does not block the signals
-from capsule_sweeps.signals import stop_signals
+from capsule_sweeps.runs.signals import stop_signals
 with stop_signals() as stop:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5); print('compiled')"])
     print("ready", flush=True)

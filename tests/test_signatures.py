@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from capsule_sweeps.config.compose import compose_config
-from capsule_sweeps.store import science, signature
+from capsule_sweeps.runs.signature import science, signature
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 SIGNATURES = json.loads((GOLDEN / "signatures.json").read_text())

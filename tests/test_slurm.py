@@ -18,7 +18,7 @@ import pytest
 from slurm_cluster import MAX_ARRAY_SIZE, Cluster, missing
 
 from capsule_sweeps import load_runs, slurm
-from capsule_sweeps.store import Run
+from capsule_sweeps.runs.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = missing("slurmctld", "slurmd", "sbatch", "srun")

@@ -17,9 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from capsule_sweeps import compose_config, files, load_runs, owner, store
-from capsule_sweeps.files import write_atomic
-from capsule_sweeps.store import Busy, Run, columns, find_runs, science, signature
+from capsule_sweeps import compose_config, load_runs
+from capsule_sweeps.runs import files
+from capsule_sweeps.runs import lock as owner
+from capsule_sweeps.runs import run as store
+from capsule_sweeps.runs.files import write_atomic
+from capsule_sweeps.runs.run import Busy, Run, find_runs
+from capsule_sweeps.runs.signature import columns, science, signature
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -145,7 +149,7 @@ def test_one_number_written_in_two_ways_is_one_run() -> None:
 
 def test_signature_is_the_same_in_every_process() -> None:
     code = (
-        "from capsule_sweeps.store import *; from capsule_sweeps import compose_config; "
+        "from capsule_sweeps.runs.run import *; from capsule_sweeps import compose_config; "
         "print(signature(science(compose_config(['seed=3']))))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(ROOT)}
@@ -215,7 +219,7 @@ def test_group_is_shared_by_seeds_only() -> None:
 CLAIMING = """
 import sys, time
 from pathlib import Path
-from capsule_sweeps.store import Run
+from capsule_sweeps.runs.run import Run
 with Run(Path(sys.argv[1])).claim():
     print("claimed", flush=True)
     time.sleep(600)
@@ -337,7 +341,7 @@ RACING = """
 import sys, time
 from contextlib import ExitStack
 from pathlib import Path
-from capsule_sweeps.store import Busy, Run
+from capsule_sweeps.runs.run import Busy, Run
 folder, start, rounds = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 print("ready", flush=True)
 while not start.exists():

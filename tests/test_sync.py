@@ -11,7 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from capsule_sweeps import compose_config
-from capsule_sweeps.store import columns
+from capsule_sweeps.runs.signature import columns
 from capsule_sweeps.sync import _spans
 
 ROOT = Path(__file__).resolve().parents[1]

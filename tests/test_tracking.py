@@ -19,7 +19,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from capsule_sweeps import tracking
-from capsule_sweeps.store import Run, columns
+from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.signature import columns
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,7 +11,6 @@ it; it is taken away when the run finishes, fails or is cancelled, and means not
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -27,10 +26,9 @@ from uuid import uuid4
 
 from omegaconf import DictConfig, OmegaConf
 
-from capsule_sweeps.config.moved import FIRST_SPELLING
-from capsule_sweeps.config.schema import Dataset, Training, unsigned
-from capsule_sweeps.files import read_json, write_json
-from capsule_sweeps.owner import alive, describe, owner
+from capsule_sweeps.runs.files import read_json, write_json
+from capsule_sweeps.runs.lock import alive, describe, owner
+from capsule_sweeps.runs.signature import NEUTRAL, science
 from capsule_sweeps.slurm import is_active
 
 log = logging.getLogger(__name__)
@@ -48,103 +46,9 @@ RECORD_TYPES: dict[str, Any] = {  # of what planning and resuming read in run.js
     "imported": dict,
 }
 
-# Fields that were added after runs existed, with the value that means "as before": at that value they are not signed.
-NEUTRAL: dict[str, Any] = {
-    "model.routing.norm": "layer",
-    "model.head": "shared",
-    "model.capsules.interleaved": False,
-    "training.loss": "cross_entropy",
-    "training.lr_schedule": "steps",
-    "training.warmup": 0,
-    "training.nesterov": False,
-    "training.label_smoothing": 0,
-    "training.ema": None,
-    "dataset.base": None,
-    "dataset.labels_per_image": 1,
-    "dataset.affine_test": False,
-    "dataset.test_shift": 0,
-    "dataset.test_rotation": 0,
-}
-
 
 class Busy(Exception):
     """Somebody else works in this run folder now."""
-
-
-def science(config: DictConfig) -> dict[str, Any]:
-    """Everything in a checked config that can change a run's numbers, flat with dotted keys, and nothing else.
-
-    Names are for people (`build` never sees them), except the dataset's, which says what is read.
-    """
-    signed = {
-        "model": OmegaConf.to_container(config.model),
-        "dataset": {key: value for key, value in config.dataset.items() if key not in unsigned(Dataset)},
-        "training": {key: value for key, value in config.training.items() if key not in unsigned(Training)},
-        "seed": config.seed,
-    }
-    flat = {
-        key: FIRST_SPELLING.get(value, value) if key.endswith("_target_") else value for key, value in _flatten(signed)
-    }
-    return {
-        key: value
-        for key, value in flat.items()
-        if not (key.endswith(".name") and key != "dataset.name") and not (key in NEUTRAL and value == NEUTRAL[key])
-    }
-
-
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and leaves; lists are leaves unless they hold dicts. Whole floats become ints: 1 and 1.0 are one."""
-    if OmegaConf.is_config(value):
-        value = OmegaConf.to_container(value)
-    if isinstance(value, dict) and value:
-        entries = list(value.items())
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        entries = list(enumerate(value))
-    else:
-        yield prefix, [_plain(item) for item in value] if isinstance(value, list) else _plain(value)
-        return
-    for key, item in entries:
-        yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
-
-
-def _plain(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def signature(flat: dict[str, Any]) -> str:
-    """8 hex digits for a science dict."""
-    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def columns(config: DictConfig) -> dict[str, Any]:
-    """What tables show of a run and its config can tell. `group` is shared by runs that differ only in their seed."""
-    flat = science(config)
-    model = config.model
-    return {
-        "run": run_name(config, signature(flat)),
-        "signature": signature(flat),
-        "group": signature({key: value for key, value in flat.items() if key != "seed"}),
-        "dataset": config.dataset.name,
-        "model": model.get("name"),
-        "backbone": (model.get("backbone") or {}).get("name"),
-        "routing": (model.get("routing") or {}).get("name"),
-        "schedule": (model.get("routing") or {}).get("schedule"),
-        "num_routing": model.get("num_routing"),
-        "seed": config.seed,
-        "epochs": config.training.epochs,
-    }
-
-
-def run_name(config: DictConfig, identity: str, end: str | None = None) -> str:
-    """The folder's name: a readable part (`end` in place of the seed) and the signature, safe on every file system."""
-    model = config.model
-    parts = [config.dataset.name, model.get("name")]
-    parts += [model[key].get("name") for key in ("backbone", "routing") if key in model]
-    parts += [f"r{model.num_routing}"] if "num_routing" in model else []
-    readable = re.sub(r"[^A-Za-z0-9_.+-]", "_", "-".join([*map(str, parts), end or f"s{config.seed}"])).lstrip(".-")[
-        :120
-    ]
-    return f"{readable}-{identity}"
 
 
 def check_runs_dir(runs_dir: Path) -> None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from capsule_sweeps.files import read_json
+from capsule_sweeps.runs.files import read_json
 
 STALE_SECONDS = 120.0
 

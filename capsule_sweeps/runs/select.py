@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from capsule_sweeps.files import read_json
 from capsule_sweeps.results import load_runs
-from capsule_sweeps.store import Run
+from capsule_sweeps.runs.files import read_json
+from capsule_sweeps.runs.run import Run
 
 
 def select(runs_dir: Path, words: Sequence[str], imported: bool = False) -> pd.DataFrame:

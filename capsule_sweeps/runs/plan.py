@@ -17,8 +17,9 @@ from rich.table import Table
 
 from capsule_sweeps.config.check import check, without_hydra
 from capsule_sweeps.progress import console, plain_text
-from capsule_sweeps.provenance import changed_code
-from capsule_sweeps.store import Run, find_runs, run_name, science, signature
+from capsule_sweeps.runs.provenance import changed_code
+from capsule_sweeps.runs.run import Run, find_runs
+from capsule_sweeps.runs.signature import run_name, science, signature
 
 RETRY = ("all", "oom", "nan", "none")
 

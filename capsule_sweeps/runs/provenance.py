@@ -15,10 +15,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from capsule_sweeps.files import read_json
-from capsule_sweeps.owner import slurm_job
+from capsule_sweeps.runs.files import read_json
+from capsule_sweeps.runs.lock import slurm_job
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MANIFEST = "MANIFEST.json"  # in the root of a snapshot: its files with their hashes, the commit, the patch to it
 SUBMISSION = "CAPSULE_SWEEPS_SUBMISSION"  # the environment variable in which a SLURM job finds its submission's name
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "wandb", "submitit")

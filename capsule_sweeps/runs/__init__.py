@@ -1,0 +1,1 @@
+"""The ledger: run folders, locks, signatures, plans. Imports no torch."""
