@@ -77,7 +77,7 @@ def data(config: DictConfig) -> str:
 def device(config: DictConfig) -> str:
     import torch
 
-    from capsule_sweeps.train import choose_device
+    from capsule_sweeps.training.execution import choose_device
 
     chosen = choose_device(config.device)
     if chosen.type == "cuda":
@@ -92,7 +92,7 @@ def step(config: DictConfig) -> str:
     import torch
 
     from capsule_sweeps.networks.build import build_model
-    from capsule_sweeps.train import choose_device
+    from capsule_sweeps.training.execution import choose_device
 
     chosen = choose_device(config.device)
     eager = config.copy()

@@ -25,12 +25,13 @@ from capsule_sweeps.config.compose import compose_config, forced
 from capsule_sweeps.data.augment import normalize
 from capsule_sweeps.data.load import Data, load_data
 from capsule_sweeps.inside import load_checkpoint
-from capsule_sweeps.losses import LOSSES
 from capsule_sweeps.progress import bar
 from capsule_sweeps.results import RULES, render
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.select import find_run
-from capsule_sweeps.train import EVAL_BATCH, choose_device, num_correct
+from capsule_sweeps.training.evaluation import EVAL_BATCH, num_correct
+from capsule_sweeps.training.execution import choose_device
+from capsule_sweeps.training.losses import LOSSES
 
 NUM_BINS = 15
 DOUBT = 1.0  # points between the accuracy of an imported file and ours

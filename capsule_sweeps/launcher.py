@@ -285,7 +285,7 @@ def preflight(plan: Sequence[Point], devices: bool = True) -> None:
 
     from capsule_sweeps.data.load import load_data
     from capsule_sweeps.networks.build import build_model
-    from capsule_sweeps.train import choose_device
+    from capsule_sweeps.training.execution import choose_device
 
     configs = [point.config for point in plan if point.to_do]
     for runs_dir in {str(config.runs_dir) for config in configs}:
@@ -321,7 +321,7 @@ def _distinct(configs: Sequence[DictConfig], *keys: str) -> list[DictConfig]:
 
 def run_here(todo: Sequence[Point], sweep: str, stop: Stop) -> None:
     """One run after the other; what ends one leaves the others alone, except a signal."""
-    from capsule_sweeps.train import train
+    from capsule_sweeps.training.train import train
 
     with Display() as display:
         for point in todo:

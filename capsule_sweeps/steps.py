@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from capsule_sweeps.config.build import build
 from capsule_sweeps.networks.build import build_model
-from capsule_sweeps.train import choose_device
+from capsule_sweeps.training.execution import choose_device
 
 MEMORY_ENV = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # freed memory leaves the process
 

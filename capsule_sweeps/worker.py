@@ -52,7 +52,7 @@ def main() -> int:
         threading.Thread(target=stop_with_parent, daemon=True).start()
         import torch
 
-        from capsule_sweeps.train import train
+        from capsule_sweeps.training.train import train
 
         torch.set_num_threads(task["threads"])
         try:

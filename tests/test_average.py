@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from capsule_sweeps import build_model, load_runs
-from capsule_sweeps.average import Average
 from capsule_sweeps.data.load import load_data
-from capsule_sweeps.train import check_evaluation, evaluate
+from capsule_sweeps.training.ema import Average
+from capsule_sweeps.training.evaluation import evaluate
+from capsule_sweeps.training.train import check_evaluation
 
 BATCHES = 5  # of an epoch of the tiny run
 

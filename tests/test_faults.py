@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from capsule_sweeps import load_runs, train
+from capsule_sweeps import load_runs
 from capsule_sweeps.runs import run as store
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns
+from capsule_sweeps.training import train
 
 pytestmark = pytest.mark.slow  # seconds each, minutes together: make test stays short
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from capsule_sweeps import compose_config
-from capsule_sweeps.learning_rate import learning_rate
 from capsule_sweeps.runs.signature import columns, science
+from capsule_sweeps.training.learning_rate import learning_rate
 
 BATCHES = 5  # of an epoch of the tiny run
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck
 
 from capsule_sweeps import compose_config
-from capsule_sweeps.losses import LOSSES, cross_entropy, margin, spread
 from capsule_sweeps.runs.signature import columns, science
+from capsule_sweeps.training.losses import LOSSES, cross_entropy, margin, spread
 
 LOGITS = torch.tensor([[0.3, -2.0, 1.5], [4.0, 0.0, -1.0], [-3.0, -3.5, -4.0]], dtype=torch.float64)
 LABELS = torch.tensor([2, 0, 1])

@@ -96,7 +96,7 @@ def handler(mark: Path) -> dict[str, object]:
         "torch.multiprocessing.Process",
         "torch.utils.cpp_extension.BuildExtension",
         "torch.hub.os.system",
-        "capsule_sweeps.train.train",
+        "capsule_sweeps.training.train.train",
         "capsule_sweeps.runs.run.os.system",
         "capsule_sweeps.runs.run.Path",
         "capsule_sweeps.pool.Worker",

@@ -20,14 +20,10 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 
-from capsule_sweeps.average import Average
 from capsule_sweeps.data.augment import augment, normalize
-from capsule_sweeps.data.load import Data, load_data
-from capsule_sweeps.data.split import Split
-from capsule_sweeps.learning_rate import learning_rate
-from capsule_sweeps.losses import LOSSES
+from capsule_sweeps.data.load import load_data
 from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.progress import Observer
 from capsule_sweeps.routing.compiled import decide
@@ -37,10 +33,14 @@ from capsule_sweeps.runs.run import Claim, Run
 from capsule_sweeps.runs.signals import Interrupted, Stop
 from capsule_sweeps.runs.signature import columns, science
 from capsule_sweeps.tracking import tracker, wandb_id
+from capsule_sweeps.training.checkpoint import damaged, keep_rows, read_checkpoint
+from capsule_sweeps.training.ema import Average
+from capsule_sweeps.training.evaluation import evaluate, num_correct, summarize
+from capsule_sweeps.training.execution import choose_device, num_threads, settle
+from capsule_sweeps.training.learning_rate import learning_rate
+from capsule_sweeps.training.losses import LOSSES
 
 log = logging.getLogger(__name__)
-
-EVAL_BATCH = 256
 READ_EVERY = {"cpu": 1}  # batches; elsewhere 50, for reading a number from a GPU makes the program wait for it
 
 
@@ -211,78 +211,9 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     return summary
 
 
-def summarize(rows: list[dict[str, Any]], parameters: int) -> dict[str, Any]:
-    """Test accuracy under each selection rule: of the last epoch, the best epoch by test, the best by validation, and
-    of the averaged weights in the last epoch. A rule without what it needs has None."""
-    best_test = max(rows, key=lambda row: row["test_accuracy"])
-    best_val = max(rows, key=lambda row: row["val_accuracy"]) if "val_accuracy" in rows[0] else None
-    return {
-        "accuracy_last": rows[-1]["test_accuracy"],
-        "accuracy_ema_last": rows[-1].get("ema_test_accuracy"),
-        "accuracy_best_test": best_test["test_accuracy"],
-        "accuracy_best_val": best_val["test_accuracy"] if best_val else None,
-        "epoch_best_test": best_test["epoch"],
-        "epoch_best_val": best_val["epoch"] if best_val else None,
-        "parameters": parameters,
-        "seconds": sum(row["seconds"] for row in rows),
-    }
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, data: Data, split: Split, config: DictConfig) -> tuple[float, float]:
-    """Mean loss and accuracy on a split of some data, in evaluation mode."""
-    model.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=split.labels.device)
-    correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
-    for first in range(0, len(split.labels), EVAL_BATCH):
-        labels = split.labels[first : first + EVAL_BATCH]
-        images = normalize(split.images[first : first + EVAL_BATCH], *data.normalization)
-        with torch.autocast(labels.device.type, torch.bfloat16, enabled=config.training.amp == "bf16"):
-            logits = model(images)
-        loss += LOSSES[config.training.loss](logits.float(), labels, 1.0, "sum")
-        correct += num_correct(logits, labels)
-    return float(loss) / len(split.labels), int(correct) / len(split.labels)
-
-
-def num_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many images are named rightly; of an image with L labels (B, L) all must be, by the L largest logits."""
-    if labels.ndim == 1:
-        return (logits.argmax(1) == labels).sum()
-    named = logits.topk(labels.shape[1]).indices
-    return (named.sort().values == labels.sort().values).all(1).sum()
-
-
 def mix(*numbers: int) -> int:
     """A seed that follows from some numbers and looks like none of them."""
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8]) >> 1
-
-
-def choose_device(asked: str, before: str | None = None) -> torch.device:
-    """The device for `auto` (that of earlier attempts, else the best there is) or the one asked for.
-
-    Raises ValueError when this machine does not have it.
-    """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if asked == "auto":
-        asked = before if before and there.get(before) else next(name for name, present in there.items() if present)
-    device = torch.device(asked)
-    if not there[device.type] or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
-        present = ", ".join(name for name, present in there.items() if present)
-        raise ValueError(f"device={asked} is not there; this machine has {present} (or say device=auto)")
-    return device
-
-
-def settle(wanted: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
-    """How the run is executed: as in its first attempt, for only then are its bits the same."""
-    if before is None:
-        return wanted
-    known = [key for key in wanted.keys() & before.keys() if key != "device" and type(before[key]) is type(wanted[key])]
-    kept = {**wanted, **{key: before[key] for key in known}}
-    if kept["device"] != before.get("device"):
-        log.warning(
-            "the run began on %s and goes on on %s: its last bits may differ", before.get("device"), kept["device"]
-        )
-    return kept
 
 
 def check_finite(losses: Tensor, epoch: int, num_batches: int) -> None:
@@ -303,41 +234,6 @@ def check_evaluation(row: dict[str, Any], steps: int) -> None:
             raise FloatingPointError(
                 f"the {name} is {row[name]} after step {steps} (epoch {row['epoch']}); a smaller training.lr may help"
             )
-
-
-def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """A checkpoint's content. Raises ValueError that names the file when it is damaged."""
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
-        raise ValueError(damaged(path, error)) from error
-    if not isinstance(content, dict):
-        raise ValueError(damaged(path, TypeError("not a dict")))
-    return content
-
-
-def damaged(path: Path, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:200]
-    return f"{path} is damaged ({reason}); remove it and the run starts anew"
-
-
-def keep_rows(path: Path, epochs: int) -> list[dict[str, Any]]:
-    """The metrics of the epochs that the checkpoint knows; what was written after it is dropped from the file.
-
-    Raises ValueError when one of them is missing or damaged.
-    """
-    lines = path.read_text().splitlines() if path.exists() else []
-    try:
-        rows = [json.loads(line) for line in lines[:epochs]]
-        if [row["epoch"] for row in rows] != list(range(1, epochs + 1)):
-            raise ValueError(f"it has {len(rows)} epochs, the checkpoint beside it {epochs}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); remove the checkpoint beside it and the run starts anew"
-        ) from error
-    if len(lines) > epochs:
-        write_atomic(path, "".join(line + "\n" for line in lines[:epochs]).encode())
-    return rows
 
 
 @contextmanager
@@ -364,17 +260,6 @@ def failure(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return "oom"
     return "nan" if isinstance(error, FloatingPointError) else "other"
-
-
-@contextmanager
-def num_threads(number: int) -> Iterator[None]:
-    """While open, torch uses so many threads; a run that follows in this process is not touched by it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

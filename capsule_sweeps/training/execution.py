@@ -1,0 +1,51 @@
+"""Device and threads of a run: what changes its last bits at most."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+log = logging.getLogger(__name__)
+
+
+def choose_device(asked: str, before: str | None = None) -> torch.device:
+    """The device for `auto` (that of earlier attempts, else the best there is) or the one asked for.
+
+    Raises ValueError when this machine does not have it.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked == "auto":
+        asked = before if before and there.get(before) else next(name for name, present in there.items() if present)
+    device = torch.device(asked)
+    if not there[device.type] or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        present = ", ".join(name for name, present in there.items() if present)
+        raise ValueError(f"device={asked} is not there; this machine has {present} (or say device=auto)")
+    return device
+
+
+def settle(wanted: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
+    """How the run is executed: as in its first attempt, for only then are its bits the same."""
+    if before is None:
+        return wanted
+    known = [key for key in wanted.keys() & before.keys() if key != "device" and type(before[key]) is type(wanted[key])]
+    kept = {**wanted, **{key: before[key] for key in known}}
+    if kept["device"] != before.get("device"):
+        log.warning(
+            "the run began on %s and goes on on %s: its last bits may differ", before.get("device"), kept["device"]
+        )
+    return kept
+
+
+@contextmanager
+def num_threads(number: int) -> Iterator[None]:
+    """While open, torch uses so many threads; a run that follows in this process is not touched by it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
