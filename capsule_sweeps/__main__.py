@@ -265,7 +265,7 @@ def sync(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.results import render
     from capsule_sweeps.runs.run import Run
     from capsule_sweeps.runs.select import select
-    from capsule_sweeps.sync import sync as send
+    from capsule_sweeps.tracking.wandb_sync import sync as send
 
     runs = select(arguments.runs_dir, arguments.runs)
     rows = []
@@ -282,7 +282,7 @@ def sync(arguments: argparse.Namespace) -> None:
 
 
 def dashboard(arguments: argparse.Namespace) -> None:
-    from capsule_sweeps.dashboard import make_dashboard
+    from capsule_sweeps.tracking.wandb_dashboard import make_dashboard
 
     for name, url in make_dashboard(arguments.entity, arguments.project, arguments.sweep, arguments.rule).items():
         print(f"{name}: {url}")

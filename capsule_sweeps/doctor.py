@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from capsule_sweeps.runs.run import check_runs_dir
-from capsule_sweeps.tracking import reachable
+from capsule_sweeps.tracking.wandb import reachable
 
 FREE_GIB = 5
 

@@ -33,7 +33,7 @@ from capsule_sweeps.runs.plan import Point, Policy, compose_points, make_plan, s
 from capsule_sweeps.runs.run import Busy, check_runs_dir
 from capsule_sweeps.runs.signals import Interrupted, Stop, stop_signals
 from capsule_sweeps.runs.signature import science, signature
-from capsule_sweeps.tracking import agent_id, choose_mode
+from capsule_sweeps.tracking.wandb import agent_id, choose_mode
 
 if TYPE_CHECKING:
     from capsule_sweeps.submit import Settings
@@ -263,7 +263,7 @@ def launch_on_slurm(
 
 def show_agent(plan: Sequence[Point]) -> None:
     """W&B's agent asked for a run that is finished: it gets its own copy in W&B, or would wait for it in vain."""
-    from capsule_sweeps.sync import show_finished
+    from capsule_sweeps.tracking.wandb_sync import show_finished
 
     choose_mode([point.config for point in plan])
     for point in plan:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from capsule_sweeps.dashboard import check_names, make_workspace
 from capsule_sweeps.runs.signature import columns
-from capsule_sweeps.tracking import METRICS, SUMMARY
+from capsule_sweeps.tracking.wandb import METRICS, SUMMARY
+from capsule_sweeps.tracking.wandb_dashboard import check_names, make_workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 

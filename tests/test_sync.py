@@ -12,13 +12,15 @@ from omegaconf import OmegaConf
 
 from capsule_sweeps import compose_config
 from capsule_sweeps.runs.signature import columns
-from capsule_sweeps.sync import _spans
+from capsule_sweeps.tracking.wandb_sync import _spans
 
 ROOT = Path(__file__).resolve().parents[1]
 WANDB = Path(sys.executable).with_name("wandb")
 STANDS_STILL = """
 import psutil
-from capsule_sweeps import __main__, sync, tracking
+from capsule_sweeps import __main__
+from capsule_sweeps.tracking import wandb_sync as sync
+from capsule_sweeps.tracking import wandb as tracking
 def end(patience):
     (service,) = [child for child in psutil.Process().children() if child.name().startswith("wandb-core")]
     service.suspend()
@@ -30,7 +32,8 @@ __main__.main()
 """
 LOST_ONCE = """
 import psutil
-from capsule_sweeps import __main__, sync
+from capsule_sweeps import __main__
+from capsule_sweeps.tracking import wandb_sync as sync
 send = sync.send
 def send_and_lose(*arguments):
     sync.send = send
@@ -42,7 +45,7 @@ __main__.main()
 """
 AGENT_STANDS_STILL = """
 import runpy, sys, psutil
-from capsule_sweeps import sync
+from capsule_sweeps.tracking import wandb_sync as sync
 send = sync.send
 def send_and_stop(*arguments):
     send(*arguments)

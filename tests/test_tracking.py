@@ -18,9 +18,9 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 
-from capsule_sweeps import tracking
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns
+from capsule_sweeps.tracking import wandb as tracking
 
 ROOT = Path(__file__).resolve().parents[1]
 

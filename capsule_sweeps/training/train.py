@@ -32,7 +32,7 @@ from capsule_sweeps.runs.provenance import provenance
 from capsule_sweeps.runs.run import Claim, Run
 from capsule_sweeps.runs.signals import Interrupted, Stop
 from capsule_sweeps.runs.signature import columns, science
-from capsule_sweeps.tracking import tracker, wandb_id
+from capsule_sweeps.tracking.wandb import tracker, wandb_id
 from capsule_sweeps.training.checkpoint import damaged, keep_rows, read_checkpoint
 from capsule_sweeps.training.ema import Average
 from capsule_sweeps.training.evaluation import evaluate, num_correct, summarize

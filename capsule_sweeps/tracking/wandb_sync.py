@@ -19,7 +19,7 @@ from capsule_sweeps.config.check import check
 from capsule_sweeps.runs.files import read_json
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.show import read_metrics
-from capsule_sweeps.tracking import SUMMARY, Tracker, agent_id, aside, end_service, init, obstacle, wandb_id
+from capsule_sweeps.tracking.wandb import SUMMARY, Tracker, agent_id, aside, end_service, init, obstacle, wandb_id
 
 FINISH_SECONDS = 120.0
 LOOK_AGAIN = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds; what has arrived is not always shown at once

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from capsule_sweeps.tracking import FINISH_SECONDS, METRICS, SUMMARY, end_service, obstacle
+from capsule_sweeps.tracking.wandb import FINISH_SECONDS, METRICS, SUMMARY, end_service, obstacle
 
 COLUMNS = ("dataset", "backbone", "routing", "schedule", "num_routing", "seed")  # of the config
 CURVES = ("test_accuracy", "train_loss")

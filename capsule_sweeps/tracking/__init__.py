@@ -1,0 +1,1 @@
+"""Mirrors of runs: a file per conf/tracking/*.yaml. The run folder stays the truth."""
