@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from capsule_sweeps.launcher import launch_one
+from capsule_sweeps.launchers.hydra import launch_one
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

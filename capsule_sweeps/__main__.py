@@ -134,10 +134,10 @@ def main() -> None:
 
 
 def status(arguments: argparse.Namespace) -> None:
+    from capsule_sweeps.launchers.slurm.where import whereabouts
     from capsule_sweeps.progress import console
     from capsule_sweeps.results import render
     from capsule_sweeps.runs.select import select
-    from capsule_sweeps.whereabouts import whereabouts
 
     while True:
         runs = select(arguments.runs_dir, arguments.runs, imported=True)
@@ -212,7 +212,7 @@ def why(arguments: argparse.Namespace) -> None:
 def cancel(arguments: argparse.Namespace) -> None:
     import pandas as pd
 
-    from capsule_sweeps import control
+    from capsule_sweeps.launchers import retry as control
     from capsule_sweeps.results import render
     from capsule_sweeps.runs.select import select
 
@@ -224,7 +224,7 @@ def cancel(arguments: argparse.Namespace) -> None:
 
 
 def retry(arguments: argparse.Namespace) -> None:
-    from capsule_sweeps import control
+    from capsule_sweeps.launchers import retry as control
     from capsule_sweeps.results import render, runs_frame
     from capsule_sweeps.runs.run import Run
     from capsule_sweeps.runs.select import select
@@ -242,7 +242,7 @@ def retry(arguments: argparse.Namespace) -> None:
 def collect(arguments: argparse.Namespace) -> None:
     import pandas as pd
 
-    from capsule_sweeps import control
+    from capsule_sweeps.launchers import retry as control
     from capsule_sweeps.results import render
     from capsule_sweeps.runs.select import select
 
@@ -344,16 +344,16 @@ def doctor(arguments: argparse.Namespace) -> None:
     import pandas as pd
 
     from capsule_sweeps.config.compose import compose_config, launcher_settings
-    from capsule_sweeps.doctor import examine
+    from capsule_sweeps.launchers.doctor import examine
     from capsule_sweeps.results import render
 
     overrides = [*arguments.overrides, *([f"runs_dir={arguments.runs_dir}"] if arguments.runs_dir else [])]
     config, launcher = compose_config(overrides), launcher_settings(overrides)
     checks = examine(config)
     if str(launcher.pop("_target_")).endswith("SlurmLauncher"):
-        from capsule_sweeps.cluster import examine_cluster
-        from capsule_sweeps.launcher import split_settings
-        from capsule_sweeps.submit import Settings
+        from capsule_sweeps.launchers.hydra import split_settings
+        from capsule_sweeps.launchers.slurm.check import examine_cluster
+        from capsule_sweeps.launchers.slurm.settings import Settings
 
         _, own = split_settings(launcher, {entry.name for entry in fields(Settings)})
         checks = chain(checks, examine_cluster(config, Settings(**own), arguments.submit))

@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
+from capsule_sweeps.launchers.slurm.where import slurm_log
 from capsule_sweeps.progress import plain_text
 from capsule_sweeps.results import load_runs, render, setting
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.whereabouts import slurm_log
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 NUM_RELATIVES = 5

@@ -1,6 +1,6 @@
 """Hydra looks for plugins in this package only; the classes live in capsule_sweeps.launcher."""
 
-from capsule_sweeps import launcher
+from capsule_sweeps.launchers import hydra as launcher
 
 
 class LocalLauncher(launcher.LocalLauncher): ...

@@ -103,7 +103,7 @@ def test_outside_services_have_one_owner(service, owners) -> None:
 
 def test_listing_planning_and_tabulating_import_no_torch(python, place) -> None:
     code = (
-        "import sys, capsule_sweeps, capsule_sweeps.results, capsule_sweeps.launcher, capsule_sweeps.runs.plan, "
+        "import sys, capsule_sweeps, capsule_sweeps.results, capsule_sweeps.launchers.hydra, capsule_sweeps.runs.plan, "
         "capsule_sweeps.__main__, capsule_sweeps.config, capsule_sweeps.runs.run, hydra_plugins.capsule_sweeps, "
         "capsule_sweeps.statistics, capsule_sweeps.published, capsule_sweeps.ablation\n"
         "capsule_sweeps.load_runs('runs'); capsule_sweeps.compose_config([])\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from capsule_sweeps import control
+from capsule_sweeps.launchers import retry as control
 from capsule_sweeps.runs import lock as owner
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run

@@ -19,8 +19,10 @@ from hydra.core.utils import JobStatus
 from hydra.plugins.sweeper import Sweeper
 
 import hydra_plugins
-from capsule_sweeps import launcher, load_runs, pool
-from capsule_sweeps.pool import Slot, make_slots
+from capsule_sweeps import load_runs
+from capsule_sweeps.launchers import hydra as launcher
+from capsule_sweeps.launchers import pool
+from capsule_sweeps.launchers.pool import Slot, make_slots
 from capsule_sweeps.runs import files
 from capsule_sweeps.runs import lock as owner
 from capsule_sweeps.runs import run as store
@@ -227,7 +229,7 @@ class Pool:
     def _children(self) -> list[psutil.Process]:
         try:
             children = psutil.Process(self.process.pid).children()
-            return [child for child in children if "capsule_sweeps.worker" in child.cmdline()]
+            return [child for child in children if "capsule_sweeps.launchers.worker" in child.cmdline()]
         except psutil.Error:
             return []
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from slurm_cluster import MAX_ARRAY_SIZE, Cluster, missing
 
-from capsule_sweeps import load_runs, slurm
+from capsule_sweeps import load_runs
+from capsule_sweeps.launchers.slurm import queue as slurm
 from capsule_sweeps.runs.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,7 +98,7 @@ def gpus_of_workers():
     """CUDA_VISIBLE_DEVICES of each process that trains a run now."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if b"capsule_sweeps.worker" in (process / "cmdline").read_bytes():
+            if b"capsule_sweeps.launchers.worker" in (process / "cmdline").read_bytes():
                 environment = (process / "environ").read_bytes().decode().split("\0")
                 yield from (text.partition("=")[2] for text in environment if text.startswith("CUDA_VISIBLE_DEVICES="))
 
@@ -445,7 +446,7 @@ def test_a_job_that_ends_before_its_run_starts_says_where_to_look(submit, cluste
 
 def test_another_launchers_ticket_is_left_alone(submit, python, tiny, cluster, runs, monkeypatch) -> None:
     """Two launchers plan the same run; the slower one is refused by SLURM and takes back what is its own only."""
-    from capsule_sweeps import submit as submitting
+    from capsule_sweeps.launchers.slurm import submit as submitting
 
     original = submitting.take_snapshot
 

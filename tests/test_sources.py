@@ -18,10 +18,10 @@ from capsule_sweeps.data import class_tree
 from capsule_sweeps.data.class_tree import measure_class_tree
 from capsule_sweeps.data.load import load_data, prepare
 from capsule_sweeps.data.sources import DIGIT_SIZE
+from capsule_sweeps.launchers.slurm.submit import enqueue
 from capsule_sweeps.runs.plan import Point
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns, science
-from capsule_sweeps.submit import enqueue
 
 
 def dataset_config(*overrides: str):

@@ -26,10 +26,10 @@ from uuid import uuid4
 
 from omegaconf import DictConfig, OmegaConf
 
+from capsule_sweeps.launchers.slurm.queue import is_active
 from capsule_sweeps.runs.files import read_json, write_json
 from capsule_sweeps.runs.lock import alive, describe, owner
 from capsule_sweeps.runs.signature import NEUTRAL, science
-from capsule_sweeps.slurm import is_active
 
 log = logging.getLogger(__name__)
 

@@ -14,13 +14,14 @@ from uuid import uuid4
 
 from omegaconf import DictConfig
 
-from capsule_sweeps import slurm
+from capsule_sweeps.launchers.slurm import queue as slurm
+from capsule_sweeps.launchers.slurm.settings import GRACE_SECONDS, Settings, minutes_of
+from capsule_sweeps.launchers.slurm.submit import Executor, remove
+from capsule_sweeps.launchers.snapshot import take_snapshot
 from capsule_sweeps.runs.files import read_json
 from capsule_sweeps.runs.plan import epoch_rates, like
 from capsule_sweeps.runs.run import find_runs
 from capsule_sweeps.runs.signature import science
-from capsule_sweeps.snapshot import take_snapshot
-from capsule_sweeps.submit import GRACE_SECONDS, Executor, Settings, minutes_of, remove
 
 PROBE_SECONDS = 180  # waiting for the probe to start and answer
 PROBE = """

@@ -17,16 +17,16 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from capsule_sweeps import slurm
 from capsule_sweeps.config.check import check
-from capsule_sweeps.pool import Slot, Worker, run_pool
+from capsule_sweeps.launchers.pool import Slot, Worker, run_pool
+from capsule_sweeps.launchers.slurm import queue as slurm
+from capsule_sweeps.launchers.snapshot import check_snapshot
 from capsule_sweeps.runs.files import read_json, write_atomic, write_json
 from capsule_sweeps.runs.lock import slurm_job
 from capsule_sweeps.runs.plan import Point
 from capsule_sweeps.runs.provenance import ROOT, code
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signals import Stop
-from capsule_sweeps.snapshot import check_snapshot
 
 log = logging.getLogger(__name__)
 

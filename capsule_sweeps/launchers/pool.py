@@ -18,12 +18,12 @@ from typing import IO, Any
 
 from omegaconf import OmegaConf
 
+from capsule_sweeps.launchers.worker import BUSY
 from capsule_sweeps.progress import PoolDisplay
 from capsule_sweeps.runs.plan import Point
 from capsule_sweeps.runs.provenance import ROOT
 from capsule_sweeps.runs.run import Busy
 from capsule_sweeps.runs.signals import Stop
-from capsule_sweeps.worker import BUSY
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Worker:
         if slot.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "capsule_sweeps.worker"],
+            [sys.executable, "-m", "capsule_sweeps.launchers.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

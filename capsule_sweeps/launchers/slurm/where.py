@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from capsule_sweeps import slurm
+from capsule_sweeps.launchers.slurm import queue as slurm
 from capsule_sweeps.runs.run import Run
 
 

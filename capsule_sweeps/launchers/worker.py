@@ -1,4 +1,4 @@
-"""One run in a process of its own: `python -m capsule_sweeps.worker`, started by the pool.
+"""One run in a process of its own: `python -m capsule_sweeps.launchers.worker`, started by the pool.
 
 Reads one line of JSON from its standard input (config, folder, submission, sweep, threads) and writes progress as
 lines of JSON. When the input ends its parent is gone: it saves and stops. Exit code 0 finished, 1 failed, 75 in use,

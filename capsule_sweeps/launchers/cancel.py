@@ -1,0 +1,48 @@
+"""Ask runs to save and stop, here, in a pool or in a queue."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from capsule_sweeps.launchers.slurm import queue as slurm
+from capsule_sweeps.runs.lock import living_elsewhere, process_here
+from capsule_sweeps.runs.run import Run
+
+
+def cancel(runs_dir: Path, runs: pd.DataFrame, sweeps: Sequence[str]) -> list[str]:
+    """Ask running runs to save and stop, and the launchers of these sweeps to start no more. Says what it did.
+
+    Queued runs are taken out of the queue; jobs that go on, for other runs, find nothing to do for them.
+    """
+    said = []
+    for name in sweeps:
+        pid = process_here(runs_dir / ".sweeps" / f"{name}.json")
+        if pid is not None and pid != os.getpid():
+            try:
+                os.kill(pid, signal.SIGTERM)
+            except OSError as error:
+                raise ValueError(f"{name}: its launcher, process {pid}, cannot be told ({error.strerror})") from error
+            said.append(f"{name}: its launcher (process {pid}) was asked to save and stop")
+        elif pid is None and (host := living_elsewhere(runs_dir / ".sweeps" / f"{name}.json")):
+            said.append(f"{name}: its launcher may run on {host}, out of reach from here; cancel it there")
+    emptied = set()
+    for name in runs.run[runs.state.isin(["queued", "running"])]:
+        run = Run(runs_dir / name)
+        emptied.add(run.ticket().get("submission"))
+        run.dequeue()
+        if run.request_cancel():  # a job may have begun with it since we looked
+            said.append(f"{name}: asked to save and stop; it is interrupted in a moment, the same command goes on")
+        else:
+            said.append(f"{name}: taken out of the queue")
+    left = {Run(path.parent).ticket().get("submission") for path in runs_dir.glob("*/queued.json")}
+    for submission in emptied - left - {None}:
+        if slurm.cancel(str(submission), "--state=PENDING"):
+            said.append(f"{submission}: nothing is left to do; its jobs that have not started were cancelled in SLURM")
+        else:
+            said.append(f"{submission}: SLURM does not answer here; its jobs find nothing to do and end by themselves")
+    return said or ["nothing to cancel: none of these runs is running or queued"]

@@ -1,0 +1,1 @@
+"""SLURM, which no other room knows."""
