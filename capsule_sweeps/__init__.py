@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from capsule_sweeps.config.compose import compose_config
     from capsule_sweeps.networks.build import build_model
     from capsule_sweeps.networks.published_weights import load_published_weights
-    from capsule_sweeps.results import load_runs
+    from capsule_sweeps.runs.frame import load_runs
 
 __all__ = ["build_model", "compose_config", "load_published_weights", "load_runs"]
 

@@ -136,7 +136,7 @@ def main() -> None:
 def status(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.launchers.slurm.where import whereabouts
     from capsule_sweeps.progress import console
-    from capsule_sweeps.results import render
+    from capsule_sweeps.results.render import render
     from capsule_sweeps.runs.select import select
 
     while True:
@@ -155,7 +155,8 @@ def status(arguments: argparse.Namespace) -> None:
 
 
 def results(arguments: argparse.Namespace) -> None:
-    from capsule_sweeps.results import accuracy_table, notes, render
+    from capsule_sweeps.results.render import render
+    from capsule_sweeps.results.tables import accuracy_table, notes
     from capsule_sweeps.runs.select import select
 
     if arguments.figure and not arguments.ablation:
@@ -166,21 +167,22 @@ def results(arguments: argparse.Namespace) -> None:
     if not arguments.ablation:
         print(render(accuracy_table(runs, rule), arguments.format, title="Results", note=notes(runs, rule)))
         return
-    from capsule_sweeps.ablation import ablation_notes, ablation_table
+    from capsule_sweeps.results.ablation import ablation_notes, ablation_table
 
     table = ablation_table(runs, rule)
     note = ablation_notes(table, runs, rule)
     print(render(table, arguments.format, title="Ablations", note=note))
     if arguments.figure:
-        from capsule_sweeps.figures import forest_plot, save_as
+        from capsule_sweeps.results.figures import forest_plot, save_as
 
         written = save_as(forest_plot(table), arguments.figure)
         print(f"wrote {written[0]} and {written[1]}", file=sys.stderr)
 
 
 def published(arguments: argparse.Namespace) -> None:
-    from capsule_sweeps.published import NOTED, published_notes, published_table, read_cells
-    from capsule_sweeps.results import load_runs, render
+    from capsule_sweeps.results.published import NOTED, published_notes, published_table, read_cells
+    from capsule_sweeps.results.render import render
+    from capsule_sweeps.runs.frame import load_runs
     from capsule_sweeps.runs.select import select
 
     cells = read_cells(arguments.published)
@@ -196,15 +198,15 @@ def published(arguments: argparse.Namespace) -> None:
 
 
 def show(arguments: argparse.Namespace) -> None:
+    from capsule_sweeps.results.show import show as show_run
     from capsule_sweeps.runs.select import find_run
-    from capsule_sweeps.show import show as show_run
 
     print(show_run(find_run(arguments.runs_dir, arguments.run), arguments.format))
 
 
 def why(arguments: argparse.Namespace) -> None:
+    from capsule_sweeps.results.show import why as explain
     from capsule_sweeps.runs.select import find_run
-    from capsule_sweeps.show import why as explain
 
     print(explain(find_run(arguments.runs_dir, arguments.run), arguments.format))
 
@@ -213,7 +215,7 @@ def cancel(arguments: argparse.Namespace) -> None:
     import pandas as pd
 
     from capsule_sweeps.launchers import retry as control
-    from capsule_sweeps.results import render
+    from capsule_sweeps.results.render import render
     from capsule_sweeps.runs.select import select
 
     if not arguments.runs:
@@ -225,7 +227,8 @@ def cancel(arguments: argparse.Namespace) -> None:
 
 def retry(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.launchers import retry as control
-    from capsule_sweeps.results import render, runs_frame
+    from capsule_sweeps.results.render import render
+    from capsule_sweeps.runs.frame import runs_frame
     from capsule_sweeps.runs.run import Run
     from capsule_sweeps.runs.select import select
 
@@ -243,7 +246,7 @@ def collect(arguments: argparse.Namespace) -> None:
     import pandas as pd
 
     from capsule_sweeps.launchers import retry as control
-    from capsule_sweeps.results import render
+    from capsule_sweeps.results.render import render
     from capsule_sweeps.runs.select import select
 
     names = set(select(arguments.runs_dir, arguments.runs).run)
@@ -262,7 +265,7 @@ def collect(arguments: argparse.Namespace) -> None:
 def sync(arguments: argparse.Namespace) -> None:
     import pandas as pd
 
-    from capsule_sweeps.results import render
+    from capsule_sweeps.results.render import render
     from capsule_sweeps.runs.run import Run
     from capsule_sweeps.runs.select import select
     from capsule_sweeps.tracking.wandb_sync import sync as send
@@ -289,7 +292,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    from capsule_sweeps.report import write_report
+    from capsule_sweeps.results.report import write_report
     from capsule_sweeps.runs.select import select
 
     write_report(arguments.runs_dir, select(arguments.runs_dir, arguments.runs), arguments.rule, arguments.out)
@@ -301,7 +304,7 @@ def prepare_data(arguments: argparse.Namespace) -> None:
 
     from capsule_sweeps.config.compose import compose_config, sweep_points
     from capsule_sweeps.data.load import load_data
-    from capsule_sweeps.results import render
+    from capsule_sweeps.results.render import render
 
     rows = []
     for point in sweep_points(arguments.overrides):
@@ -345,7 +348,7 @@ def doctor(arguments: argparse.Namespace) -> None:
 
     from capsule_sweeps.config.compose import compose_config, launcher_settings
     from capsule_sweeps.launchers.doctor import examine
-    from capsule_sweeps.results import render
+    from capsule_sweeps.results.render import render
 
     overrides = [*arguments.overrides, *([f"runs_dir={arguments.runs_dir}"] if arguments.runs_dir else [])]
     config, launcher = compose_config(overrides), launcher_settings(overrides)

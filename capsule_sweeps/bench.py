@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def bench(arguments: argparse.Namespace) -> str:
     """The text that the command prints. Raises ValueError for overrides or a checkout that cannot be."""
-    from capsule_sweeps.results import render
+    from capsule_sweeps.results.render import render
 
     if arguments.repeats < 1:
         raise ValueError(f"--repeats={arguments.repeats} is out of range: it must be at least 1")

@@ -26,7 +26,8 @@ from capsule_sweeps.data.augment import normalize
 from capsule_sweeps.data.load import Data, load_data
 from capsule_sweeps.inside import load_checkpoint
 from capsule_sweeps.progress import bar
-from capsule_sweeps.results import RULES, render
+from capsule_sweeps.results.render import render
+from capsule_sweeps.results.tables import RULES
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.select import find_run
 from capsule_sweeps.training.evaluation import EVAL_BATCH, num_correct
@@ -71,7 +72,7 @@ def evaluate(arguments: argparse.Namespace) -> str:
         name = f"{run.folder.name}, average"
         found += [one._replace(weights="average") for one in evaluations(model, config, data, asked, name)]
     if arguments.figure:
-        from capsule_sweeps.figures import confusion_figure, save_as
+        from capsule_sweeps.results.figures import confusion_figure, save_as
 
         matrices = {_label(one): one.confusion for one in found if one.confusion is not None}
         if not matrices:

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from capsule_sweeps.figures import COLORS, COLUMN_WIDTH, MARKERS, STYLE
+from capsule_sweeps.results.figures import COLORS, COLUMN_WIDTH, MARKERS, STYLE
 
 IMAGES: dict[Any, Any] = {**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}
 

@@ -105,7 +105,7 @@ def test_listing_planning_and_tabulating_import_no_torch(python, place) -> None:
     code = (
         "import sys, capsule_sweeps, capsule_sweeps.results, capsule_sweeps.launchers.hydra, capsule_sweeps.runs.plan, "
         "capsule_sweeps.__main__, capsule_sweeps.config, capsule_sweeps.runs.run, hydra_plugins.capsule_sweeps, "
-        "capsule_sweeps.statistics, capsule_sweeps.published, capsule_sweeps.ablation\n"
+        "capsule_sweeps.results.intervals, capsule_sweeps.results.published, capsule_sweeps.results.ablation\n"
         "capsule_sweeps.load_runs('runs'); capsule_sweeps.compose_config([])\n"
         "heavy = {'torch', 'torchvision', 'wandb', 'scipy', 'sklearn', 'submitit', 'matplotlib'}\n"
         "print(sorted(heavy & set(sys.modules)))"

@@ -8,9 +8,9 @@ from synthetic import finished_run
 from torch import nn
 
 from capsule_sweeps import build_model, compose_config, load_runs
-from capsule_sweeps.ablation import ablation_table
 from capsule_sweeps.networks.backbones import BasicBlock
 from capsule_sweeps.networks.baselines import CNN, ResNet18
+from capsule_sweeps.results.ablation import ablation_table
 from capsule_sweeps.runs.signature import columns, science
 
 SIMPLE = {"name": "simple", "_target_": "capsule_sweeps.networks.backbones.Simple", "channels": 8}

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from capsule_sweeps import evaluate
 from capsule_sweeps.data.load import load_data
 from capsule_sweeps.evaluate import calibration_error, measure
-from capsule_sweeps.figures import COLUMN_WIDTH, confusion_figure
 from capsule_sweeps.inside import load_trained, watch
+from capsule_sweeps.results.figures import COLUMN_WIDTH, confusion_figure
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 
-from capsule_sweeps.figures import COLORS, accuracy_vs_num_routing, finished_runs, save, training_curves
+from capsule_sweeps.results.figures import COLORS, accuracy_vs_num_routing, finished_runs, save, training_curves
 
 TWO_SETS = {
     ("CIFAR10", 1): [0.9, 0.91, 0.95],
@@ -189,7 +189,7 @@ def test_files_are_a_column_wide_and_the_same_each_time(tmp_path: Path) -> None:
 def test_drawing_needs_neither_pyplot_nor_torch(tmp_path: Path) -> None:
     frame(TWO_SETS).to_pickle(tmp_path / "runs.pickle")
     program = (
-        "import sys, pandas; from capsule_sweeps.figures import accuracy_vs_num_routing, save;"
+        "import sys, pandas; from capsule_sweeps.results.figures import accuracy_vs_num_routing, save;"
         "save(accuracy_vs_num_routing(pandas.read_pickle('runs.pickle')), '.', 'plot');"
         "print({'matplotlib.pyplot', 'torch'} & set(sys.modules))"
     )

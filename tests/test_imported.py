@@ -19,7 +19,7 @@ from synthetic import finished_run
 from capsule_sweeps import compose_config, load_runs
 from capsule_sweeps.imported import capsule_settings, import_checkpoint, recognise
 from capsule_sweeps.inside import load_trained
-from capsule_sweeps.results import accuracy_table
+from capsule_sweeps.results.tables import accuracy_table
 from capsule_sweeps.runs.signature import science
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -171,7 +171,7 @@ def test_tables_leave_it_out_unless_asked(imported, capsule_sweeps) -> None:
 
 def test_published_tables_leave_it_out(place, runs) -> None:
     """An imported run of the very configuration of a published cell is none of our runs."""
-    from capsule_sweeps.published import published_table, read_cells
+    from capsule_sweeps.results.published import published_table, read_cells
 
     shapes = json.loads((GOLDEN / "resnet_keys.json").read_text())["CIFAR10"]
     net = {key: torch.zeros(shape) for key, shape in shapes.items()}

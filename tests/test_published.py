@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from synthetic import finished_run
 
 from capsule_sweeps import compose_config, load_runs
-from capsule_sweeps.published import PATH, SEEDS, Cell, published_table, read_cells, verdict
+from capsule_sweeps.results.intervals import summarize
+from capsule_sweeps.results.published import PATH, SEEDS, Cell, published_table, read_cells, verdict
 from capsule_sweeps.runs.signature import columns
-from capsule_sweeps.statistics import summarize
 
 ROOT = Path(__file__).resolve().parents[1]
 README = {  # (overrides, aggregate) → what the published README says

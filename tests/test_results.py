@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from capsule_sweeps import compose_config, load_runs
-from capsule_sweeps.results import RULES, accuracy_table, comparison_table, cost_table, notes, render, stale_note
+from capsule_sweeps.results.render import render
+from capsule_sweeps.results.tables import RULES, accuracy_table, comparison_table, cost_table, notes, stale_note
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns, science

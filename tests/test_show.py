@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from capsule_sweeps.results.show import sparkline
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns, science
-from capsule_sweeps.show import sparkline
 
 
 def make_run(config, **changes) -> Run:

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from capsule_sweeps.statistics import (
+from capsule_sweeps.results.intervals import (
     MOST_SEEDS,
     compare,
     half_width,

@@ -131,7 +131,9 @@ def run_here(todo: Sequence[Point], sweep: str, stop: Stop) -> None:
 
 def show_results(plan: Sequence[Point], rule: str) -> None:
     """The table at the end: accuracy by dataset and num_routing over seeds, of the runs of this plan."""
-    from capsule_sweeps.results import accuracy_table, notes, render, runs_frame
+    from capsule_sweeps.results.render import render
+    from capsule_sweeps.results.tables import accuracy_table, notes
+    from capsule_sweeps.runs.frame import runs_frame
 
     runs = runs_frame(point.run for point in plan)
     print(render(accuracy_table(runs, rule), "table", title="Results", note=notes(runs, rule)))

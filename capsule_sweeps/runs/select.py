@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from capsule_sweeps.results import load_runs
 from capsule_sweeps.runs.files import read_json
+from capsule_sweeps.runs.frame import load_runs
 from capsule_sweeps.runs.run import Run
 
 

@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from capsule_sweeps.config.check import check
 from capsule_sweeps.runs.files import read_json
+from capsule_sweeps.runs.metrics import read_metrics
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.show import read_metrics
 from capsule_sweeps.tracking.wandb import SUMMARY, Tracker, agent_id, aside, end_service, init, obstacle, wandb_id
 
 FINISH_SECONDS = 120.0

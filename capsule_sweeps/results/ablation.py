@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
-from capsule_sweeps.results import finished_runs, left_out, settings
+from capsule_sweeps.results.intervals import compare, summarize
+from capsule_sweeps.results.tables import finished_runs, left_out, settings
 from capsule_sweeps.runs.signature import NEUTRAL, science
-from capsule_sweeps.statistics import compare, summarize
 
 COLUMNS = ["base", "ablation", "n", "mean", "difference", "half_width", "p_value", "seeds_needed", "paired", "rule"]
 NEEDS_ITERATIONS = ("sequential", "uniform", "softmax_over_children")  # no change with num_routing=1

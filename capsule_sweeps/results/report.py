@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from capsule_sweeps.results import accuracy_table, cell_text, notes
+from capsule_sweeps.results.render import cell_text
+from capsule_sweeps.results.tables import accuracy_table, notes
 from capsule_sweeps.runs.files import read_json, write_atomic
+from capsule_sweeps.runs.metrics import read_metrics
 from capsule_sweeps.runs.plan import Policy
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.show import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
 
 ERROR_LINES = 30
 STYLE = """
@@ -178,7 +180,14 @@ def _failures(runs_dir: Path, runs: pd.DataFrame, records: dict[str, dict[str, A
 
 def _published(runs_dir: Path, runs: pd.DataFrame) -> Iterable[str]:
     """The published tables that some of these runs belong to, each by its own rule."""
-    from capsule_sweeps.published import NOTED, of_table, published_notes, published_table, read_cells, table_names
+    from capsule_sweeps.results.published import (
+        NOTED,
+        of_table,
+        published_notes,
+        published_table,
+        read_cells,
+        table_names,
+    )
 
     for name in table_names():
         cells = read_cells(name)
@@ -191,8 +200,8 @@ def _published(runs_dir: Path, runs: pd.DataFrame) -> Iterable[str]:
 
 def _ablations(runs: pd.DataFrame, rule: str) -> Iterable[str]:
     """Table and forest plot of the ablations that are finished beside their base."""
-    from capsule_sweeps.ablation import ablation_notes, ablation_table
-    from capsule_sweeps.figures import forest_plot
+    from capsule_sweeps.results.ablation import ablation_notes, ablation_table
+    from capsule_sweeps.results.figures import forest_plot
 
     table = ablation_table(runs, rule)
     if len(table):
@@ -203,7 +212,7 @@ def _ablations(runs: pd.DataFrame, rule: str) -> Iterable[str]:
 
 
 def _figure(runs: pd.DataFrame, rule: str) -> str:
-    from capsule_sweeps.figures import accuracy_vs_num_routing
+    from capsule_sweeps.results.figures import accuracy_vs_num_routing
 
     try:
         figure = accuracy_vs_num_routing(runs, rule)
@@ -216,7 +225,7 @@ def _svg(figure: Figure, label: str) -> str:
     """A figure as markup; `label` says to those who do not see it what it shows."""
     import matplotlib
 
-    from capsule_sweeps.figures import STYLE as FIGURE_STYLE
+    from capsule_sweeps.results.figures import STYLE as FIGURE_STYLE
 
     image = io.StringIO()
     with matplotlib.rc_context({**FIGURE_STYLE, "svg.hashsalt": label}):

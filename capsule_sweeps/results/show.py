@@ -11,7 +11,10 @@ import pandas as pd
 
 from capsule_sweeps.launchers.slurm.where import slurm_log
 from capsule_sweeps.progress import plain_text
-from capsule_sweeps.results import load_runs, render, setting
+from capsule_sweeps.results.render import render
+from capsule_sweeps.results.tables import setting
+from capsule_sweeps.runs.frame import load_runs
+from capsule_sweeps.runs.metrics import read_metrics
 from capsule_sweeps.runs.run import Run
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -48,21 +51,6 @@ def show(run: Run, form: str) -> str:
             lines = path.read_text(errors="replace").splitlines()[-LOG_LINES:]
             parts.append("\n".join([f"{path}, last lines:", *lines]))
     return str(plain_text("\n\n".join(parts)))
-
-
-def read_metrics(run: Run) -> tuple[list[dict[str, Any]], str]:
-    """The rows of metrics.jsonl up to the first damaged one, and a sentence about it."""
-    path = run.folder / "metrics.jsonl"
-    rows: list[dict[str, Any]] = []
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            float(row["test_accuracy"])
-        except (ValueError, KeyError, TypeError):
-            return rows, f"{path} is damaged in line {number}"
-        rows.append(row)
-    return rows, ""
 
 
 def sparkline(values: list[float], width: int = 80) -> str:

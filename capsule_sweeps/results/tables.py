@@ -3,85 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.table import Table
 
-from capsule_sweeps.progress import console, plain_text
-from capsule_sweeps.runs.files import read_json
-from capsule_sweeps.runs.provenance import changed_code
-from capsule_sweeps.runs.run import Run, find_runs
+from capsule_sweeps.results.intervals import compare, half_width
 from capsule_sweeps.runs.signature import NEUTRAL
-from capsule_sweeps.statistics import compare, half_width
 
-COLUMNS = (
-    "run",
-    "signature",
-    "state",
-    "dataset",
-    "model",
-    "backbone",
-    "routing",
-    "schedule",
-    "num_routing",
-    "seed",
-    "epochs",
-    "epochs_done",
-    "parameters",
-    "accuracy_last",
-    "accuracy_best_test",
-    "accuracy_best_val",
-    "accuracy_ema_last",
-    "seconds",
-    "group",
-)
 RULES = ("last", "best_val", "best_test", "ema_last")
 LABELS = ("model", "backbone", "routing", "schedule", "imported")
-FLOATS = ("accuracy_last", "accuracy_best_test", "accuracy_best_val", "accuracy_ema_last", "seconds")
-INTEGERS = ("num_routing", "seed", "epochs", "epochs_done", "parameters")
-MANY = 1000  # rows
 NAMED = 5  # stale runs; `status stale=true` has all
-
-
-def load_runs(runs_dir: Path | str, imported: bool = False) -> pd.DataFrame:
-    """One row a run folder under runs_dir, sorted by name; imported ones only if asked for.
-
-    Columns: COLUMNS, `stale` (finished, but with code that changed since), `device`, `imported` (weights from the
-    published code), and `science`, the flat dict of the signed configuration. Accuracies are fractions, NaN while the
-    run is not finished; seconds are those of its epochs, evaluation included.
-    """
-    runs = runs_frame(find_runs(Path(runs_dir)).values())
-    return runs if imported else runs[~runs.imported].reset_index(drop=True)
-
-
-def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
-    """`load_runs` for some runs."""
-    rows = []
-    for run in runs:
-        record = run.record()
-        state = run.state(record)
-        if state in ("queued", "new"):  # not started yet: all that is known stands on the ticket
-            ticket = run.ticket()
-            record = {**ticket.get("columns", {}), "science": ticket.get("science", {}), **record}
-        if state == "finished" and record.get("state") != "finished":  # run.json was damaged; the summary has it all
-            record = {**record, **read_json(run.folder / "summary.json")}
-        row = {column: record.get(column) for column in COLUMNS}
-        row |= {"run": run.folder.name, "signature": run.folder.name[-8:], "state": state}
-        stale = state == "finished" and bool(changed_code(record.get("attempts", [])))
-        device = record.get("execution", {}).get("device")
-        row |= {"stale": stale, "device": device, "imported": "imported" in record}
-        rows.append({**row, "science": record.get("science", {})})
-    frame = pd.DataFrame(rows, columns=[*COLUMNS, "stale", "device", "imported", "science"])
-    frame["imported"] = frame.imported.astype(bool)  # of no rows, too
-    for column in FLOATS:
-        frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
-    for column in INTEGERS:
-        frame[column] = pd.to_numeric(frame[column], errors="coerce").astype("Int64")
-    return frame.sort_values("run", ignore_index=True)
 
 
 def finished_runs(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
@@ -207,72 +139,3 @@ def stale_note(runs: pd.DataFrame) -> str:
     names = list(runs.run[runs.stale])
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f" These are stale, made with code that changed since: {', '.join(names[:NAMED])}{more}." if names else ""
-
-
-def render(frame: pd.DataFrame, form: str, title: str = "", note: str = "") -> str:
-    """A frame as text: `table` (for a terminal), `md`, `tex` (booktabs), `csv` or `json` (a list of objects)."""
-    if form == "json":
-        return frame.to_json(orient="records", indent=1, default_handler=str)
-    if form == "csv":
-        return frame.to_csv(index=False).rstrip("\n")
-    cells = [[cell_text(value) for value in row] for row in frame.itertuples(index=False)]
-    if form == "md":
-        lines = ["| " + " | ".join(frame.columns) + " |", "|" + "---|" * len(frame.columns)]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
-        return "\n".join([*lines, *(["", note] if note else [])])
-    if form == "tex":
-        return _tex(frame, cells, note)
-    assert form == "table", form
-    if len(frame) > MANY:  # a table with borders would take seconds
-        plain = pd.DataFrame(cells, columns=frame.columns).to_string(index=False)
-        return "\n".join(part for part in (title, plain, note) if part)
-    table = Table(title=title or None, title_justify="left")
-    for column in frame.columns:
-        numeric = pd.api.types.is_numeric_dtype(frame[column])
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in cells:
-        table.add_row(*map(plain_text, row))
-    with console().capture() as capture:
-        console().print(table)
-        if note:
-            console().print(note, markup=False, highlight=False)
-    return capture.get().rstrip("\n")
-
-
-def cell_text(value: Any) -> str:
-    """A value of a table as people read it: – for none, two decimals, of small numbers one digit that is not 0."""
-    if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.2f}" if value == 0 or abs(value) >= 0.005 else f"{value:.1g}"  # a small number is no zero
-    return str(value)
-
-
-TEX = {  # of letters that LaTeX reads as commands, or that not every font has
-    "\\": r"\textbackslash{}",
-    **{letter: "\\" + letter for letter in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "−": "$-$",
-    "–": "--",
-    "≤": r"$\leq$",
-    "≥": r"$\geq$",
-    "√": r"$\surd$",
-    "'": r"\textquotesingle{}",
-    "\n": r" \\ ",
-}
-
-
-def _tex(frame: pd.DataFrame, cells: list[list[str]], note: str) -> str:
-    """A LaTeX tabular with booktabs, numbers to the right, and the note beneath it."""
-
-    def plain(text: str) -> str:
-        return "".join(TEX.get(letter, letter) for letter in text)
-
-    right = [pd.api.types.is_numeric_dtype(frame[column]) for column in frame.columns]
-    lines = ["% needs \\usepackage{booktabs}", "\\begin{tabular}{" + "".join("lr"[number] for number in right) + "}"]
-    lines += ["\\toprule", " & ".join(map(plain, map(str, frame.columns))) + " \\\\", "\\midrule"]
-    lines += [" & ".join(map(plain, row)) + " \\\\" for row in cells]
-    lines += ["\\bottomrule", "\\end{tabular}"]
-    return "\n".join([*lines, *(["", "\\par\\smallskip{\\footnotesize " + plain(note) + "}"] if note else [])])

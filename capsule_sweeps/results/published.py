@@ -18,9 +18,9 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
-from capsule_sweeps.results import RULES, left_out
+from capsule_sweeps.results.intervals import seeds_for_half_width, summarize
+from capsule_sweeps.results.tables import RULES, left_out
 from capsule_sweeps.runs.signature import columns
-from capsule_sweeps.statistics import seeds_for_half_width, summarize
 
 PATH = CONF_DIR.parent / "analysis" / "published.yaml"
 AGGREGATES = ("mean over seeds", "best run", "count")

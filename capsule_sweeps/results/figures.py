@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 
-from capsule_sweeps.results import LABELS, accuracy_table, differing, finished_runs, settings
+from capsule_sweeps.results.tables import LABELS, accuracy_table, differing, finished_runs, settings
 
 COLUMN_WIDTH = 3.4  # inches
 COLORS = (
