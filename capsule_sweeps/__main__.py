@@ -318,20 +318,20 @@ def prepare_data(arguments: argparse.Namespace) -> None:
 
 
 def import_checkpoint(arguments: argparse.Namespace) -> None:
-    from capsule_sweeps.imported import import_checkpoint as make_run
+    from capsule_sweeps.evaluation.import_published import import_checkpoint as make_run
 
     run, new = make_run(Path(arguments.file), arguments.num_routing, arguments.overrides, arguments.runs_dir)
     print(f"{run.folder} is {'written' if new else 'there already: nothing was done'}")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    from capsule_sweeps.evaluate import evaluate as evaluate_run
+    from capsule_sweeps.evaluation.evaluate import evaluate as evaluate_run
 
     print(evaluate_run(arguments))
 
 
 def export(arguments: argparse.Namespace) -> None:
-    from capsule_sweeps.export import export as export_run
+    from capsule_sweeps.evaluation.export import export as export_run
     from capsule_sweeps.runs.select import find_run
 
     print(export_run(find_run(arguments.runs_dir, arguments.run), arguments.out))

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from capsule_sweeps import evaluate
 from capsule_sweeps.data.load import load_data
-from capsule_sweeps.evaluate import calibration_error, measure
-from capsule_sweeps.inside import load_trained, watch
+from capsule_sweeps.evaluation import evaluate
+from capsule_sweeps.evaluation.evaluate import calibration_error, measure
+from capsule_sweeps.evaluation.routing_statistics import watch
+from capsule_sweeps.evaluation.weights import load_trained
 from capsule_sweeps.results.figures import COLUMN_WIDTH, confusion_figure
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from capsule_sweeps import build_model, export
+from capsule_sweeps import build_model
 from capsule_sweeps.data.augment import normalize
-from capsule_sweeps.export import PlainVotes
-from capsule_sweeps.inside import load_trained
+from capsule_sweeps.evaluation import export
+from capsule_sweeps.evaluation.export import PlainVotes
+from capsule_sweeps.evaluation.weights import load_trained
 from capsule_sweeps.routing.votes import ExplicitVotes, VoteMap
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run

@@ -17,8 +17,8 @@ from PIL import Image
 from synthetic import finished_run
 
 from capsule_sweeps import compose_config, load_runs
-from capsule_sweeps.imported import capsule_settings, import_checkpoint, recognise
-from capsule_sweeps.inside import load_trained
+from capsule_sweeps.evaluation.import_published import capsule_settings, import_checkpoint, recognise
+from capsule_sweeps.evaluation.weights import load_trained
 from capsule_sweeps.results.tables import accuracy_table
 from capsule_sweeps.runs.signature import science
 
@@ -377,7 +377,7 @@ def test_a_described_stack_is_taken_as_it_is(file) -> None:
 
 
 def test_an_import_that_breaks_off_leaves_nothing(file, monkeypatch) -> None:
-    from capsule_sweeps import imported
+    from capsule_sweeps.evaluation import import_published as imported
 
     def full(path: Path, value: object) -> None:
         raise OSError(28, "No space left on device", str(path))

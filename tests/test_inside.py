@@ -8,10 +8,16 @@ import pandas as pd
 import pytest
 import torch
 
-from capsule_sweeps import inside, load_runs
+from capsule_sweeps import load_runs
 from capsule_sweeps.data.load import load_data
 from capsule_sweeps.data.split import Split
-from capsule_sweeps.inside_figures import class_feeds_figure, response_figure, routing_maps, routing_over_images
+from capsule_sweeps.evaluation import routing_statistics as inside
+from capsule_sweeps.evaluation.routing_figures import (
+    class_feeds_figure,
+    response_figure,
+    routing_maps,
+    routing_over_images,
+)
 from capsule_sweeps.networks.capsnet import Intermediates
 from capsule_sweeps.networks.layers import Step
 from capsule_sweeps.results.figures import COLUMN_WIDTH

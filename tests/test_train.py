@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from capsule_sweeps import build_model, compose_config, load_runs
 from capsule_sweeps.data.augment import normalize
 from capsule_sweeps.data.load import load_data
-from capsule_sweeps.inside import load_trained
+from capsule_sweeps.evaluation.weights import load_trained
 from capsule_sweeps.training import train as training
 from capsule_sweeps.training.evaluation import num_correct
 from capsule_sweeps.training.losses import targets

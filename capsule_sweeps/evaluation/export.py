@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from capsule_sweeps.data.augment import normalize
-from capsule_sweeps.inside import load_trained
+from capsule_sweeps.evaluation.weights import load_trained
 from capsule_sweeps.networks.layers import CapsuleLayer
 from capsule_sweeps.routing.votes import VoteMap
 from capsule_sweeps.runs.files import write_atomic

@@ -1,0 +1,1 @@
+"""What trained weights do: accuracy under changes, routing statistics, export, import."""
