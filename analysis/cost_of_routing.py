@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from capsule_sweeps.bench import machine
 from capsule_sweeps.config.compose import compose_config
-from capsule_sweeps.steps import as_in_training, make_step
+from capsule_sweeps.profiling.bench import machine
+from capsule_sweeps.profiling.steps import as_in_training, make_step
 
 REPEATS = 5
 

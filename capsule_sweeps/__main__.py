@@ -14,7 +14,7 @@ from pathlib import Path
 
 import argcomplete
 
-from capsule_sweeps.bench import add_arguments, bench
+from capsule_sweeps.profiling.bench import add_arguments, bench
 
 FORMATS = ("table", "md", "csv", "json")
 RULES = ("last", "best_val", "best_test", "ema_last")
@@ -338,7 +338,7 @@ def export(arguments: argparse.Namespace) -> None:
 
 
 def describe(arguments: argparse.Namespace) -> None:
-    from capsule_sweeps.describe import describe as describe_model
+    from capsule_sweeps.profiling.describe import describe as describe_model
 
     print(describe_model(arguments))
 

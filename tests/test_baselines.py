@@ -58,7 +58,7 @@ def test_cnn_computes_what_its_docstring_says() -> None:
     ids=" ".join,
 )
 def test_describe_names_the_widths_that_match_a_capsule_model(base) -> None:
-    from capsule_sweeps.describe import layer_table, like_capsnet
+    from capsule_sweeps.profiling.describe import layer_table, like_capsnet
 
     told = like_capsnet(compose_config([*base, "model=cnn", "model.width=7"]))
     widths = re.findall(r"model\.width=(\d+) has about the (\S+) of model=capsnet .*?, ([\d,]+)", told)
@@ -75,7 +75,7 @@ def test_describe_names_the_widths_that_match_a_capsule_model(base) -> None:
 
 
 def test_no_width_is_as_small_as_a_tiny_stack() -> None:
-    from capsule_sweeps.describe import like_capsnet
+    from capsule_sweeps.profiling.describe import like_capsnet
 
     tiny = ["layers=[]", "primary.num_capsules=1", "primary.pose_size=4", "primary.stride=16", "classes.pose_size=4"]
     told = like_capsnet(compose_config(["dataset=digits", "model=cnn", *(f"capsules.{text}" for text in tiny)]))

@@ -5,10 +5,10 @@ import re
 import pytest
 from test_compile import SMALL
 
-from capsule_sweeps import bench as benching
-from capsule_sweeps import steps
-from capsule_sweeps.bench import add_arguments, bench, measure_data
 from capsule_sweeps.config.compose import compose_config
+from capsule_sweeps.profiling import bench as benching
+from capsule_sweeps.profiling import steps
+from capsule_sweeps.profiling.bench import add_arguments, bench, measure_data
 
 
 def run(*arguments):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from capsule_sweeps import build_model, compose_config
-from capsule_sweeps.describe import layer_table
+from capsule_sweeps.profiling.describe import layer_table
 
 ROOT = Path(__file__).resolve().parents[1]
 STACK = [

@@ -5,9 +5,9 @@ import pytest
 import torch
 from test_compile import SMALL
 
-from capsule_sweeps import steps
 from capsule_sweeps.config.compose import compose_config
-from capsule_sweeps.steps import make_model, make_step, memory
+from capsule_sweeps.profiling import steps
+from capsule_sweeps.profiling.steps import make_model, make_step, memory
 
 
 def config(*overrides):

@@ -24,9 +24,9 @@ from capsule_sweeps.config.compose import CONF_DIR, compose_config
 from capsule_sweeps.networks.backbones import BasicBlock
 from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.networks.layers import CapsuleLayer, PrimaryCapsules
+from capsule_sweeps.profiling.steps import memory
 from capsule_sweeps.results.render import render
 from capsule_sweeps.routing.em import EM  # noqa: F401  its operator is counted here
-from capsule_sweeps.steps import memory
 
 WHOLE = (BasicBlock, PrimaryCapsules, CapsuleLayer)  # layers, although they have parts
 COLUMNS = ["layer", "kind", "grid", "channels", "capsules", "pose_size", "parameters", "multiply_adds"]

@@ -122,9 +122,9 @@ def memory(config: DictConfig, name: str, num_routing: int, against: Path | None
         return None
     task = {"config": OmegaConf.to_container(config), "name": name, "num_routing": num_routing}
     task |= {"against": str(against) if against else None, "threads": torch.get_num_threads()}
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, **MEMORY_ENV, "PYTHONPATH": path}
-    command = [sys.executable, "-m", "capsule_sweeps.steps"]
+    command = [sys.executable, "-m", "capsule_sweeps.profiling.steps"]
     done = subprocess.run(command, input=json.dumps(task), env=environment, capture_output=True, text=True)
     if done.returncode == -signal.SIGKILL or "can't allocate memory" in done.stderr or "MemoryError" in done.stderr:
         return math.inf

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from omegaconf import DictConfig
 
+
 ITERATIONS = (1, 2, 3)
 EPOCH_IMAGES = 50_000  # CIFAR-10's
 
@@ -50,7 +51,7 @@ def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.
     import pandas as pd
     import torch
 
-    from capsule_sweeps.steps import as_in_training, device_of, make_step, memory, published_stack, wait
+    from capsule_sweeps.profiling.steps import as_in_training, device_of, make_step, memory, published_stack, wait
 
     if against:
         published_stack(config, against)
@@ -113,7 +114,7 @@ def _prepare_batch(config: DictConfig) -> Callable[[], None]:
 
     from capsule_sweeps.data.augment import augment, normalize
     from capsule_sweeps.data.split import Split
-    from capsule_sweeps.steps import device_of
+    from capsule_sweeps.profiling.steps import device_of
 
     device, dataset = device_of(config), config.dataset
     shape = (EPOCH_IMAGES, dataset.channels, dataset.image_size, dataset.image_size)
@@ -140,7 +141,7 @@ def measure_data(config: DictConfig) -> tuple[pd.DataFrame, str]:
 
     from capsule_sweeps.data.augment import augment, normalize
     from capsule_sweeps.data.split import Split
-    from capsule_sweeps.steps import as_in_training, device_of, wait
+    from capsule_sweeps.profiling.steps import as_in_training, device_of, wait
 
     as_in_training()
     batch_size, device = config.training.batch_size, device_of(config)
@@ -182,8 +183,8 @@ def machine(config: DictConfig) -> str:
     """Processor, threads and GPU, for the title of a table."""
     import torch
 
+    from capsule_sweeps.profiling.steps import device_of
     from capsule_sweeps.runs.provenance import provenance
-    from capsule_sweeps.steps import device_of
 
     known = provenance()
     device = (

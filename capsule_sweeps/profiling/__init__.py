@@ -1,0 +1,1 @@
+"""What a model costs: steps timed, memory, layers and operations."""
