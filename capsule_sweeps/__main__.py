@@ -134,8 +134,8 @@ def main() -> None:
 
 
 def status(arguments: argparse.Namespace) -> None:
+    from capsule_sweeps.console import console
     from capsule_sweeps.launchers.slurm.where import whereabouts
-    from capsule_sweeps.progress import console
     from capsule_sweeps.results.render import render
     from capsule_sweeps.runs.select import select
 

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from capsule_sweeps.config.check import check
 from capsule_sweeps.config.compose import compose_config, forced
+from capsule_sweeps.console import bar
 from capsule_sweeps.data.augment import normalize
 from capsule_sweeps.data.load import Data, load_data
 from capsule_sweeps.evaluation.weights import load_checkpoint
-from capsule_sweeps.progress import bar
 from capsule_sweeps.results.render import render
 from capsule_sweeps.results.tables import RULES
 from capsule_sweeps.runs.run import Run

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from capsule_sweeps.console import Display
 from capsule_sweeps.launchers.pool import Slot, run_pool
-from capsule_sweeps.progress import Display
 from capsule_sweeps.runs.files import read_json, write_json
 from capsule_sweeps.runs.lock import owner
 from capsule_sweeps.runs.plan import Point, Policy, make_plan, show_plan

@@ -18,8 +18,8 @@ from typing import IO, Any
 
 from omegaconf import OmegaConf
 
+from capsule_sweeps.console import PoolDisplay
 from capsule_sweeps.launchers.worker import BUSY
-from capsule_sweeps.progress import PoolDisplay
 from capsule_sweeps.runs.plan import Point
 from capsule_sweeps.runs.provenance import ROOT
 from capsule_sweeps.runs.run import Busy

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from capsule_sweeps.progress import console, plain_text
+from capsule_sweeps.console import console, plain_text
 
 MANY = 1000  # rows
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from capsule_sweeps.console import plain_text
 from capsule_sweeps.launchers.slurm.where import slurm_log
-from capsule_sweeps.progress import plain_text
 from capsule_sweeps.results.render import render
 from capsule_sweeps.results.tables import setting
 from capsule_sweeps.runs.frame import load_runs

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from capsule_sweeps.config.check import check, without_hydra
-from capsule_sweeps.progress import console, plain_text
+from capsule_sweeps.console import console, plain_text
 from capsule_sweeps.runs.provenance import changed_code
 from capsule_sweeps.runs.run import Run, find_runs
 from capsule_sweeps.runs.signature import run_name, science, signature

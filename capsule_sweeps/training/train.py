@@ -22,10 +22,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from capsule_sweeps.console import Observer
 from capsule_sweeps.data.augment import augment, normalize
 from capsule_sweeps.data.load import load_data
 from capsule_sweeps.networks.build import build_model
-from capsule_sweeps.progress import Observer
 from capsule_sweeps.routing.compiled import decide
 from capsule_sweeps.runs.files import append_line, read_json, write_atomic, write_json
 from capsule_sweeps.runs.provenance import provenance

@@ -28,12 +28,12 @@ from rich.table import Table
 from submitit import SlurmExecutor
 from submitit.core.utils import DelayedSubmission, FailedJobError
 
+from capsule_sweeps.console import console, plain_text
 from capsule_sweeps.launchers.slurm import queue as slurm
 from capsule_sweeps.launchers.slurm.job import SlurmJob
 from capsule_sweeps.launchers.slurm.settings import Settings
 from capsule_sweeps.launchers.slurm.where import lost
 from capsule_sweeps.launchers.snapshot import take_snapshot
-from capsule_sweeps.progress import console, plain_text
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.lock import owner
 from capsule_sweeps.runs.plan import Point
