@@ -214,19 +214,19 @@ def why(arguments: argparse.Namespace) -> None:
 def cancel(arguments: argparse.Namespace) -> None:
     import pandas as pd
 
-    from capsule_sweeps.launchers import retry as control
+    from capsule_sweeps.launchers.cancel import cancel as request_cancel
     from capsule_sweeps.results.render import render
     from capsule_sweeps.runs.select import select
 
     if not arguments.runs:
         raise ValueError("say what to cancel: a run, a sweep, or a filter such as state=running")
     sweeps = [word.removeprefix("sweep=") for word in arguments.runs if word.startswith(("sweep-", "sweep="))]
-    said = control.cancel(arguments.runs_dir, select(arguments.runs_dir, arguments.runs), sweeps)
+    said = request_cancel(arguments.runs_dir, select(arguments.runs_dir, arguments.runs), sweeps)
     print("\n".join(said) if arguments.format == "table" else render(pd.DataFrame({"done": said}), arguments.format))
 
 
 def retry(arguments: argparse.Namespace) -> None:
-    from capsule_sweeps.launchers import retry as control
+    from capsule_sweeps.launchers.retry import retry as run_again
     from capsule_sweeps.results.render import render
     from capsule_sweeps.runs.frame import runs_frame
     from capsule_sweeps.runs.run import Run
@@ -234,7 +234,7 @@ def retry(arguments: argparse.Namespace) -> None:
 
     parallel = int(arguments.parallel) if arguments.parallel.isdigit() else arguments.parallel
     runs = select(arguments.runs_dir, arguments.runs)
-    all_finished = control.retry(arguments.runs_dir, runs, parallel)
+    all_finished = run_again(arguments.runs_dir, runs, parallel)
     if arguments.format != "table":
         after = runs_frame(Run(arguments.runs_dir / name) for name in runs.run)
         print(render(after[STATUS_COLUMNS], arguments.format))
@@ -245,21 +245,21 @@ def retry(arguments: argparse.Namespace) -> None:
 def collect(arguments: argparse.Namespace) -> None:
     import pandas as pd
 
-    from capsule_sweeps.launchers import retry as control
     from capsule_sweeps.results.render import render
+    from capsule_sweeps.runs import garbage
     from capsule_sweeps.runs.select import select
 
     names = set(select(arguments.runs_dir, arguments.runs).run)
     found = [
         (path, reason, size)
-        for path, reason, size in control.garbage(arguments.runs_dir)
+        for path, reason, size in garbage.garbage(arguments.runs_dir)
         if not arguments.runs or {path.parent.name, path.name.rpartition(".")[0]} & names
     ]
     rows = [{"path": str(path), "why": reason, "MB": size / 1e6} for path, reason, size in found]
     note = "Removed." if arguments.yes else "Nothing is removed without --yes."
     print(render(pd.DataFrame(rows, columns=["path", "why", "MB"]), arguments.format, title="Not needed", note=note))
     for path, _, _ in found if arguments.yes else []:
-        control.remove(path)
+        garbage.remove(path)
 
 
 def sync(arguments: argparse.Namespace) -> None:

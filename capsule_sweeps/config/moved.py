@@ -1,16 +1,17 @@
 """Class paths that moved. A signature hashes the first spelling; a configuration may use either."""
 
-FIRST_SPELLING = {
-    "capsule_sweeps.networks.backbones.ResNet": "capsule_sweeps.networks.backbones.ResNet",
-    "capsule_sweeps.networks.backbones.Simple": "capsule_sweeps.networks.backbones.Simple",
-    "capsule_sweeps.networks.baselines.CNN": "capsule_sweeps.networks.baselines.CNN",
-    "capsule_sweeps.networks.baselines.ResNet18": "capsule_sweeps.networks.baselines.ResNet18",
-    "capsule_sweeps.networks.capsnet.CapsNet": "capsule_sweeps.networks.capsnet.CapsNet",
-    "capsule_sweeps.routing.attention.Attention": "capsule_sweeps.routing.attention.Attention",
-    "capsule_sweeps.routing.dynamic.Dynamic": "capsule_sweeps.routing.dynamic.Dynamic",
-    "capsule_sweeps.routing.em.EM": "capsule_sweeps.routing.em.EM",
-    "capsule_sweeps.routing.inverted_attention.InvertedAttention": "capsule_sweeps.routing.inverted_attention.InvertedAttention",
-    "capsule_sweeps.routing.self_routing.SelfRouting": "capsule_sweeps.routing.self_routing.SelfRouting",
-    "capsule_sweeps.routing.uniform.Uniform": "capsule_sweeps.routing.uniform.Uniform",
+_MOVED = {  # present → first, both below capsule_sweeps
+    "networks.backbones.ResNet": "backbone.ResNet",
+    "networks.backbones.Simple": "backbone.Simple",
+    "networks.baselines.CNN": "baselines.CNN",
+    "networks.baselines.ResNet18": "baselines.ResNet18",
+    "networks.capsnet.CapsNet": "model.CapsNet",
+    "routing.attention.Attention": "routing.Attention",
+    "routing.dynamic.Dynamic": "dynamic.Dynamic",
+    "routing.em.EM": "em.EM",
+    "routing.inverted_attention.InvertedAttention": "routing.InvertedAttention",
+    "routing.self_routing.SelfRouting": "self_routing.SelfRouting",
+    "routing.uniform.Uniform": "routing.Uniform",
 }
+FIRST_SPELLING = {f"capsule_sweeps.{present}": f"capsule_sweeps.{first}" for present, first in _MOVED.items()}
 PRESENT_SPELLING = {first: present for present, first in FIRST_SPELLING.items()}

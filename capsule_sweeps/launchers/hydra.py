@@ -1,4 +1,4 @@
-"""The sweeper and launchers that Hydra finds through hydra_plugins; imported at every start: nothing heavy at the top."""
+"""The sweeper and launchers that Hydra finds through hydra_plugins. Imported at every start: no heavy imports."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
             record = {**record, **read_json(run.folder / "summary.json")}
         row = {column: record.get(column) for column in COLUMNS}
         row |= {"run": run.folder.name, "signature": run.folder.name[-8:], "state": state}
-        stale = state == "finished" and bool(changed_code(record.get("attempts", [])))
+        stale = state == "finished" and bool(changed_code(record))
         device = record.get("execution", {}).get("device")
         row |= {"stale": stale, "device": device, "imported": "imported" in record}
         rows.append({**row, "science": record.get("science", {})})

@@ -133,7 +133,7 @@ def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]],
         run = known[str(config.runs_dir)].get(identity) or Run(Path(config.runs_dir) / run_name(config, identity))
         record = run.record()
         run.compare(flat, record)
-        state, changed = run.state(record), changed_code(record.get("attempts", []))
+        state, changed = run.state(record), changed_code(record)
         state = "stale" if state == "finished" and changed else state
         label = " ".join(text for text in point if text not in common) or "(as configured)"
         action = policy.action(state, record.get("failure"))

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import os
 import platform
-import re
 import socket
 import subprocess
-from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from capsule_sweeps.config.moved import PRESENT_SPELLING
 from capsule_sweeps.runs.files import read_json
 from capsule_sweeps.runs.lock import slurm_job
 
@@ -24,37 +24,74 @@ SUBMISSION = "CAPSULE_SWEEPS_SUBMISSION"  # the environment variable in which a 
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "wandb", "submitit")
 
 
-def _built() -> set[str]:
-    """The modules whose classes conf/ names: routings, backbones, models."""
-    texts = [path.read_text() for path in (ROOT / "conf").glob("*/*.yaml")]
-    return {name for text in texts for name in re.findall(r"^_target_: capsule_sweeps\.(\w+)\.", text, re.MULTILINE)}
-
-
-# The modules that make numbers
-NUMBERS = (
-    *("capsules", "kernels", "compile", "class_tree", "affine", "sources", "data", "decoded", "losses"),
-    *("learning_rate", "average", "train", *sorted(_built())),
-)
+NUMBERS = ("routing", "networks", "data", "training")  # the rooms whose code makes a run's numbers
+FLAT_CODE = Path(__file__).with_name(
+    "flat_code.json"
+)  # module before the rooms → its fingerprint, and what became of it
 
 
 @cache
-def code() -> dict[str, str]:
-    """A fingerprint of each module that numbers depend on; comments, docstrings and layout do not count."""
-    fingerprints = {}
-    for name in NUMBERS:
-        tree = ast.parse((ROOT / "capsule_sweeps" / f"{name}.py").read_text())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
-                node.body = node.body[1:]
-        fingerprints[name] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:8]
-    return fingerprints
+def fingerprint(module: str) -> str | None:
+    """8 hex digits of a module's code (`routing.em`) without comments and docstrings; None without such a module."""
+    path = _path(module)
+    if path is None:
+        return None
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
+            node.body = node.body[1:] or [ast.Pass()]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:8]
 
 
-def changed_code(attempts: Sequence[dict[str, Any]]) -> list[str]:
-    """The modules whose code is not what one of these attempts ran; one that it did not have yet is none of them."""
-    now = code()
-    ran = [attempt.get("code") or dict.fromkeys(now) for attempt in attempts]
-    return sorted({name for known in ran for name in known.keys() & now.keys() if known[name] != now[name]})
+def _path(module: str) -> Path | None:
+    path = (ROOT / "capsule_sweeps").joinpath(*module.split("."))
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+@cache
+def _imported(module: str) -> frozenset[str]:
+    """The modules of the rooms NUMBERS that a module imports, wherever in it."""
+    path, found = _path(module), set()
+    for node in ast.walk(ast.parse(path.read_text())) if path else ():
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("capsule_sweeps."):
+            name = str(node.module).removeprefix("capsule_sweeps.")
+            found |= {name, *(f"{name}.{alias.name}" for alias in node.names)}
+    return frozenset(name for name in found if name.split(".")[0] in NUMBERS and _path(name))
+
+
+def code(flat: dict[str, Any]) -> dict[str, str]:
+    """The fingerprints of the modules that a run with this signed configuration executes to make its numbers."""
+    built = [PRESENT_SPELLING.get(str(value), str(value)) for key, value in flat.items() if key.endswith("_target_")]
+    todo = {"training.train", f"data.sources.{flat.get('dataset.source')}"}
+    todo |= {path.removeprefix("capsule_sweeps.").rpartition(".")[0] for path in built}
+    found: dict[str, str] = {}
+    while todo:
+        name = todo.pop()
+        known = fingerprint(name) if name.split(".")[0] in NUMBERS else None
+        if known is not None and name not in found:
+            found[name] = known
+            todo |= _imported(name)
+    return dict(sorted(found.items()))
+
+
+def changed_code(record: dict[str, Any]) -> list[str]:
+    """The modules that a run's configuration uses and whose code is not what one of its attempts ran."""
+    now = code(record.get("science", {}))
+    changed = set()
+    for attempt in record.get("attempts", []):
+        for name, known in (attempt.get("code") or dict.fromkeys(now)).items():
+            if name in _flat_code():  # before the rooms, every module was recorded, used or not
+                then, became = _flat_code()[name]
+                used = became.keys() & now.keys()
+                changed |= used if known != then else {new for new in used if became[new] != now[new]}
+            elif now.get(name) != known:
+                changed.add(name)
+    return sorted(changed)
+
+
+@cache
+def _flat_code() -> dict[str, tuple[str, dict[str, str]]]:
+    return json.loads(FLAT_CODE.read_text())
 
 
 def provenance() -> dict[str, Any]:
@@ -64,7 +101,6 @@ def provenance() -> dict[str, Any]:
         "commit": (manifest["commit"] if manifest else git("rev-parse", "HEAD")).strip() or None,
         "dirty": bool(manifest["patch"] if manifest else git("status", "--porcelain", "--untracked-files=no")),
         "snapshot": ROOT.name if manifest else None,
-        "code": code(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "host": socket.gethostname(),

@@ -28,7 +28,7 @@ from capsule_sweeps.data.load import load_data
 from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.routing.compiled import decide
 from capsule_sweeps.runs.files import append_line, read_json, write_atomic, write_json
-from capsule_sweeps.runs.provenance import provenance
+from capsule_sweeps.runs.provenance import code, provenance
 from capsule_sweeps.runs.run import Claim, Run
 from capsule_sweeps.runs.signals import Interrupted, Stop
 from capsule_sweeps.runs.signature import columns, science
@@ -88,7 +88,8 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
         stack.enter_context(log_to(run.folder / "log.txt"))
         stack.enter_context(outcome(claim))
         write_atomic(run.folder / "config.yaml", OmegaConf.to_yaml(config).encode())
-        attempts = [*run.record().get("attempts", []), {"started": time.time(), **provenance(), "execution": execution}]
+        attempt = {"started": time.time(), **provenance(), "code": code(science(config)), "execution": execution}
+        attempts = [*run.record().get("attempts", []), attempt]
         claim.update(
             **columns(config),
             state="running",

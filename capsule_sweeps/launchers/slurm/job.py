@@ -27,6 +27,7 @@ from capsule_sweeps.runs.plan import Point
 from capsule_sweeps.runs.provenance import ROOT, code
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signals import Stop
+from capsule_sweeps.runs.signature import science
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,12 @@ class SlurmJob:
         run, ticket = worker.point.run, worker.point.run.ticket()
         write_atomic(run.folder / "error.txt", worker.errors_text().encode())
         write_atomic(run.folder / "config.yaml", OmegaConf.to_yaml(worker.point.config).encode())
-        attempt = {"started": time.time(), "code": code(), **slurm_job(), "submission": self.job["submission"]}
+        attempt = {
+            "started": time.time(),
+            "code": code(science(worker.point.config)),
+            **slurm_job(),
+            "submission": self.job["submission"],
+        }
         told = {
             **ticket.get("columns", {}),
             "science": ticket.get("science", {}),

@@ -1,0 +1,195 @@
+"""The commands as a user types them: options, exit codes, completion, thousands of runs."""
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from capsule_sweeps.__main__ import make_parser
+from capsule_sweeps.runs.files import write_json
+from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.signature import columns, science
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = ["status", "results", "show", "why", "cancel", "retry", "gc", "prepare-data", "doctor", "evaluate"]
+MANY = 10_000
+
+
+def make_run(config, state: str = "finished") -> Run:
+    run = Run(Path(config.runs_dir) / columns(config)["run"])
+    with run.claim():
+        summary = {"accuracy_last": 0.5, "accuracy_best_test": 0.6, "accuracy_best_val": None}
+        if state == "finished":
+            write_json(run.folder / "summary.json", {**columns(config), **summary})
+        record = {**columns(config), "science": science(config), "state": state, "attempts": []}
+        write_json(run.folder / "run.json", {**record, **(summary if state == "finished" else {})})
+    return run
+
+
+def options(command: str) -> set[str]:
+    (commands,) = [action for action in make_parser()._actions if action.dest == "command"]
+    return {text for action in commands.choices[command]._actions for text in action.option_strings}
+
+
+def test_there_are_these_commands() -> None:
+    (commands,) = [action for action in make_parser()._actions if action.dest == "command"]
+    assert set(commands.choices) >= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_takes_a_folder_and_a_format(command) -> None:
+    assert {"--runs-dir", "--format"} <= options(command)
+
+
+@pytest.mark.parametrize("command", ["status", "results", "cancel", "retry", "gc"])
+def test_each_command_takes_filters(command) -> None:
+    parsed = make_parser().parse_args([command, "dataset=CIFAR10", "num_routing=2", "state=failed"])
+    assert parsed.runs == ["dataset=CIFAR10", "num_routing=2", "state=failed"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["nothing"], ["status", "--format", "xml"], ["results", "--rule", "best"]])
+def test_wrong_usage(capsule_sweeps, arguments) -> None:
+    ended = capsule_sweeps(*arguments)
+    assert ended.code == 2 and "usage" in ended.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(capsule_sweeps, command) -> None:
+    ended = capsule_sweeps(command, "--help")
+    assert ended.code == 0 and "--runs-dir" in ended.out
+
+
+@pytest.mark.parametrize("form", ["table", "md", "csv", "json"])
+def test_status_in_every_format(tiny_config, capsule_sweeps, form) -> None:
+    names = {
+        make_run(tiny_config(f"seed={seed}"), state).folder.name for seed, state in enumerate(("finished", "failed"))
+    }
+    out = capsule_sweeps("status", "--format", form).out
+    if form == "json":
+        assert {entry["run"] for entry in json.loads(out)} == names
+    elif form == "csv":
+        assert {row["run"] for row in csv.DictReader(io.StringIO(out))} == names
+    else:
+        assert all(name in out for name in names)
+    failed = capsule_sweeps("status", "state=failed", "--format", form).out
+    assert sum(name in failed for name in names) == 1
+
+
+def test_watch_shows_it_again_until_ctrl_c(tiny_config, capsule_sweeps, monkeypatch) -> None:
+    make_run(tiny_config())
+    naps: list[float] = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        make_run(tiny_config("seed=1"), "failed")
+        if len(naps) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", nap)
+    ended = capsule_sweeps("status", "--watch")
+    assert ended.code == 130 and "Traceback" not in ended.text
+    assert "1 finished, 1 failed" in ended.out and ended.out.count("Runs in runs") == 2
+
+
+def test_reader_that_leaves_early_is_no_traceback(tiny_config, place) -> None:
+    for seed in range(30):
+        make_run(tiny_config(f"seed={seed}"))
+    command = f"{sys.executable} -m capsule_sweeps status --format md | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout.startswith("| run") and done.stderr == ""
+
+
+def test_prepare_data_says_what_is_ready(capsule_sweeps, place, data_dir) -> None:
+    ended = capsule_sweeps("prepare-data", "dataset=digits", f"data_dir={data_dir}")
+    assert ended.code == 0 and re.search(r"digits: 1,\d+ training and \d+ test images", ended.out)
+    ended = capsule_sweeps("prepare-data", "dataset=digits,MNIST", f"data_dir={data_dir}")
+    assert ended.code == 1 and ended.err.startswith("Error: ") and "MNIST" in ended.err
+    assert not Path("runs").exists()
+
+
+def test_nothing_that_lists_imports_torch(tiny_config, python) -> None:
+    name = make_run(tiny_config()).folder.name
+    program = """
+import sys
+from capsule_sweeps.__main__ import main
+for line in sys.argv[1:]:
+    sys.argv = ["capsule-sweeps", *line.split()]
+    main()
+    found = {"torch", "torchvision", "wandb"} & set(sys.modules)
+    assert not found, (line, found)
+"""
+    lines = ["status", "status state=finished --format json", "results", f"show {name}", f"why {name}"]
+    ended = python("-c", program, *lines, "gc", "cancel state=running", "gc --yes")
+    assert ended.code == 0 and ended.err == "", ended.err
+
+
+@pytest.mark.parametrize(
+    ("line", "offered", "not_offered"),
+    [
+        (
+            "capsule-sweeps ",
+            {*COMMANDS, "export", "import-checkpoint"},
+            {},
+        ),
+        ("capsule-sweeps st", {"status"}, {"show"}),
+        ("capsule-sweeps evaluate --", {"--num-routing", "--figure", "--format"}, {"--out"}),
+        ("capsule-sweeps status --f", {"--format"}, {"--watch"}),
+        ("capsule-sweeps results --rule ", {"last", "best_val", "best_test", "ema_last"}, {}),
+        ("capsule-sweeps show --format ", {"table", "md", "csv", "json"}, {}),
+    ],
+)
+def test_tab_completion(python, tmp_path, line, offered, not_offered) -> None:
+    environment = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
+    environment["_ARGCOMPLETE_STDOUT_FILENAME"] = str(tmp_path / "offered")
+    ended = python("-X", "importtime", "-m", "capsule_sweeps", **environment)
+    found = {word.strip() for word in (tmp_path / "offered").read_text().split("\n")}
+    assert set(offered) <= found and not set(not_offered) & found
+    assert not re.search(r"\| +(torch|pandas|hydra)$", ended.err, re.MULTILINE)
+
+
+def test_readme_and_help_quote_what_a_shell_expands(capsule_sweeps) -> None:
+    texts = [(ROOT / "README.md").read_text(), (ROOT / "conf/hydra/help/launch.yaml").read_text()]
+    lines = [line for text in texts for line in text.splitlines() if re.search(r"^ *python launch.py", line)]
+    found = [line for line in lines if re.search(r"=(range|choice|glob)\(", line)]
+    assert found
+    for line in found:
+        assert re.search(r"'[^']*=(range|choice|glob)\([^']*'", line), line
+    assert all("quote" in text for text in texts)
+
+
+@pytest.mark.slow
+def test_ten_thousand_runs_are_read(tiny_config, capsule_sweeps, runs) -> None:
+    """No time is asserted; it is said (pytest -s)."""
+    run = make_run(tiny_config())
+    record, attempt = runs.record(run.folder), (run.folder / "attempt-1.json").read_bytes()
+    for number in range(1, MANY):
+        signature = f"{number:08x}"
+        folder = Path("runs") / f"digits-capsnet-simple-inverted_attention-r1-s{number}-{signature}"
+        folder.mkdir()
+        state = "finished" if number % 2 else "failed"
+        changes = {"seed": number, "signature": signature, "run": folder.name, "state": state, "group": number % 7}
+        (folder / "run.json").write_text(json.dumps({**record, **changes}))
+        (folder / "attempt-1.json").write_bytes(attempt)
+        if number % 2:
+            (folder / "summary.json").write_text("{}")
+    for command in (["status"], ["results"], ["status", "--format", "csv"], ["status", "seed=77"]):
+        started = time.perf_counter()
+        ended = capsule_sweeps(*command)
+        sys.__stderr__.write(f"{' '.join(command)} over {MANY} runs: {time.perf_counter() - started:.1f} s\n")
+        assert ended.code == 0
+        if command == ["status"]:
+            assert f"{MANY // 2 + 1} finished, {MANY // 2 - 1} failed" in ended.out
+        if command[-1] == "csv":
+            assert len(ended.out.splitlines()) == MANY + 1
+        if command == ["results"]:
+            assert f"Left out: {MANY // 2 - 1} of {MANY} runs" in " ".join(ended.out.split())
+    assert capsule_sweeps("show", "00000005", "--format", "json").code == 0
+    assert capsule_sweeps("why", "00000005").code == 0
+    assert os.listdir(".") == ["runs"]

@@ -1,0 +1,291 @@
+"""What a user gets wrong: found before a run folder exists, said in one sentence, exit code other than 0."""
+
+import ctypes
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from capsule_sweeps import compose_config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# overrides → words that the sentence must have: the key and what would be right
+BAD: dict[str, tuple[list[str], list[str]]] = {
+    "unknown option": (["dataset=KMNIST"], ["dataset", "KMNIST", "CIFAR10", "CIFAR100", "digits"]),
+    "unknown option of capsules": (["capsules=nothing"], ["capsules", "nothing", "CIFAR10"]),
+    "unknown option of training": (["training=slow"], ["training", "slow", "paper", "quick"]),
+    "unknown option of tracking": (["tracking=mlflow"], ["tracking", "mlflow", "wandb"]),
+    "unknown option of routing": (["routing=nothing"], ["routing", "nothing", "inverted_attention", "dynamic", "em"]),
+    "unknown group": (["optimizer=adam"], ["optimizer"]),
+    "unknown key": (["training.learning_rate=0.1"], ["learning_rate"]),
+    "unknown top key": (["num_routin=2"], ["num_routin"]),
+    "unknown key of an ingredient": (["backbone.depth=3"], ["depth"]),
+    "unknown added key": (["+training.nesterov=true"], ["nesterov"]),
+    "unknown added top key": (["+nothing=1"], ["nothing"]),
+    "unknown added key of a backbone": (["+backbone.depth=3"], ["backbone", "depth"]),
+    "unknown added key of a routing": (["+routing.depth=3"], ["routing", "depth"]),
+    "unknown added key of a model": (["+model.depth=3"], ["model", "depth"]),
+    "unknown key of a layer": (
+        ["capsules.layers=[{type: conv, num_capsules: 2, pose_size: 4, kernel_size: 3, stride: 4, pad: 1}]"],
+        ["capsules.layers", "pad"],
+    ),
+    "no override": (["num_routing"], ["num_routing"]),
+    "broken syntax": (["training.milestones=[1,2"], ["[1,2"]),
+    "list without -m": (["num_routing=1,2,3"], ["num_routing", "multirun"]),
+    "num_routing zero": (["num_routing=0"], ["num_routing", "0", "at least 1"]),
+    "num_routing negative": (["num_routing=-1"], ["num_routing", "-1", "at least 1"]),
+    "num_routing word": (["num_routing=two"], ["num_routing", "two", "nteger"]),
+    "num_routing fraction": (["num_routing=1.5"], ["num_routing", "1.5", "nteger"]),
+    "num_routing null": (["num_routing=null"], ["num_routing"]),
+    "num_routing of the model": (["model.num_routing=0"], ["num_routing", "at least 1"]),
+    "seed negative": (["seed=-1"], ["seed", "-1"]),
+    "seed too large": (["seed=99999999999"], ["seed", "99999999999"]),
+    "seed word": (["seed=x"], ["seed", "x"]),
+    "lr zero": (["training.lr=0"], ["training.lr", "greater than 0"]),
+    "lr negative": (["training.lr=-0.1"], ["training.lr", "-0.1", "greater than 0"]),
+    "lr not a number": (["training.lr=nan"], ["training.lr", "nan"]),
+    "lr infinite": (["training.lr=inf"], ["training.lr", "inf"]),
+    "lr word": (["training.lr=fast"], ["training.lr", "fast"]),
+    "epochs zero": (["training.epochs=0"], ["training.epochs", "at least 1"]),
+    "epochs fraction": (["training.epochs=2.5"], ["training.epochs", "2.5"]),
+    "batch_size zero": (["training.batch_size=0"], ["training.batch_size", "at least 1"]),
+    "batch_size word": (["training.batch_size=all"], ["training.batch_size", "all"]),
+    "momentum one": (["training.momentum=1"], ["training.momentum", "less than 1"]),
+    "weight_decay negative": (["training.weight_decay=-1"], ["training.weight_decay", "at least 0"]),
+    "milestones unordered": (["training.milestones=[3,1]"], ["training.milestones", "rising"]),
+    "milestones word": (["training.milestones=[a]"], ["training.milestones", "a"]),
+    "milestones number": (["training.milestones=3"], ["training.milestones"]),
+    "schedule of the learning rate": (["training.lr_schedule=linear"], ["training.lr_schedule", "steps", "cosine"]),
+    "warm-up as long as the run": (["training.warmup=1"], ["training.warmup", "share of the run", "less than 1"]),
+    "warm-up longer than the run": (["training.warmup=2.5"], ["training.warmup=2.5", "less than 1"]),
+    "milestones of a cosine": (["training.lr_schedule=cosine"], ["training.milestones=[8, 11]", "cosine", "[]"]),
+    "nesterov without momentum": (["training=fast", "training.momentum=0"], ["training.nesterov", "training.momentum"]),
+    "smoothing above one": (["training.label_smoothing=1.5"], ["training.label_smoothing=1.5", "less than 1"]),
+    "smoothing of a margin": (
+        ["training=fast", "training.loss=margin"],
+        ["training.label_smoothing=0.1", "training.loss=margin", "cross_entropy"],
+    ),
+    "ema two": (["training.ema=2"], ["training.ema=2", "less than 1", "null"]),
+    "ema negative": (["training.ema=-1"], ["training.ema=-1", "greater than 0"]),
+    "ema_last without it": (["selection_rule=ema_last"], ["selection_rule", "training.ema"]),
+    "batch larger than the data": (
+        ["training=fast", "training.batch_size=256"],
+        ["training.batch_size=256", "40 training images", "digits"],
+    ),
+    "lr_decay zero": (["training.lr_decay=0"], ["training.lr_decay", "greater than 0"]),
+    "train_size zero": (["dataset.train_size=0"], ["dataset.train_size", "at least 1"]),
+    "train_size too large": (["dataset.train_size=99999"], ["dataset.train_size", "99999"]),
+    "val_size negative": (["dataset.val_size=-1"], ["dataset.val_size", "at least 0"]),
+    "val_size too large": (["dataset.val_size=99999"], ["dataset.val_size", "99999"]),
+    "train_size and val_size together": (["dataset.train_size=1390", "dataset.val_size=100"], ["dataset.train_size"]),
+    "best_val without images for it": (["selection_rule=best_val"], ["selection_rule", "dataset.val_size"]),
+    "selection_rule": (["selection_rule=best"], ["selection_rule", "last", "best_val", "best_test"]),
+    "dropout one": (["capsules.dropout=1"], ["capsules.dropout", "less than 1"]),
+    "dropout negative": (["capsules.dropout=-0.1"], ["capsules.dropout", "at least 0"]),
+    "device unknown": (["device=tpu"], ["device", "tpu", "auto", "cpu", "cuda"]),
+    "device number": (["device=cuda:x"], ["device", "cuda:x"]),
+    "device absent": (["device=cuda:99"], ["device=cuda:99", "cpu"]),
+    "schedule": (["routing.schedule=parallel"], ["schedule", "parallel", "concurrent", "sequential"]),
+    "amp": (["training.amp=fp16"], ["training.amp", "fp16", "none", "bf16"]),
+    "compile": (["training.compile=maybe"], ["training.compile", "maybe"]),
+    "pose": (["capsules.pose=tensor"], ["capsules.pose", "tensor", "matrix", "vector"]),
+    "tracking mode": (["tracking=wandb", "tracking.mode=later"], ["tracking.mode", "later", "offline", "online"]),
+    "debug": (["debug=maybe"], ["debug", "maybe"]),
+    "kernel larger than its grid": (
+        ["capsules.layers=[{type: conv, num_capsules: 2, pose_size: 4, kernel_size: 17, stride: 1}]"],
+        ["capsules.layers", "kernel_size", "17", "16"],
+    ),
+    "grid that shrank": (
+        [
+            "capsules.layers=[{a}, {a}, {a}, {a}]".replace(
+                "{a}", "{type: conv, num_capsules: 2, pose_size: 4, kernel_size: 3, stride: 2}"
+            )
+        ],
+        ["capsules.layers", "kernel_size", "3", "1x1"],
+    ),
+    "kernel of the primary": (["capsules.primary.kernel_size=33"], ["capsules.primary.kernel_size", "33", "16"]),
+    "kernel missing": (
+        ["capsules.layers=[{type: conv, num_capsules: 2, pose_size: 4}]"],
+        ["capsules.layers", "kernel_size"],
+    ),
+    "layer type": (["capsules.layers=[{type: dense, num_capsules: 2, pose_size: 4}]"], ["type", "dense", "conv", "fc"]),
+    "layer key missing": (["capsules.layers=[{type: fc, pose_size: 4}]"], ["num_capsules"]),
+    "layers no list": (["capsules.layers=3"], ["capsules.layers"]),
+    "pose size no square": (["capsules.classes.pose_size=5"], ["capsules.classes.pose_size", "5", "square"]),
+    "pose size of the primary no square": (["capsules.primary.pose_size=8"], ["capsules.primary.pose_size", "square"]),
+    "pose sizes that do not fit": (["capsules.classes.pose_size=16"], ["capsules.classes.pose_size", "16", "4"]),
+    "pose size zero": (["capsules.primary.pose_size=0"], ["capsules.primary.pose_size", "at least"]),
+    "num_capsules zero": (["capsules.primary.num_capsules=0"], ["capsules.primary.num_capsules", "at least 1"]),
+    "stride zero": (["capsules.primary.stride=0"], ["capsules.primary.stride", "at least 1"]),
+    "channels zero": (["backbone.channels=0"], ["backbone.channels", "at least 1"]),
+    "channels word": (["backbone.channels=many"], ["backbone", "channels", "many"]),
+    "channels fraction": (["backbone.channels=1.5"], ["backbone", "channels", "1.5"]),
+    "std zero": (["dataset.std=[0]"], ["dataset.std", "greater than 0"]),
+    "std of three channels": (["dataset.std=[1,1,1]"], ["dataset.std", "dataset.channels=1"]),
+    "num_classes": (["dataset.num_classes=7"], ["dataset.num_classes=7", "10"]),
+    "channels of the dataset": (
+        ["dataset.channels=3", "dataset.mean=[0,0,0]", "dataset.std=[1,1,1]"],
+        ["dataset.channels=3"],
+    ),
+    "source": (["dataset.source=web"], ["dataset.source", "web", "folder"]),
+    "folder that is not there": (["dataset.source=folder"], ["digits", "train"]),
+    "interpolation to nothing": (["seed=${nothing}"], ["nothing"]),
+    "class of another package": (["routing._target_=os.system"], ["_target_=os.system", "capsule_sweeps"]),
+    "class that is not there": (
+        ["backbone._target_=capsule_sweeps.networks.backbones.VGG"],
+        ["capsule_sweeps.networks.backbones.VGG"],
+    ),
+    "unknown launcher": (["hydra/launcher=nothing"], ["hydra/launcher", "nothing", "local"]),
+}
+
+
+def assert_one_sentence(ended, words: list[str], place: Path) -> None:
+    assert ended.code not in (0, None), ended.text
+    assert "Traceback" not in ended.text and "HYDRA_FULL_ERROR" not in ended.err.replace(HINT, ""), ended.text
+    for word in words:
+        assert word in ended.err, f"{word!r} is not in: {ended.err}"
+    assert not (place / "runs").exists()
+
+
+HINT = "Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."  # Hydra's own wording may stand
+
+
+@pytest.mark.parametrize(("overrides", "words"), BAD.values(), ids=BAD)
+def test_found_before_a_run_folder_exists(launch, place, overrides, words) -> None:
+    assert_one_sentence(launch(*overrides), words, place)
+
+
+IN_SWEEPS = [  # composed in another way than a single run: what Hydra catches, what the schema does, what a model does
+    "unknown option",
+    "unknown group",
+    "unknown key",
+    "unknown added key",
+    "unknown key of an ingredient",
+    "unknown key of a layer",
+    "broken syntax",
+    "num_routing word",
+    "num_routing fraction",
+    "milestones number",
+    "device absent",
+    "kernel larger than its grid",
+    "pose size of the primary no square",
+    "layers no list",
+    "interpolation to nothing",
+    "class of another package",
+    "folder that is not there",
+    "unknown launcher",
+]
+
+
+@pytest.mark.parametrize("case", IN_SWEEPS)
+def test_the_same_in_a_sweep(launch, place, case) -> None:
+    overrides, words = BAD[case]
+    assert_one_sentence(launch("-m", "debug=false", *overrides), words, place)
+
+
+@pytest.mark.parametrize(
+    ("swept", "words"),
+    [
+        ("num_routing=1,0", ["num_routing=0", "at least 1"]),
+        ("num_routing=1,two", ["num_routing", "two"]),
+        ("training.lr=0.1,-1", ["training.lr", "-1"]),
+        ("training.batch_size=8,41", ["training.batch_size=41", "40"]),
+        ("training.loss=cross_entropy,spread training.label_smoothing=0.1", ["training.loss=spread"]),
+        ("dataset=digits,KMNIST", ["dataset", "KMNIST"]),
+        ("capsules.primary.pose_size=4,5", ["capsules.primary.pose_size", "5", "square"]),
+        ("device=cpu,tpu", ["device", "tpu"]),
+        ("dataset.train_size=40,99999", ["dataset.train_size", "99999"]),
+        ("routing.schedule=concurrent,parallel", ["schedule", "parallel"]),
+        ("dataset.source=sklearn,folder", ["digits"]),
+    ],
+)
+def test_wrong_point_after_a_right_one(launch, place, swept, words) -> None:
+    assert_one_sentence(launch("-m", *swept.split()), words, place)
+
+
+def test_the_sentence_is_one_line(launch) -> None:
+    for overrides in (["num_routing=0"], ["num_routing=two"], ["capsules.classes.pose_size=5"], ["device=cuda:99"]):
+        err = launch(*overrides).err
+        assert err.startswith("Error: ") and len(err.splitlines()) == 1, err
+
+
+@pytest.mark.parametrize(
+    "case", ["unknown option", "unknown key", "num_routing zero", "num_routing word", "broken syntax"]
+)
+def test_compose_config_says_the_same_as_a_value_error(case) -> None:
+    overrides, words = BAD[case]
+    with pytest.raises(ValueError) as caught:
+        compose_config(["dataset=digits", *overrides])
+    for word in words[:2]:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# Real processes
+
+
+@pytest.mark.parametrize(
+    "case", ["unknown option", "num_routing fraction", "kernel larger than its grid", "device absent"]
+)
+def test_as_a_user_sees_it(python, tiny, place, case) -> None:
+    overrides, words = BAD[case]
+    assert_one_sentence(python(ROOT / "launch.py", *tiny, *overrides), words, place)
+
+
+def test_images_that_cannot_be_downloaded(launch, place, monkeypatch) -> None:
+    monkeypatch.setattr(
+        "socket.create_connection", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no network"))
+    )
+    monkeypatch.setattr("socket.getaddrinfo", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no network")))
+    ended = launch("dataset=CIFAR10", "data_dir=nowhere", base=["backbone=simple", "tracking=none"])
+    assert_one_sentence(ended, ["CIFAR10", "nowhere", "dataset=digits", "dataset.source=folder"], place)
+
+
+# runs_dir
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_runs_dir_below_a_file(launch, place, many) -> None:
+    (place / "file").write_text("")
+    for runs_dir in ("file", "file/runs", "/proc/nothing/runs"):
+        ended = launch(*(["-m"] if many else []), f"runs_dir={runs_dir}")
+        assert_one_sentence(ended, [f"runs_dir={runs_dir}", "cannot be written"], place)
+
+
+def bind_by_permissions() -> None:
+    """What is done by root from here on obeys permissions (prctl: drop CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH)."""
+    libc = ctypes.CDLL(None)
+    for capability in (1, 2):
+        libc.prctl(24, capability, 0, 0, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="permissions bind root only through Linux's prctl")
+@pytest.mark.parametrize(("mode", "runs_dir"), [(0o555, "closed"), (0o555, "closed/deep/runs"), (0, "closed/runs")])
+def test_runs_dir_without_permission(tiny, place, mode, runs_dir) -> None:
+    closed = place / "closed"
+    closed.mkdir(mode=mode)
+    command = [sys.executable, ROOT / "launch.py", *tiny, f"runs_dir={runs_dir}"]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=bind_by_permissions)
+    closed.chmod(0o755)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert f"runs_dir={runs_dir}" in done.stderr and "cannot be" in done.stderr
+    assert list(closed.iterdir()) == []
+
+
+def test_folder_of_a_run_that_is_a_file(launch, runs) -> None:
+    assert launch("seed=0").code == 0
+    folder = runs.only()
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    folder.write_text("")
+    ended = launch("seed=0")
+    assert ended.code == 1 and "Traceback" not in ended.text and str(folder) in ended.text
+
+
+def test_commands_name_what_they_do_not_know(capsule_sweeps, place) -> None:
+    for arguments in ([], ["nothing"], ["status", "--format", "xml"], ["results", "--rule", "best"]):
+        ended = capsule_sweeps(*arguments)
+        assert ended.code == 2 and "usage" in ended.err and "Traceback" not in ended.err

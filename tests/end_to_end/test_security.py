@@ -1,0 +1,241 @@
+"""What a run folder or a config holds cannot run code; secrets stay out; files are the user's; no port is open."""
+
+import ast
+import os
+import pickle
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from capsule_sweeps.config.build import build
+from capsule_sweeps.runs.files import write_json
+from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.signature import columns, science
+
+ROOT = Path(__file__).resolve().parents[2]
+SECRETS = {
+    "WANDB_API_KEY": "5ecre7wandb" + "0" * 29,
+    "MY_TOKEN": "5ecre7token",
+    "HF_TOKEN": "5ecre7hf",
+    "AWS_SECRET_ACCESS_KEY": "5ecre7aws",
+    "DB_PASSWORD": "5ecre7password",
+}
+
+
+class Runs:
+    """Unpickling this makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch", "torch in a state"])
+def test_checkpoint_cannot_run_code(launch, runs, tmp_path, how) -> None:
+    launch(signal_at=(signal.SIGTERM, 3))
+    path, mark = runs.only() / "checkpoint.pt", tmp_path / "ran"
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(Runs(mark)))
+    elif how == "torch":
+        torch.save(Runs(mark), path)
+    else:
+        torch.save({**torch.load(path, weights_only=True), "losses": Runs(mark)}, path)
+    ended = launch()
+    assert ended.code == 1 and "Traceback" not in ended.text and "checkpoint.pt" in ended.text
+    assert not mark.exists()
+
+
+YAML = "seed: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{mark}']]\n"
+
+
+@pytest.mark.parametrize("use", ["retry", "compare"])
+def test_stored_configuration_cannot_run_code(launch, capsule_sweeps, runs, tmp_path, use) -> None:
+    launch(signal_at=(signal.SIGTERM, 3))
+    mark = tmp_path / "ran"
+    (runs.only() / "config.yaml").write_text(YAML.format(mark=mark))
+    if use == "retry":
+        ended = capsule_sweeps("retry", runs.only().name)
+    else:
+        runs.change_record(runs.only(), science=None)
+        ended = launch()
+    assert ended.code == 1 and "config.yaml" in ended.err and ended.err.count("\n") == 1
+    assert not mark.exists()
+
+
+def handler(mark: Path) -> dict[str, object]:
+    """A class of torch that starts a program when it is made."""
+    target = "torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler.SubprocessHandler"
+    options = {"entrypoint": "touch", "args": [str(mark)], "env": {}, "stdout": None, "stderr": None}
+    return {"_target_": target, **options, "local_rank_id": 0, "numa_options": None}
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "subprocess.Popen",
+        "capsule_sweeps",
+        "capsule_sweeps_evil.Thing",
+        "torch_evil.Thing",
+        "torchvision.models.ResNet",
+        "torch.hub.load",
+        "torch.load",
+        "torch.nn",
+        "torch.nn.functional.relu",
+        "torch.multiprocessing.Process",
+        "torch.utils.cpp_extension.BuildExtension",
+        "torch.hub.os.system",
+        "capsule_sweeps.training.train.train",
+        "capsule_sweeps.runs.run.os.system",
+        "capsule_sweeps.runs.run.Path",
+        "capsule_sweeps.launchers.pool.Worker",
+        "capsule_sweeps.launchers.hydra.TemporaryDirectory",
+        "capsule_sweeps.launchers.worker.main",
+        "capsule_sweeps.__main__.main",
+        "",
+        ".",
+        "torch.",
+    ],
+)
+def test_only_layers_of_this_package_and_torch_are_built(target) -> None:
+    with pytest.raises(ValueError, match="_target_"):
+        build({"_target_": target})
+
+
+def test_layers_of_torch_and_this_package_are_built() -> None:
+    assert isinstance(build({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}), torch.nn.Linear)
+    backbone = build({"_target_": "capsule_sweeps.networks.backbones.Simple", "channels": 4}, image_shape=(1, 8, 8))
+    assert isinstance(backbone, torch.nn.Module)
+
+
+def test_a_class_of_torch_cannot_start_a_program(tmp_path) -> None:
+    mark = tmp_path / "ran"
+    try:
+        made = build(handler(mark))
+    except ValueError:
+        made = None
+    if made is not None:
+        made.proc.wait()
+    assert made is None and not mark.exists()
+
+
+def test_stored_configuration_cannot_start_a_program(tiny_config, capsule_sweeps, runs, tmp_path) -> None:
+    mark = tmp_path / "ran"
+    config = tiny_config()
+    run = Run(Path("runs") / columns(config)["run"])
+    with run.claim():
+        write_json(run.folder / "run.json", {**columns(config), "state": "failed"})
+        evil = OmegaConf.to_container(config)
+        evil["model"]["backbone"] = {"name": "simple", **handler(mark)}
+        (run.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(evil)))
+    ended = capsule_sweeps("retry", run.folder.name)
+    for _ in range(20):
+        assert not mark.exists()
+        time.sleep(0.05)
+    assert ended.code == 1 and "Traceback" not in ended.text
+
+
+def test_code_never_asks_for_what_can_run_code() -> None:
+    """eval, exec, pickle, unsafe YAML, torch.load without weights_only, a shell."""
+    for path in [*(ROOT / "capsule_sweeps").glob("*.py"), ROOT / "launch.py", *(ROOT / "hydra_plugins").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+                assert not names & {"pickle", "dill", "cloudpickle", "marshal", "shelve", "yaml"}, path
+            if not isinstance(node, ast.Call):
+                continue
+            called, keywords = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+            assert called not in ("eval", "exec", "compile", "os.system", "os.popen"), (path, called)
+            assert keywords.get("shell") in (None, "False"), (path, called)
+            assert keywords.get("allow_pickle") in (None, "False"), (path, called)
+            if called in ("torch.load", "load_state_dict_from_url"):
+                assert keywords.get("weights_only") == "True", path
+
+
+def all_bytes(*folders: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("tracking", ["none", "wandb"])
+def test_secrets_of_the_environment_reach_no_file_and_no_output(python, tiny, place, tmp_path, tracking) -> None:
+    """One run finishes, one fails with its traceback in error.txt; then what the commands say about them."""
+    settings = [f"tracking={tracking}", "training.compile=off", "training.lr=0.1,1e30"]
+    ended = python(ROOT / "launch.py", "-m", *tiny, *settings, WANDB_ERROR_REPORTING="false", **SECRETS)
+    assert ended.code == 1 and len(list(Path("runs").glob("*/error.txt"))) == 1, ended.text
+    said = [ended.text]
+    for name in sorted(path.name for path in Path("runs").iterdir() if not path.name.startswith(".")):
+        said.append(python("-m", "capsule_sweeps", "show", name, **SECRETS).text)
+    said.append(python("-m", "capsule_sweeps", "doctor", *tiny, **SECRETS).text)
+    for secret in SECRETS.values():
+        assert not any(secret in text for text in said)
+        found = [path for path, content in all_bytes(place).items() if secret.encode() in content]
+        assert not found, found
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o027, 0o022])
+def test_files_are_made_with_the_users_umask(launch, mask) -> None:
+    before = os.umask(mask)
+    try:
+        launch("-m", "training.lr=0.1,1e30", "training.compile=off")
+        launch("hydra.launcher.force=true", "training.compile=off")
+    finally:
+        os.umask(before)
+    paths = [Path("runs"), *Path("runs").rglob("*")]
+    assert {path.name for path in paths} >= {
+        "checkpoint.pt",
+        "run.json",
+        ".sweeps",
+        ".superseded",
+        "error.txt",
+        "log.txt",
+    }
+    for path in paths:
+        full = 0o777 if path.is_dir() else 0o666
+        assert stat.S_IMODE(path.stat().st_mode) == full & ~mask, path
+
+
+@pytest.mark.parametrize("tracking", ["none", "wandb"])
+def test_nothing_listens_on_a_port(tiny, place, tracking) -> None:
+    command = [sys.executable, ROOT / "launch.py", "-m", *tiny, f"tracking={tracking}", "training.compile=off"]
+    command += ["seed=0,1", "training.epochs=1000000", "hydra.launcher.parallel=2"]
+    seen = 0
+    with open("output", "w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    try:
+        end = time.monotonic() + 90
+        while seen < 5:
+            assert process.poll() is None and time.monotonic() < end, Path("output").read_text()
+            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            for member in family:
+                try:
+                    found = member.net_connections(kind="inet")
+                    listening = [connection for connection in found if connection.status == psutil.CONN_LISTEN]
+                    assert not listening, (member.cmdline(), listening)
+                except psutil.NoSuchProcess:
+                    continue
+            seen += len(list(Path("runs").glob("*/metrics.jsonl"))) == 2
+            time.sleep(0.1)
+        assert len(family) >= 3
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+def test_science_of_a_record_is_data(tiny_config) -> None:
+    """An interpolation in a value is signed as what it resolves to, never as a recipe to read the environment."""
+    os.environ["MY_TOKEN"] = SECRETS["MY_TOKEN"]
+    try:
+        assert "${" not in repr(science(tiny_config("training.epochs=${num_routing}")))
+    finally:
+        del os.environ["MY_TOKEN"]

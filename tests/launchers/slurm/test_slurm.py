@@ -1,0 +1,642 @@
+"""Sweeps on a real SLURM: packed, killed, preempted, out of time; what should finish does, with the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from slurm_cluster import MAX_ARRAY_SIZE, Cluster, missing
+
+from capsule_sweeps import load_runs
+from capsule_sweeps.launchers.slurm import queue as slurm
+from capsule_sweeps.runs.run import Run
+
+ROOT = Path(__file__).resolve().parents[3]
+NEEDED = missing("slurmctld", "slurmd", "sbatch", "srun")
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(bool(NEEDED), reason=f"no SLURM here: {NEEDED} missing (Debian: slurmctld slurmd slurm-client)"),
+]
+LONG = ["training.epochs=120", "training.checkpoint_epochs=10"]  # some ten seconds of training
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with Cluster(tmp_path_factory.mktemp("cluster")) as booted:
+        yield booted
+
+
+@pytest.fixture
+def submit(launch, cluster):
+    """launch.py -m hydra/launcher=slurm with a sweep of TINY runs, CPU only, one thread each."""
+
+    def run(*arguments):
+        slurm.forget()
+        return launch("-m", "hydra/launcher=slurm", "hydra.launcher.gpus=null", "hydra.launcher.cpus=1", *arguments)
+
+    yield run
+    for path in Path("runs").glob("*/queued.json"):  # so that jobs which are killed are not started again
+        path.unlink()
+    subprocess.run(["scancel", "--me", "--full"], capture_output=True)
+    cluster.until(lambda: not cluster.ask("squeue", "-h").strip(), 60)
+
+
+@pytest.fixture
+def undisturbed(launch, runs):
+    """Compares finished runs with the same runs made here, in this process, without SLURM."""
+
+    def compare(*arguments):
+        made = launch("-m", "runs_dir=undisturbed", *arguments)
+        assert made.code == 0, made.text
+        for folder in runs.folders("undisturbed"):
+            runs.assert_same(folder, Path("runs") / folder.name)
+
+    return compare
+
+
+def states():
+    slurm.forget()
+    return dict(zip(load_runs("runs").run, load_runs("runs").state, strict=True))
+
+
+def submission():
+    """The newest one and its job.json."""
+    path = max(Path("runs/.jobs").glob("sweep-*/job.json"), key=lambda path: path.stat().st_mtime)
+    return path.parent.name, json.loads(path.read_text())
+
+
+def log():
+    return "".join(path.read_text() for path in sorted(Path("runs/.jobs").glob("*/*_log.out")))
+
+
+def epochs(folder):
+    path = folder / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def in_training(cluster, runs, at_least=15):
+    """The one run, once it has trained so many epochs."""
+    return cluster.until(lambda: next((f for f in runs.folders() if epochs(f) >= at_least), None))
+
+
+def worker_of(folder):
+    (path,) = [path for path in folder.glob("attempt-*.json") if "released" not in path.read_text()]
+    return json.loads(path.read_text())["pid"]
+
+
+def gpus_of_workers():
+    """CUDA_VISIBLE_DEVICES of each process that trains a run now."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if b"capsule_sweeps.launchers.worker" in (process / "cmdline").read_bytes():
+                environment = (process / "environ").read_bytes().decode().split("\0")
+                yield from (text.partition("=")[2] for text in environment if text.startswith("CUDA_VISIBLE_DEVICES="))
+
+
+def listing(folder):
+    """All that is in a folder of runs but `.code`, which gc looks after."""
+    return sorted(str(path) for path in Path(folder).rglob("*") if ".code" not in path.parts)
+
+
+@pytest.mark.slow
+def test_an_array_cut_in_pieces_finishes_with_the_same_bits(submit, cluster, runs, undisturbed, capsule_sweeps) -> None:
+    sweep = ["num_routing=1,2", "seed=0,1,2"]
+    said = submit(*sweep)
+    assert said.code == 0 and "6 runs queued in 6 jobs" in said.out
+    name, job = submission()
+    assert len(job["job_ids"]) == 2 and job["job_ids"][0] in said.out  # MaxArraySize is 4
+    assert set(cluster.jobs(name)) == {f"{job['job_ids'][0]}_{task}" for task in range(MAX_ARRAY_SIZE)} | {
+        f"{job['job_ids'][1]}_{task}" for task in range(2)
+    }
+    again = submit(*sweep)
+    assert again.code == 0 and "6 to leave" in again.out and len(list(Path("runs/.jobs").iterdir())) == 1
+    assert set(states().values()) <= {"queued", "running", "finished"}
+    frame = load_runs("runs")
+    assert sorted(frame.num_routing) == [1, 1, 1, 2, 2, 2] and not frame.accuracy_last.gt(1).any()
+    cluster.drained()
+    assert set(states().values()) == {"finished"} and set(cluster.jobs(name).values()) == {"COMPLETED"}
+    assert all(len(runs.record(folder)["attempts"]) == 1 for folder in runs.folders())
+    assert not list(Path("runs").glob("*/queued.json"))
+    undisturbed(*sweep)
+    finished = submit(*sweep)
+    assert finished.code == 0 and "6 to skip" in finished.out and "Results" in finished.out
+
+
+def test_what_is_set_is_sent_and_nothing_else(submit, cluster, runs) -> None:
+    assert submit("hydra.launcher.partition=closed").code == 0
+    _, job = submission()
+    (plain,) = Path("runs/.jobs").glob("*/*_submission.sh")
+    sent = [line.split("=")[0] for line in plain.read_text().splitlines() if line.startswith("#SBATCH")]
+    ours = ["array", "cpus-per-task", "job-name", "nodes", "open-mode", "output", "partition", "requeue", "signal"]
+    assert sent == [f"#SBATCH --{name}" for name in ours]
+    subprocess.run(["scancel", "--me"], check=True)
+    settings = ["account=a", "qos=q", "constraint=c", "gpus=1", "mem_gb=1.5", 'time="0:20:00"', "max_parallel=2"]
+    settings += ["sbatch={mail_type: FAIL, hold: true}", 'setup=["export FROM_SETUP=1"]']
+    refused = submit(*[f"hydra.launcher.{setting}" for setting in settings])
+    assert refused.code == 1 and "feature" in refused.err.lower(), refused.err
+    accepted = [setting for setting in settings if not setting.startswith(("account", "qos", "constraint"))]
+    assert submit("seed=range(5)", *[f"hydra.launcher.{setting}" for setting in accepted]).code == 0
+    name, job = submission()
+    assert len(cluster.jobs(name)) == 2  # max_parallel: two jobs take all five runs
+    told = cluster.detail(job["job_ids"][0] + "_0")
+    assert told["JobState"] == "PENDING" and told["TimeLimit"] == "00:20:00" and told["MinMemoryNode"] == "1.50G"
+    assert told["TresPerNode"].endswith("gpu:1")
+
+
+def test_a_waiting_run_is_queued_and_tells_why(submit, cluster, capsule_sweeps, runs) -> None:
+    assert submit("num_routing=1,2", "hydra.launcher.partition=closed").code == 0
+    listed = json.loads(capsule_sweeps("status", "--format", "json").out)
+    assert [row["state"] for row in listed] == ["queued"] * 2
+    assert all("pending (PartitionDown)" in row["slurm"] for row in listed)
+    assert "queued" in capsule_sweeps("show", listed[0]["run"]).out
+    subprocess.run(["scancel", "--me"], check=True)
+    cluster.until(lambda: set(states().values()) == {"new"})
+    assert "2 runs queued" in submit("num_routing=1,2").out  # their jobs vanished: submitted again
+    cluster.drained()
+    assert set(states().values()) == {"finished"}
+
+
+def test_cancel_takes_runs_out_of_the_queue(submit, cluster, capsule_sweeps, runs) -> None:
+    assert submit("num_routing=1,2", "hydra.launcher.sbatch={hold: true}").code == 0
+    name, _ = submission()
+    first, second = runs.folders()
+    assert "taken out" in capsule_sweeps("cancel", first.name).out
+    assert not first.exists() and states() == {second.name: "queued"}
+    assert len(cluster.jobs(name)) == 2  # they do what is left
+    said = capsule_sweeps("cancel", second.name[-8:]).out
+    assert name in said
+    cluster.until(lambda: set(cluster.jobs(name).values()) == {"CANCELLED"})
+    assert states() == {} and not runs.folders()
+
+
+@pytest.mark.slow
+def test_cancelling_a_running_run_leaves_the_others(submit, cluster, capsule_sweeps, runs) -> None:
+    assert submit("num_routing=1,2", *LONG, "hydra.launcher.runs_per_job=2").code == 0
+    name, _ = submission()
+    folder = in_training(cluster, runs)
+    cluster.until(lambda: list(states().values()) == ["running"] * 2)
+    assert "asked to save and stop" in capsule_sweeps("cancel", folder.name).out
+    cluster.drained()
+    other = next(other for other in runs.folders() if other != folder)
+    assert states() == {folder.name: "interrupted", other.name: "finished"}
+    assert set(cluster.jobs(name).values()) == {"COMPLETED"} and not (folder / "queued.json").exists()
+
+
+@pytest.mark.slow
+def test_packing_side_by_side_with_gpus(submit, cluster, runs, undisturbed) -> None:
+    sweep = ["num_routing=1,2", "seed=0,1", *LONG]
+    said = submit(*sweep, "hydra.launcher.gpus=2", "hydra.launcher.cpus=4", "hydra.launcher.runs_per_job=4")
+    assert "4 runs queued in 1 job " in said.out
+    name, job = submission()
+    seen = set()
+    cluster.until(lambda: seen.update(gpus_of_workers()) or len(seen) == 2)
+    cluster.drained()
+    assert set(states().values()) == {"finished"} and list(cluster.jobs(name).values()) == ["COMPLETED"]
+    assert seen == {"0", "1"}
+    attempts = [runs.record(folder)["attempts"][0] for folder in runs.folders()]
+    assert {attempt["job"] for attempt in attempts} == {f"{job['job_ids'][0]}_0"}
+    assert len({attempt["pid"] for attempt in attempts}) == 4
+    starts = [attempt["started"] for attempt in attempts]
+    assert max(starts) < min(runs.record(folder)["ended"] for folder in runs.folders())  # side by side
+    assert {attempt["execution"]["threads"] for attempt in attempts} == {1}
+    undisturbed(*sweep)
+
+
+@pytest.mark.slow
+def test_packing_one_after_the_other(submit, cluster, runs) -> None:
+    packing = ["hydra.launcher.runs_per_job=3", "hydra.launcher.packing=sequential"]
+    assert "3 runs queued in 1 job " in submit("seed=0,1,2", *packing).out
+    cluster.drained()
+    records = sorted((runs.record(folder) for folder in runs.folders()), key=lambda r: r["attempts"][0]["started"])
+    assert len(records) == 3 and {record["state"] for record in records} == {"finished"}
+    for one, next_one in pairwise(records):
+        assert one["ended"] <= next_one["attempts"][0]["started"]
+
+
+@pytest.mark.slow
+def test_a_failing_run_fails_its_job_and_leaves_the_others(submit, cluster, runs, capsule_sweeps) -> None:
+    said = submit("training.lr=0.1,1e30", "seed=0,1", "hydra.launcher.runs_per_job=4", "hydra.launcher.cpus=4")
+    assert said.code == 0
+    name, job = submission()
+    cluster.drained()
+    frame = load_runs("runs")
+    rates = [science["training.lr"] for science in frame.science]
+    assert [state == "failed" for state in frame.state] == [rate > 1 for rate in rates]
+    assert sorted(frame.state) == ["failed", "failed", "finished", "finished"]
+    assert list(cluster.jobs(name).values()) == ["FAILED"] and cluster.detail(job["job_ids"][0])["ExitCode"] != "0:0"
+    failed = frame.run[frame.state == "failed"].iloc[0]
+    error = (Path("runs") / failed / "error.txt").read_text()
+    assert "Traceback" in error and "FloatingPointError" in error
+    assert error.strip() in log() and "these runs did not finish" in log()
+    shown = capsule_sweeps("show", failed).out
+    assert "_log.out, last lines" in shown and "FloatingPointError" in shown
+    retried = capsule_sweeps("retry", "state=failed")
+    assert retried.code == 0 and "2 runs queued in 1 job " in retried.out, retried.text
+    cluster.drained()
+    assert [len(runs.record(Path("runs") / run)["attempts"]) for run in frame.run[frame.state == "failed"]] == [2, 2]
+
+
+def test_a_run_that_fails_before_its_claim_says_why(submit, cluster, runs, data_dir, tmp_path, capsule_sweeps) -> None:
+    """Data that the login node has and the node does not: here they vanish before the job starts."""
+    shutil.copytree(data_dir, tmp_path / "here")
+    assert submit(f"data_dir={tmp_path / 'here'}", "hydra.launcher.sbatch={hold: true}", "device=cuda").code == 0
+    name, job = submission()
+    subprocess.run(["scontrol", "release", job["job_ids"][0]], check=True)
+    cluster.drained()
+    (folder,) = runs.folders()
+    assert states() == {folder.name: "failed"} and cluster.jobs(name) == {f"{job['job_ids'][0]}_0": "FAILED"}
+    assert "device=cuda is not there" in (folder / "error.txt").read_text()
+    assert "device=cuda is not there" in runs.record(folder)["error"]
+    assert "device=cuda is not there" in capsule_sweeps("show", folder.name).out
+
+
+def test_a_killed_run_is_resumed_by_its_job(submit, cluster, runs, undisturbed) -> None:
+    assert submit(*LONG).code == 0
+    name, _ = submission()
+    folder = in_training(cluster, runs)
+    os.kill(worker_of(folder), signal.SIGKILL)
+    cluster.drained()
+    assert states() == {folder.name: "finished"} and set(cluster.jobs(name).values()) == {"COMPLETED"}
+    assert len(runs.record(folder)["attempts"]) == 2 and "SIGKILL" in log()
+    undisturbed(*LONG)
+
+
+@pytest.mark.slow
+def test_a_run_that_dies_each_time_is_given_up(submit, cluster, runs) -> None:
+    many = ["training.epochs=3000", "training.checkpoint_epochs=10", "hydra.launcher.max_attempts=2"]
+    assert submit(*many).code == 0
+    name, _ = submission()
+    folder = in_training(cluster, runs)
+    os.kill(worker_of(folder), signal.SIGKILL)
+    cluster.until(lambda: len(runs.record(folder)["attempts"]) == 2)
+    os.kill(worker_of(folder), signal.SIGKILL)
+    cluster.until(lambda: set(cluster.jobs(name).values()) == {"FAILED"})
+    assert states() == {folder.name: "interrupted"} and "not finished after 2 attempts" in log()
+
+
+@pytest.mark.slow
+def test_out_of_time_goes_on_until_it_is_done(submit, cluster, runs, undisturbed) -> None:
+    assert submit(*LONG, "hydra.launcher.time=1", "hydra.launcher.sbatch={signal: USR2@5}").code == 0
+    name, job = submission()
+    folder = in_training(cluster, runs)
+    os.kill(worker_of(folder), signal.SIGSTOP)  # until SLURM's signal wakes it: no machine is fast enough to be done
+    cluster.drained()
+    attempts = runs.record(folder)["attempts"]
+    assert states() == {folder.name: "finished"} and set(cluster.jobs(name).values()) == {"COMPLETED"}, log()
+    assert len(attempts) >= 2 and [attempt["restart"] for attempt in attempts] == list(range(len(attempts)))
+    assert {attempt["job"] for attempt in attempts} == {f"{job['job_ids'][0]}_0"}
+    undisturbed(*LONG)
+
+
+def preempt(cluster):
+    """A job with priority that wants both nodes for a moment."""
+    command = ["sbatch", "-p", "high", "-N2", "--exclusive", "-J", "important", "--wrap", "sleep 3", "-o", "/dev/null"]
+    subprocess.run(command, check=True, capture_output=True)
+    cluster.until(lambda: "COMPLETED" in cluster.jobs("important").values(), 60)
+
+
+@pytest.mark.slow
+def test_preempted_with_sigterm(submit, cluster, runs, undisturbed) -> None:
+    assert submit(*LONG).code == 0
+    name, _ = submission()
+    folder = in_training(cluster, runs)
+    preempt(cluster)
+    assert states() == {folder.name: "queued"}
+    cluster.drained()
+    assert states() == {folder.name: "finished"} and set(cluster.jobs(name).values()) == {"COMPLETED"}
+    assert [attempt["restart"] for attempt in runs.record(folder)["attempts"]] == [0, 1]
+    undisturbed(*LONG)
+
+
+@pytest.mark.slow
+def test_requeued_by_hand(submit, cluster, runs, undisturbed) -> None:
+    """With W&B: the run goes on in the same W&B run, no epoch stands in it twice."""
+    tracking = ["tracking=wandb", "tracking.mode=offline"]
+    assert submit("num_routing=1,2", *LONG, "hydra.launcher.runs_per_job=2", *tracking).code == 0
+    name, job = submission()
+    in_training(cluster, runs)
+    subprocess.run(["scontrol", "requeue", job["job_ids"][0] + "_0"], check=True)
+    cluster.until(lambda: "PENDING" in cluster.jobs(name).values(), 60)
+    assert set(states().values()) <= {"queued", "finished"}
+    cluster.drained()
+    assert set(states().values()) == {"finished"} and set(cluster.jobs(name).values()) == {"COMPLETED"}
+    for folder in runs.folders():
+        assert runs.record(folder)["wandb_id"] == folder.name[-8:] and list(folder.glob("wandb/offline-run-*"))
+    undisturbed("num_routing=1,2", *LONG)
+
+
+@pytest.mark.slow
+def test_a_dead_node(submit, cluster, runs, undisturbed) -> None:
+    """Everything of the job is killed at once, so that nobody can save or release a claim; SLURM starts it again."""
+    assert submit(*LONG, "hydra.launcher.sbatch={nodelist: n1}").code == 0
+    folder = in_training(cluster, runs)
+    worker = worker_of(folder)
+    subprocess.run(["scontrol", "update", "nodename=n1", "state=DOWN", "reason=test"], check=True)
+    with suppress(ProcessLookupError):
+        os.kill(worker, signal.SIGKILL)
+    subprocess.run(["scontrol", "update", "nodename=n1", "state=RESUME"], check=True)
+    cluster.drained()
+    assert states() == {folder.name: "finished"}, log()
+    assert len(runs.record(folder)["attempts"]) >= 2
+    undisturbed(*LONG)
+
+
+@pytest.mark.slow
+def test_the_launcher_killed_right_after_sbatch(cluster, runs, python, tiny, tmp_path, submit, undisturbed) -> None:
+    real = shutil.which("sbatch")
+    deadly = tmp_path / "bin" / "sbatch"
+    deadly.parent.mkdir()
+    deadly.write_text(f'#!/bin/bash\n{real} "$@" > "{tmp_path}/said" || exit 1\nkill -9 $PPID\n')
+    deadly.chmod(deadly.stat().st_mode | stat.S_IXUSR)
+    arguments = ["hydra/launcher=slurm", "hydra.launcher.gpus=null", "hydra.launcher.cpus=1", "seed=0,1,2"]
+    path = f"{deadly.parent}:{os.environ['PATH']}"
+    ended = python(ROOT / "launch.py", "-m", *tiny, *arguments, PATH=path, PYTHONPATH=str(ROOT))
+    assert ended.code == -signal.SIGKILL and "Submitted" in (tmp_path / "said").read_text()
+    assert set(states().values()) <= {"queued", "running", "finished"} and len(states()) == 3
+    assert "0 runs" not in submit("seed=0,1,2").out and len(list(Path("runs/.jobs").iterdir())) == 1
+    cluster.drained()
+    assert set(states().values()) == {"finished"}
+    assert all(len(runs.record(folder)["attempts"]) == 1 for folder in runs.folders())
+    undisturbed("seed=0,1,2")
+
+
+@pytest.mark.slow
+def test_code_edited_after_submission(cluster, runs, tiny, tmp_path, submit, undisturbed, capsule_sweeps) -> None:
+    copy = tmp_path / "checkout"
+    copy.mkdir()
+    for name in ("capsule_sweeps", "conf", "hydra_plugins"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "launch.py", copy)
+    (copy / ".env").write_text("SECRET=1")
+    (copy / "untracked.txt").write_text("x")
+    (copy / "big.bin").write_bytes(bytes(10_000_001))
+    for command in (["init", "-q"], ["add", "capsule_sweeps", "conf", "hydra_plugins", "launch.py"]):
+        subprocess.run(["git", *command], cwd=copy, check=True)
+    who = ["-c", "user.name=t", "-c", "user.email=t@t"]
+    subprocess.run(["git", *who, "commit", "-qm", "all"], cwd=copy, check=True)
+    with open(copy / "capsule_sweeps" / "tracking.py", "a") as file:
+        file.write("\n# an edit that is not committed\n")
+    arguments = [*tiny, "hydra/launcher=slurm", "hydra.launcher.gpus=null", "hydra.launcher.cpus=1"]
+    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    command = [sys.executable, "launch.py", "-m", *arguments, f"runs_dir={Path('runs').absolute()}"]
+    command += ["hydra.launcher.sbatch={hold: true}"]
+    subprocess.run(command, cwd=copy, env=environment, check=True, capture_output=True)
+    name, job = submission()
+    (copy / "capsule_sweeps" / "train.py").write_text("raise RuntimeError('edited')\n")
+    shutil.rmtree(copy / "conf")
+    subprocess.run(["scontrol", "release", job["job_ids"][0]], check=True)
+    cluster.drained()
+    (folder,) = runs.folders()
+    assert states() == {folder.name: "finished"}, log()
+    snapshot = Path(job["snapshot"])
+    (attempt,) = runs.record(folder)["attempts"]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=copy, capture_output=True, text=True).stdout.strip()
+    assert attempt["snapshot"] == snapshot.name and attempt["commit"] == head and attempt["dirty"] is True
+    manifest = json.loads((snapshot / "MANIFEST.json").read_text())
+    assert "+# an edit that is not committed" in manifest["patch"] and "SECRET" not in json.dumps(manifest)
+    assert (snapshot / "untracked.txt").exists()
+    assert not (snapshot / ".env").exists() and not (snapshot / "big.bin").exists()
+    undisturbed()
+    assert str(snapshot.name) not in capsule_sweeps("gc").out  # a run was made with it
+
+
+@pytest.mark.slow
+def test_folders_with_links_and_spaces(submit, cluster, runs, place) -> None:
+    (place / "real").mkdir()
+    (place / "a link").symlink_to("real")
+    assert submit("runs_dir='a link/my runs'").code == 0
+    cluster.drained()
+    (run,) = load_runs("real/my runs").itertuples()
+    assert run.state == "finished"
+    refused = submit("runs_dir='100%'")
+    assert refused.code == 1 and "%" in refused.err and not Path("100%").exists()
+
+
+@pytest.mark.slow
+def test_two_launchers_at_once_queue_each_run_once(cluster, tiny, runs, submit) -> None:
+    cluster_options = ["hydra/launcher=slurm", "hydra.launcher.gpus=null", "hydra.launcher.cpus=1"]
+    arguments = [*tiny, *cluster_options, "seed=0,1,2"]
+    command = [sys.executable, str(ROOT / "launch.py"), "-m", *arguments]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    said = [launcher.communicate(timeout=120)[0] for launcher in both]
+    assert [launcher.returncode for launcher in both] == [0, 0], said
+    jobs = [json.loads(path.read_text())["runs"] for path in Path("runs/.jobs").glob("*/job.json")]
+    assert sorted(run for names in jobs for run in names) == sorted(str(path.resolve()) for path in runs.folders())
+    cluster.drained()
+    assert [len(runs.record(folder)["attempts"]) for folder in runs.folders()] == [1, 1, 1]
+
+
+def test_a_job_that_ends_before_its_run_starts_says_where_to_look(submit, cluster, capsule_sweeps, runs) -> None:
+    said = submit("hydra.launcher.setup=['echo no such module; exit 3']", "hydra.launcher.wait=true")
+    assert said.code == 1 and "its job ended without finishing it, see " in said.text
+    (folder,) = runs.folders()
+    assert states() == {folder.name: "new"} and "its job ended" in capsule_sweeps("status").out.replace("\n", "")
+    assert "no such module" in capsule_sweeps("show", folder.name).out
+
+
+def test_another_launchers_ticket_is_left_alone(submit, python, tiny, cluster, runs, monkeypatch) -> None:
+    """Two launchers plan the same run; the slower one is refused by SLURM and takes back what is its own only."""
+    from capsule_sweeps.launchers.slurm import submit as submitting
+
+    original = submitting.take_snapshot
+
+    def and_be_overtaken(runs_dir):
+        monkeypatch.setattr(submitting, "take_snapshot", original)
+        other = python(
+            ROOT / "launch.py", "-m", *tiny, "hydra/launcher=slurm_cpu", "hydra.launcher.sbatch={hold: true}"
+        )
+        assert other.code == 0, other.text
+        slurm.forget()
+        return original(runs_dir)
+
+    monkeypatch.setattr(submitting, "take_snapshot", and_be_overtaken)
+    said = submit("hydra.launcher.partition=gone", "seed=0,1")
+    assert said.code == 1 and "left alone" in said.text and "invalid partition" in said.err, said.text
+    assert list(states().values()) == ["queued"] and len(runs.folders()) == 1
+    assert len(list(Path("runs/.jobs").iterdir())) == 1
+
+
+def test_the_environment_does_not_rename_jobs(submit, cluster, monkeypatch) -> None:
+    monkeypatch.setenv("SBATCH_JOB_NAME", "mine")
+    monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
+    assert submit("hydra.launcher.sbatch={hold: true}").code == 0
+    assert list(states().values()) == ["queued"]
+
+
+def test_damaged_code_is_not_run(submit, cluster, runs) -> None:
+    assert submit("hydra.launcher.sbatch={hold: true}").code == 0
+    name, job = submission()
+    (Path(job["snapshot"]) / "launch.py").write_text("changed\n")
+    subprocess.run(["scontrol", "release", job["job_ids"][0]], check=True)
+    cluster.drained()
+    assert list(cluster.jobs(name).values()) == ["FAILED"]
+    assert "is damaged (launch.py was changed)" in log() and "Traceback" in log()
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("partition=gone", "invalid partition specified: gone"),
+        ("gpus=7", "Requested node configuration is not available"),
+    ],
+)
+def test_a_refused_submission_leaves_the_ledger_as_it_was(submit, launch, setting, sentence) -> None:
+    assert launch("num_routing=2").code == 0
+    before = listing("runs")
+    refused = submit("num_routing=1,2", "hydra.launcher.force=true", f"hydra.launcher.{setting}")
+    assert refused.code == 1 and sentence in refused.err and "Traceback" not in refused.text
+    assert refused.err.count("\n") == 1
+    assert listing("runs") == before
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "packing=both",
+        "setup=[1]",
+        "time=1",
+        "time=1:2:3:4",
+        "sbatch={wrap: a}",
+        "runs_per_job=0",
+        "cpus=-1",
+        "max_attempts=0",
+        "mem_gb=0",
+        "wait=perhaps",
+        "sbatch={array: 0-3}",
+    ],
+)
+def test_settings_out_of_range(submit, wrong) -> None:
+    said = submit(f"hydra.launcher.{wrong}")
+    assert said.code == 1 and f"hydra.launcher.{wrong.split('=')[0]}" in said.err and not Path("runs").exists()
+
+
+@pytest.mark.slow
+def test_force_makes_runs_anew(submit, launch, cluster, runs) -> None:
+    assert launch("seed=0").code == 0
+    assert submit("seed=0,1", "hydra.launcher.force=true").code == 0
+    cluster.drained()
+    assert len(list(Path("runs/.superseded").iterdir())) == 1
+    assert set(states().values()) == {"finished"} and len(states()) == 2
+
+
+@pytest.mark.slow
+def test_wait_follows_to_the_end(submit, cluster) -> None:
+    said = submit("num_routing=1,2", "hydra.launcher.wait=true")
+    assert said.code == 0 and "Results" in said.out and set(states().values()) == {"finished"}
+    failed = submit("training.lr=1e30", "hydra.launcher.wait=true")
+    assert failed.code == 1
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_waiting_leaves_the_jobs_running(cluster, tiny, runs, submit, place) -> None:
+    arguments = [
+        "hydra/launcher=slurm",
+        "hydra.launcher.gpus=null",
+        "hydra.launcher.cpus=1",
+        "hydra.launcher.wait=true",
+    ]
+    command = [sys.executable, str(ROOT / "launch.py"), "-m", *tiny, *LONG, *arguments]
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    cluster.until(lambda: cluster.jobs() and "running" in states().values())
+    launcher.send_signal(signal.SIGINT)
+    said, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode not in (0, None) and "Left the jobs running" in said and "Traceback" not in said
+    cluster.drained()
+    assert set(states().values()) == {"finished"}
+
+
+def test_one_run_needs_m(launch) -> None:
+    said = launch("hydra/launcher=slurm")
+    assert said.code == 1 and "-m" in said.err and not Path("runs").exists()
+
+
+def test_without_slurm(launch, monkeypatch, place) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    said = launch("-m", "hydra/launcher=slurm")
+    assert said.code == 1 and "there is no SLURM here" in said.err and not Path("runs").exists()
+
+
+def test_doctor_sends_a_probe(cluster, capsule_sweeps, tiny) -> None:
+    arguments = [*tiny, "hydra/launcher=slurm", "hydra.launcher.gpus=1", "hydra.launcher.time=30"]
+    said = capsule_sweeps("doctor", "--submit", *arguments)
+    assert said.code == 0, said.text
+    assert "arrays of up to 4 " in said.out and "preemption (REQUEUE)" in said.out and "sees runs_dir" in said.out
+    assert listing("runs") == []
+    cluster.until(lambda: "doctor" not in cluster.ask("squeue", "-h", "-o", "%j"), 30)
+    wrong = capsule_sweeps("doctor", *arguments, "hydra.launcher.partition=gone")
+    assert wrong.code == 1 and "MEND  submission" in wrong.out and "invalid partition" in wrong.out
+
+
+def test_gc_keeps_what_jobs_need(submit, cluster, capsule_sweeps, runs) -> None:
+    assert submit("hydra.launcher.sbatch={hold: true}").code == 0
+    name, job = submission()
+    assert name not in capsule_sweeps("gc").out and Path(job["snapshot"]).name not in capsule_sweeps("gc").out
+    subprocess.run(["scontrol", "release", job["job_ids"][0]], check=True)
+    cluster.drained()
+    slurm.forget()
+    assert name not in capsule_sweeps("gc").out  # too young: another launcher may be at work with it
+    for folder in (Path("runs/.jobs", name), Path(job["snapshot"])):
+        os.utime(folder, (0, 0))
+    assert name in capsule_sweeps("gc", "--yes").out and not Path("runs/.jobs", name).exists()
+    shutil.rmtree(runs.only())
+    assert Path(job["snapshot"]).name in capsule_sweeps("gc", "--yes").out and not Path(job["snapshot"]).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "needed"),
+    [
+        ("accounting", ["slurmdbd", "mariadbd", "mariadb-install-db", "mariadb", "sacct", "sacctmgr"]),
+        ("munge", ["munged"]),
+        ("usr2", []),
+    ],
+)
+def test_other_clusters(kind, needed, launch, tmp_path, runs) -> None:
+    """With accounting, with munge, and where preemption comes with USR2: a sweep, a failure, a preemption."""
+    if missing(*needed):
+        pytest.skip(f"{missing(*needed)} missing")
+    extra = "SlurmctldParameters=preempt_send_user_signal" if kind == "usr2" else ""
+    options = ["hydra/launcher=slurm", "hydra.launcher.gpus=1", "hydra.launcher.cpus=1", "hydra.launcher.time=60"]
+    with Cluster(tmp_path / "c", accounting=kind == "accounting", munge=kind == "munge", extra=extra) as cluster:
+        slurm.forget()
+        assert launch("-m", *options, *LONG, "training.lr=0.1,1e30").code == 0
+        name, job = submission()
+        folder = in_training(cluster, runs)
+        preempt(cluster)
+        cluster.drained()
+        assert sorted(states().values()) == ["failed", "finished"], log()
+        assert sorted(cluster.jobs(name).values()) == ["COMPLETED", "FAILED"]
+        assert len(runs.record(folder)["attempts"]) >= 2  # a busy cluster may preempt it once more
+        if kind == "accounting":
+            ask = ("sacct", "-n", "-X", "-o", "State%20", "-j", job["job_ids"][0])  # hears of it a moment later
+            cluster.until(lambda: sorted(cluster.ask(*ask).split()) == ["COMPLETED", "FAILED"], 30)
+        if kind == "usr2":
+            assert "Caught signal SIGUSR2" in log()
+    slurm.forget()
+
+
+def test_claims_of_an_earlier_start_of_the_same_job_are_void(tmp_path, monkeypatch) -> None:
+    run = Run(tmp_path / "name-00000000")
+    run.folder.mkdir()
+    claim = {"host": "elsewhere boot ns", "pid": 1, "start": "1", "time": time.time(), "job": "7_1", "restart": 0}
+    (run.folder / "attempt-1.json").write_text(json.dumps(claim))
+    assert run.state() == "running"
+    for job, task, restart, state in [
+        ("7", "1", "1", "interrupted"),
+        ("7", "1", "0", "running"),
+        ("7", "2", "1", "running"),
+    ]:
+        monkeypatch.setenv("SLURM_ARRAY_JOB_ID", job)
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
+        assert run.state() == state

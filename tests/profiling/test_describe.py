@@ -1,0 +1,160 @@
+"""describe.py: layers, shapes, parameters and multiply-adds against counts by hand; the command."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from capsule_sweeps import build_model, compose_config
+from capsule_sweeps.profiling.describe import layer_table
+
+ROOT = Path(__file__).resolve().parents[2]
+STACK = [
+    *("dataset=digits", "backbone.channels=6", "capsules.primary.num_capsules=3", "capsules.classes.pose_size=4"),
+    *("capsules.primary.pose_size=4", "capsules.primary.kernel_size=2", "capsules.primary.stride=2"),
+    "capsules.layers=[{type: conv, num_capsules: 5, pose_size: 4, kernel_size: 3, stride: 2},"
+    "{type: fc, num_capsules: 7, pose_size: 4}]",
+]
+
+
+def table(*overrides: str):
+    return layer_table(compose_config(list(overrides))).set_index("layer")
+
+
+def test_resnet18_by_hand() -> None:
+    found = table("model=resnet18")
+    stem = 32 * 32 * 64 * 3 * 9
+    same = [2 * (32 >> i) ** 2 * (64 << i) ** 2 * 9 for i in range(4)]  # a block that keeps channels and grid
+    halved = [
+        (32 >> i) ** 2 * (64 << i) * (64 << i - 1) * (9 + 1) + (32 >> i) ** 2 * (64 << i) ** 2 * 9 for i in (1, 2, 3)
+    ]
+    by_hand = {"stem.0": stem, "blocks.0": same[0], "blocks.1": same[0]}
+    for i in (1, 2, 3):
+        by_hand |= {f"blocks.{2 * i}": halved[i - 1], f"blocks.{2 * i + 1}": same[i]}
+    by_hand |= {"head": 5120}
+    for name, count in by_hand.items():
+        assert found.multiply_adds[name] == count, name
+    assert found.multiply_adds["total"] == sum(by_hand.values()) == 555_422_720
+    assert found.parameters["total"] == 11_173_962
+    assert found.grid["blocks.2"] == "16x16" and found.grid["blocks.7"] == "4x4" and found.channels["blocks.7"] == 512
+
+
+@pytest.mark.parametrize("schedule", ["concurrent", "sequential"])
+@pytest.mark.parametrize("num_routing", [1, 2, 3])
+@pytest.mark.parametrize("pose", ["matrix", "vector"])
+def test_a_small_stack_by_hand(pose, num_routing, schedule) -> None:
+    """Grids: 16x16 features, 8x8 primary capsules, 3x3, 1x1, 1x1."""
+    found = table(*STACK, f"num_routing={num_routing}", f"routing.schedule={schedule}", f"capsules.pose={pose}")
+    assert found.grid.to_list()[:-1] == ["16x16", "8x8", "3x3", "1x1", "1x1", "1x1"]
+    assert found.capsules.to_list()[1:-1] == [3, 5, 7, 10, 10] and found.pose_size.to_list()[1:-1] == [4, 4, 4, 4, 1]
+    a_vote = 2 * 2 * 2 if pose == "matrix" else 4 * 4  # rows of the pose · columns below · columns above
+    num_votes = [3 * 3 * 3 * 3 * 3 * 5, 3 * 3 * 5 * 7, 7 * 10]  # places · children under the kernel · parents
+    for layer, votes in enumerate(num_votes):
+        iterations = num_routing if schedule == "sequential" else max(1, num_routing - (2 - layer))
+        routed = (iterations - 1) * votes * (a_vote + 4 + 4)  # agreement with the parent, and part of the sum
+        assert found.multiply_adds[f"capsules.layers.{layer}"] == votes * a_vote + routed, layer
+    assert found.multiply_adds["backbone.layers.0"] == 16 * 16 * 6 * 9
+    assert found.multiply_adds["capsules.primary"] == 8 * 8 * 12 * 6 * 4
+    assert found.multiply_adds["head"] == 10 * 4
+    weights = 4 if pose == "matrix" else 16
+    assert found.parameters["capsules.layers.0"] == 9 * 3 * 5 * weights + 8
+    assert found.multiply_adds["total"] == found.multiply_adds[:-1].sum()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["dataset=CIFAR100", "num_routing=3"],
+        ["model=cnn"],
+        ["model.head=own"],
+        *([f"routing={path.stem}", "num_routing=2"] for path in sorted((ROOT / "conf" / "routing").glob("*.yaml"))),
+    ],
+    ids=" ".join,
+)
+def test_all_parameters_are_in_the_table(overrides) -> None:
+    found = table(*overrides)
+    with torch.device("meta"):
+        model = build_model(compose_config(overrides))
+    assert found.parameters["total"] == sum(p.numel() for p in model.parameters()) == found.parameters[:-1].sum()
+    assert found.multiply_adds["total"] == found.multiply_adds[:-1].sum() > 0
+
+
+@pytest.mark.parametrize("pose", ["matrix", "vector"])
+def test_routings_with_explicit_votes_by_hand(pose) -> None:
+    """Self-routing: votes, coefficients from the children's poses, sums; EM: votes, distances, means and variances."""
+    a_vote, places = 2 * 2 * 2 if pose == "matrix" else 4 * 4, [(9, 27, 5), (1, 45, 7), (1, 7, 10)]
+    self_routing = table(*STACK, "routing=self_routing", f"capsules.pose={pose}")
+    em = table(*STACK, "routing=em", "num_routing=3", f"capsules.pose={pose}")
+    for layer, (num_places, children, parents) in enumerate(places):
+        votes = num_places * children * parents
+        assert self_routing.multiply_adds[f"capsules.layers.{layer}"] == votes * (a_vote + 4 + 4), layer
+        assert em.multiply_adds[f"capsules.layers.{layer}"] == 3 * votes * (a_vote + 4 + 4 + 4), layer
+    assert em.multiply_adds["capsules.primary"] == 8 * 8 * (12 + 3) * 6 * 4  # poses and activations
+
+
+def test_the_command(capsule_sweeps, place) -> None:
+    small = ["dataset=digits", "model=cnn", "model.width=4", "training.batch_size=4"]
+    shown = capsule_sweeps("describe", *small)
+    assert shown.code == 0 and "cnn for digits: 1 x 32 x 32 pixels" in shown.out, shown.text
+    memory = re.search(r"batch size 4, not compiled:\s+([\d.]+) MB,\s+([\d.]+) of\s+them", shown.out)
+    assert memory and float(memory[1]) > float(memory[2]) >= 0, shown.out
+    rows = json.loads(capsule_sweeps("describe", *small, "--format", "json").out)
+    assert rows[-1]["layer"] == "total" and rows[0]["grid"] == "16x16"
+    assert list(place.iterdir()) == []
+
+
+def test_a_step_that_memory_is_too_small_for_is_one_sentence(capsule_sweeps) -> None:
+    ended = capsule_sweeps("describe", "dataset=digits", "model=cnn", "training.batch_size=100000000")
+    words = " ".join(ended.text.split())
+    assert ended.code == 0 and "batch size 100000000, not compiled, needs more memory than is free here" in words
+
+
+def test_what_does_not_fit_is_one_sentence(capsule_sweeps) -> None:
+    ended = capsule_sweeps("describe", "dataset=digits", "capsules.primary.kernel_size=99")
+    assert ended.code == 1 and len(ended.err.splitlines()) == 1 and "capsules.primary.kernel_size=99" in ended.err
+
+
+def test_the_command_line_starts_without_torch(python, place) -> None:
+    ended = python("-X", "importtime", "-m", "capsule_sweeps", "describe", "--help", PYTHONPATH=str(ROOT))
+    assert ended.code == 0 and not re.search(r"\| +torch$", ended.err, re.MULTILINE)
+
+
+# What fits what
+
+
+@pytest.mark.parametrize("size", [28, 32, 40, 64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_stack_takes_every_size_or_says_in_a_sentence_that_it_does_not_fit(channels, size) -> None:
+    fits = 0
+    stacks = sorted(path.stem for path in (ROOT / "conf" / "capsules").glob("*.yaml"))
+    values = f"[{','.join(['0.5'] * channels)}]"
+    own = [f"dataset.{key}={value}" for key, value in (("name", "x"), ("num_classes", 3), ("root", "x"))]
+    own += [
+        f"dataset.channels={channels}",
+        f"dataset.image_size={size}",
+        f"dataset.mean={values}",
+        f"dataset.std={values}",
+    ]
+    choices = [[f"backbone={backbone}", f"capsules={stack}"] for backbone in ("simple", "resnet") for stack in stacks]
+    for choice in [*choices, ["model=resnet18"], ["model=cnn"]]:
+        config = compose_config(["dataset=folder", *own, *choice, "num_routing=2"])
+        config.training.compile = "off"
+        with torch.device("meta"):
+            try:
+                model = build_model(config).eval()
+            except ValueError as error:
+                assert "does not fit the" in str(error) and "capsules." in str(error) and "\n" not in str(error)
+                continue
+            assert model(torch.empty(2, channels, size, size)).shape == (2, 3)
+            fits += 1
+    assert fits == len(choices) + 2  # of these sizes all fit all
+
+
+def test_a_stack_that_does_not_fit_says_which_layer() -> None:
+    layers = "{type: conv, num_capsules: 2, pose_size: 4, kernel_size: 3, stride: 2}"
+    shrinking = ["capsules.primary.pose_size=4", f"capsules.layers=[{layers},{layers},{layers},{layers}]"]
+    with pytest.raises(ValueError, match=r"capsules\.layers\[3\]\.kernel_size=3 does not fit the 1x1 grid below it"):
+        build_model(compose_config(["dataset=digits", *shrinking]))

@@ -1,0 +1,295 @@
+"""Published numbers beside ours: the cells, their verdicts, and the experiment that fills them."""
+
+import io
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from omegaconf import OmegaConf
+from synthetic import finished_run
+
+from capsule_sweeps import compose_config, load_runs
+from capsule_sweeps.results.intervals import summarize
+from capsule_sweeps.results.published import PATH, SEEDS, Cell, published_table, read_cells, verdict
+from capsule_sweeps.runs.signature import columns
+
+ROOT = Path(__file__).resolve().parents[2]
+README = {  # (overrides, aggregate) → what the published README says
+    ("CIFAR10", 1, "mean over seeds"): 94.73,
+    ("CIFAR10", 2, "mean over seeds"): 94.85,
+    ("CIFAR10", 2, "best run"): 95.14,
+    ("CIFAR100", 1, "mean over seeds"): 76.02,
+    ("CIFAR100", 2, "mean over seeds"): 76.27,
+    ("CIFAR100", 2, "best run"): 78.02,
+    ("CIFAR10", 2, "count"): 1.83,
+    ("CIFAR100", 2, "count"): 2.80,
+}
+
+
+def cell(value: float = 90.0, aggregate: str = "mean over seeds", **own) -> Cell:
+    rule = None if aggregate == "count" else "best_test"
+    source = {"citation": "a paper", "where": "table 1"}
+    return Cell("t", "row", "column", value, "%", aggregate, source, ["dataset=digits"], rule, **own)
+
+
+def judged(values: list[float], **own) -> str:
+    one = cell(**own)
+    found = summarize(pd.Series(values))
+    ours = found.best if one.aggregate == "best run" else found.mean
+    return verdict(one, ours, found.n, found.std, found.half_width)
+
+
+# The file
+
+
+def test_cells_are_what_the_readme_and_the_paper_say() -> None:
+    found = {}
+    for one in read_cells("readme_table"):
+        config = compose_config(one.overrides)
+        found[config.dataset.name, config.num_routing, one.aggregate] = one.value
+        assert one.rule == (None if one.aggregate == "count" else "best_test")
+        assert (config.backbone.name, config.training.epochs) == ("resnet", 350)
+        assert one.unit == ("million" if one.aggregate == "count" else "%")
+        assert {"citation", "where"} <= one.source.keys()
+    assert found == README
+
+
+def test_every_table_of_the_file_can_be_read() -> None:
+    tables = {node["table"] for node in yaml.safe_load(PATH.read_text())["cells"]}
+    assert "readme_table" in tables and all(read_cells(table) for table in tables)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"aggregate": "median"}, "aggregate=median; it must be one of mean over seeds, best run, count"),
+        ({"rule": "best"}, "rule=best; it must be one of last"),
+        ({"aggregate": "count"}, "it must be none for a count"),
+        ({"value": "94"}, "needs a number"),
+        ({"source": {"citation": "a paper"}}, "citation and where"),
+        ({"extra": 1}, "unknown key extra"),
+        ({"overrides": None}, "not complete"),
+    ],
+)
+def test_a_wrong_cell_is_one_sentence(tmp_path, change, message) -> None:
+    node = yaml.safe_load(PATH.read_text())["cells"][0]
+    node = {key: value for key, value in {**node, **change}.items() if value is not None}
+    (tmp_path / "published.yaml").write_text(yaml.safe_dump({"cells": [node]}))
+    with pytest.raises(ValueError, match=message):
+        read_cells("readme_table", tmp_path / "published.yaml")
+
+
+def test_a_table_never_mixes_rules(tmp_path) -> None:
+    first, second, *_ = yaml.safe_load(PATH.read_text())["cells"]
+    (tmp_path / "published.yaml").write_text(yaml.safe_dump({"cells": [first, {**second, "rule": "last"}]}))
+    with pytest.raises(ValueError, match="mixes selection rules: best_test, last"):
+        read_cells("readme_table", tmp_path / "published.yaml")
+
+
+# Verdicts
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ([90.1, 90.2, 90.0], "reproduced"),
+        ([90.5, 90.5], "reproduced"),  # exactly the tolerance
+        ([88.0, 88.1, 88.2], "below"),
+        ([92.0, 92.1, 92.2], "above"),
+        ([90.6, 90.6, 90.6], "above"),  # no interval reaches back
+        ([89.0, 91.0], "too few seeds to say"),
+        ([90.0], "too few seeds to say: at least 1 more needed"),
+        ([89.2, 89.4, 89.3, 89.5], "too few seeds to say"),  # the interval reaches back over the tolerance
+    ],
+)
+def test_verdict_on_an_average(values, wanted) -> None:
+    assert judged(values).startswith(wanted)
+
+
+@pytest.mark.parametrize("values", [[89.0, 91.0], [89.2, 89.4, 89.3, 89.5], [90.0, 90.9, 90.1], [91.0, 92.5, 91.5]])
+def test_so_many_more_seeds_would_decide(values) -> None:
+    """With the same mean and deviation, one seed less would not."""
+    from scipy import stats
+
+    found = summarize(pd.Series(values))
+    (more,) = map(int, re.findall(r": (\d+) more needed", judged(values)))
+
+    def decided(n: int) -> bool:
+        width = stats.t.ppf(0.975, n - 1) * found.std / n**0.5
+        return not verdict(cell(), found.mean, n, found.std, width).startswith("too few")
+
+    assert decided(found.n + more) and (more == 1 or not decided(found.n + more - 1))
+
+
+def test_the_tolerance_is_the_cells() -> None:
+    assert judged([90.1, 90.2, 90.0], tolerance=0.05).startswith("too few seeds")
+    assert judged([93.0, 93.1, 93.2], tolerance=5) == "reproduced"
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [([80.0, 90.4], "reproduced"), ([90.4], "reproduced"), ([89.0, 89.4], "below"), ([90.6, 70.0], "above")],
+)
+def test_a_best_run_has_no_interval(values, wanted) -> None:
+    assert judged(values, aggregate="best run") == wanted
+
+
+def test_very_many_seeds_are_not_counted() -> None:
+    assert verdict(cell(), 90.0, 3, 1e6, 1e6) == "too few seeds to say: very many more needed"
+
+
+# The table
+
+
+@pytest.fixture
+def half_done(place):
+    """CIFAR-10: num_routing 1 reproduced, 2 with one seed; CIFAR-100: one run, not finished."""
+    for seed, accuracy in enumerate([0.9470, 0.9480, 0.9475, 0.9468, 0.9472]):
+        finished_run(["dataset=CIFAR10", "num_routing=1", f"seed={seed}"], 0.9, accuracy)
+    finished_run(["dataset=CIFAR10", "num_routing=2", "seed=7"], 0.9, 0.9512)
+    finished_run(["dataset=CIFAR10", "num_routing=2", "seed=0", "training.lr=0.05"], 0.9, 0.99)  # another model
+    finished_run(["dataset=CIFAR100", "num_routing=1", "seed=0"], 0.5, state="interrupted")
+
+
+def test_published_ours_and_verdict(half_done) -> None:
+    table = published_table(load_runs("runs"), read_cells("readme_table"))
+    assert list(table.columns) == [
+        "row",
+        "column",
+        "published",
+        "ours",
+        "n",
+        "±",
+        "difference",
+        "verdict",
+        "rule",
+        "command",
+    ]
+    rows = table.set_index(["row", "column"])
+    one = rows.loc["CIFAR-10, num_routing 1", "average (%)"]
+    assert (one.n, one.verdict, one.published) == (5, "reproduced", 94.73)
+    assert one.ours == pytest.approx(94.73) and one.difference == pytest.approx(0, abs=1e-9)
+    assert one["±"] == pytest.approx(2.776445 * pd.Series([94.70, 94.80, 94.75, 94.68, 94.72]).std() / 5**0.5)
+    two = rows.loc["CIFAR-10, num_routing 2", "average (%)"]
+    assert (two.n, two.verdict) == (1, "too few seeds to say: at least 1 more needed") and pd.isna(two["±"])
+    best = rows.loc["CIFAR-10, num_routing 2", "best model (%)"]
+    assert (best.n, best.verdict) == (1, "reproduced") and pd.isna(best["±"])
+    assert best.difference == pytest.approx(95.12 - 95.14)
+    for row in ("CIFAR-100, num_routing 1", "CIFAR-100, num_routing 2"):
+        missing = rows.loc[row, "average (%)"]
+        assert (missing.n, missing.verdict) == (0, "missing") and pd.isna(missing.ours)
+    assert missing.command == "python launch.py -m dataset=CIFAR100 num_routing=2 seed=0,1,2,3,4"
+
+
+def test_parameters_are_counted_exactly(place) -> None:
+    table = published_table(load_runs("runs"), read_cells("readme_table")).set_index("row")
+    assert table.ours["CIFAR-10"] == 1.828817 and table.ours["CIFAR-100"] == 2.799629
+    assert table.verdict["CIFAR-10"] == table.verdict["CIFAR-100"] == "reproduced"
+
+
+def test_every_format_has_every_cell_rule_and_command(half_done, capsule_sweeps) -> None:
+    ended = {
+        form: capsule_sweeps("results", "--published", "readme_table", "--format", form)
+        for form in ("table", "md", "tex", "csv", "json")
+    }
+    assert all(one.code == 0 and one.err == "" for one in ended.values())
+    objects, csv = json.loads(ended["json"].out), pd.read_csv(io.StringIO(ended["csv"].out))
+    assert len(objects) == len(csv) == len(README)
+    assert [row["verdict"] for row in objects] == list(csv.verdict)
+    assert {row["rule"] for row in objects} == {"best_test", None}  # there is no note in these files
+    assert objects[4]["ours"] is None and objects[4]["n"] == 0 and objects[0]["n"] == 5
+    command = "python launch.py -m dataset=CIFAR100 num_routing=1 seed=0,1,2,3,4"
+    for form in ("table", "md", "tex"):
+        text = " ".join(ended[form].out.split())
+        for word in ("published", "ours", "difference", "verdict", "reproduced", "missing", "too few seeds to say"):
+            assert word in text, (form, word)
+        assert command.replace("_", r"\_") in text if form == "tex" else command in text
+        assert "best" in text and "with the best test accuracy" in text
+        assert "Only finished runs enter. Left out: 1 of" in text
+    assert objects[4]["command"] == command and r"\toprule" in ended["tex"].out
+
+
+def test_nothing_yet_is_a_table_of_what_to_do(place, capsule_sweeps) -> None:
+    ended = capsule_sweeps("results", "--published", "readme_table", "--format", "json")
+    found = {row["verdict"] for row in json.loads(ended.out) if "parameters" not in row["column"]}
+    assert ended.code == 0 and found == {"missing"}
+    assert capsule_sweeps("results", "--published", "readme_table", "--runs-dir", "nowhere").code != 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--published", "table_9"], ["no published table table_9", "readme_table"]),
+        (["--published", "readme_table", "--rule", "last"], ["--rule last", "best_test"]),
+        (["--published", "readme_table", "--ablation"], ["not allowed with"]),
+        (["--figure", "x"], ["--ablation"]),
+    ],
+)
+def test_what_cannot_be_asked_for(half_done, capsule_sweeps, arguments, words) -> None:
+    ended = capsule_sweeps("results", *arguments)
+    assert ended.code != 0 and all(word in ended.err for word in words) and "Traceback" not in ended.text
+
+
+# The experiment
+
+
+def planned(ended) -> set[str]:
+    """Names of the runs in a plan."""
+    assert ended.code == 0, ended.text
+    rows = [line.strip("│").split("│") for line in ended.out.splitlines() if line.startswith("│")]
+    return {row[0].strip() for row in rows if len(row) == 4}
+
+
+DRY = "hydra.launcher.dry_run=true"
+
+
+@pytest.mark.parametrize("flag", [["-m"], []], ids=["-m", "without -m"])
+def test_the_experiment_runs_exactly_what_the_cells_need(launch, flag) -> None:
+    needed = {
+        columns(compose_config([*one.overrides, f"seed={seed}"]))["run"]
+        for one in read_cells("readme_table")
+        for seed in SEEDS
+    }
+    assert planned(launch(*flag, "experiment=readme_table", DRY, base=[])) == needed and len(needed) == 20
+
+
+def test_the_command_of_a_missing_cell_runs_that_cell(launch) -> None:
+    one = read_cells("readme_table")[-2]
+    words = one.command().removeprefix("python launch.py ").split()
+    wanted = {columns(compose_config([*one.overrides, f"seed={seed}"]))["run"] for seed in range(5)}
+    assert planned(launch(*words, DRY, base=[])) == wanted
+
+
+@pytest.mark.parametrize("folder", ["elsewhere/runs", "it's (b,c) {d} \\"])
+def test_the_command_fills_the_folder_that_was_asked_for(launch, capsule_sweeps, folder) -> None:
+    Path(folder).mkdir(parents=True)
+    ended = capsule_sweeps("results", "--published", "readme_table", "--runs-dir", folder, "--format", "json")
+    words = shlex.split(json.loads(ended.out)[0]["command"])[3:]
+    config = compose_config([word for word in words if not word.startswith("seed=")])
+    assert config.runs_dir == folder
+    assert len(planned(launch("-m", *words, DRY, base=[]))) == 5
+
+
+def test_the_command_line_wins_over_an_experiment(launch) -> None:
+    found = planned(launch("-m", "experiment=readme_table", "seed=9", "dataset=digits", DRY, base=[]))
+    assert len(found) == 2 and all(name.startswith("digits-") and "-s9-" in name for name in found)
+
+
+def test_experiments_are_not_swept_over(launch) -> None:
+    ended = launch("-m", "experiment=readme_table,ablations", DRY, base=[])
+    assert ended.code == 1 and "experiment takes one name" in ended.err
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf" / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_experiment_opens_with_command_cost_and_accuracy(path) -> None:
+    header = path.read_text().splitlines()
+    assert header[0] == "# @package _global_"
+    if path.stem == "none":
+        assert not OmegaConf.load(path)
+        return
+    assert header[1] == f"# python launch.py -m experiment={path.stem}"
+    assert header[2].startswith("# Cost: ") and header[3].startswith("# Accuracy it should reach")

@@ -1,0 +1,249 @@
+"""Tables: from run folders to numbers that never stand without rule, n and spread."""
+
+import io
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from capsule_sweeps import compose_config, load_runs
+from capsule_sweeps.results.render import render
+from capsule_sweeps.results.tables import RULES, accuracy_table, comparison_table, cost_table, notes, stale_note
+from capsule_sweeps.runs.files import write_json
+from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.signature import columns, science
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMANDED = {"run", "signature", "state", "dataset", "model", "backbone", "routing", "schedule", "num_routing", "seed"}
+DEMANDED |= {"epochs", "parameters", "accuracy_last", "accuracy_best_test", "accuracy_best_val", "seconds"}
+
+
+@pytest.fixture
+def invent(place):
+    """A finished run's folder without training: overrides → accuracies (last, best_test, best_val)."""
+
+    def make(overrides: list[str], last: float, best_test: float = 1.0, best_val: float | None = None) -> Path:
+        config = compose_config(["dataset=digits", *overrides])
+        described = columns(config)
+        folder = Path("runs") / described["run"]
+        folder.mkdir(parents=True)
+        found = {"accuracy_last": last, "accuracy_best_test": best_test, "accuracy_best_val": best_val}
+        summary = {**described, **found, "seconds": 1.5, "parameters": 10}
+        write_json(folder / "run.json", {**summary, "state": "finished", "science": science(config)})
+        write_json(folder / "summary.json", summary)
+        return folder
+
+    return make
+
+
+def test_columns_and_types_of_load_runs(launch, runs) -> None:
+    assert launch("-m", "num_routing=1,2", "seed=0").code == 0
+    assert launch("seed=5", "dataset.val_size=20", signal_at=(signal.SIGTERM, 7)).code == 143
+    assert launch("training.lr=1e30").code == 1
+    frame = load_runs("runs")
+    assert set(frame.columns) >= DEMANDED
+    assert sorted(frame.state) == ["failed", "finished", "finished", "interrupted"]
+    assert list(frame.run) == [folder.name for folder in runs.folders()]
+    assert all(run.endswith(signature) for run, signature in zip(frame.run, frame.signature, strict=True))
+    finished = frame[frame.state == "finished"]
+    assert finished.accuracy_last.between(0, 1).all() and finished.accuracy_best_test.between(0, 1).all()
+    assert finished.accuracy_best_val.isna().all() and (finished.seconds > 0).all()
+    assert frame[frame.state != "finished"].accuracy_last.isna().all()
+    first = finished.iloc[0]
+    assert (first.dataset, first.model, first.backbone) == ("digits", "capsnet", "simple")
+    assert (first.routing, first.schedule, first.epochs) == ("inverted_attention", "concurrent", 2)
+    for column in ("num_routing", "seed", "epochs", "parameters"):
+        assert pd.api.types.is_integer_dtype(frame[column]), column
+    for column in ("accuracy_last", "accuracy_best_test", "accuracy_best_val", "seconds"):
+        assert frame[column].dtype == float, column
+
+
+def test_summary_holds_the_same_accuracies(launch, runs) -> None:
+    assert launch("dataset.val_size=20", "training.epochs=3", "training.ema=0.9").code == 0
+    summary, row = json.loads((runs.only() / "summary.json").read_text()), load_runs("runs").iloc[0]
+    for rule in RULES:
+        assert summary[f"accuracy_{rule}"] == row[f"accuracy_{rule}"]
+    assert summary["seconds"] == row.seconds == pytest.approx(sum(r["seconds"] for r in runs.metrics(runs.only())))
+
+
+def test_running_and_new(hold, runs) -> None:
+    hold("step", 3)
+    assert load_runs("runs").state.tolist() == ["running"]
+    Run(Path("runs/x-00000000")).folder.mkdir()
+    assert load_runs("runs").set_index("signature").state["00000000"] == "new"
+
+
+def test_no_runs(place) -> None:
+    for runs_dir in ("nothing", "."):
+        frame = load_runs(runs_dir)
+        assert len(frame) == 0 and set(frame.columns) >= DEMANDED
+        assert len(accuracy_table(frame, "last")) == 0
+        assert frame.accuracy_last.dtype == float
+
+
+def test_mean_and_sample_deviation_over_seeds(invent) -> None:
+    values = [0.9, 0.92, 0.97]
+    for seed, value in enumerate(values):
+        invent([f"seed={seed}"], value)
+    invent(["num_routing=2"], 0.5)
+    table = accuracy_table(load_runs("runs"), "last")
+    three, one = table.iloc[0], table.iloc[1]
+    assert list(table.dataset) == ["digits"] * 2 and list(table.num_routing) == [1, 2]
+    assert (three.n, three["mean"]) == (3, pytest.approx(100 * np.mean(values)))
+    assert three["std"] == pytest.approx(100 * np.std(values, ddof=1))
+    assert (three["min"], three["max"]) == (pytest.approx(90), pytest.approx(97))
+    assert one.n == 1 and np.isnan(one["std"])  # one seed has no deviation, not 0
+    text = render(accuracy_table(load_runs("runs"), "last"), "md")
+    assert "| digits | 2 | 1 | 50.00 | – | – | 50.00 | 50.00 | last |" in text
+    assert three.half_width == pytest.approx(4.302653 * three["std"] / np.sqrt(3))  # t(0.975, 2)
+    assert np.isnan(one.half_width)
+
+
+def test_rule_decides_and_runs_without_it_are_left_out_loudly(invent) -> None:
+    invent(["seed=0"], 0.5, best_test=0.75, best_val=0.625)
+    invent(["seed=1"], 0.5, best_test=0.75)
+    frame = load_runs("runs")
+    for rule, mean in (("last", 50), ("best_test", 75), ("best_val", 62.5)):
+        row = accuracy_table(frame, rule).iloc[0]
+        assert row["mean"] == mean and row.n == (1 if rule == "best_val" else 2)
+        assert f"selection rule: {rule}" in notes(frame, rule)
+    assert "without validation" in notes(frame, "best_val")
+    assert accuracy_table(frame, "ema_last").empty and "without averaged weights" in notes(frame, "ema_last")
+
+
+def test_what_differs_is_never_averaged(invent) -> None:
+    invent(["seed=0"], 0.5)
+    invent(["seed=0", "training.lr=0.05"], 0.6)
+    invent(["seed=0", "capsules.dropout=0.1"], 0.7)
+    rows = accuracy_table(load_runs("runs"), "last")
+    assert sorted(rows["mean"]) == pytest.approx([50, 60, 70]) and set(rows.n) == {1}
+    assert rows.settings.str.contains("training.lr=0.05").sum() == 1
+    invent(["seed=0", "backbone=resnet"], 0.8)
+    assert set(accuracy_table(load_runs("runs"), "last").backbone) == {"simple", "resnet"}
+
+
+def test_unfinished_runs_are_said_to_be_left_out(invent) -> None:
+    invent(["seed=0"], 0.5)
+    (invent(["seed=1"], 0.9) / "summary.json").unlink()
+    frame = load_runs("runs")
+    assert accuracy_table(frame, "last").iloc[0].n == 1
+    assert "1 of 2 runs" in notes(frame, "last")
+
+
+def test_rule_and_finished_runs_are_said_under_every_table(invent, capsule_sweeps) -> None:
+    invent(["seed=0"], 0.5)
+    for form in ("table", "md", "tex"):
+        text = " ".join(capsule_sweeps("results", "--rule", "best_test", "--format", form).out.split())
+        assert "selection rule: best" in text and "Only finished runs enter" in text and "95" in text
+
+
+def test_num_routing_is_compared_seed_by_seed(invent) -> None:
+    for num_routing, values in {1: [0.90, 0.91, 0.92], 2: [0.91, 0.93, 0.93], 4: [0.5]}.items():
+        for seed, value in enumerate(values):
+            invent([f"num_routing={num_routing}", f"seed={seed}"], value)
+    invent(["num_routing=1", "training.lr=0.05"], 0.1)
+    found = comparison_table(load_runs("runs"), "last")
+    assert list(zip(found["from"], found.to, found.n, found.paired, strict=True)) == [(1, 2, 3, True), (2, 4, 1, False)]
+    assert found.difference[0] == pytest.approx(4 / 3) and found.half_width[0] == pytest.approx(4.302653 / 3)
+    assert found.p_value[0] == pytest.approx(1 - 4 / np.sqrt(18)) and found.seeds_needed[0] == 4
+    assert list(comparison_table(load_runs("nothing"), "last").columns) == list(found.columns)
+
+
+def test_costs_are_hours_of_all_runs(invent) -> None:
+    invent(["seed=0"], 0.5)
+    (invent(["seed=1"], 0.9) / "summary.json").unlink()
+    invent(["num_routing=2"], 0.5)
+    table = cost_table(load_runs("runs"))
+    assert list(table.dataset) == ["digits", "digits", "all"] and list(table.runs) == [2, 1, 3]
+    assert list(table.hours) == pytest.approx([3 / 3600, 1.5 / 3600, 4.5 / 3600])
+    assert list(table.hours_per_run) == pytest.approx([1.5 / 3600] * 3)
+    assert cost_table(load_runs("nothing")).hours.sum() == 0
+
+
+# Commands
+
+
+@pytest.fixture
+def some_runs(invent):
+    for num_routing in (1, 2):
+        for seed in (0, 1):
+            invent([f"num_routing={num_routing}", f"seed={seed}"], 0.9 + num_routing / 100 + seed / 1000)
+
+
+@pytest.mark.parametrize("command", ["status", "results"])
+def test_every_format_is_readable(some_runs, capsule_sweeps, command) -> None:
+    ended = {form: capsule_sweeps(command, "--format", form) for form in ("table", "md", "csv", "json")}
+    assert all(one.code == 0 and one.err == "" for one in ended.values())
+    objects, csv = json.loads(ended["json"].out), pd.read_csv(io.StringIO(ended["csv"].out))
+    assert len(objects) == len(csv) == (4 if command == "status" else 2)
+    assert list(objects[0]) == list(csv.columns)
+    assert list(csv.columns) == [cell.strip() for cell in ended["md"].out.splitlines()[0].strip("|").split("|")]
+    for name in csv.columns:
+        assert name in ended["table"].out
+    assert capsule_sweeps(command).out == ended["table"].out
+
+
+def test_tex_is_a_booktabs_table(some_runs, capsule_sweeps) -> None:
+    text = capsule_sweeps("results", "--format", "tex").out
+    assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
+    header, *rows = [line for line in text.splitlines() if " & " in line]
+    assert header.endswith(r" \\") and r"num\_routing" in header and len(rows) == 2
+    assert all(row.count(" & ") == header.count(" & ") for row in rows) and r"\begin{tabular}{lrrrrrrrl}" in text
+    assert r"in \%" in text and r"$\pm$" in text
+
+
+def test_status_lists_all_runs(some_runs, capsule_sweeps) -> None:
+    listed = pd.read_csv(io.StringIO(capsule_sweeps("status", "--format", "csv").out))
+    assert list(listed.run) == list(load_runs("runs").run) and set(listed.state) == {"finished"}
+
+
+def test_results_are_those_of_load_runs(some_runs, capsule_sweeps) -> None:
+    found = pd.DataFrame(json.loads(capsule_sweeps("results", "--format", "json").out))
+    assert found["mean"].tolist() == pytest.approx([91.05, 92.05])
+    assert found.n.tolist() == [2, 2]
+
+
+def test_results_prints_the_table_of_the_sweep_again(launch, capsule_sweeps) -> None:
+    out = launch("-m", "num_routing=1,2").out
+    assert capsule_sweeps("results").out.partition("Results")[2].strip() == out.partition("Results")[2].strip()
+
+
+def test_json_has_null_where_there_is_no_number(invent, capsule_sweeps) -> None:
+    invent(["seed=0"], 0.5)
+    (row,) = json.loads(capsule_sweeps("results", "--format=json").out)
+    assert row["std"] is None and row["n"] == 1
+
+
+def test_missing_folder_is_said_in_one_sentence(place, capsule_sweeps) -> None:
+    for command in ("status", "results"):
+        ended = capsule_sweeps(command, "--runs-dir", "nowhere")
+        assert ended.code != 0 and "nowhere" in ended.err and "--runs-dir" in ended.err and "Traceback" not in ended.err
+
+
+def test_empty_folder_gives_empty_tables(place, capsule_sweeps) -> None:
+    Path("runs").mkdir()
+    for command in ("status", "results"):
+        assert json.loads(capsule_sweeps(command, "--format", "json").out) == []
+        assert capsule_sweeps(command).code == 0
+
+
+def test_names_cannot_break_a_table(invent) -> None:
+    frame = pd.DataFrame({"settings": ["a|b", "[red]c"], "n": [1, 2]})
+    assert "a\\|b" in render(frame, "md")
+    assert "[red]c" in render(frame, "table")
+    assert r"50\% \_\{\#\&\textbackslash{}x" in render(pd.DataFrame({"settings": ["50% _{#&\\x"]}), "tex")
+
+
+def test_a_small_number_is_not_shown_as_zero() -> None:
+    text = render(pd.DataFrame({"p_value": [0.0004, 0.0, -0.004, 0.25]}), "md")
+    assert [line.strip("| ") for line in text.splitlines()[2:]] == ["0.0004", "0.00", "-0.004", "0.25"]
+
+
+def test_stale_runs_are_named_as_long_as_they_are_few() -> None:
+    runs = pd.DataFrame({"run": list("abcdefgh"), "stale": [False, True] + 6 * [True]})
+    assert stale_note(runs[:1]) == ""
+    assert stale_note(runs[:3]).endswith("since: b, c.")
+    assert stale_note(runs).endswith("since: b, c, d, e, f and 2 more.")

@@ -1,0 +1,549 @@
+"""The plan: what is asked for, what is there, what is to be done; and its short cut past Hydra's composition."""
+
+import ast
+import re
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from capsule_sweeps.config.check import check
+from capsule_sweeps.config.compose import CONF_DIR
+from capsule_sweeps.runs import plan as planning
+from capsule_sweeps.runs import provenance
+from capsule_sweeps.runs.files import read_json, write_json
+from capsule_sweeps.runs.plan import Policy, compose_points, make_plan
+from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.signature import columns, science
+
+ROOT = Path(__file__).resolve().parents[2]
+STATES = ("new", "running", "interrupted", "failed", "finished", "stale")
+
+
+def rows(out: str) -> list[tuple[str, str, str, str]]:
+    """(run, differs by, state, action) of each row of a plan."""
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in out.splitlines() if line.startswith("│")]
+    return [tuple(row) for row in cells if len(row) == 4 and row[0]]
+
+
+def stamps(folder: str = "runs") -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in Path(folder).rglob("*")}
+
+
+class Invent:
+    """Run folders as a run in some state leaves them, without training."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.stack = stack
+
+    def __call__(self, config: DictConfig, state: str, **changes: Any) -> Run:
+        run = Run(Path(config.runs_dir) / columns(config)["run"])
+        if state == "new":
+            return run
+        record = {**columns(config), "science": science(config), "attempts": [{"code": provenance.code()}]}
+        if state == "running":
+            self.stack.enter_context(run.claim())
+        else:
+            with run.claim():
+                pass
+        if state == "stale":
+            record["attempts"] = [{"code": {**provenance.code(), "routing": "00000000"}}]
+        if state in ("finished", "stale"):
+            summary = {"accuracy_last": 0.5, "accuracy_best_test": 0.6, "accuracy_best_val": None}
+            record |= {**summary, "epochs_done": config.training.epochs, "seconds": 10.0}
+            write_json(run.folder / "summary.json", {**columns(config), **summary})
+        record["state"] = "finished" if state == "stale" else state
+        write_json(run.folder / "run.json", {**record, **changes})
+        return run
+
+
+@pytest.fixture
+def invent() -> Iterator[Invent]:
+    with ExitStack() as stack:
+        yield Invent(stack)
+
+
+# ── state and policy → action ────────────────────────────────────────────────────────────────────────────────────────
+
+ALWAYS = {"new": "run", "running": "leave", "interrupted": "resume", "finished": "skip", "stale": "leave"}
+RETRIED = {"all": {"oom", "nan", "other"}, "oom": {"oom"}, "nan": {"nan"}, "none": set()}
+
+
+@pytest.mark.parametrize("retry", RETRIED)
+def test_every_state_has_its_action(tiny_config, invent, retry) -> None:
+    for seed, state in enumerate(STATES):
+        config = tiny_config(f"seed={seed}")
+        for failure in ("oom", "nan", "other") if state == "failed" else (None,):
+            invent(config, state, failure=failure)
+            (point,) = make_plan([config], [[]], Policy(retry=retry))
+            expected = ALWAYS.get(state) or ("retry" if failure in RETRIED[retry] else "leave")
+            assert (point.state, point.action) == (state, expected)
+            assert point.to_do == (expected in ("run", "resume", "retry"))
+
+
+def test_force_runs_everything_anew_but_what_runs_now(tiny_config, invent) -> None:
+    for seed, state in enumerate(STATES):
+        config = tiny_config(f"seed={seed}")
+        invent(config, state)
+        (point,) = make_plan([config], [[]], Policy(force=True, retry="none"))
+        assert point.action == {"new": "run", "running": "leave"}.get(state, "run anew")
+
+
+def test_planning_writes_nothing(tiny_config, invent, place) -> None:
+    configs = [tiny_config(f"seed={seed}") for seed in range(len(STATES))]
+    for config, state in zip(configs, STATES, strict=True):
+        invent(config, state)
+    before = stamps()
+    for policy in (Policy(), Policy(force=True), Policy(retry="none")):
+        planned = make_plan(configs, [[]] * len(configs), policy)
+        planning.show_plan(planned, len(configs), 1)
+    after = stamps()
+    assert {path for path in after if after[path] != before.get(path)} <= {
+        path for path in after if "attempt-" in path
+    }, "only the heartbeat of the running one may go on"
+
+
+@pytest.mark.parametrize("state", ["failed", "finished", "interrupted"])
+def test_force_keeps_the_old_folder_aside(launch, runs, state) -> None:
+    overrides = {"failed": ["training.lr=1e30"]}.get(state, [])
+    launch(*overrides, signal_at=(signal.SIGTERM, 7) if state == "interrupted" else None)
+    folder = runs.only()
+    old = {path.name: path.read_bytes() for path in folder.iterdir()}
+    ended = launch(*overrides, "hydra.launcher.force=true")
+    assert rows(ended.out)[0][2:] == (state, "run anew")
+    assert runs.only() == folder and len(runs.record(folder)["attempts"]) == 1
+    (aside,) = Path("runs/.superseded").iterdir()
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == old
+    launch(*overrides, "hydra.launcher.force=true")
+    assert len(list(Path("runs/.superseded").iterdir())) == 2
+    if state == "finished":
+        assert [row["train_loss"] for row in runs.metrics(folder)] == [row["train_loss"] for row in runs.metrics(aside)]
+
+
+@pytest.mark.parametrize("many", [[], ["-m", "seed=0,1"]])
+def test_dry_run_stops_after_the_plan(launch, place, many) -> None:
+    ended = launch(*many, "hydra.launcher.dry_run=true")
+    assert ended.code == 0 and not ended.err
+    assert [row[2:] for row in rows(ended.out)] == [("new", "run")] * (2 if many else 1)
+    assert "Results" not in ended.out
+    assert list(place.iterdir()) == []
+
+
+def test_dry_run_of_force_touches_nothing(launch, runs) -> None:
+    assert launch().code == 0
+    before = stamps()
+    assert "run anew" in launch("hydra.launcher.force=true", "hydra.launcher.dry_run=true").out
+    assert stamps() == before
+
+
+@pytest.mark.parametrize("parallel", ["1", "2"])
+def test_dry_run_needs_no_torch(python, tiny, parallel) -> None:
+    policy = ["hydra.launcher.dry_run=true", f"hydra.launcher.parallel={parallel}"]
+    ended = python("-X", "importtime", ROOT / "launch.py", "-m", *tiny, *policy)
+    assert ended.code == 0
+    assert not re.search(r"\| +torch$", ended.err, re.MULTILINE)
+
+
+@pytest.mark.parametrize("many", [True, False])
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("hydra.launcher.retry=maybe", ["retry", "maybe", "all", "oom", "nan", "none"]),
+        ("hydra.launcher.retry=null", ["retry", "all"]),
+        ("hydra.launcher.dry_run=3", ["dry_run", "3", "true"]),
+        ("hydra.launcher.dry_run=null", ["dry_run", "true"]),
+        ("hydra.launcher.force=maybe", ["force", "maybe", "true"]),
+        ("hydra.launcher.parallel=0", ["parallel", "0", "auto"]),
+        ("hydra.launcher.parallel=-1", ["parallel", "-1", "auto"]),
+        ("hydra.launcher.parallel=1.5", ["parallel", "1.5", "auto"]),
+        ("hydra.launcher.parallel=many", ["parallel", "many", "auto"]),
+        ("hydra.launcher.parallel=true", ["parallel", "auto"]),
+        ("hydra.launcher.runs_per_gpu=0", ["runs_per_gpu", "0"]),
+        ("hydra.launcher.runs_per_gpu=two", ["runs_per_gpu", "two"]),
+        ("hydra.launcher.unknown=1", ["unknown"]),
+        ("+hydra.launcher.unknown=1", ["unknown"]),
+    ],
+)
+def test_bad_policy_is_one_sentence(launch, place, override, words, many) -> None:
+    if not many and re.search("parallel|runs_per_gpu|unknown", override):
+        pytest.skip("about sweeps")
+    ended = launch(*(["-m", "seed=0,1"] if many else []), override)
+    assert ended.code == 1 and "Traceback" not in ended.text
+    for word in words:
+        assert word in ended.err, ended.err
+    assert list(place.iterdir()) == []
+
+
+# ── code that changed ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def other_code(monkeypatch: pytest.MonkeyPatch, module: str = "routing") -> Iterator[None]:
+    changed = {**provenance.code(), module: "ffffffff"}
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance, "code", lambda: changed)
+        yield
+
+
+def test_finished_with_other_code_is_stale_and_says_what_to_do(launch, runs, monkeypatch) -> None:
+    assert launch().code == 0
+    before = stamps()
+    with other_code(monkeypatch):
+        ended = launch()
+        assert ended.code == 0 and rows(ended.out)[0][2:] == ("stale", "leave")
+        said = ended.out.partition("Results")[0]
+        assert "1 stale" in said and "routing" in said and "hydra.launcher.force=true" in said
+        assert stamps() == before, "never discarded silently"
+    assert rows(launch().out)[0][2:] == ("finished", "skip")
+    with other_code(monkeypatch):
+        assert rows(launch("hydra.launcher.force=true").out)[0][2:] == ("stale", "run anew")
+    with other_code(monkeypatch):
+        assert rows(launch().out)[0][2:] == ("finished", "skip")
+
+
+def test_stale_numbers_are_marked_where_they_stand(launch, capsule_sweeps, monkeypatch) -> None:
+    """The plan promises it: never reused silently."""
+    assert launch().code == 0
+    with other_code(monkeypatch):
+        assert "stale" in launch().out.partition("Results")[2]
+        assert "stale" in capsule_sweeps("results").out
+        assert "stale" in capsule_sweeps("status").out
+
+
+def test_run_that_goes_on_with_other_code_is_said_and_ends_as_stale(launch, runs, monkeypatch) -> None:
+    launch(signal_at=(signal.SIGTERM, 3))
+    with other_code(monkeypatch, "capsules"):
+        ended = launch("hydra.launcher.dry_run=true")
+        assert rows(ended.out)[0][2:] == ("interrupted", "resume")
+        assert "other code" in ended.out and "capsules" in ended.out and "force=true" in ended.out
+        assert launch().code == 0
+        assert rows(launch().out)[0][2:] == ("stale", "leave")
+    assert rows(launch().out)[0][2] == "stale", "a part of it was made with the other"
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch) -> Path:
+    """A copy of the package whose fingerprints `code` takes."""
+    shutil.copytree(ROOT / "capsule_sweeps", tmp_path / "capsule_sweeps", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    return tmp_path / "capsule_sweeps"
+
+
+def fingerprints() -> dict[str, str]:
+    return provenance.code.__wrapped__()
+
+
+def test_comments_docstrings_and_layout_are_not_code(tree) -> None:
+    before = fingerprints()
+    for name in provenance.NUMBERS:
+        path = tree / f"{name}.py"
+        text = re.sub(r'^( *)"""(?:.|\n)*?"""$', r'\1"""Other words."""', path.read_text(), flags=re.MULTILINE)
+        lines = text.replace("\n\n", "\n\n\n").splitlines()
+        path.write_text("# a comment\n" + "\n".join(lines) + "  # another\n")
+        ast.parse(path.read_text())
+    assert fingerprints() == before
+
+
+@pytest.mark.parametrize("name", provenance.NUMBERS)
+def test_any_change_of_a_modules_code_counts_for_it_alone(tree, name) -> None:
+    before = fingerprints()
+    path = tree / f"{name}.py"
+    path.write_text(path.read_text() + "\n_another = 1\n")
+    after = fingerprints()
+    assert {module for module in before if before[module] != after[module]} == {name}
+
+
+def test_a_module_that_a_run_did_not_have_yet_is_no_change() -> None:
+    before = {name: text for name, text in provenance.code().items() if name != "em"}
+    assert provenance.changed_code([{"code": before}]) == []
+    assert provenance.changed_code([{"code": before}, {"code": {**before, "routing": "00000000"}}]) == ["routing"]
+    assert provenance.changed_code([{}]) == sorted(provenance.NUMBERS)
+
+
+def test_every_module_that_makes_numbers_is_fingerprinted() -> None:
+    """All that train imports, but what only keeps books."""
+    books = {"config", "files", "progress", "provenance", "signals", "store", "tracking"}
+    built = re.findall(
+        r"_target_: capsule_sweeps\.(\w+)", "".join(path.read_text() for path in CONF_DIR.rglob("*.yaml"))
+    )
+    seen, todo = set(), ["train", *built]
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        text = (ROOT / "capsule_sweeps" / f"{name}.py").read_text()
+        if name not in books:
+            todo += re.findall(r"from capsule_sweeps(?:\.| import )(\w+)", text)
+    assert set(provenance.NUMBERS) == seen - books
+
+
+# ── one run for one signature, estimate, labels ──────────────────────────────────────────────────────────────────────
+
+
+def test_points_that_the_model_cannot_tell_apart_are_one_run(launch, runs) -> None:
+    ended = launch("-m", "num_routing=1,2,3", "model.num_routing=2", "hydra.launcher.dry_run=true")
+    assert len(rows(ended.out)) == 1 and "3 points" in ended.out and "same signature" in ended.out
+
+
+def test_no_estimate_without_like_runs(launch, tiny_config, invent) -> None:
+    invent(tiny_config("backbone.channels=5"), "finished", seconds=100.0)
+    assert "no estimate yet" in launch("hydra.launcher.dry_run=true").out
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_estimate_from_like_runs(tiny_config, invent, capsys, parallel) -> None:
+    for seed, seconds in enumerate((7200.0, 3600.0, 720000.0)):  # an hour an epoch is the median
+        invent(tiny_config(f"seed={seed}", "training.lr=0.3"), "finished", epochs_done=2, seconds=seconds)
+    half = tiny_config("seed=8", "training.epochs=8")
+    invent(half, "interrupted", epochs_done=2, seconds=7200.0)
+    unlike = tiny_config("num_routing=2")
+    configs = [tiny_config("training.epochs=10"), half, unlike]
+    plan = make_plan(configs, [[]] * 3, Policy())
+    assert [point.seconds for point in plan] == [10 * 3600, 6 * 3600, None]
+    planning.show_plan(plan, 3, parallel)
+    out = capsys.readouterr().out
+    assert f"about {16 // parallel} hours and 1 without an estimate yet" in out
+    (anew,) = make_plan([half], [[]], Policy(force=True))
+    assert anew.seconds == 8 * 3600
+
+
+def test_rows_show_what_differs(launch) -> None:
+    ended = launch("-m", "num_routing=1,2", "training.lr=0.1", "hydra.launcher.dry_run=true")
+    assert [row[1] for row in rows(ended.out)] == ["num_routing=1", "num_routing=2"]
+
+
+# ── the short cut past Hydra's composition ───────────────────────────────────────────────────────────────────────────
+
+LAYER = "{type: conv, num_capsules: 2, pose_size: 4, kernel_size: 3, stride: 4}"
+POOL = [
+    "dataset=digits",
+    "dataset=CIFAR100",
+    "backbone=simple",
+    "backbone=resnet",
+    "capsules=digits",
+    "capsules=CIFAR100",
+    "training=quick",
+    "tracking=none",
+    "routing=inverted_attention",
+    "~tracking",
+    "~training.amp",
+    "~backbone.channels",
+    "+dataset=digits",
+    "+foo=1",
+    "+training.nesterov=true",
+    "+backbone.channels=3",
+    "++backbone.channels=3",
+    "++training.epochs=7",
+    "++tracking.mode=online",
+    "++capsules.layers=[]",
+    "capsules.layers=[]",
+    f"capsules.layers=[{LAYER}]",
+    "capsules.layers.0.pose_size=4",
+    "capsules.layers.2.kernel_size=3",
+    "capsules.layers.9.pose_size=4",
+    "capsules.primary={pose_size: 4}",
+    "capsules.primary=null",
+    "capsules.primary.pose_size=${capsules.classes.pose_size}",
+    "capsules.dropout=0.25",
+    "capsules.classes.pose_size=9",
+    "dataset.train_size=null",
+    "dataset.train_size=100",
+    "dataset.train_size=1.0",
+    "dataset.val_size=10",
+    "dataset.name='a b'",
+    "dataset.name='a,b=c'",
+    'dataset.name="it\'s"',
+    "dataset.name=\\${seed}",
+    "dataset.name='${seed}'",
+    "dataset.name=",
+    "dataset.name=null",
+    "dataset.mean=[0.5,0.5,0.5]",
+    "dataset.mean=[0.5]",
+    "training={epochs: 5}",
+    "training.epochs=5",
+    "training.epochs=${num_routing}",
+    "training.epochs=${training.milestones.0}",
+    "training.milestones=[3,5]",
+    "training.milestones=[]",
+    "training.milestones=[5,3]",
+    "training.milestones.0=2",
+    "training.lr=1",
+    "training.lr=1e-3",
+    "training.lr=${training.lr_decay}",
+    "training.lr=null",
+    "training.compile='on'",
+    "training.compile=off",
+    "training.amp=true",
+    "tracking.mode=online",
+    "tracking.entity=me",
+    "backbone.channels=8",
+    "backbone.depth=3",
+    "routing.schedule=sequential",
+    "routing.depth=3",
+    "routing=null",
+    "model.num_routing=4",
+    "model.depth=3",
+    "model.backbone.channels=4",
+    "model.routing.schedule=sequential",
+    "model.capsules.dropout=0.5",
+    "num_routing=2",
+    "num_routing=3",
+    "num_routing=[1,2]",
+    "seed=1",
+    "seed=1.0",
+    "seed='7'",
+    "seed=${num_routing}",
+    "selection_rule=best_val",
+    "device=cuda:1",
+    "runs_dir=${oc.env:HOME}",
+    "debug=yes",
+    "nothing=1",
+    "hydra.verbose=true",
+]
+KNOWN = {  # pairs that differ easily: order, keys that only the schema has, keys behind an interpolation
+    "add after set": ["training.epochs=5", "++training.epochs=7"],
+    "set after add": ["++training.epochs=7", "training.epochs=5"],
+    "add after set, in a group given too": ["training=quick", "training.epochs=3", "++training.epochs=4"],
+    "delete after set": ["dataset=digits", "backbone.channels=9", "~backbone.channels"],
+    "delete after set, needed": ["training.epochs=9", "~training.epochs"],
+    "key that only the schema has": ["tracking=none", "tracking.mode=online"],
+    "key of a layer that only the schema has": ["capsules=CIFAR100", "capsules.layers.2.kernel_size=3"],
+    "unknown key of an ingredient": ["backbone.depth=3"],
+    "unknown key of the model": ["model.depth=3"],
+    "key behind an interpolation": ["model.routing.schedule=sequential"],
+    "list behind an interpolation": ["model.capsules.layers=[]"],
+    "group with its member": ["training=quick", "training.epochs=3"],
+    "member before its group": ["training.epochs=3", "training=quick"],
+    "member of what another group brings": ["backbone.channels=8", "dataset=digits"],
+    "empty list": ["capsules.layers=[]"],
+    "list": ["training.milestones=[3,5]"],
+    "null": ["dataset.train_size=null"],
+    "interpolation": ["training.epochs=${num_routing}", "num_routing=3"],
+    "twice": ["num_routing=3", "num_routing=2"],
+    "added group": ["dataset=digits", "+dataset=digits"],
+}
+
+
+@cache
+def hydra() -> tuple[Any, DictConfig]:
+    """A config loader and the configuration that a sweep starts from."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        return loader, loader.load_configuration("config", overrides=[], run_mode=RunMode.MULTIRUN)
+
+
+def outcome(compose: Callable[[], DictConfig]) -> str:
+    """The configuration, its signed part, or that it is refused as users' mistakes are."""
+    from hydra.errors import HydraException
+
+    try:
+        config = compose()
+        return OmegaConf.to_yaml(config) + repr(science(config))
+    except (ValueError, HydraException, OmegaConfBaseException):
+        return "refused"
+
+
+def same(points: Sequence[Sequence[str]]) -> None:
+    loader, master = hydra()
+    expected = [outcome(lambda point=point: check(loader.load_sweep_config(master, list(point)))) for point in points]
+    for point, wanted in zip(points, expected, strict=True):
+        assert outcome(lambda point=point: compose_points(loader, master, [point])[0]) == wanted, point
+    right = [point for point, wanted in zip(points, expected, strict=True) if wanted != "refused"]
+    together = compose_points(loader, master, right)  # no point leaves a trace in another
+    assert [outcome(lambda config=config: config) for config in together] == [
+        wanted for wanted in expected if wanted != "refused"
+    ]
+
+
+@pytest.mark.parametrize("case", KNOWN)
+def test_short_cut_composes_as_hydra_does(case, place) -> None:
+    same([KNOWN[case]])
+
+
+@pytest.mark.parametrize("override", POOL)
+def test_short_cut_composes_each_override_as_hydra_does(override, place) -> None:
+    same([[override]])
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(POOL), max_size=5, unique=True), min_size=1, max_size=2))
+@example([["num_routing=2"], ["num_routing=3"], []])
+@example([["capsules.layers=[]"], []])
+def test_short_cut_composes_any_overrides_as_hydra_does(points: list[list[str]]) -> None:
+    same(points)
+
+
+def test_each_choice_of_groups_is_composed_once(monkeypatch) -> None:
+    loader, master = hydra()
+    original, calls = loader.load_sweep_config, []
+    monkeypatch.setattr(loader, "load_sweep_config", lambda *args: calls.append(args) or original(*args))
+    points = [
+        [f"dataset={dataset}", f"num_routing={num_routing}", f"seed={seed}"]
+        for dataset in ("CIFAR10", "CIFAR100")
+        for num_routing in (1, 2, 3)
+        for seed in range(4)
+    ]
+    configs = compose_points(loader, master, points)
+    assert len(configs) == 24 and len({id(config) for config in configs}) == 24
+    assert len({repr(science(config)) for config in configs}) == 24
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("many", [[], ["-m"]], ids=["run", "sweep"])
+@pytest.mark.parametrize("value", ["${hydra:runtime.cwd}/elsewhere", "${oc.env:HOME}/elsewhere"])
+def test_hydras_resolvers_work_in_a_sweep_as_in_a_run(launch, place, many, value) -> None:
+    ended = launch(*many, f"runs_dir={value}", "hydra.launcher.dry_run=true")
+    assert ended.code == 0, ended.text
+
+
+@pytest.mark.parametrize("many", [[], ["-m"]], ids=["run", "sweep"])
+@pytest.mark.parametrize(
+    ("override", "other"),
+    [
+        ("model.routing.schedule=sequential", ",concurrent"),
+        ("backbone.depth=3", ",4"),
+        ("~backbone.name", ""),
+        ("~model.name", ""),
+        ("~model", ""),
+        ("training.milestones=${capsules.layers}", ",[1]"),
+    ],
+)
+def test_what_cannot_be_is_no_traceback(launch, place, many, override, other) -> None:
+    ended = launch(*many, override + (other if many else ""), "capsules=digits", "hydra.launcher.dry_run=true")
+    assert ended.code != 0 and "Traceback" not in ended.text
+    assert list(place.iterdir()) == []
+
+
+def test_of_two_overrides_of_one_key_the_last_counts(launch) -> None:
+    """What the last override says counts, in a sweep as in one run."""
+    names = []
+    for many in ([], ["-m"]):
+        out = launch(*many, "training.epochs=5", "++training.epochs=7", "hydra.launcher.dry_run=true").out
+        (row,) = rows(out)
+        names.append(row[0])
+    assert len(set(names)) == 1
+
+
+def test_record_of_the_sweep_names_its_runs(launch, runs) -> None:
+    assert launch("-m", "seed=0,1").code == 0
+    (path,) = Path("runs/.sweeps").glob("sweep-*.json")
+    sweep = read_json(path)
+    assert sweep["sweep"] == path.stem
+    assert sorted(sweep["signatures"]) == sorted(folder.name[-8:] for folder in runs.folders())
+    assert launch("-m", "seed=1,0").code == 0 and len(list(Path("runs/.sweeps").iterdir())) == 1
