@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["build_model", "compose_config", "load_published_weights", "load_runs"]
 
 _HOMES = {
-    "build_model": "model",
-    "compose_config": "config",
-    "load_published_weights": "model",
-    "load_runs": "results",
+    "build_model": "networks.build",
+    "compose_config": "config.compose",
+    "load_published_weights": "networks.published_weights",
+    "load_runs": "runs.frame",
 }
 
 
