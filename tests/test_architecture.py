@@ -1,4 +1,4 @@
-"""The house: imports run one way, one owner per outside service, and what only lists or plans needs no torch."""
+"""The house: imports run as the table says, outside services have one owner, and listing and planning need no torch."""
 
 import ast
 import re
@@ -8,13 +8,47 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "capsule_sweeps"
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("__init__",))
+FILES = sorted(PACKAGE.rglob("*.py"))
+EVERY = [
+    "cli",
+    "launchers",
+    "evaluation",
+    "profiling",
+    "training",
+    "tracking",
+    "results",
+    "networks",
+    "routing",
+    "data",
+    "runs",
+    "config",
+]
+
+# room → the rooms that it may import; everybody may use console. Lazy: inside of functions only.
+MAY_IMPORT = {
+    "cli": EVERY,
+    "launchers": ["training", "tracking", "networks", "results", "data", "runs", "config"],
+    "evaluation": ["training", "networks", "routing", "results", "data", "runs", "config"],
+    "profiling": ["training", "networks", "routing", "results", "data", "runs", "config"],
+    "training": ["tracking", "networks", "data", "runs", "config"],
+    "tracking": ["runs", "config"],
+    "results": ["runs", "config"],
+    "networks": ["routing", "config"],
+    "runs": ["config"],
+    "config": [],
+    "routing": [],
+    "data": [],
+    "console": [],
+}
+LAZILY = {"config": ["data"], "results": ["networks"]}
+TORCH_FREE = ("runs", "results", "config", "cli")
 
 
-def imports(path: Path) -> set[str]:
-    """Dotted names of everything a file imports, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(path: Path, everywhere: bool = True) -> set[str]:
+    """Dotted names of what a file imports: wherever in it, or only what is executed when it is imported."""
+    tree, found = ast.parse(path.read_text()), set()
+    nodes = list(ast.walk(tree)) if everywhere else [node for top in tree.body for node in at_import(top)]
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -23,90 +57,85 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def inner(module: str) -> set[str]:
-    """Modules of the package that one of them imports."""
-    names = {name.split(".")[1] for name in imports(PACKAGE / f"{module}.py") if name.startswith("capsule_sweeps.")}
-    return names & set(MODULES)
+def at_import(node: ast.AST) -> list[ast.AST]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef) or (
+        isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node)
+    ):
+        return []
+    return [node, *(below for child in ast.iter_child_nodes(node) for below in at_import(child))]
 
 
-def reached(module: str) -> set[str]:
-    found, todo = set(), [module]
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def rooms(names: set[str]) -> set[str]:
+    return {name.split(".")[1] for name in names if name.startswith("capsule_sweeps.")} & MAY_IMPORT.keys()
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module(path): path for path in FILES}
+
+
+def reached(start: str) -> set[str]:
+    found, todo = set(), [start]
     while todo:
-        for name in inner(todo.pop()) - found:
+        for name in (imports(MODULES[todo.pop()]) & MODULES.keys()) - found:
             found.add(name)
             todo.append(name)
     return found
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_no_module_imports_itself_by_way_of_others(module) -> None:
-    assert module not in reached(module)
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_imports_are_those_of_the_table(path) -> None:
+    own = room(path)
+    if own in ("__init__", "__main__"):
+        return
+    assert rooms(imports(path)) - {own, "console"} <= {*MAY_IMPORT[own], *LAZILY.get(own, [])}
+    assert rooms(imports(path, everywhere=False)) - {own, "console"} <= {*MAY_IMPORT[own]}
 
 
-@pytest.mark.parametrize(
-    ("module", "needed", "forbidden"),
-    [
-        ("launcher", {"store", "tracking"}, {"capsules", "routing", "backbone"}),
-        ("train", {"data", "store", "tracking", "model", "losses"}, {"launcher", "plan", "results"}),
-        ("model", {"capsules"}, {"train", "data", "store", "launcher", "tracking", "results", "backbone", "routing"}),
-        ("capsules", {"routing"}, {"model", "train", "data", "store", "launcher", "tracking", "results", "backbone"}),
-        ("routing", set(), set(MODULES) - {"kernels", "compile"}),
-        ("dynamic", {"routing"}, set(MODULES) - {"routing"}),
-        ("em", {"routing", "kernels"}, set(MODULES) - {"routing", "kernels"}),
-        ("self_routing", {"routing"}, set(MODULES) - {"routing"}),
-        ("losses", set(), set(MODULES)),
-        ("learning_rate", set(), set(MODULES)),
-        ("average", set(), set(MODULES)),
-        ("backbone", set(), set(MODULES)),
-        ("results", {"store"}, {"train", "launcher", "plan", "model", "data", "tracking"}),
-        ("statistics", set(), set(MODULES)),
-        ("published", {"results", "statistics"}, {"train", "launcher", "plan", "data", "tracking", "figures"}),
-        ("ablation", {"results", "statistics"}, {"train", "launcher", "plan", "model", "data", "tracking", "figures"}),
-        ("figures", {"results"}, {"train", "launcher", "plan", "model", "data", "tracking"}),
-        ("inside", {"model"}, {"train", "launcher", "plan", "tracking", "figures"}),
-        ("imported", {"model", "store"}, {"train", "launcher", "plan", "data", "tracking", "results"}),
-        ("evaluate", {"inside", "data"}, {"launcher", "plan", "tracking"}),
-        ("export", {"inside", "routing"}, {"train", "launcher", "plan", "tracking", "results"}),
-        ("store", {"config"}, {"train", "launcher", "plan", "model", "data", "tracking", "results"}),
-        ("config", set(), set(MODULES) - {"class_tree"}),
-        (
-            "baselines",
-            {"backbone"},
-            {"train", "data", "store", "launcher", "tracking", "results", "capsules", "routing"},
-        ),
-        ("class_tree", {"decoded"}, set(MODULES) - {"decoded"}),
-        ("describe", {"model"}, {"train", "launcher", "plan", "data", "tracking", "store"}),
-        ("sync", {"store", "tracking"}, {"train", "launcher", "plan", "model", "data"}),
-        ("tracking", {"store"}, {"train", "launcher", "plan", "model", "data", "results"}),
-        ("data", {"sources"}, {"train", "launcher", "plan", "model", "results", "store"}),
-    ],
-)
-def test_imports_run_one_way(module, needed, forbidden) -> None:
-    assert needed <= inner(module)
-    assert not forbidden & inner(module)
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_no_module_imports_itself_by_way_of_others(path) -> None:
+    assert module(path) not in reached(module(path))
 
 
 @pytest.mark.parametrize(
     ("service", "owners"),
     [
-        ("wandb", {"tracking", "sync", "dashboard"}),
-        ("wandb_workspaces", {"dashboard"}),
-        ("torchvision", {"sources", "bench"}),
-        ("submitit", {"submit", "job"}),
-        ("sklearn", {"sources"}),
+        ("wandb", r"tracking/wandb\w*\.py"),
+        ("wandb_workspaces", r"tracking/wandb_dashboard\.py"),
+        ("torchvision", r"data/sources/torchvision\.py|profiling/bench\.py"),
+        ("submitit", r"launchers/slurm/\w+\.py"),
+        ("sklearn", r"data/sources/\w+\.py"),
+        ("tensorboard", r"tracking/tensorboard\.py"),
     ],
 )
 def test_outside_services_have_one_owner(service, owners) -> None:
-    users = {m for m in MODULES if any(name.split(".")[0] == service for name in imports(PACKAGE / f"{m}.py"))}
-    assert users <= owners
+    users = [p for p in FILES if any(name.split(".")[0] == service for name in imports(p))]
+    assert [p for p in users if not re.fullmatch(owners, p.relative_to(PACKAGE).as_posix())] == []
+
+
+@pytest.mark.parametrize(
+    ("word", "room"), [(r"slurm|sbatch|squeue", "launchers/slurm"), (r"wandb", "tracking")], ids=["slurm", "wandb"]
+)
+def test_only_its_room_imports_a_cluster_or_a_tracker(word, room) -> None:
+    """Others reach them through a Protocol, or by the class that a configuration names; cli/ has their commands."""
+    for path in FILES:
+        place = path.relative_to(PACKAGE).as_posix()
+        if not place.startswith((room, "cli/")):
+            assert not [name for name in imports(path) if re.search(word, name)], place
 
 
 def test_listing_planning_and_tabulating_import_no_torch(python, place) -> None:
+    light = [name for name, path in MODULES.items() if room(path) in TORCH_FREE]
     code = (
-        "import sys, capsule_sweeps, capsule_sweeps.results, capsule_sweeps.launchers.hydra, capsule_sweeps.runs.plan, "
-        "capsule_sweeps.__main__, capsule_sweeps.config, capsule_sweeps.runs.run, hydra_plugins.capsule_sweeps, "
-        "capsule_sweeps.results.intervals, capsule_sweeps.results.published, capsule_sweeps.results.ablation\n"
-        "capsule_sweeps.load_runs('runs'); capsule_sweeps.compose_config([])\n"
+        "import sys, importlib\n"
+        f"for name in {[*light, 'hydra_plugins.capsule_sweeps']}: importlib.import_module(name)\n"
+        "import capsule_sweeps; capsule_sweeps.load_runs('runs'); capsule_sweeps.compose_config([])\n"
         "heavy = {'torch', 'torchvision', 'wandb', 'scipy', 'sklearn', 'submitit', 'matplotlib'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
@@ -141,9 +170,7 @@ def test_plugin_folder_only_hands_over() -> None:
 
 
 def test_no_file_is_named_utils_and_no_path_is_of_one_machine() -> None:
-    files = [
-        path for folder in ("capsule_sweeps", "conf", "hydra_plugins", "tests") for path in (ROOT / folder).rglob("*")
-    ]
+    files = [p for folder in ("capsule_sweeps", "conf", "hydra_plugins", "tests") for p in (ROOT / folder).rglob("*")]
     assert not [path for path in files if re.search("utils?|helpers?|misc|common", path.stem)]
     for path in [*files, ROOT / "launch.py", ROOT / "pyproject.toml"]:
         if path.suffix in (".py", ".yaml", ".toml"):
