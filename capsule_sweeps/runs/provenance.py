@@ -40,7 +40,15 @@ def fingerprint(module: str) -> str | None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
             node.body = node.body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:8]
+    return hashlib.sha256(repr(_parts(tree)).encode()).hexdigest()[:8]
+
+
+def _parts(node: Any) -> Any:
+    """A syntax tree as lists of what is in it, the same in every version of Python, unlike ast.dump and ast.unparse."""
+    if isinstance(node, ast.AST):
+        fields = [[name, _parts(value)] for name, value in ast.iter_fields(node) if value not in (None, [])]
+        return [type(node).__name__, *fields]
+    return [_parts(item) for item in node] if isinstance(node, list) else repr(node)
 
 
 def _path(module: str) -> Path | None:
@@ -83,14 +91,15 @@ def changed_code(record: dict[str, Any]) -> list[str]:
             if name in _flat_code():  # before the rooms, every module was recorded, used or not
                 then, became = _flat_code()[name]
                 used = became.keys() & now.keys()
-                changed |= used if known != then else {new for new in used if became[new] != now[new]}
+                changed |= used if known not in then else {new for new in used if became[new] != now[new]}
             elif now.get(name) != known:
                 changed.add(name)
     return sorted(changed)
 
 
 @cache
-def _flat_code() -> dict[str, tuple[str, dict[str, str]]]:
+def _flat_code() -> dict[str, tuple[list[str], dict[str, str]]]:
+    """The fingerprints of before differ between Python 3.11, 3.12 and 3.13."""
     return json.loads(FLAT_CODE.read_text())
 
 
