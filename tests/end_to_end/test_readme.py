@@ -16,7 +16,7 @@ def with_example(tmp_path) -> tuple[Path, str]:
     """A copy of the project with the routing of the section "Add a routing", and its Python code."""
     section = (ROOT / "README.md").read_text().partition("## Add a routing\n")[2].partition("\n## ")[0]
     blocks = re.findall(r"as `([\w/.]+)`:\n\n```(?:python|yaml)\n(.*?)```\n", section, flags=re.DOTALL | re.IGNORECASE)
-    assert [name for name, _ in blocks] == ["capsule_sweeps/cosine.py", "conf/routing/cosine.yaml"]
+    assert [name for name, _ in blocks] == ["capsule_sweeps/routing/cosine.py", "conf/routing/cosine.yaml"]
     project = tmp_path / "project"
     for folder in ("capsule_sweeps", "conf", "hydra_plugins"):
         shutil.copytree(ROOT / folder, project / folder)
@@ -39,7 +39,7 @@ def test_the_routing_that_readme_adds_trains(with_example, python, tiny, runs) -
     state = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
     learned = [float(value) for name, value in state.items() if name.endswith("routing.sharpness")]
     assert len(learned) == 2 and learned[-1] != 3
-    assert "cosine" in runs.record(folder)["attempts"][0]["code"]  # no other module had to hear of it
+    assert "routing.cosine" in runs.record(folder)["attempts"][0]["code"]  # no other module had to hear of it
     wrong = python(*command, "+routing.depth=2", PYTHONPATH=str(project))
     assert wrong.code != 0 and "depth" in wrong.err and "Traceback" not in wrong.text
 
