@@ -51,7 +51,7 @@ def layer_table(config: DictConfig) -> pd.DataFrame:
     eager = config.copy()
     eager.training.compile = "off"
     seen: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # name → what goes in, what comes out
-    own = {torch.ops.capsule_sweeps.routed: _routed_flops, torch.ops.capsule_sweeps.routing.em: _em_flops}
+    own = {torch.ops.capsule_sweeps.routed: _routed_flops, torch.ops.capsule_sweeps.em: _em_flops}
     counter = FlopCounterMode(display=False, custom_mapping=own)
     with FakeTensorMode(), torch.no_grad():  # shapes without numbers, on a CPU: the meta device has no autocast
         model = build_model(eager).eval()

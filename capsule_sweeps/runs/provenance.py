@@ -58,13 +58,13 @@ def _path(module: str) -> Path | None:
 
 @cache
 def _imported(module: str) -> frozenset[str]:
-    """The modules of the rooms NUMBERS that a module imports, wherever in it."""
+    """The modules of the rooms NUMBERS that a module imports, wherever in it; the rooms themselves hold no code."""
     path, found = _path(module), set()
     for node in ast.walk(ast.parse(path.read_text())) if path else ():
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("capsule_sweeps."):
             name = str(node.module).removeprefix("capsule_sweeps.")
             found |= {name, *(f"{name}.{alias.name}" for alias in node.names)}
-    return frozenset(name for name in found if name.split(".")[0] in NUMBERS and _path(name))
+    return frozenset(name for name in found if name.split(".")[0] in NUMBERS and "." in name and _path(name))
 
 
 def code(flat: dict[str, Any]) -> dict[str, str]:

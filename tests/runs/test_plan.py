@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from capsule_sweeps.config.check import check
-from capsule_sweeps.config.compose import CONF_DIR
+from capsule_sweeps.config.compose import CONF_DIR, compose_config
 from capsule_sweeps.runs import plan as planning
 from capsule_sweeps.runs import provenance
 from capsule_sweeps.runs.files import read_json, write_json
@@ -49,14 +49,15 @@ class Invent:
         run = Run(Path(config.runs_dir) / columns(config)["run"])
         if state == "new":
             return run
-        record = {**columns(config), "science": science(config), "attempts": [{"code": provenance.code()}]}
+        code = provenance.code(science(config))
+        record = {**columns(config), "science": science(config), "attempts": [{"code": code}]}
         if state == "running":
             self.stack.enter_context(run.claim())
         else:
             with run.claim():
                 pass
         if state == "stale":
-            record["attempts"] = [{"code": {**provenance.code(), "routing": "00000000"}}]
+            record["attempts"] = [{"code": {**code, "routing.passes": "00000000"}}]
         if state in ("finished", "stale"):
             summary = {"accuracy_last": 0.5, "accuracy_best_test": 0.6, "accuracy_best_val": None}
             record |= {**summary, "epochs_done": config.training.epochs, "seconds": 10.0}
@@ -187,10 +188,10 @@ def test_bad_policy_is_one_sentence(launch, place, override, words, many) -> Non
 
 
 @contextmanager
-def other_code(monkeypatch: pytest.MonkeyPatch, module: str = "routing") -> Iterator[None]:
-    changed = {**provenance.code(), module: "ffffffff"}
+def other_code(monkeypatch: pytest.MonkeyPatch, module: str = "routing.passes") -> Iterator[None]:
+    original = provenance.fingerprint
     with monkeypatch.context() as patch:
-        patch.setattr(provenance, "code", lambda: changed)
+        patch.setattr(provenance, "fingerprint", lambda name: "ffffffff" if name == module else original(name))
         yield
 
 
@@ -201,7 +202,7 @@ def test_finished_with_other_code_is_stale_and_says_what_to_do(launch, runs, mon
         ended = launch()
         assert ended.code == 0 and rows(ended.out)[0][2:] == ("stale", "leave")
         said = ended.out.partition("Results")[0]
-        assert "1 stale" in said and "routing" in said and "hydra.launcher.force=true" in said
+        assert "1 stale" in said and "routing.passes" in said and "hydra.launcher.force=true" in said
         assert stamps() == before, "never discarded silently"
     assert rows(launch().out)[0][2:] == ("finished", "skip")
     with other_code(monkeypatch):
@@ -221,31 +222,44 @@ def test_stale_numbers_are_marked_where_they_stand(launch, capsule_sweeps, monke
 
 def test_run_that_goes_on_with_other_code_is_said_and_ends_as_stale(launch, runs, monkeypatch) -> None:
     launch(signal_at=(signal.SIGTERM, 3))
-    with other_code(monkeypatch, "capsules"):
+    with other_code(monkeypatch, "networks.layers"):
         ended = launch("hydra.launcher.dry_run=true")
         assert rows(ended.out)[0][2:] == ("interrupted", "resume")
-        assert "other code" in ended.out and "capsules" in ended.out and "force=true" in ended.out
+        assert "other code" in ended.out and "networks.layers" in ended.out and "force=true" in ended.out
         assert launch().code == 0
         assert rows(launch().out)[0][2:] == ("stale", "leave")
     assert rows(launch().out)[0][2] == "stale", "a part of it was made with the other"
 
 
+def forget() -> None:
+    provenance.fingerprint.cache_clear()
+    provenance._imported.cache_clear()
+
+
 @pytest.fixture
-def tree(tmp_path, monkeypatch) -> Path:
+def tree(tmp_path, monkeypatch) -> Iterator[Path]:
     """A copy of the package whose fingerprints `code` takes."""
     shutil.copytree(ROOT / "capsule_sweeps", tmp_path / "capsule_sweeps", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(provenance, "ROOT", tmp_path)
-    return tmp_path / "capsule_sweeps"
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance, "ROOT", tmp_path)
+        forget()
+        yield tmp_path / "capsule_sweeps"
+    forget()
 
 
-def fingerprints() -> dict[str, str]:
-    return provenance.code.__wrapped__()
+def fingerprints(*overrides: str) -> dict[str, str]:
+    forget()
+    return provenance.code(science(compose_config(list(overrides))))
+
+
+def edit(path: Path) -> None:
+    path.write_text(path.read_text() + "\n_another = 1\n")
 
 
 def test_comments_docstrings_and_layout_are_not_code(tree) -> None:
     before = fingerprints()
-    for name in provenance.NUMBERS:
-        path = tree / f"{name}.py"
+    for name in before:
+        path = provenance._path(name)
         text = re.sub(r'^( *)"""(?:.|\n)*?"""$', r'\1"""Other words."""', path.read_text(), flags=re.MULTILINE)
         lines = text.replace("\n\n", "\n\n\n").splitlines()
         path.write_text("# a comment\n" + "\n".join(lines) + "  # another\n")
@@ -253,38 +267,82 @@ def test_comments_docstrings_and_layout_are_not_code(tree) -> None:
     assert fingerprints() == before
 
 
-@pytest.mark.parametrize("name", provenance.NUMBERS)
-def test_any_change_of_a_modules_code_counts_for_it_alone(tree, name) -> None:
+def test_any_change_of_a_modules_code_counts_for_it_alone(tree) -> None:
     before = fingerprints()
-    path = tree / f"{name}.py"
-    path.write_text(path.read_text() + "\n_another = 1\n")
-    after = fingerprints()
-    assert {module for module in before if before[module] != after[module]} == {name}
+    assert {name.split(".")[0] for name in before} == set(provenance.NUMBERS)
+    for name in before:
+        path = provenance._path(name)
+        text = path.read_text()
+        edit(path)
+        after = fingerprints()
+        assert {module for module in before if before[module] != after[module]} == {name}
+        path.write_text(text)
+
+
+ROUTINGS = sorted(path.stem for path in (CONF_DIR / "routing").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("used", ROUTINGS)
+def test_only_the_code_that_a_run_uses_makes_it_stale(tree, used) -> None:
+    """Editing em.py leaves a run with inverted attention alone; editing passes.py, which both execute, does not."""
+    flat = science(compose_config([f"routing={used}", "num_routing=2"]))
+    record = {"science": flat, "attempts": [{"code": provenance.code(flat)}]}
+    for name in ROUTINGS:
+        path = tree / "routing" / f"{name}.py"
+        text = path.read_text()
+        edit(path)
+        forget()
+        assert provenance.changed_code(record) == ([f"routing.{name}"] if name == used else [])
+        path.write_text(text)
+    edit(tree / "routing" / "passes.py")
+    forget()
+    assert provenance.changed_code(record) == ["routing.passes"]
+
+
+def test_a_run_of_the_other_models_uses_no_routing(tree) -> None:
+    assert "networks.baselines" in fingerprints("model=cnn")
+    assert not any(name.startswith("routing.inverted") for name in fingerprints("model=cnn"))
+    assert "networks.capsnet" not in fingerprints("model=cnn")
+
+
+def test_every_attempt_counts_and_so_does_one_without_fingerprints() -> None:
+    flat = science(compose_config([]))
+    now = provenance.code(flat)
+    assert provenance.changed_code({"science": flat, "attempts": [{"code": now}]}) == []
+    other = {**now, "routing.passes": "00000000"}
+    attempts = [{"code": now}, {"code": other}]
+    assert provenance.changed_code({"science": flat, "attempts": attempts}) == ["routing.passes"]
+    assert provenance.changed_code({"science": flat, "attempts": [{}]}) == sorted(now)
 
 
 def test_a_module_that_a_run_did_not_have_yet_is_no_change() -> None:
-    before = {name: text for name, text in provenance.code().items() if name != "em"}
-    assert provenance.changed_code([{"code": before}]) == []
-    assert provenance.changed_code([{"code": before}, {"code": {**before, "routing": "00000000"}}]) == ["routing"]
-    assert provenance.changed_code([{}]) == sorted(provenance.NUMBERS)
+    flat = science(compose_config([]))
+    before = {name: text for name, text in provenance.code(flat).items() if name != "routing.kernels"}
+    assert provenance.changed_code({"science": flat, "attempts": [{"code": before}]}) == []
 
 
-def test_every_module_that_makes_numbers_is_fingerprinted() -> None:
-    """All that train imports, but what only keeps books."""
-    books = {"config", "files", "progress", "provenance", "signals", "store", "tracking"}
-    built = re.findall(
-        r"_target_: capsule_sweeps\.(\w+)", "".join(path.read_text() for path in CONF_DIR.rglob("*.yaml"))
-    )
-    seen, todo = set(), ["train", *built]
-    while todo:
-        name = todo.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        text = (ROOT / "capsule_sweeps" / f"{name}.py").read_text()
-        if name not in books:
-            todo += re.findall(r"from capsule_sweeps(?:\.| import )(\w+)", text)
-    assert set(provenance.NUMBERS) == seen - books
+def test_a_run_of_the_flat_layout_is_stale_when_the_code_changed_and_not_by_the_move(monkeypatch) -> None:
+    """Fingerprints under the old names are compared with those of the last flat commit, and what became of each module
+    with the code of today."""
+    record = read_json(next((ROOT / "tests" / "golden" / "flat" / "finished").glob("*/run.json")))
+    now = provenance.code(record["science"])
+    moved = {
+        old: (then, {name: now.get(name, text) for name, text in became.items()})
+        for old, (then, became) in provenance._flat_code().items()
+    }
+
+    def changed(table: dict[str, Any]) -> list[str]:
+        monkeypatch.setattr(provenance, "_flat_code", lambda: table)
+        return provenance.changed_code(record)
+
+    assert changed(moved) == []
+    for old, (then, became) in moved.items():
+        used = sorted(became.keys() & now.keys())
+        assert changed({**moved, old: (["00000000"], became)}) == used, "the run was made before the last flat commit"
+        for name in used:
+            assert changed({**moved, old: (then, {**became, name: "00000000"})}) == [name]
+    unused = {old for old, (_, became) in moved.items() if not became.keys() & now.keys()}
+    assert {"em", "dynamic", "baselines", "self_routing"} <= unused
 
 
 # ── one run for one signature, estimate, labels ──────────────────────────────────────────────────────────────────────

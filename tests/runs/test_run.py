@@ -149,7 +149,7 @@ def test_one_number_written_in_two_ways_is_one_run() -> None:
 
 def test_signature_is_the_same_in_every_process() -> None:
     code = (
-        "from capsule_sweeps.runs.run import *; from capsule_sweeps import compose_config; "
+        "from capsule_sweeps.runs.signature import science, signature; from capsule_sweeps import compose_config; "
         "print(signature(science(compose_config(['seed=3']))))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(ROOT)}
