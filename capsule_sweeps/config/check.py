@@ -36,8 +36,14 @@ def check(config: DictConfig) -> DictConfig:
             f"dataset.mean and dataset.std need one number for each of dataset.channels={typed.dataset.channels}, "
             "or both null: measured"
         )
-    if typed.dataset.root is not None and typed.dataset.source != "folder":
-        raise ValueError(f"dataset.root={typed.dataset.root} is read only with dataset.source=folder: say so, too")
+    if typed.dataset.root is not None:
+        from capsule_sweeps.data.sources import find_source
+
+        if not hasattr(find_source(typed.dataset.source), "measure"):
+            raise ValueError(
+                f"dataset.root={typed.dataset.root} is not read with dataset.source={typed.dataset.source}: "
+                "leave it out, or set dataset.source=folder"
+            )
     if typed.dataset.labels_per_image == 2 and typed.dataset.base is None:
         raise ValueError("dataset.labels_per_image=2 needs digits to make pairs of: set dataset.base, MNIST or digits")
     if abs(typed.dataset.test_shift) >= typed.dataset.image_size:

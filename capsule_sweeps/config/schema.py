@@ -30,10 +30,17 @@ def _one_of(*options: str, **metadata: Any) -> Any:
     return _rule(lambda value: value in options, "one of " + ", ".join(options), **metadata)
 
 
+def _files(folder: str) -> list[str]:
+    """The files of a folder of this package, which are the options of a key: the folder is the registry."""
+    return sorted(path.stem for path in (Path(__file__).parents[1] / folder).glob("[!_]*.py"))
+
+
 @dataclass
 class Dataset:
+    """Defaults that are the same for all data sets are here and in no file of conf/dataset."""
+
     name: str = MISSING
-    source: str = _one_of("torchvision", "folder", "sklearn")
+    source: str = _one_of(*_files("data/sources"))
     root: str | None = field(default=None, metadata={"signed": False})
     base: str | None = _one_of(*BASES, default=None)
     labels_per_image: int = _rule(lambda value: value in (1, 2), "1 or 2", default=1)
@@ -45,14 +52,16 @@ class Dataset:
     num_classes: int = _at_least(2)
     channels: int = _at_least(1)
     image_size: int = _at_least(1)
-    mean: list[float] | None = _rule(lambda value: all(abs(v) < float("inf") for v in value), "finite numbers")
+    mean: list[float] | None = _rule(  # null: measured on the training images, as std
+        lambda value: all(abs(v) < float("inf") for v in value), "finite numbers", default=None
+    )
     std: list[float] | None = _rule(
-        lambda value: all(0 < v < float("inf") for v in value), "greater than 0 for every channel"
+        lambda value: all(0 < v < float("inf") for v in value), "greater than 0 for every channel", default=None
     )
     crop_padding: int = _at_least(0)
     flip: bool = MISSING
-    train_size: int | None = _at_least(1)
-    val_size: int = _at_least(0)
+    train_size: int | None = _at_least(1, default=None)  # a class-balanced subset of the training images; null: all
+    val_size: int = _at_least(0, default=0)  # a class-balanced part of the training images, held out
 
 
 @dataclass
@@ -148,13 +157,16 @@ _SCHEMA = OmegaConf.structured(Config)
 # What a config can ask for as ${name:argument,…}; looked up when it is checked
 
 
-def _measured(root: str | None, what: str) -> Any:
-    """name, num_classes, channels or image_size of the tree of images under `root`."""
-    from capsule_sweeps.data.class_tree import measure_class_tree
+def _measured(source: str, root: str | None, what: str) -> Any:
+    """name, num_classes, channels, image_size or what else a source can measure of the images at dataset.root."""
+    from capsule_sweeps.data.sources import find_source
 
     if not root:
         raise ValueError("dataset.root has no value; say where your images are, dataset.root=…")
-    return measure_class_tree(Path(root))[what]
+    measure = getattr(find_source(source), "measure", None)
+    if measure is None:
+        raise ValueError(f"dataset.source={source} does not measure dataset.{what}; give it a value")
+    return measure(Path(root))[what]
 
 
 def _source_of(base: str) -> str:
@@ -171,7 +183,7 @@ def _layers_for(image_size: int, num_capsules: int, pose_size: int) -> list[Laye
     return [Layer("conv", num_capsules, pose_size, 3, stride) for stride in strides]
 
 
-OmegaConf.register_new_resolver("class_tree", _measured, replace=True)
+OmegaConf.register_new_resolver("measured", _measured, replace=True)
 OmegaConf.register_new_resolver("source_of", _source_of, replace=True)
 OmegaConf.register_new_resolver("layers_for", _layers_for, replace=True)
 

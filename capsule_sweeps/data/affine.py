@@ -7,11 +7,16 @@ and the rest is arithmetic of whole numbers: so there is no last bit in which ma
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from capsule_sweeps.data.cache import Images
+from capsule_sweeps.data.cache import Decoded, Images
+from capsule_sweeps.data.split import SPLIT_SEED, Data, Split
+from capsule_sweeps.data.variant import Variant
 
 RANGES = {  # every image draws evenly from each; about those of affNIST
     "rotation": 20.0,  # degrees, to either side
@@ -20,6 +25,32 @@ RANGES = {  # every image draws evenly from each; about those of affNIST
     "shift": 0.1,  # of the image's size, in each direction
 }
 CHUNK = 500  # images
+
+
+class AffineTest(Variant):
+    """`dataset.affine_test`: each test image under a map of its own, drawn once and for all."""
+
+    key = ("affine test", RANGES, SPLIT_SEED)
+
+    @staticmethod
+    def asked(dataset: Any) -> bool:
+        return bool(dataset.affine_test)
+
+    def change(self, decoded: Decoded) -> Decoded:
+        images, labels = decoded.test
+        return replace(decoded, test=(moved(images, SPLIT_SEED), labels))
+
+
+class TurnedTest(Variant):
+    """`dataset.test_rotation` and `dataset.test_shift`: all test images under the same map."""
+
+    @staticmethod
+    def asked(dataset: Any) -> bool:
+        return bool(dataset.test_rotation or dataset.test_shift)
+
+    def show(self, data: Data) -> Data:
+        images = turned(data.test.images.cpu().numpy(), self.dataset.test_rotation, self.dataset.test_shift)
+        return replace(data, test=Split(torch.from_numpy(images).to(data.test.images.device), data.test.labels))
 
 
 def moved(images: Images, seed: int) -> Images:

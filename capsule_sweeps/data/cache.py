@@ -1,17 +1,19 @@
-"""The decoded data set as one file, written once by one process and memory-mapped by all.
+"""The decoded data set as a folder of .npy files, written once by one process and memory-mapped by all.
 
 Shapes: N images in a split, C channels, H rows, W columns.
 
-The file begins with one line of JSON, padded so that the arrays behind it are aligned: labels and images of the
-training set, labels and images of the test set. Mean and standard deviation of the training images are in that line,
-measured in whole numbers, so that they are the same on every machine. The file's name holds a key that follows from the
-listing of the source (names, sizes, times). A file with an outdated key is left alone, since a run may still have it
-mapped; whoever needs the space may delete the folder `.cache` when nothing runs.
+The folder holds images and labels of each split, and about.json with the names of the classes and the mean and standard
+deviation of the training images, measured in whole numbers, so that they are the same on every machine. The folder's
+name ends in a key that follows from the listing of the source (names, sizes, times). A folder with an outdated key is
+left alone, since a run may still have it mapped; to free its space, delete `.cache` when nothing runs.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,37 +27,42 @@ from numpy.typing import NDArray
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
-CACHE_FORMAT = 2  # part of the key: raise it when the layout of the file or a reader's result changes
-ALIGNMENT = 64
+CACHE_FORMAT = 3  # part of the key: raise it when the layout of the folder or a reader's result changes
+TRIES = 3
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """The whole data set: images (N, C, H, W) uint8 and labels (N,) int64 of both splits, and the classes' names."""
+    """The whole data set: images (N, C, H, W) uint8 and labels (N,) int64 of its splits, and the classes' names."""
 
     train: tuple[Images, Labels]
     test: tuple[Images, Labels]
     classes: tuple[str, ...]
     mean: tuple[float, ...] = ()  # of each channel of the training images, black 0 and white 1; else it is measured
     std: tuple[float, ...] = ()
+    val: tuple[Images, Labels] | None = None  # where the source has validation images of its own
+
+    def splits(self) -> dict[str, tuple[Images, Labels]]:
+        return {"train": self.train, "test": self.test} | ({} if self.val is None else {"val": self.val})
 
     def sha256(self) -> str:
         """The hash of all shapes, labels and images."""
         digest = hashlib.sha256()
-        for array in _arrays(self):
-            digest.update(str(array.shape).encode())
-            digest.update(array.data)
+        for images, labels in self.splits().values():
+            for array in map(np.ascontiguousarray, (labels, images)):
+                digest.update(str(array.shape).encode())
+                digest.update(array.data)
         return digest.hexdigest()
 
 
 def open_decoded(
-    stem: str, data_dir: Path, list_source: Callable[[], Any], read_source: Callable[[], tuple[Decoded, Any]]
+    stem: str, data_dir: Path, list_source: Callable[[], Any], read_source: Callable[[], Decoded]
 ) -> tuple[Decoded, str, Path]:
-    """The memory-mapped data, their sha256 and their file `<stem>-<key>.bin`, which is made first if it is missing.
+    """The memory-mapped data, their sha256 and their folder `<stem>-<key>`, which is made first if it is missing.
 
-    It lies in `<data_dir>/.cache` or, where that cannot be written, in the user's cache folder. `list_source` returns
-    the listing (JSON values), `read_source` the data and the listing they belong to; of several processes that start
-    together one reads. Raises ValueError when the file can be written nowhere, and whatever the two functions raise.
+    It is in `<data_dir>/.cache` or, where that cannot be written, in the user's cache folder. `list_source` returns
+    JSON values that follow from what `read_source` reads; of several processes that start together one reads. Raises
+    ValueError when the folder can be written nowhere, and whatever the two functions raise.
     """
     folders = (data_dir / ".cache", _user_cache_folder())
     listing = list_source()
@@ -73,13 +80,12 @@ def open_decoded(
             continue
         try:
             path = _path(folder, stem, list_source())
-            if (opened := _read(path)) is not None:  # made by another process while this one waited
-                return *opened, path
-            decoded, listing = read_source()
-            path = _path(folder, stem, listing)
-            _write(path, decoded)
-            opened = _read(path)
-            assert opened is not None, path
+            if (opened := _read(path)) is None:  # else made by another process while this one waited
+                decoded, listing = _unchanged(stem, list_source, read_source)
+                path = _path(folder, stem, listing)
+                _write(path, decoded)
+                opened = _read(path)
+                assert opened is not None, path
             return *opened, path
         except BaseException:
             with suppress(OSError):  # nothing came of it: leave nothing, if nobody else uses the folder
@@ -94,18 +100,27 @@ def open_decoded(
     )
 
 
+def _unchanged(stem: str, list_source: Callable[[], Any], read_source: Callable[[], Decoded]) -> tuple[Decoded, Any]:
+    """The data and the listing that they belong to: read again if files changed meanwhile, as by a download."""
+    listing = list_source()
+    for _ in range(TRIES):
+        decoded = read_source()
+        before, listing = listing, list_source()
+        if listing == before:
+            return decoded, listing
+        del decoded  # before memory is needed for the next
+    raise ValueError(
+        f"The files of {stem} changed {TRIES} times while they were read; start again when they are final."
+    )
+
+
 def _user_cache_folder() -> Path:
     return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "capsule_sweeps"
 
 
 def _path(folder: Path, stem: str, listing: Any) -> Path:
     key = hashlib.sha256(json.dumps([CACHE_FORMAT, listing]).encode()).hexdigest()[:16]
-    return folder / f"{stem}-{key}.bin"
-
-
-def _arrays(decoded: Decoded) -> list[NDArray[Any]]:
-    """In the order of the file."""
-    return [np.ascontiguousarray(a) for images, labels in (decoded.train, decoded.test) for a in (labels, images)]
+    return folder / f"{stem}-{key}"
 
 
 def measure(images: Images) -> tuple[list[float], list[float]]:
@@ -124,55 +139,47 @@ def measure(images: Images) -> tuple[list[float], list[float]]:
 
 
 def _write(path: Path, decoded: Decoded) -> None:
-    header: dict[str, Any] = {
-        "train": decoded.train[0].shape,
-        "test": decoded.test[0].shape,
-        "classes": decoded.classes,
-        "sha256": decoded.sha256(),
-    }
-    header["mean"], header["std"] = (decoded.mean, decoded.std) if decoded.mean else measure(decoded.train[0])
-    line = json.dumps(header).encode()
-    line += b" " * (-(len(line) + 1) % ALIGNMENT) + b"\n"
-    beside = path.with_suffix(".tmp")  # one name is enough: the writer holds the lock
+    mean, std = (decoded.mean, decoded.std) if decoded.mean else measure(decoded.train[0])
+    splits = decoded.splits()
+    about = {"splits": list(splits), "classes": decoded.classes, "mean": mean, "std": std, "sha256": decoded.sha256()}
+    beside = path.with_name(f"{path.name}.tmp")  # one name is enough: the writer holds the lock
     try:
-        with open(beside, "wb") as file:
-            file.write(line)
-            for array in _arrays(decoded):
-                file.write(array.data)
-                file.write(b"\0" * (-array.nbytes % ALIGNMENT))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        for split, arrays in splits.items():
+            for kind, array in zip(("images", "labels"), arrays, strict=True):
+                with open(beside / f"{split}_{kind}.npy", "wb") as file:
+                    np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+                    file.flush()
+                    os.fsync(file.fileno())
+        (beside / "about.json").write_text(json.dumps(about))
+        shutil.rmtree(path, ignore_errors=True)  # a damaged one
+        os.rename(beside, path)
     except OSError as error:
-        with suppress(OSError):
-            beside.unlink()
+        shutil.rmtree(beside, ignore_errors=True)
         raise ValueError(
-            f"The decoded data could not be written to {path} ({error.strerror}); "
+            f"The decoded data could not be written to {path} ({error.strerror or error}); "
             "make room there, or set data_dir to another folder."
         ) from error
 
 
 def _read(path: Path) -> tuple[Decoded, str] | None:
-    """Views of the file and the sha256 it states; None if it is missing, cut off or garbled, then it is made anew."""
+    """Views of the files and the sha256 they state; None if one is missing or damaged: then they are made again."""
     try:
-        # Copy on write: torch warns of arrays that cannot be written to, and this way nobody can harm the file.
-        content = np.memmap(path, dtype=np.uint8, mode="c")
-        start = content[: 1 << 20].tobytes().index(b"\n") + 1
-        header = json.loads(content[:start].tobytes())
-        splits = []
-        for shape in (header["train"], header["test"]):
-            num_bytes = 8 * shape[0]
-            labels = np.asarray(content[start : start + num_bytes]).view(np.int64)
-            start += num_bytes + -num_bytes % ALIGNMENT
-            num_bytes = int(np.prod(shape))
-            images = np.asarray(content[start : start + num_bytes]).reshape(shape)
-            start += num_bytes + -num_bytes % ALIGNMENT
-            if labels.min() < 0 or labels.max() >= len(header["classes"]):
+        about = json.loads((path / "about.json").read_text())
+        found: dict[str, Any] = {key: tuple(about[key]) for key in ("classes", "mean", "std")}
+        for split in about["splits"]:
+            # Copy on write: torch warns of arrays that cannot be written to, and this way nobody can harm the file.
+            images, labels = (
+                np.asarray(np.load(path / f"{split}_{kind}.npy", mmap_mode="c", allow_pickle=False))
+                for kind in ("images", "labels")
+            )
+            kinds = (images.dtype, images.ndim, labels.dtype, labels.shape)
+            if kinds != (np.uint8, 4, np.int64, (len(images),)):
                 return None
-            splits.append((images, labels))
-        if start != len(content):
-            return None
-        mean, std = tuple(header["mean"]), tuple(header["std"])
-        return Decoded(splits[0], splits[1], tuple(header["classes"]), mean, std), header["sha256"]
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+            if labels.min() < 0 or labels.max() >= len(about["classes"]):
+                return None
+            found[split] = images, labels
+        return Decoded(**found), about["sha256"]
+    except Exception:  # numpy has many for a damaged file
         return None

@@ -2,40 +2,26 @@
 
 Shapes: N images in a split, B in a batch, C channels, H rows, W columns (H = W = dataset.image_size), p padding.
 
-A data set is read from its source (sources.py) into the file of decoded.py.
+A data set is read from its source (sources/), changed as its configuration asks (VARIANTS), and cached (cache.py).
 """
 
+from __future__ import annotations
+
 import re
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from capsule_sweeps.data.affine import turned
-from capsule_sweeps.data.cache import Decoded, Images, Labels, measure, open_decoded
-from capsule_sweeps.data.pairs import fixed, pair
-from capsule_sweeps.data.sources import DIGIT_SIZE, SPLIT_SEED, list_source, read_source
-from capsule_sweeps.data.split import Split, split_indices
+from capsule_sweeps.data.affine import AffineTest, TurnedTest
+from capsule_sweeps.data.cache import Decoded, Images, Labels, open_decoded
+from capsule_sweeps.data.canvas import Canvas
+from capsule_sweeps.data.pairs import InPairs
+from capsule_sweeps.data.sources import find_source
+from capsule_sweeps.data.split import Data, Normalization, Split, split_indices
+from capsule_sweeps.data.variant import Variant
 
-
-class Normalization(NamedTuple):
-    """Mean and standard deviation of each channel, black 0 and white 1: those of the config, or as measured."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Data:
-    """What `load_data` returns; `val` is None for val_size = 0, `sha256` is that of the whole data set as decoded."""
-
-    train: Split
-    val: Split | None
-    test: Split
-    sha256: str
-    classes: tuple[str, ...]
-    normalization: Normalization
+VARIANTS: tuple[type[Variant], ...] = (Canvas, AffineTest, InPairs, TurnedTest)  # in the order in which they apply
 
 
 def load_data(dataset: Any, data_dir: str | Path, device: str | torch.device) -> Data:
@@ -55,7 +41,8 @@ def load_data(dataset: Any, data_dir: str | Path, device: str | torch.device) ->
     """
     decoded, sha256, _ = _open(dataset, Path(data_dir))
     images, labels = decoded.train
-    train, val = split_indices(labels, dataset.train_size, dataset.val_size)
+    own_val = _own_val(dataset, decoded)
+    train, val = split_indices(labels, dataset.train_size, dataset.val_size if own_val is None else 0)
 
     def to_split(images: Images, labels: Labels) -> Split:
         return Split(torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device))
@@ -63,33 +50,15 @@ def load_data(dataset: Any, data_dir: str | Path, device: str | torch.device) ->
     given = (dataset.mean, dataset.std) if dataset.mean is not None else (decoded.mean, decoded.std)
     data = Data(
         train=to_split(images, labels) if len(train) == len(labels) else to_split(images[train], labels[train]),
-        val=to_split(images[val], labels[val]) if len(val) else None,
+        val=to_split(*(own_val or (images[val], labels[val]))) if dataset.val_size else None,
         test=to_split(*decoded.test),
         sha256=sha256,
         classes=decoded.classes,
         normalization=Normalization(*map(tuple, given)),
     )
-    if dataset.labels_per_image == 2:
-        data = in_pairs(data, _shift(dataset))
-    if dataset.test_rotation or dataset.test_shift:
-        images = turned(data.test.images.cpu().numpy(), dataset.test_rotation, dataset.test_shift)
-        data = replace(data, test=Split(torch.from_numpy(images).to(device), data.test.labels))
+    for variant in _variants(dataset):
+        data = variant.show(data)
     return data
-
-
-def _shift(dataset: Any) -> int:
-    """By how many pixels the digits of a pair may move in each direction."""
-    return int(dataset.image_size - DIGIT_SIZE) // 2
-
-
-def in_pairs(digits: Data, shift: int) -> Data:
-    """The digits of each split in pairs that move by up to `shift` pixels: for training new ones in every epoch."""
-    return replace(
-        digits,
-        train=pair(digits.train, shift, [SPLIT_SEED, 0]),
-        val=fixed(pair(digits.val, shift, SPLIT_SEED + 1)) if digits.val else None,
-        test=fixed(pair(digits.test, shift, SPLIT_SEED + 2)),
-    )
 
 
 def prepare(dataset: Any, data_dir: str | Path) -> Path:
@@ -97,30 +66,42 @@ def prepare(dataset: Any, data_dir: str | Path) -> Path:
     return _open(dataset, Path(data_dir))[2]
 
 
-# The decoded file
+def _variants(dataset: Any) -> list[Variant]:
+    return [variant(dataset) for variant in VARIANTS if variant.asked(dataset)]
 
 
 def _open(dataset: Any, data_dir: Path) -> tuple[Decoded, str, Path]:
-    def listed(listing: Any) -> Any:
-        return ["normalised in pairs", listing] if dataset.labels_per_image == 2 else listing
+    variants, origin = _variants(dataset), dataset
+    for variant in variants:
+        origin = variant.origin(origin)
+    source = find_source(origin.source)
+    keys = [variant.key for variant in variants if variant.key is not None]
 
-    def read() -> tuple[Decoded, Any]:
-        decoded, listing = read_source(dataset, data_dir)
+    def read() -> Decoded:
+        decoded = source.read_source(origin, data_dir)
+        for variant in variants:
+            decoded = variant.change(decoded)
         _check_fit(dataset, decoded)
-        if dataset.labels_per_image == 2:
-            digits = Split(*map(torch.from_numpy, decoded.train))
-            mean, std = measure(fixed(pair(digits, _shift(dataset), [SPLIT_SEED, 0])).images.numpy())
-            decoded = replace(decoded, mean=tuple(mean), std=tuple(std))
-        return decoded, listed(listing)
+        return decoded
 
     decoded, sha256, path = open_decoded(
         stem=re.sub(r"[^A-Za-z0-9_.+-]", "_", f"{dataset.name}-{dataset.source}"),
         data_dir=data_dir,
-        list_source=lambda: listed(list_source(dataset, data_dir)),
+        list_source=lambda: [source.list_source(origin, data_dir), dataset.image_size, *keys],
         read_source=read,
     )
     _check_fit(dataset, decoded)
     return decoded, sha256, path
+
+
+def _own_val(dataset: Any, decoded: Decoded) -> tuple[Images, Labels] | None:
+    """The validation images that come with the data set; without any, they are taken from the training images."""
+    if decoded.val is not None and dataset.val_size not in (0, number := len(decoded.val[1])):
+        raise ValueError(
+            f"dataset.val_size={dataset.val_size}, but {dataset.name} comes with {number} validation images: set "
+            f"dataset.val_size={number} to use them, or 0 to leave them out."
+        )
+    return decoded.val
 
 
 def _check_fit(dataset: Any, decoded: Decoded) -> None:

@@ -1,14 +1,49 @@
-"""Two overlapping digits in one image, made from single ones."""
+"""`dataset.labels_per_image=2`: two overlapping digits in one image, made from single ones."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from capsule_sweeps.data.augment import crop_and_flip
-from capsule_sweeps.data.sources import SPLIT_SEED
-from capsule_sweeps.data.split import Split
+from capsule_sweeps.data.cache import Decoded, measure
+from capsule_sweeps.data.canvas import DIGIT_SIZE
+from capsule_sweeps.data.split import SPLIT_SEED, Data, Split
+from capsule_sweeps.data.variant import Variant
+
+
+class InPairs(Variant):
+    """The digits of each split in pairs: for training new ones in every epoch, others made once.
+
+    Mean and deviation are those of the pairs of all training digits in the first epoch.
+    """
+
+    key = "normalised in pairs"
+
+    @staticmethod
+    def asked(dataset: Any) -> bool:
+        return bool(dataset.labels_per_image == 2)
+
+    def __init__(self, dataset: Any) -> None:
+        super().__init__(dataset)
+        self.shift = int(dataset.image_size - DIGIT_SIZE) // 2  # pixels that a digit may move, in each direction
+
+    def change(self, decoded: Decoded) -> Decoded:
+        digits = Split(*map(torch.from_numpy, decoded.train))
+        mean, std = measure(fixed(pair(digits, self.shift, [SPLIT_SEED, 0])).images.numpy())
+        return replace(decoded, mean=tuple(mean), std=tuple(std))
+
+    def show(self, data: Data) -> Data:
+        return replace(
+            data,
+            train=pair(data.train, self.shift, [SPLIT_SEED, 0]),
+            val=fixed(pair(data.val, self.shift, SPLIT_SEED + 1)) if data.val else None,
+            test=fixed(pair(data.test, self.shift, SPLIT_SEED + 2)),
+        )
 
 
 @dataclass(frozen=True)
@@ -33,7 +68,7 @@ class Pairs(Split):
         other = crop_and_flip(other, offsets[:, 2], offsets[:, 3], unmirrored, self.shift)
         return torch.maximum(one, other), torch.stack([label, other_label], dim=1)
 
-    def of_epoch(self, epoch: int) -> "Pairs":
+    def of_epoch(self, epoch: int) -> Pairs:
         """Every epoch has pairs of its own, the same ones in every run."""
         return pair(Split(self.images, self.labels), self.shift, [SPLIT_SEED, epoch])
 

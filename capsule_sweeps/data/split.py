@@ -1,12 +1,18 @@
-"""A split of a data set on the device, and which images make training and validation sets."""
+"""A data set on the device, its splits, and which images make training and validation sets."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from capsule_sweeps.data.cache import Labels
-from capsule_sweeps.data.sources import SPLIT_SEED
+
+# Belongs to the data sets, not to a run: with config.seed in its place, two seeds would train and be judged on
+# different images, and their spread would no longer be that of training alone.
+SPLIT_SEED = 20200430
 
 
 @dataclass(frozen=True)
@@ -24,9 +30,28 @@ class Split:
         # Not images[indices], which takes five times as long on a CPU.
         return self.images.index_select(0, indices), self.labels.index_select(0, indices)
 
-    def of_epoch(self, epoch: int) -> "Split":
+    def of_epoch(self, epoch: int) -> Split:
         """What there is to train on in an epoch, counted from 0."""
         return self
+
+
+class Normalization(NamedTuple):
+    """Mean and standard deviation of each channel, black 0 and white 1: those of the config, or as measured."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What `load_data` returns; `val` is None for val_size = 0, `sha256` is that of the whole data set as decoded."""
+
+    train: Split
+    val: Split | None
+    test: Split
+    sha256: str
+    classes: tuple[str, ...]
+    normalization: Normalization
 
 
 # Splits

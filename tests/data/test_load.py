@@ -1,9 +1,10 @@
-"""data.py with decoded.py and class_tree.py: sources, cache, splits, augmentation."""
+"""load.py with cache.py, split.py, augment.py, pairs.py: sources, cache, splits, augmentation."""
 
 import io
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -22,13 +23,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from capsule_sweeps.data import cache as decoded
-from capsule_sweeps.data import load as data
-from capsule_sweeps.data import sources
+from capsule_sweeps.data import cache
 from capsule_sweeps.data.augment import augment, crop_and_flip, normalize
 from capsule_sweeps.data.load import load_data, prepare
 from capsule_sweeps.data.pairs import pair
-from capsule_sweeps.data.split import Split, split_indices
+from capsule_sweeps.data.sources import folder
+from capsule_sweeps.data.split import SPLIT_SEED, Split, split_indices
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
@@ -84,7 +84,7 @@ def test_digits_are_the_real_digits_resized_and_split(tmp_path):
     assert np.array_equal(np.sort(torch.cat([digits.train.labels, digits.test.labels])), np.sort(labels))
     resized = np.concatenate([digits.train.images, digits.test.images])[:, 0] / 255 * 16
     # Bilinear interpolation between pixel centres keeps each 4×4 block's mean close to its pixel: identify all images.
-    order = np.random.RandomState(data.SPLIT_SEED).permutation(1797)
+    order = np.random.RandomState(SPLIT_SEED).permutation(1797)
     means = resized.reshape(1797, 8, 4, 8, 4).mean(axis=(2, 4))
     nearest = [np.argmin(((pixels.reshape(-1, 8, 8) - image) ** 2).sum(axis=(1, 2))) for image in means[::50]]
     assert np.array_equal(nearest, order[::50])
@@ -142,7 +142,7 @@ def save_image(root, mode, size):
             {},
             ["cat/2.png cannot be read", "replace or remove it"],
         ),
-        (lambda root: None, {"source": "web"}, ["dataset.source=web", "torchvision, folder, sklearn"]),
+        (lambda root: None, {"source": "web"}, ["dataset.source=web", "folder, sklearn, torchvision"]),
         (lambda root: None, {"source": "sklearn"}, ["dataset.source=sklearn has only digits, not pets"]),
         (
             lambda root: None,
@@ -176,7 +176,7 @@ def test_digits_without_scikit_learn(tmp_path, monkeypatch):
 def test_config_that_does_not_fit_stores_nothing(tmp_path, changes):
     with pytest.raises(ValueError, match=f"dataset.{next(iter(changes))}={next(iter(changes.values()))}"):
         load_data(digits_config(**changes), tmp_path, "cpu")
-    assert not list(tmp_path.rglob("*.bin"))
+    assert not list(tmp_path.rglob("*.npy"))
     load_data(digits_config(), tmp_path, "cpu")
     with pytest.raises(ValueError, match=f"dataset.{next(iter(changes))}={next(iter(changes.values()))}"):
         load_data(digits_config(**changes), tmp_path, "cpu")
@@ -271,26 +271,30 @@ def test_torchvision_failures_are_one_sentence(tiny_cifar, tmp_path, capfd, monk
     with pytest.raises(ValueError, match="CIFAR10 is damaged in "):
         load_data(cifar_config(), tmp_path / "data", "cpu")
     assert capfd.readouterr() == ("", "")
-    assert not list(tmp_path.rglob("*.bin"))
+    assert not list(tmp_path.rglob("*.npy"))
 
 
 # The decoded cache
 
 
+def stored(path):
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
 def test_cache_is_mapped_and_follows_the_source(pets, monkeypatch):
     data_dir, _ = pets
     path = prepare(dataset_config(), data_dir)
-    assert path.parent == data_dir / ".cache" and not path.with_suffix(".tmp").exists()
-    before = path.read_bytes()
+    assert path.parent == data_dir / ".cache" and not list(path.parent.glob("*.tmp"))
+    before = stored(path)
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "read_class_tree", None)  # not needed any more
+        patch.setattr(folder, "read_class_tree", None)  # not needed any more
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             loaded = load_data(dataset_config(), data_dir, "cpu")
         maps = Path("/proc/self/maps")
         assert not maps.exists() or str(path) in maps.read_text()
         loaded.train.images.zero_()  # a private mapping: even a mistake cannot reach the file
-        assert path.read_bytes() == before
+        assert stored(path) == before
         assert load_data(dataset_config(), data_dir, "cpu").train.images.any()
     changed = data_dir / "pets" / "train" / "ant" / "0.png"
     Image.new("RGB", (5, 5)).save(changed)
@@ -302,31 +306,65 @@ def test_cache_is_mapped_and_follows_the_source(pets, monkeypatch):
     assert load_data(dataset_config(), data_dir, "cpu").sha256 == again.sha256
 
 
-def garble_label(content):
-    header, rest = content.split(b"\n", 1)
-    return header + b"\n" + b"\x09" + rest[1:]
+def garble(name, change):
+    def garbled(path):
+        (path / name).write_bytes(change((path / name).read_bytes()))
+
+    return garbled
+
+
+def save(name, make):
+    return lambda path: np.save(path / name, make(np.load(path / name)), allow_pickle=True)
 
 
 @pytest.mark.parametrize(
-    "garble",
+    "damage",
     [
-        lambda content: b"",
-        lambda content: content[:40],
-        lambda content: content[:-1],
-        lambda content: content + b"\0",
-        lambda content: b"\0" * len(content),
-        lambda content: b"[]" + content[content.index(b"\n") :],
-        lambda content: content.replace(b'"train"', b'"trian"'),
-        garble_label,
+        *(garble(name, lambda _: b"") for name in ("about.json", "train_images.npy", "test_labels.npy")),
+        garble("test_images.npy", lambda content: content[:40]),
+        garble("train_images.npy", lambda content: content[:-1]),
+        garble("train_labels.npy", lambda content: b"\0" * len(content)),
+        garble("about.json", lambda _: b"[]"),
+        garble("about.json", lambda content: content.replace(b'"classes"', b'"clasess"')),
+        garble("about.json", lambda content: content.replace(b'["train", "test"]', b'["train"]')),
+        save("test_labels.npy", lambda labels: labels + 9),
+        save("test_labels.npy", lambda labels: labels - 1),
+        save("test_labels.npy", lambda labels: labels[:-1]),
+        save("train_labels.npy", lambda labels: labels.astype(np.int32)),
+        save("train_labels.npy", lambda labels: labels.astype(object)),
+        save("train_images.npy", lambda images: images.astype(np.int8)),
+        save("train_images.npy", lambda images: images[..., 0]),
+        lambda path: (path / "test_images.npy").unlink(),
+        shutil.rmtree,
+        lambda path: [shutil.rmtree(path), (path.with_name(path.name + ".tmp")).mkdir()],
     ],
 )
-def test_garbled_cache_is_made_anew(pets, garble):
+def test_damaged_cache_is_made_again(pets, damage):
     data_dir, _ = pets
     path = prepare(dataset_config(), data_dir)
-    good = path.read_bytes()
-    path.write_bytes(garble(good))
+    good = stored(path)
+    damage(path)
     assert prepare(dataset_config(), data_dir) == path
-    assert path.read_bytes() == good
+    assert stored(path) == good
+
+
+def test_files_that_change_while_they_are_read_are_read_again(pets, monkeypatch):
+    data_dir, _ = pets
+    read, changes = folder.read_class_tree, iter([30, 40])
+
+    def slow(dataset, root, tree):
+        found = read(dataset, root, tree)
+        if (grey := next(changes, None)) is not None:
+            Image.new("RGB", (5, 5), (grey, grey, grey)).save(root / "train" / "ant" / f"new{grey}.png")
+        return found
+
+    monkeypatch.setattr(folder, "read_class_tree", slow)
+    images = load_data(dataset_config(), data_dir, "cpu").train.images
+    assert len(images) == 14 and {30, 40} <= set(images[:6].amax((1, 2, 3)).tolist())
+    changes = iter(range(50, 60))
+    (data_dir / "pets" / "train" / "ant" / "new30.png").unlink()
+    with pytest.raises(ValueError, match=r"pets-folder changed 3 times while they were read"):
+        prepare(dataset_config(), data_dir)
 
 
 def test_data_dir_that_cannot_be_written(pets, user_cache, tmp_path, monkeypatch):
@@ -361,7 +399,7 @@ def test_full_disk_is_one_sentence_and_leaves_nothing(pets, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(decoded.os, "fsync", full)
+    monkeypatch.setattr(cache.os, "fsync", full)
     with pytest.raises(ValueError, match=r"could not be written to .*No space left"):
         prepare(dataset_config(), data_dir)
     assert not (data_dir / ".cache").exists()
@@ -374,14 +412,14 @@ def test_processes_that_start_together_decode_once(pets):
         from pathlib import Path
         from types import SimpleNamespace
         from capsule_sweeps.data import load as data
-        from capsule_sweeps.data import sources
+        from capsule_sweeps.data.sources import folder
         data_dir, name = Path(sys.argv[1]), sys.argv[2]
-        read = sources.read_class_tree
+        read = folder.read_class_tree
         def slow_read(*args):
             (data_dir / f"decoded-by-{name}").touch()
             time.sleep(1)
             return read(*args)
-        sources.read_class_tree = slow_read
+        folder.read_class_tree = slow_read
         (data_dir / f"ready-{name}").touch()
         while len(list(data_dir.glob("ready-*"))) < 3:
             time.sleep(0.01)
@@ -405,11 +443,11 @@ def test_stored_hash_is_that_of_the_arrays(pets):
     data_dir, _ = pets
     loaded = load_data(dataset_config(), data_dir, "cpu")
     splits = [(s.images.numpy().copy(), s.labels.numpy().copy()) for s in (loaded.train, loaded.test)]
-    assert decoded.Decoded(splits[0], splits[1], loaded.classes).sha256() == loaded.sha256
+    assert cache.Decoded(splits[0], splits[1], loaded.classes).sha256() == loaded.sha256
     splits[1][1][-1] = 0
-    assert decoded.Decoded(splits[0], splits[1], loaded.classes).sha256() != loaded.sha256
-    header = json.loads(prepare(dataset_config(), data_dir).read_bytes().split(b"\n")[0])
-    assert header["sha256"] == loaded.sha256
+    assert cache.Decoded(splits[0], splits[1], loaded.classes).sha256() != loaded.sha256
+    about = json.loads((prepare(dataset_config(), data_dir) / "about.json").read_text())
+    assert about["sha256"] == loaded.sha256
 
 
 # Splits
@@ -634,7 +672,7 @@ def test_digits_of_one_class_make_no_pairs():
 def test_measured_normalisation_is_stored_with_the_data(pets):
     data_dir, _ = pets
     measured = load_data(dataset_config(), data_dir, "cpu").normalization
-    header = json.loads(prepare(dataset_config(), data_dir).read_bytes().split(b"\n")[0])
-    assert (tuple(header["mean"]), tuple(header["std"])) == measured
+    about = json.loads((prepare(dataset_config(), data_dir) / "about.json").read_text())
+    assert (tuple(about["mean"]), tuple(about["std"])) == measured
     given = load_data(dataset_config(mean=list(MEAN), std=list(STD)), data_dir, "cpu").normalization
     assert given == (MEAN, STD)

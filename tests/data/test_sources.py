@@ -14,10 +14,9 @@ import torch
 from PIL import Image
 
 from capsule_sweeps import compose_config
-from capsule_sweeps.data import class_tree
-from capsule_sweeps.data.class_tree import measure_class_tree
+from capsule_sweeps.data.canvas import DIGIT_SIZE
 from capsule_sweeps.data.load import load_data, prepare
-from capsule_sweeps.data.sources import DIGIT_SIZE
+from capsule_sweeps.data.sources import folder
 from capsule_sweeps.launchers.slurm.submit import enqueue
 from capsule_sweeps.runs.plan import Point
 from capsule_sweeps.runs.run import Run
@@ -127,7 +126,7 @@ def test_what_follows_from_a_tree_is_measured(tree, tmp_path, mode, channels, su
     root = tree(mode, 28, suffix)
     dataset = compose_config(of_tree(root)).dataset
     measured = {"name": "my pets, new", "num_classes": 2, "channels": channels, "image_size": 28}
-    assert {key: dataset[key] for key in measured} == measured == measure_class_tree(root)
+    assert {key: dataset[key] for key in measured} == measured == folder.measure(root)
     loaded = load_data(dataset, tmp_path, "cpu")
     pixels = loaded.train.images.numpy().astype(np.float64) / 255
     np.testing.assert_allclose(loaded.normalization.mean, pixels.mean((0, 2, 3)), atol=6e-5)
@@ -253,13 +252,13 @@ def test_names_that_are_no_utf8_can_be_written_down(tree, tmp_path):
 def test_measuring_takes_no_longer_with_many_files(tree, monkeypatch):
     """Names are enough: every configuration of a sweep asks several times."""
     root = tree()
-    monkeypatch.setattr(class_tree, "list_files", lambda _: pytest.fail("asks for the size of every file"))
-    assert measure_class_tree(root)["image_size"] == 12
+    monkeypatch.setattr(folder, "list_files", lambda _: pytest.fail("asks for the size of every file"))
+    assert folder.measure(root)["image_size"] == 12
 
 
 @pytest.mark.parametrize("dataset", ["MNIST", "digits"])
 def test_a_root_that_nobody_reads(dataset):
-    with pytest.raises(ValueError, match=r"dataset\.root=photos is read only with dataset\.source=folder"):
+    with pytest.raises(ValueError, match=r"dataset\.root=photos is not read with dataset\.source=\w+: leave it out"):
         compose_config([f"dataset={dataset}", "+dataset.root=photos"])
 
 
@@ -301,9 +300,9 @@ def test_digits_on_a_canvas_are_those_of_their_base(mnist_files, tmp_path):
     assert loaded.train.images.shape == (20, 1, 40, 40) and loaded.train.labels.tolist() == labels.tolist()
     assert np.array_equal(loaded.train.images[:, 0, 6:34, 6:34], images)
     assert loaded.train.images.sum() == images.sum()
-    folder = SimpleNamespace(**dataset_config("dataset=affine_digits", "dataset.image_size=27"))
+    small = SimpleNamespace(**dataset_config("dataset=affine_digits", "dataset.image_size=27"))
     with pytest.raises(ValueError, match=f"dataset.image_size=27 is too small .* {DIGIT_SIZE}x{DIGIT_SIZE}"):
-        load_data(folder, tmp_path, "cpu")
+        load_data(small, tmp_path, "cpu")
 
 
 def test_embedded_digits_on_a_canvas_are_as_large_as_those_of_mnist(tmp_path):

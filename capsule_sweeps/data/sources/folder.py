@@ -1,7 +1,9 @@
-"""Images in one folder a class: <root>/{train,test}/<class>/*.png, listed quickly and decoded with Pillow.
+"""Images in one folder per class: <root>/{train,test}/<class>/*.png, listed quickly and decoded with Pillow.
 
 Shapes: N images in a split, C channels, H rows, W columns.
 """
+
+from __future__ import annotations
 
 import os
 import sys
@@ -16,6 +18,20 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".p
 IMAGE_MODES = {1: "L", 3: "RGB"}
 
 Files = list[tuple[str, int, int]]  # name, bytes, modification time in ns
+
+
+def list_source(dataset: Any, data_dir: Path) -> Any:
+    root = _root(dataset, data_dir)
+    return [dataset.root and os.path.abspath(root), list_class_tree(dataset, root)]
+
+
+def read_source(dataset: Any, data_dir: Path) -> Decoded:
+    root = _root(dataset, data_dir)
+    return read_class_tree(dataset, root, list_class_tree(dataset, root))
+
+
+def _root(dataset: Any, data_dir: Path) -> Path:
+    return data_dir / dataset.name if dataset.root is None else Path(dataset.root)
 
 
 def list_files(folder: Path) -> Files:
@@ -65,7 +81,7 @@ def list_class_tree(dataset: Any, root: Path) -> dict[str, dict[str, Files]]:
     return tree
 
 
-def measure_class_tree(root: Path) -> dict[str, Any]:
+def measure(root: Path) -> dict[str, Any]:
     """name, num_classes, channels and image_size of a tree, from its folders and from one training image.
 
     Reading all of it is what finds images that differ. Raises ValueError where there are none, or no square ones, or

@@ -1,0 +1,95 @@
+"""The data sets that torchvision downloads into data_dir and verifies by their md5 sums."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from capsule_sweeps.data.cache import Decoded, Images
+from capsule_sweeps.data.sources.folder import list_files
+
+
+class DataSet(NamedTuple):
+    folder: str  # below data_dir
+    read: Callable[[str, Path, str], Decoded]  # takes the data set's name, data_dir, folder
+
+
+def list_source(dataset: Any, data_dir: Path) -> Any:
+    return list_files(data_dir / _find(dataset.name).folder)  # empty before the download
+
+
+def read_source(dataset: Any, data_dir: Path) -> Decoded:
+    """Downloads into data_dir what is missing there or fails torchvision's md5 check."""
+    folder, read = _find(dataset.name)
+    state = "damaged in" if (data_dir / folder).exists() else "not under"
+    try:
+        with _quiet_downloads():
+            return read(dataset.name, data_dir, folder)
+    except Exception as error:  # whatever goes wrong in torchvision, an archive or the network, the user does the same
+        cause = getattr(error, "reason", error)  # urllib wraps the operating system's error
+        reason = " ".join(str(getattr(cause, "strerror", None) or cause).split()).rstrip(".")
+        tree = data_dir / dataset.name / "{train,test}/<class>/*.png"
+        raise ValueError(
+            f"{dataset.name} is {state} {data_dir} and could not be downloaded ({reason}); copy {folder} there, "
+            f"or use dataset.source=folder with images in {tree}, or dataset=digits, which needs no network."
+        ) from error
+
+
+def _find(name: str) -> DataSet:
+    if name not in DATA_SETS:
+        raise ValueError(f"dataset.source=torchvision has {', '.join(DATA_SETS)}, not {name}.")
+    return DATA_SETS[name]
+
+
+def _read(name: str, data_dir: Path, folder: str) -> Decoded:
+    from torchvision import datasets
+
+    splits = [getattr(datasets, name)(data_dir, train=train, download=True) for train in (True, False)]
+    train, test = (
+        (_channels_first(torch.as_tensor(s.data).numpy()), torch.as_tensor(s.targets, dtype=torch.int64).numpy())
+        for s in splits
+    )
+    return Decoded(train, test, tuple(splits[0].classes))
+
+
+def _channels_first(images: Images) -> Images:
+    """(N, H, W) or (N, H, W, C) → (N, C, H, W)."""
+    return images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+
+
+def _read_svhn(name: str, data_dir: Path, folder: str) -> Decoded:
+    from torchvision.datasets import SVHN
+
+    train, test = (SVHN(data_dir / folder, split, download=True) for split in ("train", "test"))
+    return Decoded((train.data, train.labels), (test.data, test.labels), tuple("0123456789"))
+
+
+DATA_SETS = {
+    "CIFAR10": DataSet("cifar-10-batches-py", _read),
+    "CIFAR100": DataSet("cifar-100-python", _read),
+    "SVHN": DataSet("SVHN", _read_svhn),
+    "MNIST": DataSet("MNIST/raw", _read),
+    "FashionMNIST": DataSet("FashionMNIST/raw", _read),
+}
+
+
+@contextmanager
+def _quiet_downloads() -> Iterator[None]:
+    """Keeps torchvision from printing (but for its progress on a terminal) and from waiting for ever."""
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)
+    try:
+        with open(os.devnull, "w") as nowhere, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy 2.4.0 to 2.4.4 warn of the old pickles
+            with redirect_stdout(nowhere), redirect_stderr(sys.stderr if sys.stderr.isatty() else nowhere):
+                yield
+    finally:
+        socket.setdefaulttimeout(timeout)

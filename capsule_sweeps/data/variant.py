@@ -1,0 +1,43 @@
+"""What a configuration may ask to be done to a data set between its source and the training loop."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+from capsule_sweeps.data.cache import Decoded
+from capsule_sweeps.data.split import Data
+
+
+class Variant:
+    """This one changes nothing. Subclasses are listed in load.py, in the order in which they apply."""
+
+    key: ClassVar[Any] = None  # part of the key of the cache, since it changes what is stored there; None: it does not
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    @staticmethod
+    def asked(dataset: Any) -> bool:
+        """Whether the configuration asks for it."""
+        return False
+
+    def origin(self, dataset: Any) -> Any:
+        """The data set that the source reads instead."""
+        return dataset
+
+    def change(self, decoded: Decoded) -> Decoded:
+        """What is stored in the cache instead."""
+        return decoded
+
+    def show(self, data: Data) -> Data:
+        """What training and evaluation see instead."""
+        return data
+
+
+def replaced(dataset: Any, **changes: Any) -> Any:
+    """A copy of a data set's configuration with other values."""
+    copied = copy.deepcopy(dataset)
+    for key, value in changes.items():
+        setattr(copied, key, value)
+    return copied
