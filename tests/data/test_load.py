@@ -142,7 +142,7 @@ def save_image(root, mode, size):
             {},
             ["cat/2.png cannot be read", "replace or remove it"],
         ),
-        (lambda root: None, {"source": "web"}, ["dataset.source=web", "folder, sklearn, torchvision"]),
+        (lambda root: None, {"source": "web"}, ["dataset.source=web", "folder, npz, sklearn, torchvision"]),
         (lambda root: None, {"source": "sklearn"}, ["dataset.source=sklearn has only digits, not pets"]),
         (
             lambda root: None,
