@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -19,7 +20,7 @@ LAUNCH = ROOT / "launch.py"
 GROUPS = {
     "dataset": {
         *("CIFAR10", "CIFAR100", "SVHN", "MNIST", "FashionMNIST", "digits"),
-        *("multi_digits", "affine_digits", "folder"),
+        *("multi_digits", "affine_digits", "folder", "npz"),
     },
     "backbone": {"resnet", "simple"},
     "capsules": {"CIFAR10", "CIFAR100", "digits"},
@@ -163,6 +164,10 @@ def test_every_option_is_composed_built_and_run_on_two_images(group, option, tmp
             (tmp_path / "train" / name).mkdir(parents=True)
         Image.new("RGB", (40, 40)).save(tmp_path / "train" / "ant" / "0.png")
         base = [f"dataset.root={tmp_path}"]
+    if option == "npz":
+        images, labels = np.zeros((4, 28, 28), np.uint8), np.arange(4) % 2
+        np.savez(tmp_path / "x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+        base = [f"dataset.root={tmp_path}/x.npz"]
     run_two_images([*base, f"{group}={option}"])
 
 
