@@ -7,6 +7,7 @@ import struct
 from contextlib import ExitStack
 from hashlib import md5
 from types import SimpleNamespace
+from zlib import compress, crc32
 
 import numpy as np
 import pytest
@@ -211,6 +212,108 @@ def test_trees_that_cannot_be_are_one_sentence(tree, tmp_path, damage, words):
     for word in words:
         assert word in str(error.value)
     assert "\n" not in str(error.value)
+
+
+# Pixels as a viewer shows them, and no image left out silently
+
+
+def test_orientation_of_a_camera_is_applied(tree, tmp_path) -> None:
+    root = tree("L")
+    upright = np.zeros((12, 12), np.uint8)
+    upright[:4, :4] = 255  # top left
+    for suffix in ("jpg", "tiff", "png", "webp"):
+        for orientation, turns in ((6, 1), (3, 2), (8, 3)):
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            path = root / "train" / "cat" / f"0.{suffix}"
+            Image.fromarray(np.rot90(upright, turns)).convert("L" if suffix != "webp" else "RGB").save(path, exif=exif)
+            pixels, _ = folder._decode(path)
+            shown = pixels if pixels.ndim == 2 else pixels[..., 0]
+            assert ((shown > 127) == (upright > 127)).mean() > 0.9, (suffix, orientation)
+            path.unlink()
+
+
+def deep(path) -> None:
+    """A PNG with 16 bits per channel, which Pillow reads but does not write."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc32(kind + content))
+
+    rows = b"".join(b"\0" + bytes(6 * 12) for _ in range(12))
+    header = struct.pack(">IIBBBBB", 12, 12, 16, 2, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
+def frames(mode, **options):
+    images = [Image.new(mode, (12, 12), color) for color in ("black", "white")]
+    return lambda path: images[0].save(path, save_all=True, append_images=images[1:], **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "words"),
+    [
+        ("0.gif", frames("L"), "has 2 frames, which would be lost; convert or remove it"),
+        ("0.webp", frames("RGB", lossless=True), "has 2 frames"),
+        ("0.tiff", frames("RGB"), "has 2 frames"),
+        ("0.png", frames("RGB"), "has 2 frames"),
+        ("0.png", lambda path: Image.new("RGB", (12, 12)).save(path, transparency=(0, 0, 0)), "has transparency"),
+        ("0.png", lambda path: Image.new("L", (12, 12)).save(path, transparency=0), "has transparency"),
+        ("0.png", lambda path: Image.new("P", (12, 12)).save(path, transparency=0), "has transparency"),
+        ("0.png", lambda path: Image.new("RGBA", (12, 12)).save(path), "is 12x12 RGBA"),
+        ("0.png", lambda path: Image.new("LA", (12, 12)).save(path), "is 12x12 LA"),
+        ("0.png", lambda path: Image.new("P", (12, 12)).save(path), "is 12x12 P"),
+        ("0.png", lambda path: Image.new("1", (12, 12)).save(path), "is 12x12 1"),
+        ("0.png", lambda path: Image.new("I;16", (12, 12)).save(path), "is 12x12 I;16"),
+        ("0.tiff", lambda path: Image.new("F", (12, 12)).save(path), "is 12x12 F"),
+        ("0.jpg", lambda path: Image.new("CMYK", (12, 12)).save(path), "is 12x12 CMYK"),
+        ("0.png", deep, "has more than 8 bits per channel"),
+        ("0.ppm", lambda path: path.write_bytes(b"P6 12 12 65535\n" + bytes(864)), "has more than 8 bits per channel"),
+    ],
+)
+def test_what_would_be_lost_is_refused_by_name(tree, tmp_path, name, write, words) -> None:
+    root = tree()
+    write(root / "train" / "cat" / name)
+    with pytest.raises(ValueError, match=rf"train/cat/{name} {words}"):
+        load_data(compose_config(of_tree(root, "dataset.channels=3", "dataset.image_size=12")).dataset, tmp_path, "cpu")
+
+
+def test_every_image_is_read_and_what_is_left_out_is_named(tree, tmp_path, caplog) -> None:
+    root, colour = tree(), Image.new("RGB", (12, 12), (1, 2, 3))
+    cats = root / "train" / "cat"
+    signed = columns(compose_config(of_tree(root)))["signature"]
+    loaded = load_data(compose_config(of_tree(root)).dataset, tmp_path, "cpu")
+    assert len(loaded.train) == 6 and not caplog.records
+    (cats / "images" / "deep").mkdir(parents=True)
+    (cats / ".hidden").mkdir()
+    for name in ("a.jfif", "b", "images/c.png", "images/deep/d.bmp"):
+        colour.save(cats / name, format="PNG")
+    for name in (".hidden/e.png", ".f.png"):
+        colour.save(cats / name)
+    for name in ("notes", "notes.txt", "raw.heic"):
+        (cats / name).write_text("no image")
+    (root / "test" / "list.csv").write_text("no image")
+    loaded = load_data(compose_config(of_tree(root)).dataset, tmp_path, "cpu")
+    assert loaded.train.labels.tolist() == [0] * 7 + [1] * 3
+    added = (loaded.train.images == torch.tensor([1, 2, 3], dtype=torch.uint8)[:, None, None]).flatten(1).all(1)
+    assert added.tolist() == [False] * 3 + [True] * 4 + [False] * 3  # sorted by path: 0, 1, 2, a, b, images/…
+    (record,) = caplog.records
+    assert "4 files, for instance train/cat/notes, are left out" in record.getMessage()
+    assert columns(compose_config(of_tree(root)))["signature"] == signed
+
+
+def test_images_only_in_folders_below(tree, tmp_path) -> None:
+    root = tree("L")
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (root / split / name).rename(root / "moved")
+            (root / split / name).mkdir()
+            (root / "moved").rename(root / split / name / "images")
+    dataset = compose_config(of_tree(root)).dataset
+    assert dataset.channels == 1 and len(load_data(dataset, tmp_path, "cpu").train) == 6
+    (root / "train" / "cat" / "loop").symlink_to("..")
+    with pytest.raises(ValueError, match=r"train/cat/loop is a link to a folder that it is in; remove it"):
+        load_data(dataset, tmp_path, "cpu")
 
 
 def test_links_are_followed(tree, tmp_path):

@@ -5,7 +5,9 @@ Shapes: N images in a split, C channels, H rows, W columns.
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,14 @@ import numpy as np
 
 from capsule_sweeps.data.cache import Decoded, Images
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"),
+    *(".apng", ".dib", ".gif", ".jfif", ".jpe", ".pbm", ".pcx", ".pnm", ".tga"),
+)
+BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")  # of image files whose names have no suffix
 IMAGE_MODES = {1: "L", 3: "RGB"}
+
+log = logging.getLogger(__name__)
 
 Files = list[tuple[str, int, int]]  # name, bytes, modification time in ns
 
@@ -27,7 +35,9 @@ def list_source(dataset: Any, data_dir: Path) -> Any:
 
 def read_source(dataset: Any, data_dir: Path) -> Decoded:
     root = _root(dataset, data_dir)
-    return read_class_tree(dataset, root, list_class_tree(dataset, root))
+    tree = list_class_tree(dataset, root)
+    _report_left_out(root, tree)
+    return read_class_tree(dataset, root, tree)
 
 
 def _root(dataset: Any, data_dir: Path) -> Path:
@@ -35,17 +45,22 @@ def _root(dataset: Any, data_dir: Path) -> Path:
 
 
 def list_files(folder: Path) -> Files:
-    """The files in `folder`, sorted by name; empty if there is no such folder.
+    """The files in `folder` and in the folders below it, sorted; empty if there is no such folder.
 
-    Raises ValueError for an image's link that leads nowhere: it would be missed silently.
+    Hidden folders do not count. Raises ValueError for an image's link that leads nowhere, since it would be missed
+    silently, and for a link to a folder that the link is in.
     """
     files = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if _is_image(entry.name) and entry.is_symlink() and not os.path.exists(entry.path):
+                if has_suffix(entry.name) and entry.is_symlink() and not os.path.exists(entry.path):
                     raise ValueError(f"{entry.path} is a link that leads nowhere; bring its file, or remove it.")
-                if entry.is_file():
+                if entry.is_dir() and not entry.name.startswith("."):
+                    if entry.is_symlink() and Path(folder).resolve().is_relative_to(Path(entry.path).resolve()):
+                        raise ValueError(f"{entry.path} is a link to a folder that it is in; remove it.")
+                    files += [(f"{entry.name}/{file[0]}", *file[1:]) for file in list_files(Path(entry.path))]
+                elif entry.is_file():
                     status = entry.stat()
                     files.append((entry.name, status.st_size, status.st_mtime_ns))
     except (FileNotFoundError, NotADirectoryError):
@@ -54,7 +69,9 @@ def list_files(folder: Path) -> Files:
 
 
 def list_class_tree(dataset: Any, root: Path) -> dict[str, dict[str, Files]]:
-    """{train, test} → class, sorted by name → its images. Hidden files and files that are no images do not count.
+    """{train, test} → class, sorted by name → its images, with those in folders below, as torchvision's ImageFolder.
+
+    Hidden files and files that are no images do not count.
 
     Raises ValueError for a missing or empty folder, and for classes that differ between train and test or in number
     from dataset.num_classes.
@@ -66,7 +83,10 @@ def list_class_tree(dataset: Any, root: Path) -> dict[str, dict[str, Files]]:
         try:
             with os.scandir(folder) as entries:
                 classes = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-            tree[split] = {name: [f for f in list_files(folder / name) if _is_image(f[0])] for name in classes}
+            tree[split] = {
+                name: [file for file in list_files(folder / name) if _is_image(folder / name / file[0])]
+                for name in classes
+            }
         except OSError as error:
             place = error.filename or folder
             raise ValueError(f"{dataset.name} cannot be read from {place} ({error.strerror}); {layout}.") from error
@@ -92,7 +112,9 @@ def measure(root: Path) -> dict[str, Any]:
         classes = sorted(path for path in (root / "train").iterdir() if path.is_dir() and path.name[0] != ".")
         # By name alone, since every configuration asks several times: the sizes of 100,000 files take seconds.
         entries = os.scandir(classes[0]) if classes else ()
-        images = [entry.name for entry in entries if _is_image(entry.name) and entry.is_file()]
+        images = [entry.name for entry in entries if has_suffix(entry.name) and entry.is_file()]
+        if classes and not images:
+            images = [file[0] for file in list_files(classes[0]) if _is_image(classes[0] / file[0])]
     except OSError as error:
         raise ValueError(f"{needs} ({error.strerror}: {error.filename})") from error
     if not images:
@@ -118,8 +140,30 @@ def _text(name: str) -> str:
     return os.fsencode(name).decode(errors="replace")
 
 
-def _is_image(name: str) -> bool:
+def has_suffix(name: str) -> bool:
+    """Whether a file is an image by its name."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file is an image by its name or, if the name has no suffix, by its first bytes."""
+    if path.suffix or path.name.startswith("."):
+        return has_suffix(path.name)
+    with open(path, "rb") as file:
+        return file.read(4).startswith(BEGINNINGS)
+
+
+def _report_left_out(root: Path, tree: dict[str, dict[str, Files]]) -> None:
+    """Names files below train and test that are not read, hidden ones aside."""
+    read = {
+        f"{split}/{name}/{f[0]}" for split, classes in tree.items() for name, files in classes.items() for f in files
+    }
+    found = [f"{split}/{file[0]}" for split in tree for file in list_files(root / split)]
+    left_out = [name for name in found if name not in read and not Path(name).name.startswith(".")]
+    if left_out:
+        files = f"{len(left_out):,} files, for instance {left_out[0]}," if len(left_out) > 1 else left_out[0]
+        verb = "are" if len(left_out) > 1 else "is"
+        log.warning(_text(f"In {root}, {files} {verb} left out: no image by name or content."))
 
 
 def read_class_tree(dataset: Any, root: Path, tree: dict[str, dict[str, Files]]) -> Decoded:
@@ -157,11 +201,32 @@ def _read_image(path: Path, shape: tuple[int, int, int]) -> Images:
 
 
 def _decode(path: Path) -> tuple[Images, str]:
-    """The pixels (H, W) or (H, W, C), and Pillow's name of their mode."""
-    from PIL import Image
+    """The pixels (H, W) or (H, W, C) as a viewer shows them, and Pillow's name of their mode.
+
+    Raises ValueError for a file of which only a part would count.
+    """
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
-            return np.asarray(image), image.mode
+            lost = _lost(image)
+            if lost is None:
+                image.load()
+                shown = ImageOps.exif_transpose(image) or image
+                return np.asarray(shown), shown.mode
     except Exception as error:  # Pillow has many for a broken file
         raise ValueError(f"{path} cannot be read as an image; replace or remove it.") from error
+    raise ValueError(f"{path} has {lost}, which would be lost; convert or remove it.")
+
+
+def _lost(image: Any) -> str | None:
+    """What an opened file has that Pillow leaves out without an error when it becomes 8 bits of grey or RGB."""
+    if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":  # a camera's JPEG with a preview
+        return f"{frames} frames"
+    if "transparency" in image.info:
+        return "transparency"
+    raw = " ".join(str(tile[3]) for tile in image.tile)  # how the file stores pixels: 'RGB;16B'
+    maxima = re.findall(r"\d+", raw) if image.format == "PPM" else []
+    if re.search(r"\b(L|LA|RGB|RGBX|RGBA);16", raw) or any(int(largest) > 255 for largest in maxima):
+        return "more than 8 bits per channel"
+    return None
