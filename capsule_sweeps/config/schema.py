@@ -164,9 +164,10 @@ def _measured(source: str, root: str | None, what: str) -> Any:
     if not root:
         raise ValueError("dataset.root has no value; say where your images are, dataset.root=…")
     measure = getattr(find_source(source), "measure", None)
-    if measure is None:
-        raise ValueError(f"dataset.source={source} does not measure dataset.{what}; give it a value")
-    return measure(Path(root))[what]
+    measured = measure(Path(root)) if measure else {}
+    if what not in measured:
+        raise ValueError(f"dataset.source={source} does not measure dataset.{what}; set dataset.{what} to a value")
+    return measured[what]
 
 
 def _source_of(base: str) -> str:

@@ -199,6 +199,14 @@ def test_a_missing_root() -> None:
         load_data(dataset, ".", "cpu")
 
 
+def test_what_a_source_does_not_measure(tmp_path) -> None:
+    given = ["dataset.name=x", "dataset.num_classes=3", "dataset.channels=3", "dataset.image_size=12"]
+    with pytest.raises(
+        ValueError, match=r"dataset.source=sklearn does not measure dataset.val_size; set dataset.val_s"
+    ):
+        config(tmp_path, "dataset.source=sklearn", *given)
+
+
 def test_values_given_that_do_not_fit(tmp_path) -> None:
     path = save(tmp_path, arrays())
     for override in ("dataset.num_classes=4", "dataset.image_size=10", "dataset.channels=1"):

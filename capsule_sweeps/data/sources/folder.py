@@ -84,7 +84,7 @@ def list_class_tree(dataset: Any, root: Path) -> dict[str, dict[str, Files]]:
             with os.scandir(folder) as entries:
                 classes = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
             tree[split] = {
-                name: [file for file in list_files(folder / name) if _is_image(folder / name / file[0])]
+                name: [file for file in list_files(folder / name) if _is_image(folder / name, file[0])]
                 for name in classes
             }
         except OSError as error:
@@ -114,7 +114,7 @@ def measure(root: Path) -> dict[str, Any]:
         entries = os.scandir(classes[0]) if classes else ()
         images = [entry.name for entry in entries if has_suffix(entry.name) and entry.is_file()]
         if classes and not images:
-            images = [file[0] for file in list_files(classes[0]) if _is_image(classes[0] / file[0])]
+            images = [file[0] for file in list_files(classes[0]) if _is_image(classes[0], file[0])]
     except OSError as error:
         raise ValueError(f"{needs} ({error.strerror}: {error.filename})") from error
     if not images:
@@ -145,11 +145,12 @@ def has_suffix(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
-def _is_image(path: Path) -> bool:
+def _is_image(folder: Path, place: str) -> bool:
     """Whether a file is an image by its name or, if the name has no suffix, by its first bytes."""
-    if path.suffix or path.name.startswith("."):
-        return has_suffix(path.name)
-    with open(path, "rb") as file:
+    name = place.rpartition("/")[2]
+    if has_suffix(name) or "." in name:
+        return has_suffix(name)
+    with open(folder / place, "rb") as file:
         return file.read(4).startswith(BEGINNINGS)
 
 
