@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 
+from capsule_sweeps.config.selection_rules import find_rule
 from capsule_sweeps.results.tables import LABELS, accuracy_table, differing, finished_runs, settings
 
 COLUMN_WIDTH = 3.4  # inches
@@ -57,7 +58,8 @@ def accuracy_vs_num_routing(runs: pd.DataFrame, rule: str = "last", published: p
     """
     finished = finished_runs(runs, rule).dropna(subset="num_routing")
     if finished.empty:
-        needed = {"best_val": " dataset.val_size=200", "ema_last": " training.ema=0.99"}.get(rule, "")
+        needs = find_rule(rule).needs
+        needed = f" {needs.key}={needs.example}" if needs else ""
         raise ValueError(
             f"none of {len(runs)} runs is finished, has a num_routing and an accuracy under rule={rule}; choose "
             f"another runs_dir, or: python launch.py -m num_routing=1,2,3 dataset=digits training=quick{needed}"
