@@ -14,10 +14,10 @@ from pathlib import Path
 
 import argcomplete
 
+from capsule_sweeps.config.selection_rules import names
 from capsule_sweeps.profiling.bench import add_arguments, bench
 
 FORMATS = ("table", "md", "csv", "json")
-RULES = ("last", "best_val", "best_test", "ema_last")
 STATUS_COLUMNS = ["run", "state", "epochs_done", "epochs", "accuracy_last", "seconds"]  # accuracies are fractions
 
 
@@ -42,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--format", choices=FORMATS, default="table")
     command = add(results, "results", "the table of accuracies over seeds", runs=about)
     text = "which epoch's accuracy counts (last; a published table has its own)"
-    command.add_argument("--rule", choices=RULES, help=text)
+    command.add_argument("--rule", choices=names(), help=text)
     command.add_argument("--format", choices=(*FORMATS, "tex"), default="table", help="tex: LaTeX with booktabs")
     kind = command.add_mutually_exclusive_group()
     kind.add_argument("--published", metavar="NAME", help="beside published numbers: readme_table")
@@ -71,10 +71,10 @@ def make_parser() -> argparse.ArgumentParser:
     command = add(dashboard, "dashboard", text, sweep="sweep-…: only its runs; else those of the whole project")
     command.add_argument("--project", required=True, help="the W&B project")
     command.add_argument("--entity", help="its owner (your default one)")
-    command.add_argument("--rule", choices=RULES, default="last", help="which epoch's accuracy counts (last)")
+    command.add_argument("--rule", choices=names(), default="last", help="which epoch's accuracy counts (last)")
     command = add(report, "report", "one self-contained HTML page about runs, to be sent", runs=about)
     command.add_argument("--out", type=Path, default=Path("report.html"), help="the file to write (report.html)")
-    command.add_argument("--rule", choices=RULES, default="last", help="which epoch's accuracy counts (last)")
+    command.add_argument("--rule", choices=names(), default="last", help="which epoch's accuracy counts (last)")
     text = "download, verify and cache data sets"
     command = add(prepare_data, "prepare-data", text, overrides="dataset=CIFAR10,CIFAR100 data_dir=…")
     command.add_argument("--format", choices=FORMATS, default="table")

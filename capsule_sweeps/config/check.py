@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from capsule_sweeps.config.schema import _SCHEMA, Config, Layer
+from capsule_sweeps.config.selection_rules import find_rule
 
 
 def check(config: DictConfig) -> DictConfig:
@@ -51,11 +52,12 @@ def check(config: DictConfig) -> DictConfig:
             f"dataset.test_shift={typed.dataset.test_shift} leaves nothing of images of "
             f"{typed.dataset.image_size}x{typed.dataset.image_size} pixels: it must be less than that, to either side"
         )
-    if typed.dataset.val_size == 0 and typed.selection_rule == "best_val":
-        raise ValueError("selection_rule=best_val needs images held out: set dataset.val_size, for instance 5000")
     _check_recipe(typed.training)
-    if typed.training.ema is None and typed.selection_rule == "ema_last":
-        raise ValueError("selection_rule=ema_last needs averaged weights: set training.ema, for instance 0.999")
+    needs = find_rule(typed.selection_rule).needs
+    if needs and not OmegaConf.select(typed, needs.key):
+        raise ValueError(
+            f"selection_rule={typed.selection_rule} needs {needs.what}: set {needs.key}, for instance {needs.example}"
+        )
     return typed
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
+from capsule_sweeps.config import selection_rules
+
 BASES = {"MNIST": "torchvision", "digits": "sklearn"}  # whose digits a data set may show → where they come from
 
 
@@ -140,7 +142,9 @@ class Config:
     )
     data_dir: str = MISSING
     runs_dir: str = MISSING
-    selection_rule: str = _one_of("last", "best_val", "best_test", "ema_last")
+    selection_rule: str = _rule(
+        lambda value: value in selection_rules.names(), "one of " + ", ".join(selection_rules.names())
+    )
     debug: bool = MISSING
     dataset: Dataset = field(default_factory=Dataset)
     backbone: dict[str, Any] = MISSING

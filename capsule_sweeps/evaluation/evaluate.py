@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from capsule_sweeps.config.check import check
 from capsule_sweeps.config.compose import compose_config, forced
+from capsule_sweeps.config.selection_rules import names
 from capsule_sweeps.console import bar
 from capsule_sweeps.data.augment import normalize
 from capsule_sweeps.data.load import Data, load_data
 from capsule_sweeps.evaluation.weights import load_checkpoint
 from capsule_sweeps.results.render import render
-from capsule_sweeps.results.tables import RULES
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.select import find_run
 from capsule_sweeps.training.evaluation import EVAL_BATCH, num_correct
@@ -207,7 +207,7 @@ def notes(
     """Sentences: which weights and images these are, what the run itself recorded, and what the numbers mean."""
     record, dataset = run.record(), config.dataset
     epochs = f"epoch {checkpoint['epoch'] + bool(checkpoint.get('batch'))}"
-    told = {rule: record.get(f"accuracy_{rule}") for rule in RULES}
+    told = {rule: record.get(f"accuracy_{rule}") for rule in names()}
     recorded = ", ".join(f"{100 * value:.2f} % ({rule})" for rule, value in told.items() if value is not None)
     trained = config.model.get("num_routing")
     said = [

@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 
+from capsule_sweeps.config.selection_rules import find_rule
+from capsule_sweeps.console import plain_text
 from capsule_sweeps.results.tables import LABELS, accuracy_table, differing, finished_runs, settings
 
 COLUMN_WIDTH = 3.4  # inches
@@ -44,6 +46,7 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#D9D9D9",
     "lines.linewidth": 1.2,
     "savefig.dpi": 300,
+    "text.parse_math": False,  # names come from others: a dollar sign is a dollar sign
     "pdf.fonttype": 42,  # letters stay letters: publishers refuse Type 3
 }
 
@@ -57,7 +60,8 @@ def accuracy_vs_num_routing(runs: pd.DataFrame, rule: str = "last", published: p
     """
     finished = finished_runs(runs, rule).dropna(subset="num_routing")
     if finished.empty:
-        needed = {"best_val": " dataset.val_size=200", "ema_last": " training.ema=0.99"}.get(rule, "")
+        needs = find_rule(rule).needs
+        needed = f" {needs.key}={needs.example}" if needs else ""
         raise ValueError(
             f"none of {len(runs)} runs is finished, has a num_routing and an accuracy under rule={rule}; choose "
             f"another runs_dir, or: python launch.py -m num_routing=1,2,3 dataset=digits training=quick{needed}"
@@ -69,7 +73,7 @@ def accuracy_vs_num_routing(runs: pd.DataFrame, rule: str = "last", published: p
         for axes, dataset in zip(figure.subplots(len(datasets), squeeze=False)[:, 0], datasets, strict=True):
             theirs = None if published is None else published[published.dataset == dataset]
             labels = _draw_accuracies(axes, finished[finished.dataset == dataset], rule, theirs)
-            axes.get_legend().set_title(f"{dataset}: mean ± sample std, and every run")
+            axes.get_legend().set_title(f"{plain_text(dataset)}: mean ± sample std, and every run")
             height += 2.2 + sum(0.04 + 0.11 * (1 + label.count("\n")) for label in labels)
         figure.set_size_inches(COLUMN_WIDTH, height)
     return figure
@@ -108,7 +112,7 @@ def forest_plot(table: pd.DataFrame) -> Figure:
             )
             axes.set_yticks(places, [f"{row.ablation} (n = {row.n})" for row in rows.itertuples()])
             axes.set_ylim(len(rows) - 0.5, -0.5)
-            axes.set_title(textwrap.fill(str(base), 60), fontsize=8, loc="right")
+            axes.set_title(textwrap.fill(str(plain_text(str(base))), 60), fontsize=8, loc="right")
         rule = changed.rule.iloc[0]
         axes.set_xlabel(f"difference (percentage points)\nrule: {rule}; bars: 95 % interval")
     return figure
@@ -230,7 +234,7 @@ def _draw_accuracies(axes: Axes, finished: pd.DataFrame, rule: str, published: p
         )
         counts = list(table.n) if table.n.nunique() > 1 else [table.n.iloc[0]]
         handles.append((bars, points))
-        label = ", ".join([*([name] if name else []), "n = " + ", ".join(map(str, counts))])
+        label = ", ".join([*([str(plain_text(name))] if name else []), "n = " + ", ".join(map(str, counts))])
         labels.append(textwrap.fill(label, 40))
     ticks = sorted(finished.num_routing.astype(int).unique())
     if published is not None and len(published):

@@ -7,6 +7,7 @@ comes out is in the unit of what went in.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,27 +73,24 @@ def compare(values: pd.Series, base: pd.Series) -> Comparison:
     Seed by seed (paired t-test) where at least two seeds are in both groups, or the groups have the same seeds; else by
     Welch's t-test, which takes the groups for independent. Of a single pair the difference is all that is known.
     """
-    from scipy.special import stdtr
+    from scipy.stats import ttest_ind, ttest_rel
 
     common = values.index.intersection(base.index)
     paired = len(common) >= 2 or set(values.index) == set(base.index)
     if paired:
-        differences = values[common] - base[common]
-        n, difference, df = len(common), float(differences.mean()), float(len(common) - 1)
-        variances = [float(differences.var(ddof=1))] if n > 1 else [math.nan]
-        error = math.sqrt(variances[0] / n)
-    else:
-        n, difference = min(len(values), len(base)), float(values.mean() - base.mean())
-        variances = [float(group.var(ddof=1)) if len(group) > 1 else math.nan for group in (values, base)]
-        parts = [variance / len(group) for variance, group in zip(variances, (values, base), strict=True)]
-        error = math.sqrt(sum(parts))
-        below = sum(part**2 / (len(group) - 1) for part, group in zip(parts, (values, base), strict=True) if part > 0)
-        df = sum(parts) ** 2 / below if below > 0 else float(n - 1)
-    if math.isnan(error):
+        values, base = values[common], base[common]
+    differing = [values - base] if paired else [values, base]
+    n, difference = min(len(values), len(base)), float(values.mean() - base.mean())
+    variances = [float(group.var(ddof=1)) for group in differing]  # NaN for one run
+    if any(map(math.isnan, variances)):
         return Comparison(n, paired, difference, math.nan, math.nan, None)
-    if error == 0:  # no spread at all: the difference is certain, or there is none
+    if not any(variances):  # no spread at all: the difference is certain, or there is none
         return Comparison(n, paired, difference, 0.0, 0.0 if difference else 1.0, seeds_needed(difference, 0.0))
-    width, p_value = float(t_quantile(df)) * error, float(2 * stdtr(df, -abs(difference) / error))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a spread as small as rounding is still a spread
+        found = ttest_rel(values, base) if paired else ttest_ind(values, base, equal_var=False)
+    low, high = found.confidence_interval(LEVEL)
+    width, p_value = float(high - low) / 2, float(found.pvalue)
     return Comparison(n, paired, difference, width, p_value, seeds_needed(difference, *variances))
 
 

@@ -18,8 +18,9 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
+from capsule_sweeps.config.selection_rules import find_rule, names
 from capsule_sweeps.results.intervals import seeds_for_half_width, summarize
-from capsule_sweeps.results.tables import RULES, left_out
+from capsule_sweeps.results.tables import left_out
 from capsule_sweeps.runs.signature import columns
 
 PATH = CONF_DIR.parent / "analysis" / "published.yaml"
@@ -48,8 +49,8 @@ class Cell:
         where = f"{PATH.name}: the cell {self.table}, {self.row}, {self.column}"
         if self.aggregate not in AGGREGATES:
             raise ValueError(f"{where} has aggregate={self.aggregate}; it must be one of {', '.join(AGGREGATES)}")
-        if self.rule not in ((None,) if self.aggregate == "count" else RULES):
-            wanted = "none for a count" if self.aggregate == "count" else f"one of {', '.join(RULES)}"
+        if self.rule not in ((None,) if self.aggregate == "count" else names()):
+            wanted = "none for a count" if self.aggregate == "count" else f"one of {', '.join(names())}"
             raise ValueError(f"{where} has rule={self.rule}; it must be {wanted}")
         if not isinstance(self.value, int | float) or not isinstance(self.source, dict):
             raise ValueError(f"{where} needs a number as value, and a source with citation and where")
@@ -196,8 +197,7 @@ def published_notes(cells: list[Cell], runs: pd.DataFrame, table: pd.DataFrame) 
     own = of_table(runs, cells)
     tolerances = dict.fromkeys(f"{cell.tolerance:g} {_points(cell.unit)}" for cell in cells)
     said = [
-        f"Selection rule: {rule} for every accuracy"
-        + (", as in the published code: the epoch with the best test accuracy." if rule == "best_test" else "."),
+        f"Selection rule: {rule} for every accuracy" + (f" ({find_rule(rule).meaning})." if rule else "."),
         "±: half-width of the 95 % interval (t) over n seeds; a best run and a count have none. "
         + left_out(own, str(rule)),
         f"Reproduced: within {' and '.join(tolerances)}.",

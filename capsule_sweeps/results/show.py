@@ -13,6 +13,7 @@ from capsule_sweeps.console import plain_text
 from capsule_sweeps.launchers.slurm.where import slurm_log
 from capsule_sweeps.results.render import render
 from capsule_sweeps.results.tables import setting
+from capsule_sweeps.runs.files import last_lines
 from capsule_sweeps.runs.frame import load_runs
 from capsule_sweeps.runs.metrics import read_metrics
 from capsule_sweeps.runs.run import Run
@@ -23,7 +24,10 @@ LOG_LINES = 10
 
 
 def show(run: Run, form: str) -> str:
-    """Columns, provenance of each attempt, accuracy curve, configuration, last log lines, and the error of a run."""
+    """Columns, attempts with their provenance, accuracy curve, last log lines, the error of a run, and `why`.
+
+    As JSON: one object, with what `why` returns under the key `why`.
+    """
     ticket = run.ticket()  # all that is known before a run starts
     record = {**ticket.get("columns", {}), "science": ticket.get("science", {}), **run.record()}
     attempts = record.pop("attempts", [])
@@ -31,9 +35,9 @@ def show(run: Run, form: str) -> str:
     rows, damage = read_metrics(run)
     if form == "json":
         everything = {**record, "state": run.state(record), "science": science, "attempts": attempts, "metrics": rows}
-        return json.dumps(everything, indent=1)
+        return json.dumps({**everything, "why": json.loads(why(run, form))}, indent=1)
     facts = {**record, "state": run.state(record), "folder": run.folder}
-    parts = [_pairs(facts, form, run.folder.name), _pairs(science, form, "Signed configuration")]
+    parts = [_pairs(facts, form, run.folder.name)]
     for number, attempt in enumerate(attempts, 1):
         told = {key: value for key, value in attempt.items() if key not in ("code", "versions", "execution", "started")}
         started, nested = attempt.get("started"), [attempt.get(key) for key in ("versions", "execution")]
@@ -47,10 +51,9 @@ def show(run: Run, form: str) -> str:
         parts.append(f"Test accuracy by epoch, {min(accuracies):.1%} to {max(accuracies):.1%}\n{sparkline(accuracies)}")
     parts += [damage] if damage else []
     for path in (run.folder / "log.txt", slurm_log(run), run.folder / "error.txt"):
-        if path is not None and path.is_file():
-            lines = path.read_text(errors="replace").splitlines()[-LOG_LINES:]
+        if path is not None and (lines := last_lines(path, LOG_LINES)):
             parts.append("\n".join([f"{path}, last lines:", *lines]))
-    return str(plain_text("\n\n".join(parts)))
+    return str(plain_text("\n\n".join([*parts, why(run, form)])))
 
 
 def sparkline(values: list[float], width: int = 80) -> str:
@@ -64,7 +67,7 @@ def sparkline(values: list[float], width: int = 80) -> str:
 
 def why(run: Run, form: str) -> str:
     """Which signed fields make a run what it is, and how it differs from its nearest relatives in the same folder."""
-    science = run.record().get("science", {})
+    science = run.record().get("science") or run.ticket().get("science", {})
     runs = load_runs(run.folder.parent)
     relatives = []
     for name, theirs in zip(runs.run, runs.science, strict=True):

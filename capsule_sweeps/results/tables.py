@@ -8,19 +8,17 @@ from typing import Any
 
 import pandas as pd
 
+from capsule_sweeps.config.selection_rules import find_rule
 from capsule_sweeps.results.intervals import compare, half_width
 from capsule_sweeps.runs.signature import NEUTRAL
 
-RULES = ("last", "best_val", "best_test", "ema_last")
 LABELS = ("model", "backbone", "routing", "schedule", "imported")
 NAMED = 5  # stale runs; `status stale=true` has all
 
 
 def finished_runs(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
-    """The runs that have an accuracy under a selection rule. Raises ValueError for a rule that there is not."""
-    if rule not in RULES:
-        raise ValueError(f"rule={rule} is no selection rule; it is one of {', '.join(RULES)}")
-    return runs[(runs.state == "finished") & runs[f"accuracy_{rule}"].notna()]
+    """The runs that have an accuracy under a selection rule. Raises ValueError for an unknown rule."""
+    return runs[(runs.state == "finished") & runs[find_rule(rule).column].notna()]
 
 
 def accuracy_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
@@ -115,7 +113,8 @@ def settings(science: dict[str, Any], keys: list[str]) -> str:
 def notes(runs: pd.DataFrame, rule: str) -> str:
     """What must be said under a table of accuracies."""
     return (
-        f"Test accuracy in %, selection rule: {rule} for every number; mean ± sample standard deviation over seeds, "
+        f"Test accuracy in %, selection rule: {rule} ({find_rule(rule).meaning}) for every number; "
+        "mean ± sample standard deviation over seeds, "
         f"half_width of the 95 % interval (t); neither for n = 1. {left_out(runs, rule)}"
     )
 
@@ -126,9 +125,9 @@ def left_out(runs: pd.DataFrame, rule: str) -> str:
     if len(runs) > len(finished):
         text += f" Left out: {len(runs) - len(finished)} of {len(runs)} runs, not finished."
     text += stale_note(runs)
-    lacking = {"best_val": "validation images", "ema_last": "averaged weights (training.ema)"}.get(rule)
-    if lacking and finished[f"accuracy_{rule}"].isna().any():
-        text += f" Left out: runs without {lacking}."
+    needs = find_rule(rule).needs
+    if needs and finished[f"accuracy_{rule}"].isna().any():
+        text += f" Left out: runs without {needs.what} ({needs.key})."
     if runs.imported.any():
         text += f" Imported: {runs.imported.sum()}, with the accuracy that their files tell, which is best_test."
     return text

@@ -7,41 +7,28 @@ from pathlib import Path
 
 import pandas as pd
 
-from capsule_sweeps.runs.files import read_json
+from capsule_sweeps.config import selection_rules
 from capsule_sweeps.runs.provenance import changed_code
+from capsule_sweeps.runs.record import read_summary
 from capsule_sweeps.runs.run import Run, find_runs
 
-COLUMNS = (
-    "run",
-    "signature",
-    "state",
-    "dataset",
-    "model",
-    "backbone",
-    "routing",
-    "schedule",
-    "num_routing",
-    "seed",
-    "epochs",
-    "epochs_done",
-    "parameters",
-    "accuracy_last",
-    "accuracy_best_test",
-    "accuracy_best_val",
-    "accuracy_ema_last",
-    "seconds",
-    "group",
-)
-FLOATS = ("accuracy_last", "accuracy_best_test", "accuracy_best_val", "accuracy_ema_last", "seconds")
 INTEGERS = ("num_routing", "seed", "epochs", "epochs_done", "parameters")
+
+
+def frame_columns() -> list[str]:
+    """What is known of a run, one accuracy per selection rule."""
+    return [
+        *("run", "signature", "state", "dataset", "model", "backbone", "routing", "schedule", "num_routing", "seed"),
+        *("epochs", "epochs_done", "parameters", *selection_rules.columns(), "seconds", "group"),
+    ]
 
 
 def load_runs(runs_dir: Path | str, imported: bool = False) -> pd.DataFrame:
     """One row a run folder under runs_dir, sorted by name; imported ones only if asked for.
 
-    Columns: COLUMNS, `stale` (finished, but with code that changed since), `device`, `imported` (weights from the
-    published code), and `science`, the flat dict of the signed configuration. Accuracies are fractions, NaN while the
-    run is not finished; seconds are those of its epochs, evaluation included.
+    Columns: `frame_columns`, `stale` (finished, but with code that changed since), `device`, `imported` (weights from
+    the published code), and `science`, the flat dict of the signed configuration. Accuracies are fractions, NaN while
+    the run is not finished; seconds are those of its epochs, evaluation included.
     """
     runs = runs_frame(find_runs(Path(runs_dir)).values())
     return runs if imported else runs[~runs.imported].reset_index(drop=True)
@@ -49,6 +36,7 @@ def load_runs(runs_dir: Path | str, imported: bool = False) -> pd.DataFrame:
 
 def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
     """`load_runs` for some runs."""
+    columns = frame_columns()
     rows = []
     for run in runs:
         record = run.record()
@@ -57,17 +45,16 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
             ticket = run.ticket()
             record = {**ticket.get("columns", {}), "science": ticket.get("science", {}), **record}
         if state == "finished" and record.get("state") != "finished":  # run.json was damaged; the summary has it all
-            record = {**record, **read_json(run.folder / "summary.json")}
-        row = {column: record.get(column) for column in COLUMNS}
+            record = {**record, **read_summary(run.folder)}
+        row = {column: record.get(column) for column in columns}
         row |= {"run": run.folder.name, "signature": run.folder.name[-8:], "state": state}
         stale = state == "finished" and bool(changed_code(record))
         device = record.get("execution", {}).get("device")
         row |= {"stale": stale, "device": device, "imported": "imported" in record}
         rows.append({**row, "science": record.get("science", {})})
-    frame = pd.DataFrame(rows, columns=[*COLUMNS, "stale", "device", "imported", "science"])
+    frame = pd.DataFrame(rows, columns=[*columns, "stale", "device", "imported", "science"])
     frame["imported"] = frame.imported.astype(bool)  # of no rows, too
-    for column in FLOATS:
-        frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
-    for column in INTEGERS:
-        frame[column] = pd.to_numeric(frame[column], errors="coerce").astype("Int64")
+    frame = frame.astype(
+        {**dict.fromkeys((*selection_rules.columns(), "seconds"), float), **dict.fromkeys(INTEGERS, "Int64")}
+    )
     return frame.sort_values("run", ignore_index=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from capsule_sweeps.launchers.slurm import queue as slurm
-from capsule_sweeps.runs.files import read_json
+from capsule_sweeps.runs.record import JOB, read_typed
 from capsule_sweeps.runs.run import find_runs
 
 TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.(\d+)\.tmp")
@@ -43,7 +43,7 @@ def ended_jobs(runs_dir: Path) -> Iterator[tuple[Path, str, int]]:
     for run in known.values():
         needed |= {attempt.get("snapshot") for attempt in run.record().get("attempts", [])}
     for folder in sorted(path for path in (runs_dir / ".jobs").glob("*") if path.is_dir()):
-        job = read_json(folder / "job.json")
+        job = read_typed(folder / "job.json", JOB)
         left = [name for name in map(os.path.basename, job.get("runs", [])) if name in known]
         young = time.time() - folder.stat().st_mtime < TEMPORARY_SECONDS  # perhaps about to be submitted
         if young or slurm.is_active(folder.name) or any(known[name].state() != "finished" for name in left):

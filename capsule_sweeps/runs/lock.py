@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from capsule_sweeps.runs.files import read_json
+from capsule_sweeps.runs.files import MAX_BYTES, read_file, read_json
 
 STALE_SECONDS = 120.0
 
@@ -60,7 +60,7 @@ def alive(path: Path) -> bool:
     STALE_SECONDS without a heartbeat when it came from another host.
     """
     try:
-        owner = json.loads(path.read_text())
+        owner = json.loads(read_file(path, MAX_BYTES))
         if "released" in owner:
             return False
         here = slurm_job()
@@ -70,7 +70,7 @@ def alive(path: Path) -> bool:
             return _process_start(owner["pid"]) == owner["start"]
     except FileNotFoundError:
         return False
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # being written at this moment, or damaged: its age decides
     try:
         return time.time() - path.stat().st_mtime < STALE_SECONDS  # a clock set back makes it young: alive
@@ -88,9 +88,9 @@ def process_here(path: Path) -> int | None:
 def living_elsewhere(path: Path) -> str | None:
     """The other host whose process a sweep file names; None when it names one of this host, or none."""
     host = read_json(path).get("host")
-    return host.split()[0] if isinstance(host, str) and host and host != _host() else None
+    return host.split()[0] if isinstance(host, str) and host.split() and host != _host() else None
 
 
 def describe(path: Path) -> str:
     owner = read_json(path)
-    return f"process {owner.get('pid', '?')} on {str(owner.get('host', '?')).split()[0]}"
+    return f"process {owner.get('pid', '?')} on {(str(owner.get('host')).split() or ['?'])[0]}"

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 from functools import cache
@@ -52,6 +53,8 @@ def _parts(node: Any) -> Any:
 
 
 def _path(module: str) -> Path | None:
+    if not re.fullmatch(r"\w{1,100}(\.\w{1,100})*", module, re.ASCII):  # of a record that somebody else wrote
+        return None
     path = (ROOT / "capsule_sweeps").joinpath(*module.split("."))
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 

@@ -29,22 +29,13 @@ from omegaconf import DictConfig, OmegaConf
 from capsule_sweeps.launchers.slurm.queue import is_active
 from capsule_sweeps.runs.files import read_json, write_json
 from capsule_sweeps.runs.lock import alive, describe, owner
+from capsule_sweeps.runs.record import TICKET, read_record, read_typed
 from capsule_sweeps.runs.signature import NEUTRAL, science
 
 log = logging.getLogger(__name__)
 
 STATES = ("new", "queued", "running", "interrupted", "failed", "finished")
 HEARTBEAT_SECONDS = 10.0
-
-RECORD_TYPES: dict[str, Any] = {  # of what planning and resuming read in run.json
-    "attempts": list,
-    "science": dict,
-    "execution": dict,
-    "epochs_done": int,
-    "seconds": int | float,
-    "data_sha256": str,
-    "imported": dict,
-}
 
 
 class Busy(Exception):
@@ -67,7 +58,9 @@ def find_runs(runs_dir: Path) -> dict[str, Run]:
     """Signature → run, for every run folder under runs_dir."""
     try:
         with os.scandir(runs_dir) as entries:
-            named = [entry for entry in entries if re.fullmatch(r"[^.].*-[0-9a-f]{8}", entry.name)]
+            named = [
+                entry for entry in entries if re.fullmatch("[^.\ud800-\udfff][^\ud800-\udfff]*-[0-9a-f]{8}", entry.name)
+            ]
             names = [entry.name for entry in named if os.path.isdir(entry.path)]  # False for a link to itself, too
     except (FileNotFoundError, NotADirectoryError):
         return {}
@@ -90,7 +83,7 @@ class Run:
 
     def ticket(self) -> dict[str, Any]:
         """What the run was given to SLURM with: submission, user, config, columns, science, attempts. {} if nothing."""
-        return read_json(self._ticket_path)
+        return read_typed(self._ticket_path, TICKET)
 
     def is_queued(self) -> bool:
         """Whether SLURM has a job for the ticket, or its launcher is about to submit one."""
@@ -153,17 +146,7 @@ class Run:
 
     def record(self) -> dict[str, Any]:
         """What run.json holds: the columns of `load_runs`, science, provenance, execution, attempts."""
-        path = self.folder / "run.json"
-        record = read_json(path)
-        for key, kind in RECORD_TYPES.items():
-            value = record.get(key)
-            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-                log.warning("%s is damaged: %s is left out", path, key)
-                del record[key]
-        if any(not isinstance(attempt, dict) for attempt in record.get("attempts") or []):
-            log.warning("%s is damaged: attempts are left out", path)
-            del record["attempts"]
-        return {key: value for key, value in record.items() if value is not None or key not in RECORD_TYPES}
+        return read_record(self.folder)
 
     def state(self, record: dict[str, Any] | None = None) -> str:
         """One of STATES. The folder decides: a summary means finished, a living claim means running.

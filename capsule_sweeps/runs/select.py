@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from capsule_sweeps.runs.files import read_json
 from capsule_sweeps.runs.frame import load_runs
+from capsule_sweeps.runs.record import JOB, SWEEP, read_typed
 from capsule_sweeps.runs.run import Run
 
 
@@ -85,13 +85,13 @@ def _named(runs_dir: Path, runs: pd.DataFrame, word: str) -> list[str]:
 
 def _sweep(runs_dir: Path, name: str) -> list[str]:
     path = runs_dir / ".sweeps" / f"{Path(name).name}.json"
-    submitted = read_json(runs_dir / ".jobs" / Path(name).name / "job.json").get("runs")
+    submitted = read_typed(runs_dir / ".jobs" / Path(name).name / "job.json", JOB).get("runs")
     if isinstance(submitted, list):  # the name of a submission to SLURM
         return [str(folder)[-8:] for folder in submitted]
     if not path.exists():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("sweep-*.json"))) or "none"
         raise ValueError(f"{name} is no sweep in {runs_dir}; there are: {known}")
-    signatures = read_json(path).get("signatures")
+    signatures = read_typed(path, SWEEP).get("signatures")
     if not isinstance(signatures, list):
         raise ValueError(f"{path} is damaged: it lists no signatures")
     return signatures

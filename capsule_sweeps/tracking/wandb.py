@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 
+from capsule_sweeps.config import selection_rules
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signals import Interrupted
 from capsule_sweeps.runs.signature import columns
@@ -36,10 +37,13 @@ METRICS = (
     *("ema_val_loss", "ema_val_accuracy", "ema_test_loss", "ema_test_accuracy"),
     *("lr", "seconds", "images_per_second"),
 )
-SUMMARY = (
-    *("accuracy_last", "accuracy_best_test", "accuracy_best_val", "accuracy_ema_last"),
-    *("epoch_best_test", "epoch_best_val", "parameters", "seconds"),
-)
+
+
+def summary_keys() -> list[str]:
+    """What a finished run's summary holds."""
+    return [*selection_rules.summary_keys(), "parameters", "seconds"]
+
+
 ANSWER_SECONDS = 5.0
 FINISH_SECONDS = 15.0
 HOW_TO_SYNC = "later: python -m capsule_sweeps sync --runs-dir {}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from capsule_sweeps.tracking.wandb import FINISH_SECONDS, METRICS, SUMMARY, end_service, obstacle
+from capsule_sweeps.tracking.wandb import FINISH_SECONDS, METRICS, end_service, obstacle, summary_keys
 
 COLUMNS = ("dataset", "backbone", "routing", "schedule", "num_routing", "seed")  # of the config
 CURVES = ("test_accuracy", "train_loss")
@@ -48,7 +48,7 @@ def make_dashboard(entity: str | None, project: str, sweep: str | None, rule: st
 
 def check_names(logged: set[str], config: set[str], accuracy: str) -> None:
     """Raises ValueError when runs lack a name that the panels use: they would stay empty without a word."""
-    assert {*CURVES, "epoch"} <= set(METRICS) and accuracy in SUMMARY
+    assert {*CURVES, "epoch"} <= set(METRICS) and accuracy in summary_keys()
     missing = sorted({accuracy, "epoch", *CURVES} - logged | set(COLUMNS) - config)
     if missing:
         raise ValueError(f"no run there has logged {', '.join(missing)}; finish runs and send them with `sync` first")

@@ -19,7 +19,7 @@ from capsule_sweeps.config.check import check
 from capsule_sweeps.runs.files import read_json
 from capsule_sweeps.runs.metrics import read_metrics
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.tracking.wandb import SUMMARY, Tracker, agent_id, aside, end_service, init, obstacle, wandb_id
+from capsule_sweeps.tracking.wandb import Tracker, agent_id, aside, end_service, init, obstacle, summary_keys, wandb_id
 
 FINISH_SECONDS = 120.0
 LOOK_AGAIN = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds; what has arrived is not always shown at once
@@ -49,7 +49,7 @@ class Folder:
         if damage:
             raise ValueError(damage)
         told = read_json(run.folder / "summary.json")
-        summary = {key: told[key] for key in SUMMARY if told.get(key) is not None}
+        summary = {key: told[key] for key in summary_keys() if told.get(key) is not None}
         return cls(run, config, run.state(record), wandb_id(run), record.get("sweep"), rows, summary)
 
 

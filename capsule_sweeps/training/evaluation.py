@@ -1,8 +1,6 @@
-"""Loss and accuracy of a model on a split, and accuracy under every selection rule."""
+"""Loss and accuracy of a model on a split."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -14,23 +12,6 @@ from capsule_sweeps.data.split import Split
 from capsule_sweeps.training.losses import LOSSES
 
 EVAL_BATCH = 256
-
-
-def summarize(rows: list[dict[str, Any]], parameters: int) -> dict[str, Any]:
-    """Test accuracy under each selection rule: of the last epoch, the best epoch by test, the best by validation, and
-    of the averaged weights in the last epoch. A rule without what it needs has None."""
-    best_test = max(rows, key=lambda row: row["test_accuracy"])
-    best_val = max(rows, key=lambda row: row["val_accuracy"]) if "val_accuracy" in rows[0] else None
-    return {
-        "accuracy_last": rows[-1]["test_accuracy"],
-        "accuracy_ema_last": rows[-1].get("ema_test_accuracy"),
-        "accuracy_best_test": best_test["test_accuracy"],
-        "accuracy_best_val": best_val["test_accuracy"] if best_val else None,
-        "epoch_best_test": best_test["epoch"],
-        "epoch_best_val": best_val["epoch"] if best_val else None,
-        "parameters": parameters,
-        "seconds": sum(row["seconds"] for row in rows),
-    }
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from capsule_sweeps.config.selection_rules import summarize
 from capsule_sweeps.console import Observer
 from capsule_sweeps.data.augment import augment, normalize
 from capsule_sweeps.data.load import load_data
@@ -35,7 +36,7 @@ from capsule_sweeps.runs.signature import columns, science
 from capsule_sweeps.tracking.wandb import tracker, wandb_id
 from capsule_sweeps.training.checkpoint import damaged, keep_rows, read_checkpoint
 from capsule_sweeps.training.ema import Average
-from capsule_sweeps.training.evaluation import evaluate, num_correct, summarize
+from capsule_sweeps.training.evaluation import evaluate, num_correct
 from capsule_sweeps.training.execution import choose_device, num_threads, settle
 from capsule_sweeps.training.learning_rate import learning_rate
 from capsule_sweeps.training.losses import LOSSES
@@ -203,7 +204,11 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                 claim.update(epochs_done=epoch + 1, seconds=sum(row["seconds"] for row in rows))
             if asked_to_stop and not last:
                 raise Interrupted(stop.signum)
-        summary = summarize(rows, parameters)
+        summary = {
+            **summarize(rows),
+            "parameters": parameters,
+            "seconds": sum(row["seconds"] for row in rows),
+        }
         claim.check()
         claim.update(state="finished", ended=time.time(), **summary)
         write_json(run.folder / "summary.json", {**columns(config), **summary})  # last: it says that all is there

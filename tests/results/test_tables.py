@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from capsule_sweeps import compose_config, load_runs
+from capsule_sweeps.config import selection_rules
 from capsule_sweeps.results.render import render
-from capsule_sweeps.results.tables import RULES, accuracy_table, comparison_table, cost_table, notes, stale_note
+from capsule_sweeps.results.tables import accuracy_table, comparison_table, cost_table, notes, stale_note
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns, science
@@ -64,7 +65,7 @@ def test_columns_and_types_of_load_runs(launch, runs) -> None:
 def test_summary_holds_the_same_accuracies(launch, runs) -> None:
     assert launch("dataset.val_size=20", "training.epochs=3", "training.ema=0.9").code == 0
     summary, row = json.loads((runs.only() / "summary.json").read_text()), load_runs("runs").iloc[0]
-    for rule in RULES:
+    for rule in selection_rules.names():
         assert summary[f"accuracy_{rule}"] == row[f"accuracy_{rule}"]
     assert summary["seconds"] == row.seconds == pytest.approx(sum(r["seconds"] for r in runs.metrics(runs.only())))
 

@@ -1,0 +1,218 @@
+"""The one reader of the JSON files of a runs folder: types and bounds of everything that is believed.
+
+Run folders come from others. A file is read only when it is a regular file of bounded size. A value that is not of its
+type or outside of its bounds is left out, as if nobody had written it, and one line says so: `<name>: damaged (<why>)`.
+Keys that no reader knows are kept when they are plain JSON of bounded depth.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from capsule_sweeps.runs.files import MAX_BYTES, read_file
+
+log = logging.getLogger(__name__)
+
+MAX_NUMBER = 2**53  # beyond it a float is not exact; every count here is far below
+MAX_SECONDS = 1e11  # of a clock or a duration: 3,000 years
+MAX_TEXT = 100_000  # letters, of an error message
+MAX_NAME = 1000  # letters
+MAX_ATTEMPTS = 1000
+MAX_DEPTH = 20
+
+Check = Callable[[Any], str]  # says what is wrong with a value, "" when nothing is
+
+
+def text(longest: int = MAX_NAME, pattern: str = "") -> Check:
+    def check(value: Any) -> str:
+        if not isinstance(value, str):
+            return "is not text"
+        if len(value) > longest:
+            return f"has more than {longest:,} letters"
+        if re.search("[\ud800-\udfff]", value):
+            return "is not Unicode text"
+        return "" if not pattern or re.fullmatch(pattern, value) else "is not an identifier"
+
+    return check
+
+
+def number(low: float = -MAX_NUMBER, high: float = MAX_NUMBER, kind: Any = int | float) -> Check:
+    def check(value: Any) -> str:
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return "is not a whole number" if kind is int else "is not a number"
+        return "" if low <= value <= high else "is out of range"  # NaN is in no range
+
+    return check
+
+
+def count(high: int = MAX_NUMBER) -> Check:
+    return number(0, high, int)
+
+
+def flag(value: Any) -> str:
+    return "" if isinstance(value, bool) else "is not true or false"
+
+
+def leaf(value: Any) -> str:
+    """A value of a configuration: text, a number, true, false, or a list of these."""
+    if isinstance(value, list):
+        return next(filter(None, map(_scalar, value)), "")
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return ""
+    return text()(value) if isinstance(value, str) else number()(value)
+
+
+def each(check: Check, most: int = 1_000_000) -> Check:
+    def check_list(value: Any) -> str:
+        if not isinstance(value, list):
+            return "is not a list"
+        if len(value) > most:
+            return f"has more than {most:,} entries"
+        return next((f"has an entry that {wrong}" for wrong in map(check, value) if wrong), "")
+
+    return check_list
+
+
+def table(known: Mapping[str, Check] | None = None, others: Check | None = None) -> Check:
+    """An object: `known` keys pass their check or are null, all others pass `others`."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, dict):
+            return "is not an object"
+        for key, item in value.items():
+            own = (known or {}).get(key) or others or plain
+            if wrong := text()(key) or (own(item) if item is not None else ""):
+                return f"has {key[:80]!a}, which {wrong}"
+        return ""
+
+    return check
+
+
+def plain(value: Any, depth: int = MAX_DEPTH) -> str:
+    """Whether a value of a key that no reader knows is harmless."""
+    if depth == 0:
+        return "is nested too deeply"
+    if isinstance(value, dict | list):
+        keys, items = (value.keys(), value.values()) if isinstance(value, dict) else ((), value)
+        wrong = filter(None, map(text(), keys))
+        return next(wrong, "") or next(filter(None, (plain(item, depth - 1) for item in items)), "")
+    if isinstance(value, str):
+        return text(MAX_TEXT)(value)
+    return "" if value is None or isinstance(value, bool) else number()(value)
+
+
+CLOCK = number(0, MAX_SECONDS)
+SHARE = number(0, 1)
+IDENTIFIER = text(pattern=r"[A-Za-z0-9_.-]*")
+SCIENCE = table(others=leaf)
+EXECUTION = table({"device": text(), "threads": count()}, others=leaf)
+COLUMNS: dict[str, Check] = {
+    **dict.fromkeys(("run", "signature", "group", "dataset", "model", "backbone", "routing", "schedule"), text()),
+    **dict.fromkeys(("num_routing", "seed", "epochs", "epochs_done", "parameters"), count()),
+    "seconds": CLOCK,
+}
+ATTEMPT = table(
+    {
+        **dict.fromkeys(("commit", "python", "host", "processor", "gpu", "job"), text()),
+        **dict.fromkeys(("snapshot", "submission"), IDENTIFIER),
+        **dict.fromkeys(("pid", "restart"), count()),
+        "started": CLOCK,
+        "dirty": flag,
+        "code": table(others=text()),
+        "versions": table(others=text()),
+        "execution": EXECUTION,
+    }
+)
+RECORD: dict[str, Check] = {  # run.json and summary.json
+    **COLUMNS,
+    "state": text(),
+    "failure": text(),
+    "error": text(MAX_TEXT),
+    "ended": CLOCK,
+    "science": SCIENCE,
+    "execution": EXECUTION,
+    "attempts": each(ATTEMPT, MAX_ATTEMPTS),
+    "data_sha256": text(),
+    "sweep": text(),
+    "wandb_id": IDENTIFIER,
+    "classes": each(text()),
+    "normalization": table(others=each(number())),
+    "imported": table(),
+}
+NO_NULL = ("science", "execution", "attempts", "epochs_done", "seconds", "data_sha256", "imported")
+TICKET: dict[str, Check] = {  # queued.json
+    "submission": text(),
+    "user": text(),
+    "config": table(),
+    "columns": table(COLUMNS),
+    "science": SCIENCE,
+    "attempts": count(),
+}
+SWEEP: dict[str, Check] = {"sweep": text(), "command": each(text(MAX_TEXT)), "signatures": each(text())}
+JOB: dict[str, Check] = {"runs": each(text(4096)), "snapshot": text(4096), "settings": table()}
+
+
+def read_typed(path: Path, known: Mapping[str, Check], nulls: bool = False) -> dict[str, Any]:
+    """What is valid of the object in a file; {} when there is none. Says in one line what is damaged.
+
+    Keys whose value is null are kept only with `nulls`.
+    """
+    try:
+        value = json.loads(read_file(path, MAX_BYTES))
+        if not isinstance(value, dict):
+            raise ValueError("it holds no object")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        _say(path, getattr(error, "strerror", None) or " ".join(str(error).split())[:200])
+        return {}
+    wrong = {key: problem for key, item in value.items() if (problem := _problem(key, item, known))}
+    if wrong:
+        _say(path, "; ".join(f"{key[:80]!a} {problem}" for key, problem in list(wrong.items())[:3]))
+    return {key: item for key, item in value.items() if key not in wrong and (nulls or item is not None)}
+
+
+def _problem(key: str, value: Any, known: Mapping[str, Check]) -> str:
+    if value is None:
+        return ""
+    rule = re.fullmatch("(accuracy|epoch)_[a-z0-9_]+", key)
+    check = known.get(key) or ((SHARE if rule[1] == "accuracy" else count()) if rule else plain)
+    return text()(key) or check(value)
+
+
+_said: set[tuple[str, str]] = set()
+
+
+def _say(path: Path, why: str) -> None:
+    """Once per process: a command reads a record several times."""
+    if (line := (str(path.absolute()), why)) not in _said:
+        _said.add(line)
+        log.warning("%s: damaged (%s: %s)", path.parent.name, path.name, why)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What is valid of a run's run.json: the columns of `load_runs`, science, provenance, execution, attempts."""
+    record = read_typed(folder / "run.json", RECORD, nulls=True)
+    return {key: value for key, value in record.items() if value is not None or key not in NO_NULL}
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    return read_typed(folder / "summary.json", RECORD)
+
+
+def valid_row(row: Any) -> bool:
+    """Whether a line of metrics.jsonl is an epoch's row. Losses may be infinite or NaN."""
+    if not isinstance(row, dict) or SHARE(row.get("test_accuracy")) or count()(row.get("epoch", 0)):
+        return False
+    finite = [value for value in row.values() if not (isinstance(value, float) and not math.isfinite(value))]
+    return not any(map(number(), finite))

@@ -1,0 +1,257 @@
+"""Run folders of others: what is wrong in one of them costs a line, and no command."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from synthetic import finished_run
+
+from capsule_sweeps import compose_config, load_runs
+from capsule_sweeps.runs.files import MAX_BYTES, last_lines, read_file, write_json
+from capsule_sweeps.runs.metrics import read_metrics
+from capsule_sweeps.runs.plan import Policy, make_plan
+from capsule_sweeps.runs.record import RECORD, read_record, read_typed
+from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.signature import columns, science
+
+FOLDERS = 8
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "flat" / "finished"
+
+
+def write(path: Path, text: str | bytes) -> dict[str, Any]:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_record(path.parent)
+
+
+def test_a_record_of_ours_is_read_whole() -> None:
+    (folder,) = GOLDEN.iterdir()
+    record = json.loads((folder / "run.json").read_text())
+    assert read_record(folder) == record
+    assert set(record) - {"accuracy_last"} >= {"science", "attempts", "normalization", "classes", "wandb_id"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("epochs", 10**40, "is out of range"),
+        ("num_routing", 1.5, "is not a whole number"),
+        ("seed", True, "is not a whole number"),
+        ("parameters", 1e300, "is not a whole number"),
+        ("accuracy_last", 10**400, "is out of range"),
+        ("accuracy_some_rule", 1.5, "is out of range"),
+        ("accuracy_last", float("nan"), "is out of range"),
+        ("epoch_best_test", "x", "is not a whole number"),
+        ("seconds", float("inf"), "is out of range"),
+        ("ended", -1, "is out of range"),
+        ("dataset", ["digits"], "is not text"),
+        ("model", "x" * 10**6, "has more than 1,000 letters"),
+        ("group", "\ud800", "is not Unicode text"),
+        ("wandb_id", "x/../../../../victim", "is not an identifier"),
+        ("science", [], "is not an object"),
+        ("science", {"training.lr": {}}, "has 'training.lr', which is not a number"),
+        ("science", {"\ud800": 1}, "has '\\ud800', which is not Unicode text"),
+        ("attempts", [{"code": 5}], "has an entry that has 'code', which is not an object"),
+        ("attempts", [{"submission": "../x/sub"}], "has an entry that has 'submission', which is not an identifier"),
+        ("attempts", [{"started": float("nan")}], "has an entry that has 'started', which is out of range"),
+        ("attempts", [{}] * 20_000, "has more than 1,000 entries"),
+        ("execution", {"device": 5}, "has 'device', which is not text"),
+        ("anything else", {"a": [10**400]}, "is out of range"),
+    ],
+)
+def test_one_wrong_value_is_left_out_with_a_line(tmp_path, caplog, key, value, why) -> None:
+    folder = tmp_path / "x-00000000"
+    record = write(folder / "run.json", json.dumps({"state": "failed", key: value}))
+    assert record == {"state": "failed"}
+    assert caplog.messages == [f"x-00000000: damaged (run.json: {key!a} {why})"]
+    read_record(folder)
+    assert len(caplog.messages) == 1, "a command that reads a record twice says it once"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "Expecting value"),
+        ("[]", "it holds no object"),
+        ("[" * 200_000, "recursion"),
+        (b"\xff\xfe", "codec"),
+        ("1" * 10_000, "digits"),
+        (" " * (MAX_BYTES + 1), "larger than 16,777,216 bytes"),
+    ],
+)
+def test_a_file_that_is_no_object_counts_as_absent(tmp_path, caplog, text, why) -> None:
+    assert write(tmp_path / "x-00000000" / "run.json", text) == {}
+    (line,) = caplog.messages
+    assert line.startswith("x-00000000: damaged (run.json: ") and why in line and len(line) < 300
+
+
+def test_null_is_no_value(tmp_path) -> None:
+    folder = tmp_path / "x-00000000"
+    assert write(folder / "run.json", '{"science": null, "attempts": null, "error": null}') == {"error": None}
+    assert read_typed(folder / "run.json", RECORD) == {}
+
+
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "pipe", "device", "folder"])
+def test_only_regular_files_are_read(tmp_path, place, capsule_sweeps, kind) -> None:
+    """No command waits for a pipe, fills the memory from a device, or shows what a link points to."""
+    secret = tmp_path / "secret"
+    secret.write_text('{"state": "failed", "error": "5ecre7", "test_accuracy": 0.5}')
+    folder = finished_run(["dataset=digits", "seed=0"], 0.5, state="failed")
+    for name in ("run.json", "error.txt", "log.txt", "metrics.jsonl", "queued.json", "attempt-1.json"):
+        path = folder / name
+        path.unlink(missing_ok=True)
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            target = {"link": secret, "link to nothing": tmp_path / "nothing", "device": Path("/dev/zero")}[kind]
+            path.symlink_to(target)
+    finished_run(["dataset=digits", "seed=1"], 0.5)
+    started = time.monotonic()
+    ended = [capsule_sweeps(*words) for words in (["status"], ["results"], ["show", folder.name], ["report"])]
+    assert all(one.code == 0 and "5ecre7" not in one.text for one in ended), ended
+    assert "5ecre7" not in Path("report.html").read_text()
+    assert time.monotonic() - started < 60
+    with pytest.raises((ValueError, OSError)):
+        read_file(folder / "run.json", 100)
+
+
+def test_last_lines_of_a_large_file(tmp_path) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text("".join(f"line {number}\n" for number in range(100_000)))
+    assert last_lines(path, 2) == ["line 99998", "line 99999"]
+    assert last_lines(tmp_path / "nothing", 2) == []
+
+
+@pytest.mark.parametrize("value", ["NaN", "2", "-0.1", "1e999", "1" * 500, "true", '"x"', "null", "[]"])
+def test_rows_of_metrics_are_bounded(tmp_path, value) -> None:
+    folder = tmp_path / "x-00000000"
+    folder.mkdir()
+    rows = ['{"epoch": 1, "test_accuracy": 0.5, "test_loss": NaN}', f'{{"epoch": 2, "test_accuracy": {value}}}']
+    (folder / "metrics.jsonl").write_text("\n".join(rows))
+    found, damage = read_metrics(Run(folder))
+    assert len(found) == 1 and "damaged in line 2" in damage
+
+
+def test_a_name_that_is_no_text_is_no_run_folder(place) -> None:
+    finished_run(["dataset=digits", "seed=1"], 0.5)
+    os.mkdir(b"runs/\xff-00000000")
+    assert len(load_runs("runs")) == 1
+
+
+# ── mutations ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+HOSTILE: list[Any] = [None, True, 0, -1, 1.5, 10**40, 10**400, 1e308, float("nan"), float("inf"), "", "x", "\ud800"]
+HOSTILE += ["\x00\x1b[2J", "[/b]", "$\\badmath{$", "../../etc/passwd", "/dev/zero", "x" * 100_000, "1e400", "–€"]
+HOSTILE += [[], [5], [[]], ["\ud800"], {}, {"a": 5}, {"\ud800": 1}, [{}], [{"code": 5}], [None], {"": None}]
+deep: Any = 1
+for _ in range(500):
+    deep = [deep]
+HOSTILE.append(deep)
+RAW = [b"", b"{", b"\x00" * 64, b"\xff\xfe", b"null", b"5", b"[" * 100_000, b'{"epochs": 1e999}']
+FILES = ("run.json", "summary.json", "queued.json", "attempt-1.json", "metrics.jsonl", "sweep")
+
+
+def mutate(value: Any, choose: random.Random) -> Any:
+    """A copy in which one node, wherever in it, is replaced, removed, or has one more beside it."""
+    if isinstance(value, dict) and value and choose.random() < 0.9:
+        key = choose.choice(sorted(value))
+        if choose.random() < 0.1:
+            return {name: item for name, item in value.items() if name != key}
+        return {**value, key: mutate(value[key], choose)}
+    if isinstance(value, list) and value and choose.random() < 0.7:
+        place = choose.randrange(len(value))
+        return [*value[:place], mutate(value[place], choose), *value[place + 1 :]]
+    return choose.choice(HOSTILE)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """Run folders with all files that listing commands read, and a sweep."""
+    place = tmp_path_factory.mktemp("whole")
+    (golden,) = GOLDEN.iterdir()
+    attempts = json.loads((golden / "run.json").read_text())["attempts"]
+    signatures = []
+    for seed in range(FOLDERS):
+        state = ("finished", "failed", "interrupted", "finished")[seed % 4]
+        words = ["dataset=digits", f"seed={seed}", f"num_routing={1 + seed % 2}", f"runs_dir={place}/runs"]
+        config, folder = compose_config(words), finished_run(words, 0.5 + seed / 100, state=state)
+        record = json.loads((folder / "run.json").read_text())
+        write_json(folder / "run.json", {**record, "attempts": attempts, "epochs_done": 2, "error": "x", "sweep": "s"})
+        ticket = {"submission": "sweep-00000000-000000", "user": "somebody", "attempts": 0}
+        write_json(folder / "queued.json", {**ticket, "columns": columns(config), "science": science(config)})
+        write_json(folder / "attempt-1.json", {"host": "here", "pid": 1, "start": "0", "time": 0, "released": 1})
+        shutil.copy(golden / "metrics.jsonl", folder)
+        (folder / "error.txt").write_text("what went wrong\n")
+        signatures.append(folder.name[-8:])
+    (place / "runs" / ".sweeps").mkdir()
+    command = ["launch.py", "-m", "seed=0"]
+    write_json(place / "runs" / ".sweeps" / "sweep-00000000.json", {"command": command, "signatures": signatures})
+    return place / "runs"
+
+
+def damage(runs_dir: Path, choose: random.Random) -> None:
+    """One mutation in one file of each folder."""
+    for folder in sorted(path for path in runs_dir.iterdir() if not path.name.startswith(".")):
+        name = choose.choice(FILES)
+        path = runs_dir / ".sweeps" / "sweep-00000000.json" if name == "sweep" else folder / name
+        if not path.exists():
+            path = folder / "run.json"
+        if choose.random() < 0.1:
+            path.write_bytes(choose.choice(RAW))
+            continue
+        try:
+            lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+            place = choose.randrange(len(lines))
+            lines[place] = json.dumps(mutate(json.loads(lines[place]), choose))
+        except (ValueError, RecursionError):
+            continue  # the sweep's file was damaged before
+        path.write_text("\n".join(lines))
+
+
+def listings_survive(whole: Path, place: Path, capsule_sweeps: Any, seed: int) -> None:
+    runs_dir = place / "runs"
+    shutil.rmtree(runs_dir, ignore_errors=True)
+    shutil.copytree(whole, runs_dir)
+    damage(runs_dir, random.Random(seed))
+    names = sorted(path.name for path in runs_dir.iterdir() if not path.name.startswith("."))
+    commands = [["status"], ["results"], ["results", "--ablation"], ["gc"], ["report"]]
+    commands += [["show", names[seed % FOLDERS]], ["show", names[(seed + 1) % FOLDERS], "--format", "json"]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # letters that the font lacks
+        for words in commands:
+            ended = capsule_sweeps(*words)
+            assert ended.code == 0 and "Traceback" not in ended.text, (words, ended.text)
+            assert "\x1b[2J" not in ended.text
+    config = compose_config(["dataset=digits", "seed=99", f"runs_dir={runs_dir}"])
+    (point,) = make_plan([config], [["seed=99"]], Policy())
+    assert point.action == "run"
+
+
+anything = settings(  # a seed shrinks to nothing simpler
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None, phases=[Phase.generate]
+)
+
+
+@settings(anything, max_examples=25)  # of FOLDERS mutations each
+@given(seed=st.integers(0, 2**32))
+def test_damaged_records_break_no_listing(whole, place, capsule_sweeps, seed) -> None:
+    listings_survive(whole, place, capsule_sweeps, seed)
+
+
+@pytest.mark.nightly
+@settings(anything, max_examples=250)
+@given(seed=st.integers(0, 2**32))
+def test_two_thousand_mutations_break_no_listing(whole, place, capsule_sweeps, seed) -> None:
+    listings_survive(whole, place, capsule_sweeps, seed)
