@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from capsule_sweeps.routing.base import Capsules, LayerShape, Routing
-from capsule_sweeps.routing.votes import VoteMap
+from capsule_sweeps.routing.votes import FastVotes, Votes
 
 # B, N, M, H, W, (k, l), stride, a, x, d
 SHAPES = {
@@ -31,7 +31,7 @@ DIGITS = [
 
 
 class Layer(NamedTuple):
-    votes: VoteMap
+    votes: Votes
     children: Capsules
     shape: LayerShape
 
@@ -56,7 +56,7 @@ class Layer(NamedTuple):
 
     def permuted(self, order: Tensor) -> "Layer":
         children = Capsules(self.children.poses[:, order], self.children.activations[:, order])
-        return Layer(self.votes._replace(weight=self.votes.weight[:, :, order]), children, self.shape)
+        return Layer(FastVotes(self.votes.weight[:, :, order], self.votes.stride), children, self.shape)
 
 
 def make_layer(shape: Any, dtype: torch.dtype = torch.float64, seed: int = 0, size: float = 1.0) -> Layer:
@@ -70,7 +70,7 @@ def make_layer(shape: Any, dtype: torch.dtype = torch.float64, seed: int = 0, si
         size * randn(batch, num_children, height, width, a * x), randn(batch, num_children, height, width).sigmoid()
     )
     weight = randn(k, l, num_children, x, num_parents, d)
-    return Layer(VoteMap(weight, stride), children, LayerShape((k, l), num_children, a * x, num_parents, a * d))
+    return Layer(FastVotes(weight, stride), children, LayerShape((k, l), num_children, a * x, num_parents, a * d))
 
 
 @st.composite
@@ -96,7 +96,7 @@ def check_gradients(make_routing: Callable[[Layer], Routing], num_routing: int) 
     routing = make_routing(layer)
 
     def route(poses: Tensor, activations: Tensor, weight: Tensor) -> Any:
-        votes = layer.votes._replace(weight=weight)
+        votes = FastVotes(weight, layer.votes.stride)
         parents = layer._replace(votes=votes, children=Capsules(poses, activations)).step(routing, num_routing)
         return parents.poses if parents.activations is None else parents[:2]
 

@@ -27,6 +27,7 @@ from capsule_sweeps.console import bar
 from capsule_sweeps.data.augment import normalize
 from capsule_sweeps.data.load import Data, load_data
 from capsule_sweeps.evaluation.weights import load_checkpoint
+from capsule_sweeps.networks.capsnet import CapsNet
 from capsule_sweeps.results.render import render
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.select import find_run
@@ -61,7 +62,7 @@ def evaluate(arguments: argparse.Namespace) -> str:
     iterations = parse_iterations(arguments.num_routing)
     model, config, checkpoint = load_checkpoint(run.folder)
     config, data = load_test_data(config, arguments.overrides)
-    iterates = config.model.get("num_routing") is not None and "num_routing" not in config.model.routing
+    iterates = isinstance(model, CapsNet) and model.capsules.class_routing.iterates
     said = []
     if iterations and not iterates:
         said.append(f"--num-routing means nothing for {model_name(config)}, which has no iterations.")

@@ -2,7 +2,7 @@
 
 Letters as in `routing`. What is exported takes images as they are, (B, C, H, W) uint8, normalises them itself and
 returns logits (B, classes) in float32, for any B. The fast routed pass is an operator of this package, which nobody
-else has; in its place stands the same in plain operations, PlainVotes.
+else has; in its place stands the same in plain operations, RecordingVotes.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,52 +20,14 @@ from torch import Tensor, nn
 
 from capsule_sweeps.data.augment import normalize
 from capsule_sweeps.evaluation.weights import load_trained
-from capsule_sweeps.networks.layers import CapsuleLayer
-from capsule_sweeps.routing.votes import VoteMap
+from capsule_sweeps.networks.capsnet import CapsNet
+from capsule_sweeps.routing.votes import RecordingVotes
 from capsule_sweeps.runs.files import write_atomic
 from capsule_sweeps.runs.run import Run
 
 BATCHES = (1, 3, 8)  # that the program is checked with; it is traced with 2
 TOLERANCE = 1e-4  # of the largest logit
 FACTS = "capsule_sweeps.json"  # beside the program in the file
-
-
-class PlainVotes(VoteMap):
-    """What VoteMap does, in operations of torch alone, for the whole batch: the votes of one place of the kernel after
-    the other, so that they are never there all at once."""
-
-    def routed(self, children: Tensor, parents: Tensor) -> Tensor:
-        sums: Any = 0
-        for votes in self._by_place(children):
-            sums = sums + _weighted(votes, _agreement(votes, parents).softmax(4))
-        return _as_parents(sums)
-
-    def attended(self, children: Tensor, parents: Tensor) -> Tensor:
-        found = torch.stack([_agreement(votes, parents) for votes in self._by_place(children)], 3)  # B h w (k l) N M
-        r = found.flatten(3, 4).softmax(3).view_as(found).unbind(3)
-        sums: Any = sum(_weighted(votes, own) for votes, own in zip(self._by_place(children), r, strict=True))
-        return _as_parents(sums)
-
-    def _by_place(self, children: Tensor) -> Iterator[Tensor]:
-        """Votes (B, h, w, N, M, E) of the children at each place (k, l) under the kernel."""
-        windows = self.windows(children.unflatten(4, (-1, self.weight.shape[3])))  # B h w k l N a x
-        for k, row in enumerate(self.weight):
-            for l, weight in enumerate(row):  # noqa: E741
-                yield torch.einsum("bhwnax,nxmd->bhwnmad", windows[:, :, :, k, l], weight).flatten(5)
-
-
-def _agreement(votes: Tensor, parents: Tensor) -> Tensor:
-    """⟨V, parents⟩ / √E (B, h, w, N, M) of votes (B, h, w, N, M, E) with parents (B, M, h, w, E)."""
-    return (votes * parents.movedim(1, 3).unsqueeze(3)).sum(-1) * parents.shape[-1] ** -0.5
-
-
-def _weighted(votes: Tensor, r: Tensor) -> Tensor:
-    return (r.unsqueeze(-1) * votes).sum(3)
-
-
-def _as_parents(sums: Tensor) -> Tensor:
-    """(B, h, w, M, E) → (B, M, h, w, E)."""
-    return sums.movedim(3, 1)
 
 
 class Whole(nn.Module):
@@ -83,7 +44,9 @@ class Whole(nn.Module):
         self.register_buffer("shift", (-means / stds).float())
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images.float() * self.scale + self.shift)
+        normalized = images.float() * self.scale + self.shift
+        plain = {"votes": RecordingVotes} if isinstance(self.model, CapsNet) else {}
+        logits: Tensor = self.model(normalized, **plain)
         return logits
 
 
@@ -141,10 +104,7 @@ def describe(run: Run, config: DictConfig) -> dict[str, Any]:
 
 
 def program_bytes(model: nn.Module, config: DictConfig, example: Tensor, facts: dict[str, Any]) -> bytes:
-    """The file's content. Changes the layers of the model."""
-    for layer in model.modules():
-        if isinstance(layer, CapsuleLayer):
-            layer.votes = partial(_plain_votes, layer)  # type: ignore[method-assign]
+    """The file's content."""
     whole = Whole(model, config.dataset.mean, config.dataset.std).eval()
     buffer = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
@@ -155,10 +115,6 @@ def program_bytes(model: nn.Module, config: DictConfig, example: Tensor, facts: 
             node.meta.pop("stack_trace", None)  # paths of this machine
         torch.export.save(program, buffer, extra_files={FACTS: json.dumps(facts, indent=1)})
     return buffer.getvalue()
-
-
-def _plain_votes(layer: CapsuleLayer) -> PlainVotes:
-    return PlainVotes(*CapsuleLayer.votes(layer))
 
 
 def difference(data: bytes, images: Tensor, wanted: Tensor) -> float:

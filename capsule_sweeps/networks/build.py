@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from omegaconf import DictConfig
 from torch import nn
 
 from capsule_sweeps.config.build import build
-from capsule_sweeps.networks.layers import CapsuleLayer
 from capsule_sweeps.routing.compiled import CompiledForward, decide
+from capsule_sweeps.routing.votes import FastVotes
 
 
 def build_model(config: DictConfig) -> nn.Module:
@@ -20,15 +22,14 @@ def build_model(config: DictConfig) -> nn.Module:
     that makes a model impossible.
     """
     dataset = config.dataset
+    compiled = "training" in config and decide(config, _expected_device(config.device))
     model: nn.Module = build(
         config.model,
         image_shape=(dataset.channels, dataset.image_size, dataset.image_size),
         num_classes=dataset.num_classes,
+        **({"votes": partial(FastVotes, fused=compiled)} if "capsules" in config.model else {}),
     )
-    if "training" in config and decide(config, _expected_device(config.device)):
-        for module in model.modules():
-            if isinstance(module, CapsuleLayer):
-                module.fused = True
+    if compiled:
         model.forward = CompiledForward(model)
     return model
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from capsule_sweeps.config.build import build
 from capsule_sweeps.networks.layers import Step
 from capsule_sweeps.networks.stack import Capsules, CapsuleStack
+from capsule_sweeps.routing.votes import FastVotes, MakeVotes
 
 
 class Intermediates(NamedTuple):
@@ -49,8 +50,9 @@ class CapsNet(nn.Module):
     `backbone`, `capsules` and `routing` are the config groups of these names; `head` is `shared` by all class capsules,
     or each has its `own`; a routing may have logits of its own instead. ValueError names a key that cannot be.
 
-    `model(images, intermediates=True)` returns logits and Intermediates. It computes them from explicit votes, an image
-    at a time and never compiled; in evaluation mode the logits are those of the fast way but for rounding.
+    `votes` makes the Votes of the layers; `model(images, votes=…)` uses others for once.
+    `model(images, intermediates=True)` returns logits and Intermediates. It computes them from recorded votes, never
+    compiled; in evaluation mode the logits are those of the fast way but for rounding.
     """
 
     def __init__(
@@ -62,12 +64,13 @@ class CapsNet(nn.Module):
         image_shape: tuple[int, int, int],
         num_classes: int,
         head: str = "shared",
+        votes: MakeVotes = FastVotes,
     ) -> None:
         super().__init__()
         if head not in HEADS:
             raise ValueError(f"model.head={head} is unknown: it must be one of {', '.join(HEADS)}")
         self.backbone = build(backbone, image_shape=image_shape)
-        self.capsules = CapsuleStack(capsules, routing, num_routing, self.backbone.out_shape, num_classes)
+        self.capsules = CapsuleStack(capsules, routing, num_routing, self.backbone.out_shape, num_classes, votes)
         own = self.capsules.class_routing.has_class_logits
         if own and head != "shared":
             raise ValueError(
@@ -76,12 +79,14 @@ class CapsNet(nn.Module):
             )
         self.head = None if own else HEADS[head](num_classes, self.capsules.out_shape[-1])
 
-    def forward(self, images: Tensor, intermediates: bool = False) -> Tensor | tuple[Tensor, Intermediates]:
+    def forward(
+        self, images: Tensor, intermediates: bool = False, votes: MakeVotes | None = None
+    ) -> Tensor | tuple[Tensor, Intermediates]:
         features = self.backbone(images)
         if intermediates:
             capsules, steps = self.capsules.watch(features)
             return self._logits(capsules[-1]), Intermediates(features, capsules[0].poses, steps)
-        return self._logits(self.capsules(features)[-1])
+        return self._logits(self.capsules(features, votes)[-1])
 
     def _logits(self, classes: Capsules) -> Tensor:
         logits: Tensor

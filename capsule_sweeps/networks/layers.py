@@ -9,9 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from capsule_sweeps.routing.base import Capsules, Routing
-from capsule_sweeps.routing.votes import ExplicitVotes, VoteMap
+from capsule_sweeps.routing.votes import FastVotes, MakeVotes, RecordingVotes
 
 Shape = tuple[int, int, int, int]  # N, H, W, D
+
+
+class Step(NamedTuple):
+    """One iteration of one layer: parents, coefficients, and how much the votes agree with these parents.
+
+    poses (B, M, h, w, E); coefficients and agreement ⟨V, poses⟩ / √E: (B, h, w, k, l, N, M), where (h, w) is the
+    parent's place and (k, l, N) the child under its kernel.
+    """
+
+    poses: Tensor
+    coefficients: Tensor
+    agreement: Tensor
 
 
 class PrimaryCapsules(nn.Module):
@@ -47,8 +59,8 @@ class CapsuleLayer(nn.Module):
     """One layer of parents: its weight and its routing. A fully connected one is a kernel as large as the grid.
 
     `child_shape` (N, H, W, D); `kernel_size` is None for a fully connected layer; `matrix`: poses are square matrices,
-    else vectors. `routing` does one step: see `routing`. Initial weights are normal with standard deviation
-    √(M / (x·N·k·l)).
+    else vectors. `routing` does one step: see `Routing`. `votes` makes the Votes that it gets. `interleaved`: with the
+    windows of the published code, see `interleave`. Initial weights are normal with deviation √(M / (x·N·k·l)).
     """
 
     def __init__(
@@ -60,6 +72,8 @@ class CapsuleLayer(nn.Module):
         stride: int,
         matrix: bool,
         routing: Routing,
+        votes: MakeVotes = FastVotes,
+        interleaved: bool = False,
     ) -> None:
         super().__init__()
         num_children, height, width, child_size = child_shape
@@ -71,25 +85,36 @@ class CapsuleLayer(nn.Module):
         self.weight = nn.Parameter(torch.empty(k, l, num_children, x, num_capsules, d))
         nn.init.normal_(self.weight, std=sqrt(num_capsules / (x * num_children * k * l)))
         self.routing = routing
-        self.fused = False  # set by build_model: whether routed passes are compiled
-        self.interleaved = False  # set by the stack: see `interleave`
+        self.make_votes = votes
+        self.interleaved = interleaved
         self.out_shape: Shape = (num_capsules, (height - k) // stride + 1, (width - l) // stride + 1, pose_size)
 
-    def votes(self) -> VoteMap:
-        """What the children, as `seen`, vote for the parents."""
-        scale, stride = self.routing.vote_scale, self.weight.shape[0] if self.interleaved else self.stride
-        return VoteMap(self.weight if scale == 1 else self.weight * scale, stride, self.fused)
+    def forward(self, children: Capsules, previous: Capsules | None = None, votes: MakeVotes | None = None) -> Capsules:
+        """The parents after one more iteration, or after the first where there is no `previous`.
 
-    def seen(self, children: Capsules) -> Capsules:
+        `votes` takes the place of those that the layer was made with.
+        """
+        parents: Capsules = self.routing((votes or self.make_votes)(*self._scaled()), self._seen(children), previous)
+        return parents
+
+    def watch(self, children: Capsules, previous: Capsules | None = None) -> tuple[Capsules, Step]:
+        """What `forward` returns, computed from recorded votes, and what was seen of it."""
+        votes, children = RecordingVotes(*self._scaled()), self._seen(children)
+        parents: Capsules = self.routing(votes, children, previous)
+        coefficients = votes.coefficients if parents.coefficients is None else parents.coefficients
+        assert coefficients is not None
+        return parents, Step(parents.poses, coefficients, votes.agreement(children.poses, parents.poses))
+
+    def _scaled(self) -> tuple[Tensor, int]:
+        """The weight and the stride of the votes."""
+        scale, stride = self.routing.vote_scale, self.weight.shape[0] if self.interleaved else self.stride
+        return self.weight if scale == 1 else self.weight * scale, stride
+
+    def _seen(self, children: Capsules) -> Capsules:
         """The children as the votes take them."""
         if not self.interleaved:
             return children
         return Capsules(interleave(children.poses, self.weight.shape[0], self.stride))
-
-    def forward(self, children: Capsules, previous: Capsules | None = None) -> Capsules:
-        """The parents after one more iteration, or after the first where there is no `previous`."""
-        parents: Capsules = self.routing(self.votes(), self.seen(children), previous)
-        return parents
 
 
 def interleave(poses: Tensor, kernel_size: int, stride: int) -> Tensor:
@@ -103,31 +128,3 @@ def interleave(poses: Tensor, kernel_size: int, stride: int) -> Tensor:
     h, w, size = windows.shape[2:5]
     mixed = windows.permute(0, 1, 5, 6, 4, 2, 3).flatten(4).unflatten(4, (h, w, size))  # B N k l h w D
     return mixed.permute(0, 1, 4, 2, 5, 3, 6).flatten(4, 5).flatten(2, 3)
-
-
-class Step(NamedTuple):
-    """One iteration of one layer: parents, coefficients, and how much the votes agree with these parents.
-
-    poses (B, M, h, w, E); coefficients and agreement ⟨V, poses⟩ / √E: (B, h, w, k, l, N, M), where (h, w) is the
-    parent's place and (k, l, N) the child under its kernel.
-    """
-
-    poses: Tensor
-    coefficients: Tensor
-    agreement: Tensor
-
-
-class Watched:
-    """A layer that computes from explicit votes and keeps every iteration's Step."""
-
-    def __init__(self, layer: CapsuleLayer) -> None:
-        self.layer = layer
-        self.steps: list[Step] = []
-
-    def __call__(self, children: Capsules, previous: Capsules | None = None) -> Capsules:
-        votes, children = ExplicitVotes(self.layer.votes()), self.layer.seen(children)
-        parents: Capsules = self.layer.routing(votes, children, previous)
-        found = parents.coefficients if votes.coefficients is None else votes.coefficients
-        coefficients = self.steps[-1].coefficients if found is None else found
-        self.steps.append(Step(parents.poses, coefficients, votes.agreement(children.poses, parents.poses)))
-        return parents

@@ -7,14 +7,16 @@ A layer says only what is its own; grid, number and size of its children come fr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import isqrt
 from typing import Any
 
 from torch import Tensor, nn
 
 from capsule_sweeps.config.build import build
-from capsule_sweeps.networks.layers import CapsuleLayer, PrimaryCapsules, Shape, Step, Watched
+from capsule_sweeps.networks.layers import CapsuleLayer, PrimaryCapsules, Shape, Step
 from capsule_sweeps.routing.base import Capsules, LayerShape, Routing
+from capsule_sweeps.routing.votes import FastVotes, MakeVotes
 
 Layers = Sequence[Callable[..., Capsules]]
 
@@ -53,7 +55,8 @@ SCHEDULES = {"concurrent": concurrent, "sequential": sequential}
 class CapsuleStack(nn.Module):
     """Features (B, C, H, W) → the capsules of all layers: a list of primary, layers in order, class capsules.
 
-    `capsules` and `routing` are the config groups of these names. `out_shape` is (classes, 1, 1, D).
+    `capsules` and `routing` are the config groups of these names; `votes` makes the Votes of its layers. `out_shape` is
+    (classes, 1, 1, D).
     Raises ValueError for a stack that cannot be built, naming the key.
     """
 
@@ -64,11 +67,11 @@ class CapsuleStack(nn.Module):
         num_routing: int,
         feature_shape: tuple[int, int, int],
         num_classes: int,
+        votes: MakeVotes = FastVotes,
     ) -> None:
         super().__init__()
         _check_settings(capsules, routing, num_routing)
-        self.num_routing = num_routing
-        self.schedule = SCHEDULES[routing.get("schedule", "sequential")]
+        self.schedule = SCHEDULES[routing.get("schedule") or "sequential"]
         self.primary = _primary(capsules, feature_shape)
         own = {key: value for key, value in routing.items() if key not in ("schedule", "num_routing")}
         classes = {"type": "fc", "num_capsules": num_classes, **capsules["classes"]}
@@ -76,10 +79,10 @@ class CapsuleStack(nn.Module):
         self.layers = nn.ModuleList()
         self.out_shape = self.primary.out_shape
         for key, node in [*nodes, ("capsules.classes", classes)]:
-            layer = _layer(key, node, self.out_shape, capsules["pose"] == "matrix", own, capsules["dropout"])
-            layer.interleaved = bool(capsules.get("interleaved")) and not layer.fully_connected
+            layer = _layer(key, node, self.out_shape, capsules, own, votes)
             self.layers.append(layer)
             self.out_shape = layer.out_shape
+        self.num_routing = num_routing if self.class_routing.iterates else 1
         if self.class_routing.uses_activations and capsules.get("interleaved"):
             raise ValueError(
                 f"capsules.interleaved=true has no meaning for routing={routing['name']}, which the published code "
@@ -95,22 +98,32 @@ class CapsuleStack(nn.Module):
         assert isinstance(layer, CapsuleLayer)
         return layer.routing
 
-    def forward(self, features: Tensor) -> list[Capsules]:
-        return self.schedule(list(self.layers), self.primary(features), self.num_routing)
+    def forward(self, features: Tensor, votes: MakeVotes | None = None) -> list[Capsules]:
+        """`votes` takes the place of those that the layers were made with."""
+        layers = [partial(layer, votes=votes) for layer in self.layers]
+        return self.schedule(layers, self.primary(features), self.num_routing)
 
     def watch(self, features: Tensor) -> tuple[list[Capsules], list[list[Step]]]:
-        """What `forward` returns, computed from explicit votes, and the Steps of each layer, first iteration first."""
-        layers = [Watched(layer) for layer in self.layers if isinstance(layer, CapsuleLayer)]
-        values = self.schedule(layers, self.primary(features), self.num_routing)
-        return values, [layer.steps for layer in layers]
+        """What `forward` returns, from recorded votes, and the Steps of each layer, first iteration first."""
+        steps: list[list[Step]] = [[] for _ in self.layers]
+
+        def watched(number: int, children: Capsules, previous: Capsules | None = None) -> Capsules:
+            layer = self.layers[number]
+            assert isinstance(layer, CapsuleLayer)
+            parents, step = layer.watch(children, previous)
+            steps[number].append(step)
+            return parents
+
+        layers = [partial(watched, number) for number in range(len(self.layers))]
+        return self.schedule(layers, self.primary(features), self.num_routing), steps
 
 
 def _check_settings(capsules: Mapping[str, Any], routing: Mapping[str, Any], num_routing: int) -> None:
     if num_routing < 1:
         raise ValueError(f"num_routing={num_routing} is out of range: it must be at least 1")
-    if routing.get("schedule", "sequential") not in SCHEDULES:
+    if (routing.get("schedule") or "sequential") not in SCHEDULES:
         raise ValueError(f"routing.schedule={routing['schedule']} is unknown: it must be one of {', '.join(SCHEDULES)}")
-    if "num_routing" in routing and "schedule" in routing:
+    if "num_routing" in routing and routing.get("schedule") is not None:
         raise ValueError(
             f"routing.schedule={routing['schedule']} has no meaning for routing={routing['name']}, "
             "which does not iterate: leave it out"
@@ -131,9 +144,15 @@ def _primary(capsules: Mapping[str, Any], feature_shape: tuple[int, int, int]) -
 
 
 def _layer(
-    key: str, node: Mapping[str, Any], child_shape: Shape, matrix: bool, routing: Mapping[str, Any], dropout: float
+    key: str,
+    node: Mapping[str, Any],
+    child_shape: Shape,
+    capsules: Mapping[str, Any],
+    routing: Mapping[str, Any],
+    votes: MakeVotes,
 ) -> CapsuleLayer:
     """The layer that the config node under `key` describes, above children of this shape."""
+    matrix = capsules["pose"] == "matrix"
     _, height, width, child_size = child_shape
     num_capsules, pose_size = node["num_capsules"], node["pose_size"]
     _check_counts(key, node, ("num_capsules",))
@@ -159,8 +178,9 @@ def _layer(
         raise ValueError(f"{key}.type={node['type']} is unknown: it must be conv or fc")
     kernel = (kernel_size, kernel_size) if kernel_size else (height, width)
     shape = LayerShape(kernel, child_shape[0], child_size, num_capsules, pose_size)
-    routing_of_layer = build(routing, shape=shape, dropout=dropout)
-    return CapsuleLayer(child_shape, num_capsules, pose_size, kernel_size, stride, matrix, routing_of_layer)
+    own = build(routing, shape=shape, dropout=capsules["dropout"])
+    interleaved = bool(capsules.get("interleaved")) and kernel_size is not None
+    return CapsuleLayer(child_shape, num_capsules, pose_size, kernel_size, stride, matrix, own, votes, interleaved)
 
 
 def _check_counts(key: str, node: Mapping[str, Any], names: tuple[str, ...]) -> None:

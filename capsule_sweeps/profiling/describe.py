@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pandas as pd
@@ -51,7 +51,11 @@ def layer_table(config: DictConfig) -> pd.DataFrame:
     eager = config.copy()
     eager.training.compile = "off"
     seen: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # name → what goes in, what comes out
-    own = {torch.ops.capsule_sweeps.routed: _routed_flops, torch.ops.capsule_sweeps.em: _em_flops}
+    own = {
+        torch.ops.capsule_sweeps.routed: _routed_flops,
+        torch.ops.capsule_sweeps.em: _em_flops,
+        torch.ops.capsule_sweeps.by_place: _place_flops,
+    }
     counter = FlopCounterMode(display=False, custom_mapping=own)
     with FakeTensorMode(), torch.no_grad():  # shapes without numbers, on a CPU: the meta device has no autocast
         model = build_model(eager).eval()
@@ -93,10 +97,7 @@ def note(config: DictConfig, frame: pd.DataFrame) -> str:
 
 
 def like_capsnet(config: DictConfig) -> str:
-    """Which `model.width` gives a CNN as many parameters, or multiply-adds, as a capsule network of this configuration.
-
-    Both grow as a + b·width + c·width², which three widths tell.
-    """
+    """Which `model.width` gives a CNN as many parameters, or multiply-adds, as a capsule network like this one."""
     rival = config.copy()
     rival.model = OmegaConf.load(CONF_DIR / "model" / "capsnet.yaml")
     OmegaConf.resolve(rival)
@@ -105,19 +106,27 @@ def like_capsnet(config: DictConfig) -> str:
         wanted = layer_table(rival).iloc[-1]
     except ValueError as error:
         return f"Its capsule network cannot be ({error})."
-    costs = [layer_table(OmegaConf.merge(config, {"model": {"width": w}})).iloc[-1] for w in (1, 2, 3)]  # type: ignore[arg-type]
+
+    @cache
+    def cost(width: int) -> dict[str, int]:
+        return dict(layer_table(OmegaConf.merge(config, {"model": {"width": width}})).iloc[-1])  # type: ignore[arg-type]
+
     words = []
     for key in ("parameters", "multiply_adds"):
-        one, two, three = (int(cost[key]) for cost in costs)
-        c = (three - 2 * two + one) / 2
-        b = two - one - 3 * c
-        a = one - b - c
-        width = round((-b + math.sqrt(max(0.0, b * b - 4 * c * (a - int(wanted[key]))))) / (2 * c))
-        name = key.replace("_", "-")
+        name, goal = key.replace("_", "-"), int(wanted[key])
+        low, high = 1, 2
+        while cost(high)[key] < goal:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if cost(middle)[key] < goal else (low, middle)
+        width = low if goal - cost(low)[key] < cost(high)[key] - goal else high
         fits = (
-            f"model.width={width} has about the {name}" if width > 0 else f"no model.width has as few {name} as those"
+            f"no model.width has as few {name} as those"
+            if int(cost(1)[key]) > goal
+            else (f"model.width={width} has about the {name}")
         )
-        words.append(f"{fits} of {told}, {int(wanted[key]):,}")
+        words.append(f"{fits} of {told}, {goal:,}")
     return f"With this backbone {', and '.join(words)}."
 
 
@@ -152,6 +161,13 @@ def _routed_flops(children: Any, parents: Any, weight: Any, stride: int, *settin
     k, l, num_children, x, num_parents, _ = weight  # noqa: E741
     batch, _, h, w, size = parents
     return 2 * batch * h * w * k * l * num_children * num_parents * (size * x + 2 * size)
+
+
+def _place_flops(name: str, patches: Any, weight: Any, values: Any, *, out_shape: Any) -> int:
+    """Of `attend`: each vote once, its product with the parent, and its part of the sum."""
+    places, num_i, a, x = patches
+    _, _, num_parents, d = weight
+    return 2 * places * num_i * num_parents * a * d * (x + 2)
 
 
 def _em_flops(children: Any, activations: Any, weight: Any, centres: Any, *settings: Any, out_shape: Any) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from capsule_sweeps.routing.base import Capsules, LayerShape, Routing, make_norm
-from capsule_sweeps.routing.votes import VoteMap
+from capsule_sweeps.routing.passes import place_step
+from capsule_sweeps.routing.votes import Votes
 
 
 class Attention(Routing):
@@ -19,7 +21,19 @@ class Attention(Routing):
         self.dropout = nn.Dropout(dropout)
         self.norm = make_norm(norm, shape.parent_size)
 
-    def forward(self, votes: VoteMap, children: Capsules, previous: Capsules | None) -> Capsules:
+    def forward(self, votes: Votes, children: Capsules, previous: Capsules | None) -> Capsules:
         """The parents after one more iteration; in the first all children have the same weight."""
-        sums = votes.average(children.poses) if previous is None else votes.attended(children.poses, previous.poses)
+        if previous is None:
+            sums = votes.average(children.poses)
+        else:
+            (attended,) = votes.by_place("attend", children.poses, previous.poses.movedim(1, 3))
+            sums = attended.movedim(3, 1).to(children.poses.dtype)
         return Capsules(self.norm(self.dropout(sums)))
+
+
+@place_step
+def attend(votes: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ_i r V (p, M, E) and r (p, i, M), the softmax over i of ⟨V, parents⟩ / √E."""
+    agreement = torch.einsum("pime,pme->pim", votes, parents) * parents.shape[-1] ** -0.5
+    r = agreement.softmax(1)
+    return torch.einsum("pim,pime->pme", r, votes), r

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from capsule_sweeps.routing.votes import VoteMap
+from capsule_sweeps.routing.votes import Votes
 
 LEAST_ACTIVATION = 1e-20  # children share from here on: gradients, as large as its reciprocal, still fit in float32
 
@@ -17,7 +17,7 @@ class Capsules(NamedTuple):
 
     `state` is what else the routing that made them wants to see again in its next step; nobody else reads it.
     `coefficients` (B, h, w, k, l, N, M) of the step that made them, for those who watch: a routing that computes them
-    itself returns them; those of VoteMap's sums are known to ExplicitVotes.
+    itself from `votes.explicit` returns them; those of other sums are recorded by RecordingVotes.
     """
 
     poses: Tensor
@@ -75,11 +75,12 @@ class Routing(nn.Module):
     stack's. It raises ValueError for what it cannot do.
     """
 
-    uses_activations = False  # True: primary capsules have activations, too
+    iterates = True  # False: one step is all, whatever num_routing says; its YAML then sets num_routing: 1
+    uses_activations = False  # True: primary capsules have activations
     has_class_logits = False  # True: `class_logits` takes the place of the model's head
     vote_scale = 1.0  # a layer's weights are multiplied by it; they begin as they should for Σ_i V / M and a LayerNorm
 
-    def forward(self, votes: VoteMap, children: Capsules, previous: Capsules | None) -> Capsules:
+    def forward(self, votes: Votes, children: Capsules, previous: Capsules | None) -> Capsules:
         """The parents after one more iteration; `previous` are those that the last one made, None in the first."""
         raise NotImplementedError
 

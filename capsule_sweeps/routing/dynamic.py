@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from capsule_sweeps.routing.base import Capsules, LayerShape, Routing, squash
-from capsule_sweeps.routing.votes import VoteMap
+from capsule_sweeps.routing.votes import Votes
 
 SMALLEST = 1e-12  # of squared lengths: the logarithm of 0 has no gradient
 
@@ -37,7 +37,7 @@ class Dynamic(Routing):
         self.vote_scale = shape.num_parents**0.5
         self.root = shape.parent_size**0.5  # `routed` divides the agreement by it, the paper does not
 
-    def forward(self, votes: VoteMap, children: Capsules, previous: Capsules | None) -> Capsules:
+    def forward(self, votes: Votes, children: Capsules, previous: Capsules | None) -> Capsules:
         """The parents after one more iteration; in the first every child spreads evenly."""
         if previous is None:
             sums = self.dropout(votes.uniform(children.poses))

@@ -1,8 +1,8 @@
 """EM routing: "Matrix Capsules with EM Routing", Hinton, Sabour, Frosst, ICLR 2018. Letters as in `routing`.
 
 `gaussian_pass` does an E-step and an M-step without storing the votes: it computes them for so many children at a
-time as fit the cache, for log r (i, M, p), for the means, for the variances, and again in the backward pass. With s the
-share of a child in a parent (s = r a / Σ_i r a), c, ρ and b the parents' centres, precisions and log weights before the
+time as fit the cache, for log r (i, M, p), for the means, for the variances, and again in the backward pass. (Autograd
+over slices takes 3 to 4 times as long.) With s the share of a child in a parent (s = r a / Σ_i r a), c, ρ and b the parents' centres, precisions and log weights before the
 step, μ and σ² the means and variances after it, and g gradients, that one computes
 
     ∂log s = s Σ_e (gμ (V − μ) + gσ ((V − μ)² − σ²)),  ∂log r = ∂log s + g r a,  ∂z = ∂log r − r Σ_m ∂log r,
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from capsule_sweeps.routing.base import LEAST_ACTIVATION, Capsules, LayerShape, Routing
 from capsule_sweeps.routing.kernels import add_weighted, vote_slices
 from capsule_sweeps.routing.passes import Layout, cache_slice
-from capsule_sweeps.routing.votes import ExplicitVotes, VoteMap, over_children, places_first
+from capsule_sweeps.routing.votes import Votes, over_children, places_first
 
 MIN_VARIANCE = 1e-4  # added to every variance: a parent whose votes are all the same is still a Gaussian
 
@@ -83,17 +83,17 @@ class EM(Routing):
         self.beta_u = nn.Parameter(torch.full((shape.num_parents,), -0.5 * math.log(num_votes)))
         self.beta_a = nn.Parameter(torch.zeros(shape.num_parents))
 
-    def forward(self, votes: VoteMap | ExplicitVotes, children: Capsules, previous: Capsules | None) -> Capsules:
+    def forward(self, votes: Votes, children: Capsules, previous: Capsules | None) -> Capsules:
         """The parents after one more iteration; in the first every child spreads evenly."""
         assert children.activations is not None
         with torch.autocast(children.poses.device.type, enabled=False):
             dtype = torch.promote_types(children.poses.dtype, torch.float32)
             poses, activations = children.poses.to(dtype), children.activations.to(dtype)
             gaussians = None if previous is None else _gaussians(previous)
-            if type(votes) is VoteMap:  # what stands in for it wants its votes seen
-                means, variances, amounts, r = *gaussian_pass(votes, poses, activations, gaussians), None
-            else:
+            if votes.records:
                 means, variances, amounts, r = explicit_step(votes, poses, activations, gaussians)
+            else:
+                means, variances, amounts, r = *gaussian_pass(votes, poses, activations, gaussians), None
             variances = variances + MIN_VARIANCE
             iteration = 1 if previous is None else previous.state.iteration + 1
             cost = (means.shape[-1] * self.beta_u[:, None, None] + 0.5 * variances.log().sum(-1)) * amounts
@@ -108,7 +108,7 @@ class EM(Routing):
 
 
 def explicit_step(
-    votes: VoteMap | ExplicitVotes, poses: Tensor, activations: Tensor, gaussians: Gaussians | None
+    votes: Votes, poses: Tensor, activations: Tensor, gaussians: Gaussians | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What `gaussian_pass` does, from the votes themselves: slow, but it gives r (B, h, w, k, l, N, M) as well."""
     every = votes.explicit(poses)
@@ -126,7 +126,7 @@ def explicit_step(
 
 
 def gaussian_pass(
-    votes: VoteMap, poses: Tensor, activations: Tensor, gaussians: Gaussians | None
+    votes: Votes, poses: Tensor, activations: Tensor, gaussians: Gaussians | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Means and variances (B, M, h, w, E) of the votes that the parents get, and their amounts Σ_i r a (B, M, h, w).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from capsule_sweeps.routing.base import Capsules, LayerShape, Routing, make_norm
-from capsule_sweeps.routing.votes import VoteMap
+from capsule_sweeps.routing.votes import Votes
 
 
 class InvertedAttention(Routing):
@@ -19,7 +19,7 @@ class InvertedAttention(Routing):
         self.dropout = nn.Dropout(dropout)
         self.norm = make_norm(norm, shape.parent_size)
 
-    def forward(self, votes: VoteMap, children: Capsules, previous: Capsules | None) -> Capsules:
+    def forward(self, votes: Votes, children: Capsules, previous: Capsules | None) -> Capsules:
         """The parents after one more iteration; `previous` is None in the first, which spreads evenly."""
         sums = votes.uniform(children.poses) if previous is None else votes.routed(children.poses, previous.poses)
         return Capsules(self.norm(self.dropout(sums)))

@@ -128,46 +128,6 @@ _GRAD_PATCHES = Compiled(grad_patches, OPTIONS)
 _GRAD_WEIGHT = Compiled(grad_weight, OPTIONS)
 
 
-# The usual direction of attention, for comparison: the children compete for each parent. Softmax and its derivative go
-# over i instead of M, all else is as above. Without a compiler a column of all votes of the slice is stored.
-
-
-def attend(patches: Tensor, weight: Tensor, parents: Tensor, fused: bool) -> tuple[Tensor, Tensor]:
-    """Σ_i r V (M, d, a, p) and r (i, M, p), whose sum over i is 1."""
-    if fused:
-        with suppress(CompileError):
-            coefficients = torch.softmax(_AGREEMENT(patches, weight, parents), 0)
-            return _WEIGHTED_SUM(patches, weight, coefficients), coefficients
-    coefficients = torch.softmax(agreement(patches, weight, parents), 0)
-    return weighted_sum(patches, weight, coefficients), coefficients
-
-
-def attend_backward(
-    patches: Tensor, weight: Tensor, parents: Tensor, coefficients: Tensor, grad: Tensor, fused: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients for patches, weight and parents, from `grad` (M, d, a, p) for the sums."""
-    if fused:
-        with suppress(CompileError):
-            grad_s = _grad_attention(coefficients, _AGREEMENT(patches, weight, grad))
-            return (
-                _GRAD_PATCHES(weight, parents, coefficients, grad, grad_s),
-                _GRAD_WEIGHT(patches, parents, coefficients, grad, grad_s),
-                _WEIGHTED_SUM(patches, weight, grad_s),
-            )
-    grad_s = _grad_attention(coefficients, agreement(patches, weight, grad))
-    return (
-        grad_patches(weight, parents, coefficients, grad, grad_s),
-        grad_weight(patches, parents, coefficients, grad, grad_s),
-        weighted_sum(patches, weight, grad_s),
-    )
-
-
-def _grad_attention(coefficients: Tensor, grad_r: Tensor) -> Tensor:
-    """r (∂r − Σ_i r ∂r) (i, M, p): 1/√E is in ∂r already."""
-    r_grad_r = coefficients * grad_r
-    return r_grad_r - coefficients * r_grad_r.sum(0, keepdim=True)
-
-
 # Without a compiler: matrix products for a few children at a time
 
 

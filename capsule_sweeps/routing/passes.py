@@ -13,13 +13,14 @@ Letters, here and in the shapes below:
 children (B, N, H, W, D), parents (B, M, h, w, E), weight (k, l, N, x, M, d). A vector pose is one row (a = 1). A fully
 connected layer is one whose kernel covers the children's grid (h = w = 1).
 
-`uniform_pass` and `routed_pass` are the functions that cost time; neither stores all votes. A `Routing` does one step
-for one layer, which it owns the parameters of; the schedule over layers and iterations is the business of `capsules`.
-`ExplicitVotes` stands in for the fast functions to show what they do. Routings with more to them have their own files.
+`uniform_pass` and `routed_pass` cost the time of the paper's routing; `by_place` runs the steps of the routings that it
+is compared with. None of them stores all votes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,28 +61,9 @@ def routed_pass(children: Tensor, parents: Tensor, weight: Tensor, stride: int, 
     fused = fused and weight.shape[3] * weight.shape[5] <= kernels.MAX_PRODUCTS
     # Given to the operator, because compiled models on disk know it only by its arguments.
     num_images = _fused_slice(parents) if fused else cache_slice(parents)
-    return _pass(children, parents, weight, stride, num_images, fused, children_compete=False)
-
-
-def attended_pass(children: Tensor, parents: Tensor, weight: Tensor, stride: int, fused: bool = False) -> Tensor:
-    """`routed_pass` with the softmax over the children i that a parent sees, instead of over the parents m."""
-    fused = fused and weight.shape[3] * weight.shape[5] <= kernels.MAX_PRODUCTS
-    num_images = _fused_slice(parents) if fused else _column_slice(children, parents, weight)
-    return _pass(children, parents, weight, stride, num_images, fused, children_compete=True)
-
-
-def _pass(
-    children: Tensor,
-    parents: Tensor,
-    weight: Tensor,
-    stride: int,
-    num_images: int,
-    fused: bool,
-    children_compete: bool,
-) -> Tensor:
     dtype = torch.promote_types(torch.promote_types(children.dtype, weight.dtype), torch.float32)
     inputs = children.to(dtype), parents.to(dtype), weight.to(dtype)
-    sums: Tensor = _routed(*inputs, stride, num_images, fused, children_compete, torch.is_grad_enabled())[0]
+    sums: Tensor = _routed(*inputs, stride, num_images, fused, torch.is_grad_enabled())[0]
     return sums.to(children.dtype)
 
 
@@ -98,12 +80,6 @@ def cache_slice(parents: Tensor) -> int:
     batch = len(parents)
     most = min(batch, max(1, kernels.votes_per_slice(parents.device) // parents[0].numel()))
     return int(-(-batch // -(-batch // most)))
-
-
-def _column_slice(children: Tensor, parents: Tensor, weight: Tensor) -> int:
-    """Images of a slice: as many as fit the cache with one column of the votes of all children, but at least one."""
-    column = weight[..., 0, 0, 0].numel() * parents[0].numel() // weight.shape[5]
-    return int(min(len(parents), max(1, kernels.votes_per_slice(parents.device) // column)))
 
 
 class Layout:
@@ -172,7 +148,6 @@ def _routed(
     stride: int,
     num_images: int,
     fused: bool,
-    children_compete: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """Σ_i r V (B, M, h, w, E), and all r (slices, i, M, p) if the backward pass will want them: 1/E of the votes."""
@@ -180,9 +155,8 @@ def _routed(
     places = layout.places_last(parents)
     sums = torch.empty_like(places)
     coefficients = _empty_coefficients(layout, children, keep)
-    route = kernels.attend if children_compete else kernels.route
     for number, poses in enumerate(places):
-        sums[number], r = route(layout.patches(number), layout.weight, poses, fused)
+        sums[number], r = kernels.route(layout.patches(number), layout.weight, poses, fused)
         if keep:
             coefficients[number] = r
     return layout.poses_last(sums), coefficients
@@ -196,7 +170,6 @@ def _(
     stride: int,
     num_images: int,
     fused: bool,
-    children_compete: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     coefficients = _empty_coefficients(Layout(children, weight, stride, num_images), children, keep)
@@ -218,16 +191,14 @@ def _routed_backward(
     stride: int,
     num_images: int,
     fused: bool,
-    children_compete: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients for children, parents and weight. Computes the votes again."""
     layout = Layout(children, weight, stride, num_images)
     places, grad = layout.places_last(parents), layout.places_last(grad)
     grad_places, grad_children = torch.empty_like(places), torch.zeros_like(layout.children)
     grad_weight = torch.zeros_like(layout.weight)
-    route_backward = kernels.attend_backward if children_compete else kernels.route_backward
     for number, poses in enumerate(places):
-        grad_patches, grad_some, grad_places[number] = route_backward(
+        grad_patches, grad_some, grad_places[number] = kernels.route_backward(
             layout.patches(number), layout.weight, poses, coefficients[number], grad[number], fused
         )
         grad_weight += grad_some
@@ -254,7 +225,88 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     children, parents, weight, coefficients = ctx.saved_tensors
     grads = _routed_backward(children, parents, weight, coefficients, grad.contiguous(), *ctx.settings)
-    return *grads, None, None, None, None, None
+    return *grads, None, None, None, None
 
 
 _routed.register_autograd(_backward, setup_context=_keep_for_backward)
+
+
+# Steps of other routings: plain torch over the votes of a few places at a time, computed again in the backward pass
+
+Step = Callable[..., tuple[Tensor, ...]]
+STEPS: dict[str, Step] = {}
+
+
+def place_step(function: Step) -> Step:
+    """Registers a step for `Votes.by_place` under its name.
+
+    It gets votes (p, i, M, E) and the values (p, …) of these places, and returns results (p, …), coefficients
+    (p, i, M) last. Places must not depend on each other.
+    """
+    STEPS[function.__name__] = function
+    return function
+
+
+def run_step(name: str, patches: Tensor, weight: Tensor, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """All that the step returns for patches (p, i, a, x), weight (i, x, M, d) and values (p, …)."""
+    return STEPS[name](torch.einsum("piax,ixmd->pimad", patches, weight).flatten(3), *values)
+
+
+@torch.library.custom_op("capsule_sweeps::by_place", mutates_args=())
+def by_place(name: str, patches: Tensor, weight: Tensor, values: list[Tensor]) -> list[Tensor]:
+    """Results of a step for patches (p, i, a, x), weight (i, x, M, d) and values (p, …): see `place_step`."""
+    parts = [_results(name, weight, *some) for some in _some_places(patches, weight, values)]
+    return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+
+@by_place.register_fake
+def _(name: str, patches: Tensor, weight: Tensor, values: list[Tensor]) -> list[Tensor]:
+    return [result.new_empty(result.shape) for result in _results(name, weight, patches, *values)]
+
+
+@torch.library.custom_op("capsule_sweeps::by_place_backward", mutates_args=())
+def _by_place_backward(
+    name: str, patches: Tensor, weight: Tensor, values: list[Tensor], grads: list[Tensor]
+) -> list[Tensor]:
+    """Gradients for patches, weight and values. Computes the votes again."""
+    parts, grad_weight = [], torch.zeros_like(weight)
+    for some in _some_places(patches, weight, [*values, *grads]):
+        inputs, grad = some[: 1 + len(values)], some[1 + len(values) :]
+        backward: Any = torch.func.vjp(partial(_results, name), weight, *inputs)[1]  # unlike autograd.grad, works here
+        grad_some, *own = backward(tuple(grad))
+        grad_weight += grad_some
+        parts.append(own)
+    grad_patches, *grad_values = (torch.cat(part) for part in zip(*parts, strict=True))
+    return [grad_patches, grad_weight, *grad_values]
+
+
+@_by_place_backward.register_fake
+def _(name: str, patches: Tensor, weight: Tensor, values: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+    return [tensor.new_empty(tensor.shape) for tensor in (patches, weight, *values)]
+
+
+def _results(name: str, weight: Tensor, patches: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """What the step returns but for its coefficients."""
+    return run_step(name, patches, weight, values)[:-1]
+
+
+def _some_places(patches: Tensor, weight: Tensor, values: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Patches and values cut into slices of places whose votes fit the cache, but of one place at least."""
+    num_i, _, num_parents, d = weight.shape
+    votes_of_a_place = num_i * num_parents * d * patches.shape[2]
+    places = max(1, kernels.votes_per_slice(patches.device) // votes_of_a_place)
+    return list(zip(patches.split(places), *(value.split(places) for value in values), strict=True))
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    ctx.name, patches, weight, values = inputs
+    ctx.save_for_backward(patches, weight, *values)
+
+
+def _backward_by_place(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
+    patches, weight, *values = ctx.saved_tensors
+    found = _by_place_backward(ctx.name, patches, weight, values, [grad.contiguous() for grad in grads])
+    return None, found[0], found[1], found[2:]
+
+
+by_place.register_autograd(_backward_by_place, setup_context=_keep_inputs)

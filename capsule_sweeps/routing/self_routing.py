@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from capsule_sweeps.routing.base import LEAST_ACTIVATION, Capsules, LayerShape, Routing, make_norm
-from capsule_sweeps.routing.votes import VoteMap, over_children
+from capsule_sweeps.routing.votes import Votes, over_children
 
 
 class SelfRouting(Routing):
@@ -18,6 +18,7 @@ class SelfRouting(Routing):
     poses, which the model's head reads as it does for other routings. All votes are stored.
     """
 
+    iterates = False
     uses_activations = True
 
     def __init__(self, shape: LayerShape, dropout: float, norm: str = "layer") -> None:
@@ -26,10 +27,8 @@ class SelfRouting(Routing):
         self.dropout = nn.Dropout(dropout)
         self.norm = make_norm(norm, shape.parent_size)
 
-    def forward(self, votes: VoteMap, children: Capsules, previous: Capsules | None) -> Capsules:
-        """The parents; a further iteration would learn nothing new from the children."""
-        if previous is not None:
-            return previous
+    def forward(self, votes: Votes, children: Capsules, previous: Capsules | None) -> Capsules:
+        """The parents."""
         assert children.activations is not None
         with torch.autocast(children.poses.device.type, enabled=False):
             dtype = torch.promote_types(children.poses.dtype, torch.float32)

@@ -1,26 +1,32 @@
-"""What a layer's children vote for its parents, in the forms that a routing can afford."""
+"""What a layer's children vote for its parents: the sums of votes that a routing asks for. Letters: see passes.py.
+
+`Votes` is the interface that a routing gets. FastVotes computes the sums without ever storing all votes; RecordingVotes
+computes them in plain torch and keeps the coefficients, for watching, exporting and describing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from capsule_sweeps.routing.passes import attended_pass, routed_pass, uniform_pass
+from capsule_sweeps.routing.passes import by_place, routed_pass, run_step, uniform_pass
 
 
-class VoteMap(NamedTuple):
-    """What a layer's children vote for its parents: V = P W, in the forms that a routing can afford.
+class Votes:
+    """The votes V = P W of the children of one layer.
 
-    `weight` (k, l, N, x, M, d), `stride` of the kernel, `fused`: by compiled kernels. Results are as long as the
-    parents' grid, poses last.
+    `weight` (k, l, N, x, M, d), `stride` of the kernel. children (B, N, H, W, D) and parents (B, M, h, w, E) are poses;
+    sums are as long as the parents' grid, poses last.
     """
 
-    weight: Tensor
-    stride: int
-    fused: bool = False
+    records = False  # True: a routing that computes coefficients itself returns them in its Capsules
+    coefficients: Tensor | None = None  # (B, h, w, k, l, N, M) of the last sum, where they are recorded
+
+    def __init__(self, weight: Tensor, stride: int) -> None:
+        self.weight = weight
+        self.stride = stride
 
     def uniform(self, children: Tensor) -> Tensor:
         """Σ_i V / M (B, M, h, w, E): see `uniform_pass`."""
@@ -32,12 +38,27 @@ class VoteMap(NamedTuple):
         return self.uniform(children) * (num_parents / (k * l * num_children))
 
     def routed(self, children: Tensor, parents: Tensor) -> Tensor:
-        """Σ_i r V (B, M, h, w, E): see `routed_pass`."""
-        return routed_pass(children, parents, self.weight, self.stride, self.fused)
+        """Σ_i r V (B, M, h, w, E) with r = softmax over m of ⟨V, parents⟩ / √E: see `routed_pass`."""
+        raise NotImplementedError
 
-    def attended(self, children: Tensor, parents: Tensor) -> Tensor:
-        """Σ_i r V (B, M, h, w, E): see `attended_pass`."""
-        return attended_pass(children, parents, self.weight, self.stride, self.fused)
+    def by_place(self, name: str, children: Tensor, *values: Tensor) -> list[Tensor]:
+        """What the step `name` (see `place_step`) makes of the votes, place by place, without its coefficients.
+
+        values (B, h, w, …) → results (B, h, w, …), in float32 at least, under autocast too.
+        """
+        with torch.autocast(children.device.type, enabled=False):
+            dtype = torch.promote_types(torch.promote_types(children.dtype, self.weight.dtype), torch.float32)
+            patches = self.windows(children.to(dtype).unflatten(4, (-1, self.weight.shape[3]))).flatten(3, 5)
+            weight, grid = self.weight.to(dtype).flatten(0, 2), patches.shape[1:3]
+            flat = [value.to(dtype).flatten(0, 2) for value in values]
+            results = self._at_places(name, patches.flatten(0, 2), weight, flat, grid)
+            return [result.unflatten(0, (-1, *grid)) for result in results]
+
+    def _at_places(
+        self, name: str, patches: Tensor, weight: Tensor, values: list[Tensor], grid: Sequence[int]
+    ) -> Sequence[Tensor]:
+        """`by_place` for patches (p, i, a, x), weight (i, x, M, d) and values (p, …), with p = (B, *grid)."""
+        raise NotImplementedError
 
     def windows(self, values: Tensor) -> Tensor:
         """What the kernel sees at each place of the parents: values (B, N, H, W, …) → (B, h, w, k, l, N, …)."""
@@ -52,59 +73,78 @@ class VoteMap(NamedTuple):
         return torch.einsum("bnhwaxkl,klnxmd->bhwklnmad", windows, self.weight).flatten(7)
 
 
-class ExplicitVotes:
-    """What VoteMap does, from the votes themselves, an image at a time: slow, but it shows its coefficients.
+class FastVotes(Votes):
+    """Votes that are never stored all at once. `fused`: routed passes run in compiled kernels where these pay."""
 
-    `coefficients` (B, h, w, k, l, N, M) are those of the last sum; None before one was asked for.
-    """
-
-    def __init__(self, votes: VoteMap) -> None:
-        self.votes = votes
-        self.coefficients: Tensor | None = None
-
-    def uniform(self, children: Tensor) -> Tensor:
-        return self._sum(children, lambda votes, _: torch.full_like(votes[..., 0], 1 / votes.shape[5]))
-
-    def average(self, children: Tensor) -> Tensor:
-        return self._sum(children, lambda votes, _: torch.full_like(votes[..., 0], 1 / votes[0, 0, ..., 0, 0].numel()))
+    def __init__(self, weight: Tensor, stride: int, fused: bool = False) -> None:
+        super().__init__(weight, stride)
+        self.fused = fused
 
     def routed(self, children: Tensor, parents: Tensor) -> Tensor:
-        return self._sum(children, lambda votes, image: _agreement(votes, parents[image]).softmax(5))
+        return routed_pass(children, parents, self.weight, self.stride, self.fused)
 
-    def attended(self, children: Tensor, parents: Tensor) -> Tensor:
-        def coefficients(votes: Tensor, image: int) -> Tensor:
-            agreement = _agreement(votes, parents[image])
-            return agreement.flatten(2, 4).softmax(2).view_as(agreement)
+    def _at_places(
+        self, name: str, patches: Tensor, weight: Tensor, values: list[Tensor], grid: Sequence[int]
+    ) -> Sequence[Tensor]:
+        return by_place(name, patches, weight, values)
 
-        return self._sum(children, coefficients)
 
-    def windows(self, values: Tensor) -> Tensor:
-        return self.votes.windows(values)
+class RecordingVotes(Votes):
+    """Votes in plain torch, for batches of any size. `coefficients` are those of the last sum."""
 
-    def explicit(self, children: Tensor) -> Tensor:
-        return self.votes.explicit(children)
+    records = True
+
+    def uniform(self, children: Tensor) -> Tensor:
+        return self._even(super().uniform(children), self.weight.shape[4])
+
+    def average(self, children: Tensor) -> Tensor:
+        return self._even(super().average(children), self.weight[..., 0, 0, 0].numel())
+
+    def routed(self, children: Tensor, parents: Tensor) -> Tensor:
+        at_places, found, total = parents.movedim(1, 3), [], torch.zeros(())
+        for votes in self._by_kernel_place(children):
+            r = _agreement(votes, at_places).softmax(4)
+            total = total.to(votes) + torch.einsum("bhwnm,bhwnme->bhwme", r, votes)
+            found.append(r)
+        self.coefficients = self._over_kernel(found)
+        return total.movedim(3, 1)
+
+    def _at_places(
+        self, name: str, patches: Tensor, weight: Tensor, values: list[Tensor], grid: Sequence[int]
+    ) -> Sequence[Tensor]:
+        *results, r = run_step(name, patches, weight, values)
+        self.coefficients = r.unflatten(1, self.weight.shape[:3]).unflatten(0, (-1, *grid))
+        return results
 
     def agreement(self, children: Tensor, parents: Tensor) -> Tensor:
         """⟨V, parents⟩ / √E (B, h, w, k, l, N, M)."""
-        return torch.stack([_agreement(votes, parents[i]) for i, votes in enumerate(self._images(children))])
+        at_places = parents.movedim(1, 3)
+        return self._over_kernel([_agreement(votes, at_places) for votes in self._by_kernel_place(children)])
 
-    def _images(self, children: Tensor) -> Iterator[Tensor]:
-        """The votes (h, w, k, l, N, M, E) of one image after the other."""
-        for image in children.split(1):
-            yield self.votes.explicit(image)[0]
+    def _by_kernel_place(self, children: Tensor) -> Iterator[Tensor]:
+        """Votes (B, h, w, N, M, E) of the children at each place (k, l) under the kernel, one place after the other."""
+        windows = self.windows(children.unflatten(4, (-1, self.weight.shape[3])))  # B h w k l N a x
+        for k, row in enumerate(self.weight):
+            for l, weight in enumerate(row):  # noqa: E741
+                yield torch.einsum("bhwnax,nxmd->bhwnmad", windows[:, :, :, k, l], weight).flatten(5)
 
-    def _sum(self, children: Tensor, coefficients: Callable[[Tensor, int], Tensor]) -> Tensor:
-        sums, kept = [], []
-        for image, votes in enumerate(self._images(children)):
-            kept.append(coefficients(votes, image))
-            sums.append(torch.einsum("hwklnm,hwklnme->mhwe", kept[-1], votes))
-        self.coefficients = torch.stack(kept)
-        return torch.stack(sums)
+    def _over_kernel(self, values: list[Tensor]) -> Tensor:
+        """(B, h, w, N, M) of each place under the kernel → (B, h, w, k, l, N, M)."""
+        return torch.stack(values, 3).unflatten(3, self.weight.shape[:2])
+
+    def _even(self, sums: Tensor, number: int) -> Tensor:
+        k, l, num_children, _, num_parents, _ = self.weight.shape  # noqa: E741
+        batch, _, h, w, _ = sums.shape
+        self.coefficients = sums.new_full((batch, h, w, k, l, num_children, num_parents), 1 / number)
+        return sums
+
+
+MakeVotes = Callable[[Tensor, int], Votes]  # weight, stride → the votes of one layer
 
 
 def _agreement(votes: Tensor, parents: Tensor) -> Tensor:
-    """⟨V, parents⟩ / √E (h, w, k, l, N, M) of one image: votes (h, w, k, l, N, M, E), parents (M, h, w, E)."""
-    return torch.einsum("hwklnme,mhwe->hwklnm", votes, parents) * parents.shape[-1] ** -0.5
+    """⟨V, parents⟩ / √E (B, h, w, N, M): votes (B, h, w, N, M, E), parents (B, h, w, M, E)."""
+    return (votes * parents.unsqueeze(3)).sum(-1) * parents.shape[-1] ** -0.5
 
 
 def places_first(parents: Tensor) -> Tensor:

@@ -10,9 +10,8 @@ from omegaconf import OmegaConf
 from capsule_sweeps import build_model
 from capsule_sweeps.data.augment import normalize
 from capsule_sweeps.evaluation import export
-from capsule_sweeps.evaluation.export import PlainVotes
 from capsule_sweeps.evaluation.weights import load_trained
-from capsule_sweeps.routing.votes import ExplicitVotes, VoteMap
+from capsule_sweeps.routing.votes import FastVotes, RecordingVotes
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns, science
@@ -58,17 +57,20 @@ def make(tiny_config):
 
 @pytest.mark.parametrize(("x", "d", "size"), [(2, 2, 4), (6, 5, 6), (3, 3, 9)])
 @pytest.mark.parametrize(("kernel", "stride"), [((3, 3), 1), ((2, 2), 2), ((5, 4), 1)])
-def test_plain_votes_are_votes(x, d, size, kernel, stride) -> None:
+def test_recording_votes_are_votes(x, d, size, kernel, stride) -> None:
     """Matrix and vector poses, strides, and a kernel as large as the grid."""
     torch.manual_seed(0)
-    votes = VoteMap(torch.randn(*kernel, 3, x, 4, d), stride)
+    weight = torch.randn(*kernel, 3, x, 4, d)
+    votes, recording = FastVotes(weight, stride), RecordingVotes(weight, stride)
     children = torch.randn(2, 3, 5, 4, size)
     parents = torch.randn_like(votes.uniform(children))
-    plain, explicit = PlainVotes(*votes), ExplicitVotes(votes)
-    for name in ("routed", "attended"):
-        wanted = getattr(explicit, name)(children, parents)
-        torch.testing.assert_close(getattr(plain, name)(children, parents), wanted, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(getattr(votes, name)(children, parents), wanted, rtol=1e-4, atol=1e-5)
+    every = votes.explicit(children)
+    agreement = torch.einsum("bhwklnme,bmhwe->bhwklnm", every, parents) * parents.shape[-1] ** -0.5
+    wanted = torch.einsum("bhwklnm,bhwklnme->bmhwe", agreement.softmax(-1), every)
+    for one in (votes, recording):
+        torch.testing.assert_close(one.routed(children, parents), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(recording.coefficients, agreement.softmax(-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(recording.agreement(children, parents), agreement, rtol=1e-4, atol=1e-4)
 
 
 def test_it_runs_where_this_package_is_not(make, capsule_sweeps, python) -> None:

@@ -31,6 +31,7 @@ def stack(
     num_routing=1,
     schedule="concurrent",
     num_classes=7,
+    interleaved=False,
 ):
     capsules = {
         "name": "test",
@@ -39,6 +40,7 @@ def stack(
         "primary": {"num_capsules": 2, "pose_size": 4, "kernel_size": 1, "stride": 1} | (primary or {}),
         "layers": list(layers),
         "classes": {"pose_size": class_size},
+        "interleaved": interleaved,
     }
     target = "capsule_sweeps.routing.inverted_attention.InvertedAttention"
     routing = {"name": "inverted_attention", "_target_": target, "schedule": schedule}
@@ -260,11 +262,11 @@ def test_interleaved_windows_by_a_naive_loop(kernel_size, stride):
 @pytest.mark.parametrize("num_routing", [1, 3])
 def test_an_interleaved_stack_reads_these_windows(num_routing):
     """And shows so when it is watched; fully connected layers are as ever."""
-    torch.manual_seed(0)
-    made = stack([conv(stride=2)], num_routing=num_routing)
-    plain = made(torch.randn(2, *FEATURES, generator=torch.Generator().manual_seed(0)))
-    made.layers[0].interleaved = True
     features = torch.randn(2, *FEATURES, generator=torch.Generator().manual_seed(0))
+    made = stack([conv(stride=2)], num_routing=num_routing, interleaved=True)
+    plain = stack([conv(stride=2)], num_routing=num_routing)
+    plain.load_state_dict(made.state_dict())
+    plain = plain(features)
     found, (seen, steps) = made(features), made.watch(features)
     assert not torch.allclose(found[1].poses, plain[1].poses) and found[1].poses.shape == plain[1].poses.shape
     for one, other in zip(found, seen, strict=True):

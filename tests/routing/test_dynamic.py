@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from routed_layers import DIGITS, SHAPES, check_gradients, make_layer, shapes
 
 from capsule_sweeps import load_runs
-from capsule_sweeps.networks.layers import CapsuleLayer, Watched
+from capsule_sweeps.networks.layers import CapsuleLayer
 from capsule_sweeps.routing.base import Capsules
 from capsule_sweeps.routing.dynamic import Dynamic
-from capsule_sweeps.routing.votes import ExplicitVotes
+from capsule_sweeps.routing.votes import RecordingVotes
 
 
 @pytest.mark.parametrize("num_routing", [1, 2, 3, 5])
@@ -27,7 +27,7 @@ def test_procedure_1(shape, num_routing) -> None:
 @pytest.mark.parametrize("num_routing", [1, 2, 4])
 def test_the_coefficients_are_those_of_the_paper(num_routing) -> None:
     layer = make_layer(SHAPES["conv, matrix"], size=0.3)
-    votes = ExplicitVotes(layer.votes)
+    votes = RecordingVotes(layer.votes.weight, layer.votes.stride)
     layer._replace(votes=votes).step(Dynamic(layer.shape, dropout=0.0), num_routing)
     torch.testing.assert_close(votes.coefficients.sum(-1), torch.ones_like(votes.coefficients[..., 0]))
     for image, row, column, own, _, _ in layer.places():
@@ -91,11 +91,10 @@ def test_what_is_watched_are_the_scaled_votes() -> None:
     shape = make_layer((1, 2, 4, 3, 3, (3, 3), 1, 2, 2, 2)).shape
     layer = CapsuleLayer((2, 3, 3, 4), 4, 4, None, 1, True, Dynamic(shape, dropout=0.0))
     poses = torch.randn(2, 2, 3, 3, 4)
-    watched = Watched(layer)
-    watched(Capsules(poses))
+    _, step = layer.watch(Capsules(poses))
     votes = torch.einsum("bnhwax,hwnxmd->bhwnmad", poses.unflatten(4, (2, 2)), 2 * layer.weight).flatten(5)
-    wanted = torch.einsum("bhwnme,bme->bhwnm", votes, watched.steps[0].poses[:, :, 0, 0]) / 2
-    torch.testing.assert_close(watched.steps[0].agreement[:, 0, 0], wanted)
+    wanted = torch.einsum("bhwnme,bme->bhwnm", votes, step.poses[:, :, 0, 0]) / 2
+    torch.testing.assert_close(step.agreement[:, 0, 0], wanted)
 
 
 @pytest.mark.slow

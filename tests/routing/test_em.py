@@ -11,7 +11,7 @@ from capsule_sweeps import load_runs
 from capsule_sweeps.routing import em
 from capsule_sweeps.routing.base import Capsules
 from capsule_sweeps.routing.em import EM, MIN_VARIANCE, Gaussians, explicit_step, gaussian_pass
-from capsule_sweeps.routing.votes import ExplicitVotes
+from capsule_sweeps.routing.votes import FastVotes, RecordingVotes
 
 
 def make_em(layer, inverse_temperature=0.5, rate=0.7) -> EM:
@@ -21,7 +21,7 @@ def make_em(layer, inverse_temperature=0.5, rate=0.7) -> EM:
 
 def explicit(layer):
     """The same layer, computed from its votes one by one."""
-    return layer._replace(votes=ExplicitVotes(layer.votes))
+    return layer._replace(votes=RecordingVotes(layer.votes.weight, layer.votes.stride))
 
 
 @pytest.mark.parametrize("num_routing", [1, 2, 3, 5])
@@ -77,13 +77,13 @@ def test_coefficients_sum_to_one_and_parents_lie_in_the_hull_of_their_votes(shap
 
 @pytest.mark.parametrize("size", [0.0, 1e-20, 1e-4, 1.0, 1e4, 1e8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kind", [lambda votes: votes, ExplicitVotes], ids=["pass", "explicit"])
+@pytest.mark.parametrize("kind", [FastVotes, RecordingVotes], ids=["fast", "recording"])
 def test_float32_is_stable_for_votes_of_any_size(size, dtype, kind) -> None:
     layer = make_layer((3, 4, 5, 3, 3, (2, 2), 1, 4, 4, 4), dtype, size=size)
     routing = EM(layer.shape, 0.0, 8.0, 0.95)
     children = Capsules(layer.children.poses, (100 * layer.children.activations - 80).sigmoid())  # some are all but 0
     weight = layer.votes.weight.float().requires_grad_()
-    parents = layer._replace(votes=kind(layer.votes._replace(weight=weight)), children=children).step(routing, 4)
+    parents = layer._replace(votes=kind(weight, layer.votes.stride), children=children).step(routing, 4)
     assert parents.poses.dtype == torch.float32
     assert all(t.isfinite().all() for t in (*parents[:2], parents.state.variances))
     (parents.activations.sum() + (parents.poses / max(size, 1e-4)).sum()).backward()
@@ -91,13 +91,15 @@ def test_float32_is_stable_for_votes_of_any_size(size, dtype, kind) -> None:
     assert all(parameter.grad.isfinite().all() for parameter in routing.parameters())
 
 
-@pytest.mark.parametrize("kind", [lambda votes: votes, ExplicitVotes], ids=["pass", "explicit"])
+@pytest.mark.parametrize("kind", [FastVotes, RecordingVotes], ids=["fast", "recording"])
 @pytest.mark.parametrize("logit", [-30.0, -80.0, -200.0])  # activations of 1e-13, 2e-35 and 0
 def test_children_of_which_none_is_active_get_a_finite_gradient(logit, kind) -> None:
     layer = make_layer((2, 4, 5, 3, 3, (2, 2), 1, 4, 4, 4), torch.float32)
     logits = torch.full_like(layer.children.activations, logit).requires_grad_()
     children = layer.children._replace(activations=logits.sigmoid())
-    parents = layer._replace(votes=kind(layer.votes), children=children).step(EM(layer.shape, 0.0, 8.0, 0.95), 3)
+    parents = layer._replace(votes=kind(layer.votes.weight, layer.votes.stride), children=children).step(
+        EM(layer.shape, 0.0, 8.0, 0.95), 3
+    )
     (1e4 * parents.poses).square().sum().backward()
     assert parents.poses.isfinite().all() and logits.grad.isfinite().all()
 
@@ -105,7 +107,7 @@ def test_children_of_which_none_is_active_get_a_finite_gradient(logit, kind) -> 
 def test_votes_that_are_all_the_same_make_a_parent_of_no_variance() -> None:
     layer = make_layer(SHAPES["fc, matrix"], torch.float32)
     same = layer.children._replace(poses=torch.ones_like(layer.children.poses) * 3)
-    votes = layer.votes._replace(weight=layer.votes.weight[:1, :1, :1].expand_as(layer.votes.weight))
+    votes = FastVotes(layer.votes.weight[:1, :1, :1].expand_as(layer.votes.weight), layer.votes.stride)
     parents = layer._replace(children=same, votes=votes).step(make_em(layer), 5)
     torch.testing.assert_close(parents.state.variances, torch.full_like(parents.poses, MIN_VARIANCE), rtol=1e-4, atol=0)
     torch.testing.assert_close(parents.poses[:, :, 0, 0], votes.explicit(same.poses)[:, 0, 0, 0, 0, 0])
@@ -119,13 +121,11 @@ def test_two_clusters_are_told_apart() -> None:
     for child in range(20):
         votes[child, child % 2] = torch.tensor([1.0, -1, 2, 0]) + 0.01 * votes[child, child % 2]
 
-    class Given:
+    class Given(RecordingVotes):
         def explicit(self, _):
             return votes[None, None, None, None, None]
 
-        windows = layer.votes.windows
-
-    parents = layer._replace(votes=Given()).step(EM(layer.shape, 0.0, 8.0, 0.95).double(), 5)
+    parents = layer._replace(votes=Given(layer.votes.weight, 1)).step(EM(layer.shape, 0.0, 8.0, 0.95).double(), 5)
     r = parents.coefficients.flatten(0, 5)
     assert (r[0::2, 0] > 0.99).all() and (r[1::2, 1] > 0.99).all()
     torch.testing.assert_close(
@@ -165,7 +165,7 @@ def test_the_pass_and_its_gradients_are_autograds_over_slices_of_any_shape(
     found = []
     for function in (gaussian_pass, explicit_step):
         inputs = [t.detach().requires_grad_() for t in (layer.votes.weight, *layer.children[:2], *gaussians)]
-        votes, parents = layer.votes._replace(weight=inputs[0]), Gaussians(*inputs[3:]) if gaussians else None
+        votes, parents = FastVotes(inputs[0], layer.votes.stride), Gaussians(*inputs[3:]) if gaussians else None
         results = function(votes, *inputs[1:3], parents)[:3]
         found.append([*results, *torch.autograd.grad(results, inputs, places[3:])])
     torch.testing.assert_close(*found, rtol=1e-8, atol=1e-8)

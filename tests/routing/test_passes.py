@@ -16,9 +16,9 @@ from capsule_sweeps.routing import passes as routing
 from capsule_sweeps.routing.attention import Attention
 from capsule_sweeps.routing.base import Capsules, LayerShape, Squash
 from capsule_sweeps.routing.inverted_attention import InvertedAttention
-from capsule_sweeps.routing.passes import attended_pass, routed_pass, uniform_pass
+from capsule_sweeps.routing.passes import routed_pass, uniform_pass
 from capsule_sweeps.routing.uniform import Uniform
-from capsule_sweeps.routing.votes import ExplicitVotes, VoteMap
+from capsule_sweeps.routing.votes import FastVotes, RecordingVotes
 
 GOLDEN = {path.stem: path for path in sorted((Path(__file__).parents[1] / "golden").glob("*.npz"))}
 LAYERS = [name for name in GOLDEN if name.startswith(("fc_", "conv_"))]
@@ -55,7 +55,7 @@ def layer_shape(children, weight):
 
 def reference(children, parents, weight, stride):
     """The routed pass over explicit votes, for autograd."""
-    votes = VoteMap(weight, stride).explicit(children)
+    votes = FastVotes(weight, stride).explicit(children)
     r = torch.einsum("bhwklnme,bmhwe->bhwklnm", votes, parents).mul(parents.shape[-1] ** -0.5).softmax(-1)
     return torch.einsum("bhwklnm,bhwklnme->bmhwe", r, votes)
 
@@ -194,7 +194,7 @@ def test_float32_is_close_to_autograd_in_float64(shape):
     check_close(lambda c, p, w: routed_pass(c, p, w, stride), lambda c, p, w: reference(c, p, w, stride), inputs, 2e-5)
 
     def evenly(children, weight):
-        return VoteMap(weight, stride).explicit(children).sum((3, 4, 5)).permute(0, 3, 1, 2, 4) / weight.shape[4]
+        return FastVotes(weight, stride).explicit(children).sum((3, 4, 5)).permute(0, 3, 1, 2, 4) / weight.shape[4]
 
     check_close(lambda c, w: uniform_pass(c, w, stride), evenly, inputs[::2], 2e-5)
 
@@ -274,7 +274,7 @@ def test_the_votes_are_never_all_in_memory(monkeypatch):
     inputs = [t.requires_grad_() for t in (children, parents, weight)]
     with Watch():
         routed_pass(*inputs, stride).sum().backward()
-    assert max(largest) <= VoteMap(weight, stride).explicit(children).numel() / 8
+    assert max(largest) <= FastVotes(weight, stride).explicit(children).numel() / 8
 
 
 def test_autocast_keeps_the_sums_in_float32():
@@ -303,7 +303,7 @@ def check_finite(inputs, stride, fused):
         attention = InvertedAttention(layer_shape(children, weight), dropout=0.0).to(children.device, dtype)
 
         def iterate(c, p, w, attention=attention):
-            votes = VoteMap(w, stride, fused)
+            votes = FastVotes(w, stride, fused)
             return attention(votes, Capsules(c), attention(votes, Capsules(c), Capsules(p))).poses
 
         large = [t.to(dtype) for t in (size * children, size * parents, 10 * weight)]
@@ -347,19 +347,19 @@ def test_coefficients_of_a_child_sum_to_one(shape, seed):
     children, parents, weight, stride = make(shape, seed=seed)
     weight = weight[..., :1, :].expand_as(weight)
     together = routed_pass(children, parents, weight, stride).sum(1)
-    torch.testing.assert_close(together, VoteMap(weight, stride).explicit(children)[..., 0, :].sum((3, 4, 5)))
+    torch.testing.assert_close(together, FastVotes(weight, stride).explicit(children)[..., 0, :].sum((3, 4, 5)))
 
 
 def test_parents_win_the_votes_that_agree_with_them():
     children, parents, weight, stride = make((1, 1, 2, 1, 1, (1, 1), 1, 2, 2, 2))
-    votes = VoteMap(weight, stride).explicit(children)[0, 0, 0, 0, 0, 0]  # M, E
+    votes = FastVotes(weight, stride).explicit(children)[0, 0, 0, 0, 0, 0]  # M, E
     parents[0, :, 0, 0] = torch.stack([100 * votes[0], -100 * votes[1]])
     torch.testing.assert_close(routed_pass(children, parents, weight, stride)[0, 0, 0, 0], votes[0])
 
 
 def test_dropout_comes_between_sum_and_norm():
     children, parents, weight, stride = make((8, 3, 4, 5, 5, (3, 3), 1, 4, 4, 4), torch.float32)
-    attention, votes = InvertedAttention(layer_shape(children, weight), dropout=0.5), VoteMap(weight, stride)
+    attention, votes = InvertedAttention(layer_shape(children, weight), dropout=0.5), FastVotes(weight, stride)
     for previous in (None, Capsules(parents)):
         sums = votes.uniform(children) if previous is None else votes.routed(children, parents)
         torch.manual_seed(3)
@@ -376,10 +376,15 @@ def test_dropout_comes_between_sum_and_norm():
 
 def attended(children, parents, weight, stride):
     """The attended pass over explicit votes, for autograd."""
-    votes = VoteMap(weight, stride).explicit(children)
+    votes = FastVotes(weight, stride).explicit(children)
     agreement = torch.einsum("bhwklnme,bmhwe->bhwklnm", votes, parents).mul(parents.shape[-1] ** -0.5)
     r = agreement.flatten(3, 5).softmax(3).view_as(agreement)
     return torch.einsum("bhwklnm,bhwklnme->bmhwe", r, votes)
+
+
+def attend_fast(children, parents, weight, stride):
+    """What routing=attention sums up, with its votes a few places at a time."""
+    return FastVotes(weight, stride).by_place("attend", children, parents.movedim(1, 3))[0].movedim(3, 1)
 
 
 @settings(max_examples=40, deadline=None)
@@ -388,18 +393,20 @@ def test_naive_loop_agrees_when_children_compete(shape, seed, votes_per_slice):
     children, parents, weight, stride = make(shape, seed=seed)
     before, kernels.VOTES_PER_SLICE = kernels.VOTES_PER_SLICE, votes_per_slice
     try:
-        ours = attended_pass(children, parents, weight, stride)
+        ours = attend_fast(children, parents, weight, stride)
     finally:
         kernels.VOTES_PER_SLICE = before
     torch.testing.assert_close(ours, naive.attend(children, parents, weight, stride))
-    torch.testing.assert_close(VoteMap(weight, stride).average(children), naive.attend(children, None, weight, stride))
+    torch.testing.assert_close(
+        FastVotes(weight, stride).average(children), naive.attend(children, None, weight, stride)
+    )
 
 
 @pytest.mark.parametrize("name", ODD_SHAPES)
 def test_gradients_when_children_compete(name, slices):
     *inputs, stride = make(ODD_SHAPES[name])
     cotangent = torch.randn(inputs[1].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    ours = gradients(lambda c, p, w: attended_pass(c, p, w, stride), *inputs, cotangent=cotangent)
+    ours = gradients(lambda c, p, w: attend_fast(c, p, w, stride), *inputs, cotangent=cotangent)
     for mine, wanted in zip(
         ours, gradients(lambda c, p, w: attended(c, p, w, stride), *inputs, cotangent=cotangent), strict=True
     ):
@@ -408,16 +415,14 @@ def test_gradients_when_children_compete(name, slices):
 
 def test_gradcheck_when_children_compete():
     *inputs, stride = make((1, 2, 2, 3, 3, (2, 2), 1, 2, 2, 2))
-    assert gradcheck(lambda c, p, w: attended_pass(c, p, w, stride), [t.requires_grad_() for t in inputs])
+    assert gradcheck(lambda c, p, w: attend_fast(c, p, w, stride), [t.requires_grad_() for t in inputs])
 
 
-def test_compiled_kernels_agree_when_children_compete(compiler):
+def test_the_step_is_one_operator_for_the_compiler(compiler):
     *inputs, stride = make((3, 2, 3, 4, 4, (2, 2), 1, 2, 2, 2), torch.float32)
-    plain, fused = (
-        gradients(lambda c, p, w, fused=fused: attended_pass(c, p, w, stride, fused), *inputs, cotangent=inputs[1])
-        for fused in (False, True)
-    )
-    for mine, wanted in zip(fused, plain, strict=True):
+    compiled = torch.compile(lambda c, p, w: attend_fast(c, p, w, stride), fullgraph=True)
+    plain = gradients(lambda c, p, w: attend_fast(c, p, w, stride), *inputs, cotangent=inputs[1])
+    for mine, wanted in zip(gradients(compiled, *inputs, cotangent=inputs[1]), plain, strict=True):
         assert distance(mine, wanted) <= 1e-5
 
 
@@ -425,8 +430,10 @@ def test_compiled_kernels_agree_when_children_compete(compiler):
 @given(shape=shapes(), seed=st.integers(0, 2**16))
 def test_coefficients_of_a_parent_sum_to_one_when_children_compete(shape, seed):
     children, parents, weight, stride = make(shape, seed=seed)
-    votes = ExplicitVotes(VoteMap(weight, stride))
-    for sums in (votes.attended(children, parents), votes.average(children)):
+    votes = RecordingVotes(weight, stride)
+    attended, average = votes.by_place("attend", children, parents.movedim(1, 3))[0].movedim(3, 1), votes.average
+    for make_sums in (lambda: attended, lambda: average(children)):
+        sums = make_sums()
         assert sums.shape == parents.shape
         total = votes.coefficients.sum((3, 4, 5))
         torch.testing.assert_close(total, torch.ones_like(total))
@@ -434,15 +441,15 @@ def test_coefficients_of_a_parent_sum_to_one_when_children_compete(shape, seed):
 
 @settings(max_examples=25, deadline=None)
 @given(shape=shapes(), seed=st.integers(0, 2**16))
-def test_explicit_votes_do_what_the_fast_functions_do(shape, seed):
+def test_recording_votes_do_what_the_fast_functions_do(shape, seed):
     children, parents, weight, stride = make(shape, seed=seed)
-    fast, slow = VoteMap(weight, stride), ExplicitVotes(VoteMap(weight, stride))
+    fast, slow = FastVotes(weight, stride), RecordingVotes(weight, stride)
     assert slow.coefficients is None
     for name, arguments in (("uniform", [children]), ("average", [children])):
         torch.testing.assert_close(getattr(slow, name)(*arguments), getattr(fast, name)(*arguments))
-    for name in ("routed", "attended"):
-        torch.testing.assert_close(getattr(slow, name)(children, parents), getattr(fast, name)(children, parents))
-    slow.routed(children, parents)
+    values = children, parents.movedim(1, 3)
+    torch.testing.assert_close(slow.by_place("attend", *values), fast.by_place("attend", *values))
+    torch.testing.assert_close(slow.routed(children, parents), fast.routed(children, parents))
     torch.testing.assert_close(slow.coefficients, slow.agreement(children, parents).softmax(-1))
 
 
@@ -460,14 +467,13 @@ def test_squash_by_naive_loop_and_gradcheck():
 @pytest.mark.parametrize("variant", [InvertedAttention, Attention, Uniform])
 def test_variants_by_naive_loop(variant, norm):
     children, parents, weight, stride = make((2, 2, 3, 4, 4, (2, 2), 2, 2, 2, 2))
-    routing, votes = variant(layer_shape(children, weight), dropout=0.0, norm=norm), VoteMap(weight, stride)
+    routing, votes = variant(layer_shape(children, weight), dropout=0.0, norm=norm), FastVotes(weight, stride)
     route = naive.attend if variant is Attention else naive.route
-    for previous in (None, Capsules(parents)):
-        before = None if previous is None or variant is Uniform else previous.poses
+    for previous in (None, *([] if variant is Uniform else [Capsules(parents)])):
+        before = None if previous is None else previous.poses
         sums = route(children, before, weight, stride)
         wanted = {"layer": layer_norm(sums, (4,)), "squash": naive.squash(2 * sums), "none": sums}[norm]
-        first = routing.double()(votes, Capsules(children), None)
-        ours = routing(votes, Capsules(children), first if variant is Uniform and previous else previous)
+        ours = routing.double()(votes, Capsules(children), previous)
         torch.testing.assert_close(ours.poses, wanted)
 
 

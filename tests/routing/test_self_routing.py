@@ -9,6 +9,7 @@ from routed_layers import DIGITS, SHAPES, check_gradients, make_layer, randomise
 
 from capsule_sweeps import compose_config, load_runs
 from capsule_sweeps.routing.self_routing import SelfRouting
+from capsule_sweeps.routing.votes import FastVotes
 from capsule_sweeps.runs.signature import columns
 
 
@@ -88,7 +89,7 @@ def test_children_that_are_all_but_inactive_and_large_poses_stay_finite(size, dt
     weight = layer.votes.weight.float().requires_grad_()
     for activations in (layer.children.activations, torch.zeros_like(layer.children.activations)):
         children = layer.children._replace(activations=activations)
-        parents = layer._replace(votes=layer.votes._replace(weight=weight), children=children).step(routing, 1)
+        parents = layer._replace(votes=FastVotes(weight, layer.votes.stride), children=children).step(routing, 1)
         (parents.poses.sum() + parents.activations.sum()).backward()
         assert parents.poses.isfinite().all() and parents.activations.isfinite().all()
         assert weight.grad.isfinite().all() and routing.weight.grad.isfinite().all()
