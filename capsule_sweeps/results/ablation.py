@@ -24,11 +24,11 @@ NEEDS_ITERATIONS = ("sequential", "uniform", "softmax_over_children")  # no chan
 @cache
 def changes() -> dict[str, dict[str, Any]]:
     """Name of each ablation → the signed keys that it changes, with their new values; None where a key is gone."""
-    base = science(compose_config([]))
+    base = science(compose_config(["num_routing=2"]))  # uniform coefficients take the iterations away
     found = {}
     for path in sorted((CONF_DIR / "ablation").glob("*.yaml")):
         if path.stem != "none":
-            other = science(compose_config([f"ablation={path.stem}"]))
+            other = science(compose_config(["num_routing=2", f"ablation={path.stem}"]))
             keys = sorted(key for key in base.keys() | other.keys() if base.get(key) != other.get(key))
             found[path.stem] = {key: other.get(key, NEUTRAL.get(key)) for key in keys}
     return found

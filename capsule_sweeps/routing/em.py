@@ -2,8 +2,9 @@
 
 `gaussian_pass` does an E-step and an M-step without storing the votes: it computes them for so many children at a
 time as fit the cache, for log r (i, M, p), for the means, for the variances, and again in the backward pass. (Autograd
-over slices takes 3 to 4 times as long.) With s the share of a child in a parent (s = r a / Σ_i r a), c, ρ and b the parents' centres, precisions and log weights before the
-step, μ and σ² the means and variances after it, and g gradients, that one computes
+over slices takes 3 to 4 times as long.) With s the share of a child in a parent (s = r a / Σ_i r a), c, ρ and b the
+parents' centres, precisions and log weights before the step, μ and σ² the means and variances after it, and g
+gradients, that one computes
 
     ∂log s = s Σ_e (gμ (V − μ) + gσ ((V − μ)² − σ²)),  ∂log r = ∂log s + g r a,  ∂z = ∂log r − r Σ_m ∂log r,
     ∂V = s (gμ + 2 gσ (V − μ)) − ∂z ρ (V − c),  ∂c = ρ Σ_i ∂z (V − c),  ∂ρ = −½ Σ_i ∂z (V − c)²,  ∂b = Σ_i ∂z
