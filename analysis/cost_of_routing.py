@@ -8,16 +8,13 @@ takes a few minutes on two CPU cores. `compiled` is as `training.compile` says (
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from capsule_sweeps.config.compose import compose_config
-from capsule_sweeps.profiling.bench import machine
-from capsule_sweeps.profiling.steps import as_in_training, make_step
+from capsule_sweeps.profiling.bench import interleaved_medians, machine
+from capsule_sweeps.profiling.steps import as_in_training, device_of, make_step
 
 REPEATS = 5
 
@@ -45,23 +42,14 @@ COLUMNS: dict[str, dict[object, list[str]]] = {  # what changes â†’ its values â
 
 def main() -> None:
     as_in_training()
-    steps = {}
+    steps: dict[tuple[object, ...], Callable[[], None]] = {}
     for column, values in COLUMNS.items():
         for value, changes in values.items():
             config = compose_config([*BASE, *changes, *sys.argv[1:]])
             variant = "eager" if config.training.compile == "off" else "compiled"
             steps[column, value] = make_step(config, variant, config.num_routing, None)
             steps[column, value, "backbone"] = make_step(config, "backbone", 0, None)
-    seconds: dict[tuple[object, ...], list[float]] = {name: [] for name in steps}
-    for repeat in range(REPEATS + 1):  # the first compiles
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if repeat:
-                seconds[name].append(time.perf_counter() - started)
-    median = {name: statistics.median(measured) for name, measured in seconds.items()}
+    median = interleaved_medians(steps, REPEATS, device_of(config))
     lines = ["| what changes | its value: cost of a step (backbone = 1) |", "|---|---|"]
     for column, values in COLUMNS.items():
         ratios = [f"{v}: {median[column, v] / median[column, v, 'backbone']:.2f}" for v in values]

@@ -108,7 +108,7 @@ def test_no_module_imports_itself_by_way_of_others(path) -> None:
     [
         ("wandb", r"tracking/wandb\w*\.py"),
         ("wandb_workspaces", r"tracking/wandb_dashboard\.py"),
-        ("torchvision", r"data/sources/torchvision\.py|profiling/bench\.py"),
+        ("torchvision", r"data/sources/torchvision\.py"),
         ("submitit", r"launchers/slurm/\w+\.py"),
         ("sklearn", r"data/sources/\w+\.py"),
         ("tensorboard", r"tracking/tensorboard\.py"),

@@ -9,17 +9,19 @@ import argparse
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from capsule_sweeps.config.compose import compose_config
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
     from omegaconf import DictConfig
 
 
+Key = TypeVar("Key", bound=Hashable)
 ITERATIONS = (1, 2, 3)
 EPOCH_IMAGES = 50_000  # CIFAR-10's
 
@@ -28,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", help="as for launch.py: dataset=CIFAR100 training.batch_size=16 …")
     parser.add_argument("--against", type=Path, metavar="PATH", help="a checkout of the published code, timed as well")
     parser.add_argument("--repeats", type=int, default=7, help="timed steps of each variant (7)")
-    parser.add_argument("--data", action="store_true", help="only compare the data path with torchvision's")
     parser.add_argument("--format", choices=("table", "md", "csv", "json"), default="table")
 
 
@@ -38,10 +39,8 @@ def bench(arguments: argparse.Namespace) -> str:
 
     if arguments.repeats < 1:
         raise ValueError(f"--repeats={arguments.repeats} is out of range: it must be at least 1")
-    if arguments.data and arguments.against:
-        raise ValueError("--against has no meaning with --data, which compares with torchvision: leave one of them out")
     config = compose_config(arguments.overrides)
-    frame, note = measure_data(config) if arguments.data else measure(config, arguments.against, arguments.repeats)
+    frame, note = measure(config, arguments.against, arguments.repeats)
     return render(frame, arguments.format, title=f"{config.dataset.name}: {machine(config)}", note=note)
 
 
@@ -71,15 +70,7 @@ def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.
         wait(device)
         first[variant] = time.perf_counter() - started
     steps["data", 0] = _prepare_batch(config)
-    seconds: dict[tuple[str, int], list[float]] = {variant: [] for variant in steps}
-    for repeat in range(repeats + 1):  # the first round warms up
-        for variant, step in steps.items():
-            started = time.perf_counter()
-            step()
-            wait(device)
-            if repeat:
-                seconds[variant].append(time.perf_counter() - started)
-    median = {variant: statistics.median(values) for variant, values in seconds.items()}
+    median = interleaved_medians(steps, repeats, device)
     del steps
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -109,6 +100,23 @@ def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.
     return frame, note
 
 
+def interleaved_medians(
+    steps: Mapping[Key, Callable[[], None]], repeats: int, device: torch.device
+) -> dict[Key, float]:
+    """Median seconds of each step; in every round each step is run once, and the first round warms up."""
+    from capsule_sweeps.profiling.steps import wait
+
+    seconds: dict[Key, list[float]] = {name: [] for name in steps}
+    for repeat in range(repeats + 1):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            wait(device)
+            if repeat:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(measured) for name, measured in seconds.items()}
+
+
 def _prepare_batch(config: DictConfig) -> Callable[[], None]:
     import torch
 
@@ -128,55 +136,6 @@ def _prepare_batch(config: DictConfig) -> Callable[[], None]:
         normalize(augment(split.batch(index)[0], dataset.crop_padding, dataset.flip), mean, std)
 
     return prepare
-
-
-def measure_data(config: DictConfig) -> tuple[pd.DataFrame, str]:
-    """One epoch of augmented batches: ours, and torchvision's transforms in a DataLoader with 2 workers."""
-    import numpy as np
-    import pandas as pd
-    import torch
-    from PIL import Image
-    from torch.utils.data import DataLoader, Dataset
-    from torchvision import transforms
-
-    from capsule_sweeps.data.augment import augment, normalize
-    from capsule_sweeps.data.split import Split
-    from capsule_sweeps.profiling.steps import as_in_training, device_of, wait
-
-    as_in_training()
-    batch_size, device = config.training.batch_size, device_of(config)
-    shape = (EPOCH_IMAGES, 32, 32, 3)
-    pixels = np.random.RandomState(0).randint(256, size=shape, dtype=np.uint8)
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device)
-    split = Split(images, torch.zeros(EPOCH_IMAGES, dtype=torch.int64, device=device))
-    mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-    steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-    transform = transforms.Compose([*steps, transforms.Normalize(mean, std)])
-
-    class Pictures(Dataset[Any]):
-        def __len__(self) -> int:
-            return EPOCH_IMAGES
-
-        def __getitem__(self, index: int) -> Any:
-            return transform(Image.fromarray(pixels[index])), 0
-
-    def ours() -> None:
-        for index in torch.randperm(EPOCH_IMAGES, device=device).split(batch_size):
-            normalize(augment(split.batch(index)[0], 4, True), mean, std)
-
-    def theirs() -> None:
-        for batch, _ in DataLoader(Pictures(), batch_size, shuffle=True, num_workers=2):
-            batch.to(device)
-
-    seconds = {}
-    for name, epoch in (("tensors on the device", ours), ("torchvision, 2 workers", theirs)):
-        started = time.perf_counter()
-        epoch()
-        wait(device)
-        seconds[name] = time.perf_counter() - started
-    fastest = min(seconds.values())
-    rows = [{"data path": name, "epoch_s": round(s, 2), "times": round(s / fastest, 1)} for name, s in seconds.items()]
-    return pd.DataFrame(rows), f"{EPOCH_IMAGES} random 32x32 images, batch size {batch_size}"
 
 
 def machine(config: DictConfig) -> str:

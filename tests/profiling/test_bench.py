@@ -8,7 +8,7 @@ from test_compile import SMALL
 from capsule_sweeps.config.compose import compose_config
 from capsule_sweeps.profiling import bench as benching
 from capsule_sweeps.profiling import steps
-from capsule_sweeps.profiling.bench import add_arguments, bench, measure_data
+from capsule_sweeps.profiling.bench import add_arguments, bench
 
 
 def run(*arguments):
@@ -66,17 +66,8 @@ def test_a_folder_that_is_no_checkout_is_refused(tmp_path, monkeypatch):
     (tmp_path / "src" / "capsule_model.py").touch()
     with pytest.raises(ValueError, match=r"has no resnet_backbone_digits\.json.* a stack for dataset=digits"):
         run("--against", str(tmp_path))
-    with pytest.raises(ValueError, match="--against has no meaning with --data"):
-        run("--data", "--against", str(tmp_path))
 
 
 def test_no_step_is_no_measurement():
     with pytest.raises(ValueError, match="--repeats=0"):
         run("--repeats", "0")
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork beside threads
-def test_the_data_path_is_compared_with_torchvision():
-    frame, note = measure_data(compose_config([*SMALL, "training.batch_size=32"]))
-    assert list(frame["data path"]) == ["tensors on the device", "torchvision, 2 workers"]
-    assert frame["times"].min() == 1 and "100 random" in note
