@@ -18,8 +18,7 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from itertools import product
-from math import isqrt
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +26,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from capsule_sweeps.config.build import build
-from capsule_sweeps.config.compose import compose_config, forced
+from capsule_sweeps.config.compose import CONF_DIR, compose_config, forced
 from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.networks.published_weights import load_published_weights
 from capsule_sweeps.runs.files import write_atomic, write_json
@@ -39,7 +37,6 @@ from capsule_sweeps.runs.signature import columns, run_name, science, signature
 DATASETS = {(10, 3): "CIFAR10", (100, 3): "CIFAR100"}  # (classes, channels) → what the published code trains on
 TAKEN = ("dataset", "capsules", "data_dir")  # groups that overrides may change, and routing.schedule
 UNKNOWN = ("model.capsules.dropout", *(f"dataset.{key}" for key in ("crop_padding", "flip", "train_size", "val_size")))
-STRIDES = (1, 2)
 NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)  # int64: BatchNorm counts batches
 
 
@@ -166,7 +163,7 @@ def peculiar(tensor: Tensor) -> str | None:
 
 
 def recognise(path: Path, weights: Mapping[str, Tensor], num_routing: int, overrides: Sequence[str]) -> DictConfig:
-    """The checked config of the model that these weights belong to, by their shapes; see capsule_settings.
+    """The checked config of the model that these weights belong to, by their shapes; see `known_stack`.
 
     The data set is CIFAR10 or CIFAR100 by classes and channels, unless overrides name one; a stack that overrides
     describe is taken as it is. Raises ValueError.
@@ -201,12 +198,27 @@ def recognise(path: Path, weights: Mapping[str, Tensor], num_routing: int, overr
         raise ValueError(f"{path} does not say how images were normalised: say dataset.mean=[…] and dataset.std=[…]")
     if any(re.match(r"[+~]*capsules(=|\.(pose|primary|layers|classes))", word) for word in overrides):
         return config
-    with torch.device("meta"):
-        backbone = build(config.backbone, image_shape=(dataset.channels, dataset.image_size, dataset.image_size))
-    try:
-        return compose_config([*words, *capsule_settings(weights, backbone.out_shape[1])])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    return known_stack(path, weights, words)
+
+
+def known_stack(path: Path, weights: Mapping[str, Tensor], words: list[str]) -> DictConfig:
+    """The config of `words` with the stack of conf/capsules that has these weights. Raises ValueError unless one has.
+
+    Strides leave no trace in shapes, so stacks that differ in nothing else cannot be told apart.
+    """
+    found: dict[str, DictConfig] = {}
+    for name in sorted(file.stem for file in (CONF_DIR / "capsules").glob("*.yaml")):
+        with suppress(ValueError), torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, that nothing is copied
+            config = compose_config([*words, f"capsules={name}", "training.compile=off"])
+            load_published_weights(build_model(config), weights)
+            found.setdefault(str({**config.capsules, "name": None}), config)
+    if len(found) != 1:
+        raise ValueError(
+            f"{path}: its shapes match {len(found) or 'none'} of the stacks in conf/capsules; describe its stack in "
+            "conf/capsules/NAME.yaml and set capsules=NAME"
+        )
+    return next(iter(found.values()))
 
 
 def misshapen(weights: Mapping[str, Tensor]) -> str | None:
@@ -229,47 +241,6 @@ def misshapen(weights: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def capsule_settings(weights: Mapping[str, Tensor], grid: int) -> list[str]:
-    """Overrides `capsules.…` for the stack with these weights behind features of grid x grid places.
-
-    Strides leave no trace in shapes, but the first fully connected layer tells how many places are left below it: they
-    are those of STRIDES, one for each layer, with which that comes out. Raises ValueError when that is none or several.
-    The weights are not misshapen.
-    """
-    matrix, shapes = _is_matrix(weights), [tuple(tensor.shape) for tensor in _layer_weights(weights)]
-    channels, _, kernel, _ = weights["pc_layer.weight"].shape
-    size = len(weights["nonlinear_act.weight"])
-    sizes = [len(weights[f"capsule_layers.{number}.nonlinear_act.weight"]) for number in range(len(shapes))]
-    parents = [shape[-1 if matrix else -2] for shape in shapes]
-    kernels = [shape[0] for shape in shapes if len(shape) == 6]
-    num_below = shapes[len(kernels)][0]  # capsules below the first fully connected layer
-    below = [channels // size, *parents][len(kernels)]
-    left = isqrt(num_below // below)
-    fits = [
-        strides
-        for strides in product(STRIDES, repeat=len(kernels))
-        if _grid(grid - kernel + 1, kernels, strides) == left and left * left * below == num_below
-    ]
-    if len(fits) != 1:
-        found = " and ".join(str(list(strides)) for strides in fits) or "none"
-        raise ValueError(
-            f"its {len(kernels)} convolutional capsule layers have to leave {num_below} capsules, and of strides 1 and "
-            f"2 {found} would; describe the stack in conf/capsules/NAME.yaml and say capsules=NAME"
-        )
-    layers = [
-        f"{{type: {'conv' if number < len(kernels) else 'fc'}, num_capsules: {parents[number]}, pose_size: {each}"
-        + (f", kernel_size: {kernels[number]}, stride: {fits[0][number]}}}" if number < len(kernels) else "}")
-        for number, each in enumerate(sizes[:-1])
-    ]
-    primary = {"num_capsules": channels // size, "pose_size": size, "kernel_size": kernel, "stride": 1}
-    return [
-        f"capsules.pose={'matrix' if matrix else 'vector'}",
-        *(f"capsules.primary.{key}={value}" for key, value in primary.items()),
-        f"capsules.layers=[{', '.join(layers)}]",
-        f"capsules.classes.pose_size={sizes[-1]}",
-    ]
-
-
 def _layer_weights(weights: Mapping[str, Tensor]) -> list[Tensor]:
     found: list[Tensor] = []
     while (name := f"capsule_layers.{len(found)}.w") in weights:
@@ -280,9 +251,3 @@ def _layer_weights(weights: Mapping[str, Tensor]) -> list[Tensor]:
 def _is_matrix(weights: Mapping[str, Tensor]) -> bool:
     """Whether poses are matrices: then a layer's weight has √D rows for children of D numbers, else D."""
     return bool(weights["capsule_layers.0.w"].shape[-3] != len(weights["nonlinear_act.weight"]))
-
-
-def _grid(size: int, kernels: Sequence[int], strides: Sequence[int]) -> int:
-    for kernel, stride in zip(kernels, strides, strict=True):
-        size = (size - kernel) // stride + 1
-    return size

@@ -17,13 +17,17 @@ from PIL import Image
 from synthetic import finished_run
 
 from capsule_sweeps import compose_config, load_runs
-from capsule_sweeps.evaluation.import_published import capsule_settings, import_checkpoint, recognise
+from capsule_sweeps.evaluation.import_published import import_checkpoint, recognise
 from capsule_sweeps.evaluation.weights import load_trained
 from capsule_sweeps.results.tables import accuracy_table
 from capsule_sweeps.runs.signature import science
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-SMALL = ["dataset=CIFAR10", "dataset.image_size=16", "dataset.num_classes=4"]  # what the golden network is made for
+IMAGES = ["dataset=CIFAR10", "dataset.image_size=16", "dataset.num_classes=4"]  # what the golden network is made for
+CONV = "{type: conv, num_capsules: 5, pose_size: 16, kernel_size: 3, stride: 2}"
+FC = "{type: fc, num_capsules: 7, pose_size: 16}"
+STACK = ["capsules=CIFAR10", "capsules.primary.num_capsules=6", f"capsules.layers=[{CONV}, {FC}]"]
+SMALL = [*IMAGES, *STACK]
 
 
 @pytest.fixture(scope="module")
@@ -90,28 +94,10 @@ def test_published_configurations_are_recognised(dataset) -> None:
     assert science(recognise(Path("x"), weights, 3, []))["model.capsules.interleaved"] is True
 
 
-def test_vector_poses_and_layers_of_any_size_are_recognised() -> None:
-    """A stack of two convolutional layers of kernels 2 and 3, and none at all between primary capsules and classes."""
-
-    def weights(primary: int, *shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
-        found = {"nonlinear_act.weight": torch.zeros(primary), "pc_layer.weight": torch.zeros(3 * primary, 8, 1, 1)}
-        for number, shape in enumerate(shapes):
-            found[f"capsule_layers.{number}.w"] = torch.zeros(shape)
-            found[f"capsule_layers.{number}.nonlinear_act.weight"] = torch.zeros(shape[-1])
-        return found
-
-    # grid 8, kernel 2 with stride 2 → 4, kernel 3 with stride 1 → 2
-    found = capsule_settings(weights(6, (2, 2, 3, 6, 5, 7), (3, 3, 5, 7, 4, 9), (16, 9, 10, 8)), 8)
-    assert "capsules.pose=vector" in found and "capsules.classes.pose_size=8" in found
-    assert (
-        "capsules.layers=[{type: conv, num_capsules: 5, pose_size: 7, kernel_size: 2, stride: 2}, "
-        "{type: conv, num_capsules: 4, pose_size: 9, kernel_size: 3, stride: 1}]"
-    ) in found
-    assert "capsules.layers=[]" in capsule_settings(weights(6, (3 * 64, 6, 10, 8)), 8)
-    with pytest.raises(ValueError, match="of strides 1 and 2 none would"):
-        capsule_settings(weights(6, (2, 2, 3, 6, 5, 7), (5 * 25, 7, 10, 8)), 8)
-    with pytest.raises(ValueError, match=r"\[1, 2\] and \[2, 1\] would"):
-        capsule_settings(weights(6, (1, 1, 3, 6, 5, 7), (1, 1, 5, 7, 5, 7), (5 * 16, 7, 10, 8)), 8)
+def test_a_stack_that_is_not_in_conf_is_asked_for(file) -> None:
+    with pytest.raises(ValueError, match=r"match none of the stacks in conf/capsules; describe .* set capsules=NAME"):
+        import_checkpoint(file, 2, IMAGES, Path("runs"))
+    assert not Path("runs").exists()
 
 
 def test_only_what_is_known_is_recorded(imported, runs) -> None:
@@ -319,7 +305,7 @@ def enlarge(net: dict[str, torch.Tensor]) -> None:
         (lambda net: net.pop("module.nonlinear_act.weight"), "match no stack"),
         (lambda net: net.pop("module.final_fc.bias"), "final_fc.bias is missing"),
         (lambda net: net.update({"module.extra": torch.zeros(1)}), "extra .* unknown"),
-        (lambda net: net.update({"module.capsule_layers.1.w": torch.zeros(44, 4, 4, 7)}), "have to leave 44 capsules"),
+        (lambda net: net.update({"module.capsule_layers.1.w": torch.zeros(44, 4, 4, 7)}), "44.* is needed"),
         (lambda net: net.update({"module.capsule_layers.1.w": torch.zeros(45, 4, 5, 7)}), r"\(45, 4, 4, 7\) is needed"),
         (lambda net: enlarge(net), "pc_layer.weight .* is needed"),
         (lambda net: net.update({"module.capsule_layers.2.w": torch.zeros(7)}), "match no stack"),
@@ -368,7 +354,7 @@ def test_wrong_number_of_iterations(file, capsule_sweeps, number) -> None:
 def test_a_described_stack_is_taken_as_it_is(file) -> None:
     """Strides that the shapes do not tell can be said."""
     layers = "capsules.layers=[{type: conv, num_capsules: 5, pose_size: 16, kernel_size: 3, stride: 2}, "
-    words = [*SMALL, "capsules.primary.num_capsules=6", layers + "{type: fc, num_capsules: 7, pose_size: 16}]"]
+    words = [*IMAGES, "capsules.primary.num_capsules=6", layers + "{type: fc, num_capsules: 7, pose_size: 16}]"]
     assert import_checkpoint(file, 2, words, Path("runs"))[1]
     with pytest.raises(ValueError, match=r"does not fit: capsule_layers\.0"):
         import_checkpoint(
@@ -408,7 +394,7 @@ def test_it_is_evaluated_and_exported_as_any_run(golden, file, capsule_sweeps) -
             folder.mkdir(parents=True)
             for number in range(6):
                 Image.fromarray(pixels[split, label, number]).save(folder / f"{number}.png")
-    words = ["dataset=folder", "dataset.root=photos", "dataset.mean=[0.5,0.5,0.5]", "dataset.std=[0.2,0.2,0.2]"]
+    words = ["dataset=folder", "dataset.root=photos", "dataset.mean=[0.5,0.5,0.5]", "dataset.std=[0.2,0.2,0.2]", *STACK]
     ended = capsule_sweeps("import-checkpoint", str(file), "--num-routing", "2", *words)
     assert ended.code == 0 and "photos-capsnet-simple" in ended.out, ended.err
     (name,) = (path.name for path in Path("runs").iterdir())
