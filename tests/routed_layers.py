@@ -29,6 +29,19 @@ DIGITS = [
     "capsules.layers=[{type: conv, num_capsules: 8, pose_size: 16, kernel_size: 3, stride: 2}]",
 ]
 
+# A network that compiles in seconds
+SMALL = [
+    "dataset=digits",
+    "dataset.image_size=8",
+    "backbone.channels=4",
+    "capsules.primary.num_capsules=2",
+    "capsules.primary.pose_size=4",
+    "capsules.layers=[{type: conv, num_capsules: 3, pose_size: 4, kernel_size: 3, stride: 1}]",
+    "capsules.classes.pose_size=4",
+    "routing.schedule=sequential",
+    "num_routing=2",
+]
+
 
 class Layer(NamedTuple):
     votes: Votes

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_compile import SMALL
+from routed_layers import SMALL
 
 from capsule_sweeps.config.compose import compose_config
 from capsule_sweeps.profiling import steps

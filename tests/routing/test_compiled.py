@@ -12,6 +12,7 @@ import pytest
 import torch
 from functorch.compile import make_boxed_func
 from omegaconf import OmegaConf
+from routed_layers import SMALL
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 
@@ -21,17 +22,7 @@ from capsule_sweeps.routing import compiled as compiling
 from capsule_sweeps.routing.compiled import Compiled, CompileError, decide
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = [
-    "dataset=digits",
-    "dataset.image_size=8",
-    "backbone.channels=4",
-    "capsules.primary.num_capsules=2",
-    "capsules.primary.pose_size=4",
-    "capsules.layers=[{type: conv, num_capsules: 3, pose_size: 4, kernel_size: 3, stride: 1}]",
-    "capsules.classes.pose_size=4",
-    "routing.schedule=sequential",
-    "num_routing=2",
-]
+
 # What a fresh process does: a step of the small model, after steps of other shapes. Prints the logits and a gradient.
 STEP = """
 import json, sys, warnings
