@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from capsule_sweeps.console import PoolDisplay
 from capsule_sweeps.launchers.worker import BUSY
-from capsule_sweeps.runs.plan import Point
+from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.provenance import ROOT
 from capsule_sweeps.runs.run import Busy
 from capsule_sweeps.runs.signals import Stop
@@ -80,7 +80,7 @@ def visible_gpus() -> list[str]:
 class Worker:
     """A run in its own process. Its events go to a queue as (worker, event); None is the last one."""
 
-    def __init__(self, point: Point, sweep: str, slot: Slot, events: queue.Queue[tuple[Worker, Any]]) -> None:
+    def __init__(self, point: PlannedRun, sweep: str, slot: Slot, events: queue.Queue[tuple[Worker, Any]]) -> None:
         self.point, self.slot = point, slot
         point.clear()
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
@@ -128,7 +128,7 @@ class Worker:
 
 
 def run_pool(
-    take: Callable[[], Point | None],
+    take: Callable[[], PlannedRun | None],
     total: int,
     sweep: str,
     slots: Sequence[Slot],

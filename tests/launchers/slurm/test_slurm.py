@@ -444,7 +444,7 @@ def test_a_job_that_ends_before_its_run_starts_says_where_to_look(submit, cluste
     assert "no such module" in capsule_sweeps("show", folder.name).out
 
 
-def test_another_launchers_ticket_is_left_alone(submit, python, tiny, cluster, runs, monkeypatch) -> None:
+def test_another_launchers_entry_is_left_alone(submit, python, tiny, cluster, runs, monkeypatch) -> None:
     """Two launchers plan the same run; the slower one is refused by SLURM and takes back what is its own only."""
     from capsule_sweeps.launchers.slurm import submit as submitting
 
