@@ -113,7 +113,7 @@ def make_launcher(settings: dict[str, Any], kind: str = "") -> tuple[Policy, Run
     settings = dict(settings)
     chosen = find_launcher(kind or cast(type[SweepLauncher], get_class(settings.pop("_target_"))).kind)
     names = {entry.name for entry in fields(Policy)}
-    own = {entry.name for entry in fields(chosen) if entry.init}
+    own = {entry.name for entry in fields(chosen)}
     if unknown := sorted(settings.keys() - names - own):
         known = ", ".join(sorted(names | own))
         raise ValueError(f"hydra.launcher.{unknown[0]} is unknown; there are {known}")

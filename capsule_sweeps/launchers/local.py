@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
@@ -26,8 +26,10 @@ class Launcher:
 
     parallel: int | str = 1
     runs_per_gpu: int = 1
-    slots: list[Slot] = field(init=False, default_factory=list)
     here = waits = True
+
+    def __post_init__(self) -> None:
+        self.slots: list[Slot] = []
 
     def num_parallel(self, todo: Sequence[PlannedRun], dry_run: bool) -> int:
         devices = {str(planned.config.device) for planned in todo}
