@@ -97,6 +97,7 @@ class Worker:
         )
         config = OmegaConf.to_container(point.config)
         task = {"config": config, "folder": str(point.run.folder), "sweep": sweep, "threads": slot.threads}
+        task["code"] = str(ROOT)
         task["submission"] = point.run.submission
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(task).encode() + b"\n")

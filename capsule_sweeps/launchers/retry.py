@@ -15,6 +15,7 @@ from capsule_sweeps.runs.files import read_json
 from capsule_sweeps.runs.plan import Policy
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import science, signature
+from capsule_sweeps.runs.where import lost
 
 
 def retry(runs_dir: Path, runs: pd.DataFrame, parallel: int | str) -> bool:
@@ -22,7 +23,8 @@ def retry(runs_dir: Path, runs: pd.DataFrame, parallel: int | str) -> bool:
 
     Those that a queue ran are given to it again, with the settings of that submission, where that queue is available.
     """
-    names = list(runs.run[runs.state.isin(["failed", "interrupted"])])
+    states = zip(runs.run, runs.state, strict=True)
+    names = [name for name, state in states if state in ("failed", "interrupted") or lost(Run(runs_dir / name))]
     if not names:
         raise ValueError("nothing to retry: none of these runs is failed or interrupted")
     here: Launcher = LocalLauncher(parallel)
@@ -47,12 +49,13 @@ def retry(runs_dir: Path, runs: pd.DataFrame, parallel: int | str) -> bool:
 
 def stored_config(runs_dir: Path, name: str) -> DictConfig:
     """The configuration that a run was made with. Raises ValueError when it is damaged or was edited."""
-    path = runs_dir / name / "config.yaml"
+    run, path = Run(runs_dir / name), runs_dir / name / "config.yaml"
     try:
-        config = check(OmegaConf.create(OmegaConf.to_container(OmegaConf.load(path))))  # type: ignore[arg-type]
+        queued = run.queue_entry().get("config")  # all there is of a run whose job ended before it started
+        stored = queued if queued and not path.exists() else OmegaConf.to_container(OmegaConf.load(path))
+        config = check(OmegaConf.create(stored))  # type: ignore[arg-type]
     except Exception as error:
         raise ValueError(f"{path} cannot be used ({' '.join(str(error).split())}); run it from scratch") from error
-    run = Run(runs_dir / name)
     run.compare(science(config), run.record())
     if signature(science(config)) != name[-8:]:
         raise ValueError(f"{path} describes another run than {name}: it was edited; bring the old one back")

@@ -223,7 +223,8 @@ class Run:
             raise Busy(f"{self.folder} was taken out of the queue")
         for number in self._attempts():
             if number <= last:
-                self._attempt_path(number).unlink(missing_ok=True)
+                for suffix in (".json", ".released"):
+                    self._attempt_path(number).with_suffix(suffix).unlink(missing_ok=True)
         claim.start()
         try:
             yield claim

@@ -284,6 +284,14 @@ def test_retry_gives_runs_to_their_queue_again(submit, queue, capsule_sweeps) ->
     assert states() == {0: "queued", 1: "queued"}
 
 
+def test_retry_takes_runs_whose_job_ended_without_them(submit, queue, capsule_sweeps) -> None:
+    submit(0, 1)
+    queue.jobs.clear()
+    assert states() == {0: "new", 1: "new"}
+    ended = capsule_sweeps("retry")
+    assert ended.code == 0 and "2 runs queued" in ended.out and states() == {0: "queued", 1: "queued"}
+
+
 def test_retry_runs_here_where_the_queue_is_not_available(submit, queue, capsule_sweeps, monkeypatch, runs) -> None:
     submit(0)
     end(0, "failed")

@@ -24,6 +24,15 @@ def test_created_once_and_whole(tmp_path, monkeypatch, links) -> None:
     assert json.loads(path.read_text()) == {"a": 1} and os.listdir(tmp_path) == ["lock"]
 
 
+def test_released_attempts_do_not_stay(tmp_path) -> None:
+    run = Run(tmp_path / "name-00000000")
+    run.folder.mkdir()
+    (run.folder / "attempt-3.released").touch()
+    with run.claim() as claim:
+        assert claim.attempt == 4
+    assert os.listdir(run.folder) == ["attempt-4.json"]
+
+
 def test_a_full_disk_leaves_no_lock(tmp_path, monkeypatch) -> None:
     def full(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))

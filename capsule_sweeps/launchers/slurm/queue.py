@@ -16,7 +16,7 @@ from capsule_sweeps.runs.queue import Entry, Refused
 
 ASK_SECONDS = 30
 SUBMIT_SECONDS = 300  # a busy controller takes its time
-REMEMBER_SECONDS = 2.0
+REMEMBER_SECONDS = 30.0  # asking more often is impolite to a controller; `forget` after a change
 # What a surrounding salloc or sbatch leaves, and what would redirect our jobs, does not reach a submission
 KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}
 REDIRECTING = {"ARRAY_INX", "ERROR", "EXPORT", "GET_USER_ENV", "INPUT", "JOB_NAME", "NO_REQUEUE", "OPEN_MODE", "OUTPUT"}
