@@ -94,7 +94,7 @@ class SlurmJob:
         """The next run that waits; each job begins at another one, so that jobs that start together do not collide."""
         folders = self.job["runs"]
         first = int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0) * self.settings["runs_per_job"] % len(folders)
-        here = {worker.point.run.folder for worker in self.workers}
+        here = {worker.planned.run.folder for worker in self.workers}
         for folder in [*folders[first:], *folders[:first]]:
             run = Run(Path(folder), self.job["submission"])
             if run.folder in here or not run.waits_for(self.job["submission"]):
@@ -112,7 +112,7 @@ class SlurmJob:
 
     def ended(self, worker: Worker) -> None:
         """Called when a worker's process is gone. Killed or interrupted runs keep their entry."""
-        run, status = worker.point.run, worker.process.returncode
+        run, status = worker.planned.run, worker.process.returncode
         if status == 1:
             try:
                 if run.record().get("state") != "failed" and run.waits_for(self.job["submission"]):
@@ -126,12 +126,12 @@ class SlurmJob:
 
     def _record_failure(self, worker: Worker) -> None:
         """For a run that failed before its claim, and so left nothing behind: no data on this node, for instance."""
-        run, entry = worker.point.run, worker.point.run.queue_entry()
+        run, entry = worker.planned.run, worker.planned.run.queue_entry()
         write_atomic(run.folder / "error.txt", worker.errors_text().encode())
-        write_atomic(run.folder / "config.yaml", OmegaConf.to_yaml(worker.point.config).encode())
+        write_atomic(run.folder / "config.yaml", OmegaConf.to_yaml(worker.planned.config).encode())
         attempt = {
             "started": time.time(),
-            "code": code(science(worker.point.config)),
+            "code": code(science(worker.planned.config)),
             **this_job(),
             "submission": self.job["submission"],
         }
