@@ -8,7 +8,6 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 
@@ -135,15 +134,15 @@ def main() -> None:
 
 def status(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.console import console
-    from capsule_sweeps.launchers.slurm.where import whereabouts
     from capsule_sweeps.results.render import render
     from capsule_sweeps.runs.select import select
+    from capsule_sweeps.runs.where import where
 
     while True:
         runs = select(arguments.runs_dir, arguments.runs, imported=True)
         runs["state"] = runs.state.mask(runs.stale, "stale").mask(runs.imported, "imported")
         counts = ", ".join(f"{count} {state}" for state, count in runs.state.value_counts().items()) or "none"
-        shown = runs[STATUS_COLUMNS].assign(slurm=whereabouts(arguments.runs_dir, runs))
+        shown = runs[STATUS_COLUMNS].assign(slurm=where(arguments.runs_dir, runs))
         shown = shown if shown.slurm.any() else shown.drop(columns="slurm")
         text = render(shown, arguments.format, title=f"Runs in {arguments.runs_dir}", note=counts)
         if arguments.watch:
@@ -347,21 +346,13 @@ def doctor(arguments: argparse.Namespace) -> None:
     import pandas as pd
 
     from capsule_sweeps.config.compose import compose_config, launcher_settings
-    from capsule_sweeps.launchers.doctor import examine
+    from capsule_sweeps.launchers.hydra import make_launcher
+    from capsule_sweeps.launchers.preflight import examine
     from capsule_sweeps.results.render import render
 
     overrides = [*arguments.overrides, *([f"runs_dir={arguments.runs_dir}"] if arguments.runs_dir else [])]
-    config, launcher = compose_config(overrides), launcher_settings(overrides)
-    checks = examine(config)
-    if str(launcher.pop("_target_")).endswith("SlurmLauncher"):
-        from capsule_sweeps.launchers.hydra import split_settings
-        from capsule_sweeps.launchers.slurm.check import examine_cluster
-        from capsule_sweeps.launchers.slurm.settings import Settings
-
-        _, own = split_settings(launcher, {entry.name for entry in fields(Settings)})
-        checks = chain(checks, examine_cluster(config, Settings(**own), arguments.submit))
-    elif arguments.submit:
-        raise ValueError("--submit needs a cluster: say hydra/launcher=slurm, and its settings")
+    config, (_, launcher) = compose_config(overrides), make_launcher(launcher_settings(overrides))
+    checks = chain(examine(config), launcher.examine(config, arguments.submit))
     found = []
     for name, ok, text in checks:
         found.append({"check": name, "ok": ok, "text": text})

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from capsule_sweeps.launchers.slurm import queue as slurm
 from capsule_sweeps.runs.lock import living_elsewhere, process_here
+from capsule_sweeps.runs.queue import find_queue
 from capsule_sweeps.runs.run import Run
 
 
@@ -30,19 +30,23 @@ def cancel(runs_dir: Path, runs: pd.DataFrame, sweeps: Sequence[str]) -> list[st
             said.append(f"{name}: its launcher (process {pid}) was asked to save and stop")
         elif pid is None and (host := living_elsewhere(runs_dir / ".sweeps" / f"{name}.json")):
             said.append(f"{name}: its launcher may run on {host}, out of reach from here; cancel it there")
-    emptied = set()
+    emptied = {}
     for name in runs.run[runs.state.isin(["queued", "running"])]:
         run = Run(runs_dir / name)
-        emptied.add(run.ticket().get("submission"))
+        if run.queue_entry() and (entry := run.entry()):
+            emptied[entry.submission] = entry
         run.dequeue()
         if run.request_cancel():  # a job may have begun with it since we looked
-            said.append(f"{name}: asked to save and stop; it is interrupted in a moment, the same command goes on")
+            said.append(f"{name}: asked to save and stop; it is interrupted in a moment, the same command resumes it")
         else:
             said.append(f"{name}: taken out of the queue")
-    left = {Run(path.parent).ticket().get("submission") for path in runs_dir.glob("*/queued.json")}
-    for submission in emptied - left - {None}:
-        if slurm.cancel(str(submission), "--state=PENDING"):
-            said.append(f"{submission}: nothing is left to do; its jobs that have not started were cancelled in SLURM")
+    left = {Run(path.parent).queue_entry().get("submission") for path in runs_dir.glob("*/queued.json")}
+    for entry in (entry for submission, entry in emptied.items() if submission not in left):
+        if find_queue(entry.queue).cancel(entry):
+            said.append(f"{entry.submission}: nothing is left to do; its jobs that have not started were cancelled")
         else:
-            said.append(f"{submission}: SLURM does not answer here; its jobs find nothing to do and end by themselves")
+            said.append(
+                f"{entry.submission}: {entry.queue.upper()} does not answer here; its jobs find nothing to do and end "
+                "by themselves"
+            )
     return said or ["nothing to cancel: none of these runs is running or queued"]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -14,17 +14,14 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from capsule_sweeps.config.check import check
-from capsule_sweeps.launchers.pool import make_slots
+from capsule_sweeps.launchers.launch import Launcher as RunLauncher
+from capsule_sweeps.launchers.launch import find_launcher, launch
 from capsule_sweeps.runs.plan import Policy, compose_points
 from capsule_sweeps.runs.run import Busy
-
-if TYPE_CHECKING:
-    pass
-
-from capsule_sweeps.launchers.launch import launch, launch_on_slurm
 
 
 class GridSweeper(Sweeper):
@@ -61,7 +58,12 @@ class GridSweeper(Sweeper):
 
 
 class SweepLauncher(Launcher):
-    """Composes and checks the points of a sweep; `apply` plans and runs them, with the launcher's own `settings`."""
+    """Composes and checks the points of a sweep, then hands over to `launch`.
+
+    `kind` says where they run: launchers/<kind>.py, or launchers/<kind>/ for a queue.
+    """
+
+    kind = "local"
 
     def __init__(self, **settings: Any) -> None:
         self.settings = {
@@ -76,95 +78,47 @@ class SweepLauncher(Launcher):
         HydraConfig.instance().set_config(self.master)
         configure_log(self.master.hydra.job_logging, self.master.hydra.verbose)
         with user_errors():
-            policy, settings = split_settings(self.settings, self.known())
+            policy, launcher = make_launcher(self.settings, self.kind)
             configs = compose_points(self.loader, self.master, job_overrides)
-            accuracies = self.apply(configs, job_overrides, policy, settings)
+            sweeper = str(self.master.hydra.sweeper._target_)
+            if not launcher.waits and not sweeper.endswith("GridSweeper"):
+                raise ValueError(f"{sweeper} learns from results: set hydra.launcher.wait=true")
+            accuracies = launch(configs, job_overrides, policy, launcher)
         if policy.dry_run:
             sys.exit(0)  # a sweeper has nothing to learn from it
+        missing = JobStatus.FAILED if launcher.waits else JobStatus.UNKNOWN
         return [
             JobReturn(overrides=overrides, cfg=config, status=JobStatus.COMPLETED, _return_value=accuracy)
             if accuracy is not None
-            else JobReturn(
-                overrides=overrides, cfg=config, status=self.missing, _return_value=RuntimeError("not finished")
-            )
+            else JobReturn(overrides=overrides, cfg=config, status=missing, _return_value=RuntimeError("not finished"))
             for overrides, config, accuracy in zip(job_overrides, configs, accuracies, strict=True)
         ]
-
-    @property
-    def missing(self) -> JobStatus:
-        """What it means, when all is done, that a run has no accuracy."""
-        return JobStatus.FAILED
-
-    def known(self) -> set[str]:
-        """The names of the launcher's own settings."""
-        raise NotImplementedError
-
-    def apply(
-        self,
-        configs: Sequence[DictConfig],
-        overrides: Sequence[Sequence[str]],
-        policy: Policy,
-        settings: dict[str, Any],
-    ) -> list[float | None]:
-        """The accuracies (fractions) of these points, None where a run is not finished."""
-        raise NotImplementedError
 
 
 class LocalLauncher(SweepLauncher):
     """Runs what is missing of a sweep on this machine, in this process or, with `parallel`, in a pool of processes."""
 
-    def known(self) -> set[str]:
-        return {"parallel", "runs_per_gpu"}
-
-    def apply(
-        self,
-        configs: Sequence[DictConfig],
-        overrides: Sequence[Sequence[str]],
-        policy: Policy,
-        settings: dict[str, Any],
-    ) -> list[float | None]:
-        parallel, devices = settings.get("parallel", 1), {str(config.device) for config in configs}
-        if policy.dry_run:  # nothing that needs torch to be answered
-            parallel, devices = 1 if parallel == "auto" else parallel, {"cpu"}
-        return launch(configs, overrides, policy, make_slots(parallel, settings.get("runs_per_gpu", 1), devices))
-
 
 class SlurmLauncher(SweepLauncher):
     """Gives what is missing of a sweep to SLURM and returns, or follows it with `wait`."""
 
-    def known(self) -> set[str]:
-        from capsule_sweeps.launchers.slurm.settings import Settings
-
-        return {entry.name for entry in fields(Settings)}
-
-    @property
-    def missing(self) -> JobStatus:
-        return JobStatus.FAILED if self.settings.get("wait") else JobStatus.UNKNOWN
-
-    def apply(
-        self,
-        configs: Sequence[DictConfig],
-        overrides: Sequence[Sequence[str]],
-        policy: Policy,
-        settings: dict[str, Any],
-    ) -> list[float | None]:
-        from capsule_sweeps.launchers.slurm.settings import Settings
-
-        cluster = Settings(**settings)
-        sweeper = str(self.master.hydra.sweeper._target_)
-        if not cluster.wait and not sweeper.endswith("GridSweeper"):
-            raise ValueError(f"{sweeper} learns from results: set hydra.launcher.wait=true")
-        return launch_on_slurm(configs, overrides, policy, cluster)
+    kind = "slurm"
 
 
-def split_settings(settings: dict[str, Any], own: set[str]) -> tuple[Policy, dict[str, Any]]:
-    """A launcher's settings: the Policy, and the launcher's own. Raises ValueError for an unknown one."""
+def make_launcher(settings: dict[str, Any], kind: str = "") -> tuple[Policy, RunLauncher]:
+    """What `hydra.launcher` says of the plan, and the launcher, which `_target_` names where `kind` does not.
+
+    Raises ValueError for an unknown setting.
+    """
+    settings = dict(settings)
+    chosen = find_launcher(kind or cast(type[SweepLauncher], get_class(settings.pop("_target_"))).kind)
     names = {entry.name for entry in fields(Policy)}
+    own = {entry.name for entry in fields(chosen)}
     if unknown := sorted(settings.keys() - names - own):
         known = ", ".join(sorted(names | own))
         raise ValueError(f"hydra.launcher.{unknown[0]} is unknown; there are {known}")
     policy = Policy(**{name: value for name, value in settings.items() if name in names})
-    return policy, {name: value for name, value in settings.items() if name in own}
+    return policy, chosen(**{name: value for name, value in settings.items() if name in own})
 
 
 def launch_one(config: DictConfig) -> float | None:
@@ -176,7 +130,7 @@ def launch_one(config: DictConfig) -> float | None:
                 f"hydra/launcher={hydra.runtime.choices['hydra/launcher']} is for sweeps: add -m behind launch.py"
             )
         policy = Policy(**{entry.name: hydra.launcher[entry.name] for entry in fields(Policy)})
-        (accuracy,) = launch([check(config)], [hydra.overrides.task], policy, make_slots(1, 1, set()))
+        (accuracy,) = launch([check(config)], [hydra.overrides.task], policy, find_launcher("local")())
     if accuracy is None and not policy.dry_run:
         sys.exit(1)
     return accuracy

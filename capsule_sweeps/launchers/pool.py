@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from capsule_sweeps.console import PoolDisplay
 from capsule_sweeps.launchers.worker import BUSY
-from capsule_sweeps.runs.plan import Point
+from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.provenance import ROOT
 from capsule_sweeps.runs.run import Busy
 from capsule_sweeps.runs.signals import Stop
@@ -80,9 +80,9 @@ def visible_gpus() -> list[str]:
 class Worker:
     """A run in its own process. Its events go to a queue as (worker, event); None is the last one."""
 
-    def __init__(self, point: Point, sweep: str, slot: Slot, events: queue.Queue[tuple[Worker, Any]]) -> None:
-        self.point, self.slot = point, slot
-        point.clear()
+    def __init__(self, planned: PlannedRun, sweep: str, slot: Slot, events: queue.Queue[tuple[Worker, Any]]) -> None:
+        self.planned, self.slot = planned, slot
+        planned.clear()
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         if slot.gpu is not None:
@@ -95,9 +95,10 @@ class Worker:
             env=environment,
             start_new_session=True,  # Ctrl-C in the terminal is the parent's to pass on
         )
-        config = OmegaConf.to_container(point.config)
-        task = {"config": config, "folder": str(point.run.folder), "sweep": sweep, "threads": slot.threads}
-        task["submission"] = point.run.submission
+        config = OmegaConf.to_container(planned.config)
+        task = {"config": config, "folder": str(planned.run.folder), "sweep": sweep, "threads": slot.threads}
+        task["code"] = str(ROOT)
+        task["submission"] = planned.run.submission
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(task).encode() + b"\n")
         self.process.stdin.flush()
@@ -128,7 +129,7 @@ class Worker:
 
 
 def run_pool(
-    take: Callable[[], Point | None],
+    take: Callable[[], PlannedRun | None],
     total: int,
     sweep: str,
     slots: Sequence[Slot],
@@ -148,12 +149,12 @@ def run_pool(
     with PoolDisplay(total) as display:
         try:
             while True:
-                while free and not stop.signum and (point := take()) is not None:
+                while free and not stop.signum and (planned := take()) is not None:
                     try:
-                        active.add(Worker(point, sweep, free[-1], events))
+                        active.add(Worker(planned, sweep, free[-1], events))
                         free.pop()
                     except (Busy, OSError) as error:
-                        log.error("%s: not started, %s", point.run.folder.name, error)
+                        log.error("%s: not started, %s", planned.run.folder.name, error)
                 if not active:
                     return
                 if stop.signum and not passed_on:
@@ -164,7 +165,7 @@ def run_pool(
                     worker, event = events.get(timeout=0.2)
                 except queue.Empty:
                     continue
-                name = worker.point.run.folder.name
+                name = worker.planned.run.folder.name
                 if event is not None:
                     display.show(name, event)
                     continue
@@ -182,7 +183,7 @@ def run_pool(
 
 def report(worker: Worker) -> None:
     """Say how a run ended, unless it finished or a signal was passed on to it."""
-    code, name = worker.process.returncode, worker.point.run.folder.name
+    code, name = worker.process.returncode, worker.planned.run.folder.name
     if code == BUSY:
         log.warning("%s: left alone, %s", name, worker.last_words())
     elif code < 0:

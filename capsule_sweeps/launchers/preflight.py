@@ -1,47 +1,63 @@
-"""Whatever would keep a run from starting, found before any starts."""
+"""Is everything there that runs need? One list of checks, for `doctor` and, in part, before each launch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from omegaconf import DictConfig
 
-from capsule_sweeps.runs.plan import Point
+from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.run import check_runs_dir
+from capsule_sweeps.tracking.wandb import reachable
 
-if TYPE_CHECKING:
-    pass
+FREE_GIB = 5
 
 
-def preflight(plan: Sequence[Point], devices: bool = True) -> None:
+@dataclass(frozen=True)
+class Check:
+    """`look` returns what it found and raises ValueError with what to do."""
+
+    name: str
+    look: Callable[[DictConfig], str]
+    before_launch: tuple[str, ...] = ()  # the config keys that it depends on; (): only doctor checks this
+    quick: Callable[[DictConfig], Any] | None = None  # what is looked at before a launch, if that is less
+
+
+def examine(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
+    """(what, all right?, what was found or what to do), one after the other."""
+    for check in CHECKS:
+        try:
+            yield check.name, True, check.look(config)
+        except Exception as error:
+            yield check.name, False, " ".join(str(error).split()) or type(error).__name__
+
+
+def preflight(plan: Sequence[PlannedRun], devices: bool = True) -> None:
     """Raises ValueError for whatever would keep a run from starting: folders, device, stack, data. Starts nothing.
 
     The data that are opened for it must be those of the runs of this plan that exist already.
     """
-    import torch
-
-    from capsule_sweeps.data.load import load_data
-    from capsule_sweeps.networks.build import build_model
-    from capsule_sweeps.training.execution import choose_device
-
-    configs = [point.config for point in plan if point.to_do]
-    for runs_dir in {str(config.runs_dir) for config in configs}:
-        check_runs_dir(Path(runs_dir))
-    for device in {str(config.device) for config in configs} if devices else set():
-        choose_device(device)
-    with torch.device("meta"):
-        for config in _distinct(configs, "model", "dataset"):
-            build_model(config)
+    configs = [planned.config for planned in plan if planned.to_do]
+    for check in CHECKS:
+        if check.before_launch and (devices or check.look is not device):
+            for config in _distinct(configs, *check.before_launch):
+                (check.quick or check.look)(config)
     for config in _distinct(configs, "dataset", "data_dir"):
-        data = load_data(config.dataset, Path(config.data_dir), torch.device("cpu"))
-        for point in plan:
-            same = all(point.config[key] == config[key] for key in ("dataset", "data_dir"))
-            if same and point.to_do:
-                check_batch_size(point.config, len(data.train))
-            if same and point.action != "run anew":
-                point.run.compare_data(data.sha256)
+        found = _load(config)
+        for planned in plan:
+            same = all(planned.config[key] == config[key] for key in ("dataset", "data_dir"))
+            if same and planned.to_do:
+                check_batch_size(planned.config, len(found.train))
+            if same and planned.action != "run anew":
+                planned.run.compare_data(found.sha256)
 
 
 def check_batch_size(config: DictConfig, num_images: int) -> None:
@@ -56,3 +72,112 @@ def check_batch_size(config: DictConfig, num_images: int) -> None:
 def _distinct(configs: Sequence[DictConfig], *keys: str) -> list[DictConfig]:
     """The first config of each combination of values of some keys."""
     return list({repr([config[key] for key in keys]): config for config in reversed(configs)}.values())
+
+
+def _load(config: DictConfig) -> Any:
+    import torch
+
+    from capsule_sweeps.data.load import load_data
+
+    return load_data(config.dataset, Path(config.data_dir), torch.device("cpu"))
+
+
+def _existing(config: DictConfig) -> Path:
+    """runs_dir, or the nearest folder above it that exists."""
+    runs_dir = Path(config.runs_dir).absolute()
+    return next(path for path in [runs_dir, *runs_dir.parents] if path.is_dir())
+
+
+def writable(config: DictConfig) -> str:
+    check_runs_dir(Path(config.runs_dir))
+    return f"{config.runs_dir} can be written"
+
+
+def lockable(config: DictConfig) -> str:
+    """Exclusive creation is what claims rest on: two processes try it on one name."""
+    folder = _existing(config)
+    path = folder / f".lock-test-{os.getpid()}"
+    program = "import sys\ntry: open(sys.argv[1], 'x')\nexcept FileExistsError: sys.exit(3)"
+    try:
+        path.touch(exist_ok=False)
+        code = subprocess.run([sys.executable, "-c", program, str(path)]).returncode
+    finally:
+        path.unlink(missing_ok=True)
+    if code != 3:
+        raise ValueError(f"{folder} lets two processes create one file: put runs_dir on another file system")
+    return "exclusive creation holds between processes"
+
+
+def space(config: DictConfig) -> str:
+    free = shutil.disk_usage(_existing(config)).free / 2**30
+    if free < FREE_GIB:
+        raise ValueError(f"only {free:.1f} GiB are free for {config.runs_dir}; make room, or set runs_dir")
+    return f"{free:.0f} GiB free for {config.runs_dir}"
+
+
+def data(config: DictConfig) -> str:
+    found = _load(config)
+    check_batch_size(config, len(found.train))
+    return f"{config.dataset.name}: {len(found.train):,} training and {len(found.test):,} test images"
+
+
+def usable(config: DictConfig) -> Any:
+    """The torch.device; nothing is initialized on it, because the processes of a pool do that for themselves."""
+    from capsule_sweeps.training.execution import choose_device
+
+    return choose_device(config.device)
+
+
+def device(config: DictConfig) -> str:
+    import torch
+
+    chosen = usable(config)
+    if chosen.type == "cuda":
+        return f"{torch.cuda.get_device_name(chosen)}, {torch.cuda.mem_get_info(chosen)[0] / 2**30:.0f} GiB free"
+    return f"{chosen} with {torch.get_num_threads()} threads (no GPU is used)"
+
+
+def stack(config: DictConfig) -> str:
+    """The model is built without memory for its weights."""
+    import torch
+
+    from capsule_sweeps.networks.build import build_model
+
+    with torch.device("meta"):
+        model = build_model(config)
+    return f"{config.model.name} with {sum(weights.numel() for weights in model.parameters()):,} parameters"
+
+
+def step(config: DictConfig) -> str:
+    """One forward and backward pass at the configured batch size."""
+    import torch
+
+    from capsule_sweeps.networks.build import build_model
+
+    chosen = usable(config)
+    eager = config.copy()
+    eager.training.compile = "off"
+    model, dataset = build_model(eager).to(chosen), config.dataset
+    images = torch.randn(config.training.batch_size, dataset.channels, dataset.image_size, dataset.image_size)
+    started = time.perf_counter()
+    with torch.autocast(chosen.type, torch.bfloat16, enabled=config.training.amp == "bf16"):
+        loss = model(images.to(chosen)).float().logsumexp(1).mean()
+    loss.backward()
+    value = loss.item()
+    if value != value:
+        raise ValueError("the model's output is not a number: check training.amp and the installation of torch")
+    return (
+        f"one step of {config.model.name} with batch {len(images)}: {time.perf_counter() - started:.2f} s, uncompiled"
+    )
+
+
+CHECKS = (
+    Check("runs_dir", writable, before_launch=("runs_dir",)),
+    Check("lock", lockable),
+    Check("disk space", space),
+    Check("device", device, before_launch=("device",), quick=usable),
+    Check("stack", stack, before_launch=("model", "dataset")),
+    Check("data", data),  # `preflight` opens them itself, to compare them with those of runs that exist
+    Check("training step", step),
+    Check("W&B", reachable),
+)

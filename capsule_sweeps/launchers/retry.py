@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import defaultdict
 from pathlib import Path
 
@@ -10,51 +9,55 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from capsule_sweeps.config.check import check
-from capsule_sweeps.launchers.slurm import queue as slurm
-from capsule_sweeps.launchers.slurm.where import slurm_job_file
+from capsule_sweeps.launchers.launch import Launcher, find_launcher, launch
+from capsule_sweeps.launchers.local import Launcher as LocalLauncher
 from capsule_sweeps.runs.files import read_json
+from capsule_sweeps.runs.plan import Policy
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import science, signature
+from capsule_sweeps.runs.where import lost
 
 
 def retry(runs_dir: Path, runs: pd.DataFrame, parallel: int | str) -> bool:
     """Run the failed and interrupted among these runs again, from their stored configurations. True if all finish.
 
-    Those that SLURM ran are given to it again, with the settings of that submission, where there is a SLURM.
+    Those that a queue ran are given to it again, with the settings of that submission, where that queue is available.
     """
-    from capsule_sweeps.launchers.launch import launch, launch_on_slurm
-    from capsule_sweeps.launchers.pool import make_slots
-    from capsule_sweeps.runs.plan import Policy
-
-    names = list(runs.run[runs.state.isin(["failed", "interrupted"])])
+    states = zip(runs.run, runs.state, strict=True)
+    names = [name for name, state in states if state in ("failed", "interrupted") or lost(Run(runs_dir / name))]
     if not names:
         raise ValueError("nothing to retry: none of these runs is failed or interrupted")
-    here: dict[str, DictConfig] = {}
-    queued: dict[Path, dict[str, DictConfig]] = defaultdict(dict)
+    here: Launcher = LocalLauncher(parallel)
+    launchers: dict[Path, Launcher] = {}  # by the files of their submissions
+    configs: dict[Path | None, dict[str, DictConfig]] = defaultdict(dict)
     for name in names:
-        path = runs_dir / name / "config.yaml"
-        try:
-            config = check(OmegaConf.create(OmegaConf.to_container(OmegaConf.load(path))))  # type: ignore[arg-type]
-        except Exception as error:
-            raise ValueError(f"{path} cannot be used ({' '.join(str(error).split())}); start the run anew") from error
-        run = Run(runs_dir / name)
-        run.compare(science(config), run.record())
-        if signature(science(config)) != name[-8:]:
-            raise ValueError(f"{path} describes another run than {name}: it was edited; bring the old one back")
-        config.runs_dir = str(runs_dir)
-        job = slurm_job_file(run)
-        (queued[job] if job is not None and shutil.which("sbatch") else here)[name] = config
-    if queued and slurm.settings() is None:
-        raise ValueError("SLURM ran some of these and does not answer now; try again when it does (`scontrol ping`)")
+        run, config = Run(runs_dir / name), stored_config(runs_dir, name)
+        entry = run.entry()
+        folder = None if entry is None else entry.folder
+        if entry is not None and folder is not None and folder not in launchers:
+            settings = read_json(folder / "job.json").get("settings")
+            again = None if settings is None else find_launcher(entry.queue)(**settings)
+            launchers[folder] = again if again is not None and again.available() else here
+        configs[None if folder is None or launchers[folder] is here else folder][name] = config
     finished = True
-    for job, configs in queued.items():
-        from capsule_sweeps.launchers.slurm.settings import Settings
+    for folder, some in sorted(configs.items(), key=lambda item: item[0] is None):  # here last: it takes its time
+        launcher = here if folder is None else launchers[folder]
+        accuracies = launch(list(some.values()), [[name] for name in some], Policy(), launcher)
+        finished = finished and not (launcher.waits and None in accuracies)
+    return finished
 
-        cluster = Settings(**read_json(job).get("settings", {}))
-        accuracies = launch_on_slurm(list(configs.values()), [[name] for name in configs], Policy(), cluster)
-        finished = finished and not (cluster.wait and None in accuracies)
-    if not here:
-        return finished
-    slots = make_slots(parallel, 1, {config.device for config in here.values()})
-    accuracies = launch(list(here.values()), [[name] for name in here], Policy(), slots)
-    return finished and None not in accuracies
+
+def stored_config(runs_dir: Path, name: str) -> DictConfig:
+    """The configuration that a run was made with. Raises ValueError when it is damaged or was edited."""
+    run, path = Run(runs_dir / name), runs_dir / name / "config.yaml"
+    try:
+        queued = run.queue_entry().get("config")  # all there is of a run whose job ended before it started
+        stored = queued if queued and not path.exists() else OmegaConf.to_container(OmegaConf.load(path))
+        config = check(OmegaConf.create(stored))  # type: ignore[arg-type]
+    except Exception as error:
+        raise ValueError(f"{path} cannot be used ({' '.join(str(error).split())}); run it from scratch") from error
+    run.compare(science(config), run.record())
+    if signature(science(config)) != name[-8:]:
+        raise ValueError(f"{path} describes another run than {name}: it was edited; bring the old one back")
+    config.runs_dir = str(runs_dir)
+    return config

@@ -1,6 +1,6 @@
 """One run in a process of its own: `python -m capsule_sweeps.launchers.worker`, started by the pool.
 
-Reads one line of JSON from its standard input (config, folder, submission, sweep, threads) and writes progress as
+Reads one line of JSON from its standard input (config, folder, code, submission, sweep, threads); writes progress as
 lines of JSON. When the input ends its parent is gone: it saves and stops. Exit code 0 finished, 1 failed, 75 in use,
 128 + signal.
 """
@@ -19,6 +19,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from capsule_sweeps.config.check import check
+from capsule_sweeps.runs.provenance import ROOT
 from capsule_sweeps.runs.run import Busy, Run
 from capsule_sweeps.runs.signals import Interrupted, stop_signals
 
@@ -56,6 +57,8 @@ def main() -> int:
 
         torch.set_num_threads(task["threads"])
         try:
+            if task["code"] != str(ROOT):
+                raise ValueError(f"the worker runs the code in {ROOT} and not {task['code']}: was that folder removed?")
             run = Run(Path(task["folder"]), task["submission"])
             train(check(OmegaConf.create(task["config"])), run, task["sweep"], PipeDisplay(), stop)
         except Interrupted as interrupted:

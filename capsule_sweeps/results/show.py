@@ -10,13 +10,13 @@ from typing import Any
 import pandas as pd
 
 from capsule_sweeps.console import plain_text
-from capsule_sweeps.launchers.slurm.where import slurm_log
 from capsule_sweeps.results.render import render
 from capsule_sweeps.results.tables import setting
 from capsule_sweeps.runs.files import last_lines
 from capsule_sweeps.runs.frame import load_runs
 from capsule_sweeps.runs.metrics import read_metrics
 from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.where import queue_log
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 NUM_RELATIVES = 5
@@ -28,8 +28,8 @@ def show(run: Run, form: str) -> str:
 
     As JSON: one object, with what `why` returns under the key `why`.
     """
-    ticket = run.ticket()  # all that is known before a run starts
-    record = {**ticket.get("columns", {}), "science": ticket.get("science", {}), **run.record()}
+    entry = run.queue_entry()  # all that is known before a run starts
+    record = {**entry.get("columns", {}), "science": entry.get("science", {}), **run.record()}
     attempts = record.pop("attempts", [])
     science = record.pop("science", {})
     rows, damage = read_metrics(run)
@@ -50,7 +50,7 @@ def show(run: Run, form: str) -> str:
         accuracies = [row["test_accuracy"] for row in rows]
         parts.append(f"Test accuracy by epoch, {min(accuracies):.1%} to {max(accuracies):.1%}\n{sparkline(accuracies)}")
     parts += [damage] if damage else []
-    for path in (run.folder / "log.txt", slurm_log(run), run.folder / "error.txt"):
+    for path in (run.folder / "log.txt", queue_log(run), run.folder / "error.txt"):
         if path is not None and (lines := last_lines(path, LOG_LINES)):
             parts.append("\n".join([f"{path}, last lines:", *lines]))
     return str(plain_text("\n\n".join([*parts, why(run, form)])))
@@ -67,7 +67,7 @@ def sparkline(values: list[float], width: int = 80) -> str:
 
 def why(run: Run, form: str) -> str:
     """Which signed fields make a run what it is, and how it differs from its nearest relatives in the same folder."""
-    science = run.record().get("science") or run.ticket().get("science", {})
+    science = run.record().get("science") or run.queue_entry().get("science", {})
     runs = load_runs(run.folder.parent)
     relatives = []
     for name, theirs in zip(runs.run, runs.science, strict=True):

@@ -81,6 +81,26 @@ def _open_regular(path: Path) -> BinaryIO:
     return file
 
 
+def create_json(path: Path, value: Any) -> None:
+    """Like `write_json`, for a new file that appears whole or not at all. Raises FileExistsError when there is one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    write_json(beside, value)
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links: creation is exclusive as well, and a failed write leaves nothing
+        with open(path, "x") as file:
+            try:
+                file.write(beside.read_text())
+                file.flush()
+            except BaseException:
+                path.unlink()
+                raise
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file; {} when there is none, and with a warning when it is damaged."""
     try:

@@ -41,9 +41,9 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
     for run in runs:
         record = run.record()
         state = run.state(record)
-        if state in ("queued", "new"):  # not started yet: all that is known stands on the ticket
-            ticket = run.ticket()
-            record = {**ticket.get("columns", {}), "science": ticket.get("science", {}), **record}
+        if state in ("queued", "new"):  # not started yet: all that is known stands on the entry
+            entry = run.queue_entry()
+            record = {**entry.get("columns", {}), "science": entry.get("science", {}), **record}
         if state == "finished" and record.get("state") != "finished":  # run.json was damaged; the summary has it all
             record = {**record, **read_summary(run.folder)}
         row = {column: record.get(column) for column in columns}

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from capsule_sweeps.launchers.slurm import queue as slurm
+from capsule_sweeps.runs.queue import FIRST, Entry, find_queue
 from capsule_sweeps.runs.record import JOB, read_typed
 from capsule_sweeps.runs.run import find_runs
 
@@ -45,11 +45,12 @@ def ended_jobs(runs_dir: Path) -> Iterator[tuple[Path, str, int]]:
     for folder in sorted(path for path in (runs_dir / ".jobs").glob("*") if path.is_dir()):
         job = read_typed(folder / "job.json", JOB)
         left = [name for name in map(os.path.basename, job.get("runs", [])) if name in known]
+        entry = Entry(str(job.get("queue", FIRST)), folder)
         young = time.time() - folder.stat().st_mtime < TEMPORARY_SECONDS  # perhaps about to be submitted
-        if young or slurm.is_active(folder.name) or any(known[name].state() != "finished" for name in left):
+        if young or find_queue(entry.queue).is_active(entry) or any(known[name].state() != "finished" for name in left):
             needed.add(os.path.basename(job.get("snapshot", "")))
         else:
-            yield folder, "SLURM jobs that ended, all their runs are finished", size_of(folder)
+            yield folder, "jobs that ended, all their runs are finished", size_of(folder)
     for folder in sorted((runs_dir / ".code").glob("*")):
         if folder.name not in needed and time.time() - folder.stat().st_mtime > TEMPORARY_SECONDS:
             yield folder, "code that no job and no run needs", size_of(folder)

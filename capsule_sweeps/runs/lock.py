@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from capsule_sweeps.runs.files import MAX_BYTES, read_file, read_json
+from capsule_sweeps.runs.queue import this_job
 
 STALE_SECONDS = 120.0
 
@@ -40,32 +41,25 @@ def _process_start(pid: int) -> str | None:
         return None
 
 
-def slurm_job() -> dict[str, Any]:
-    """The SLURM job (of an array: job_task) that this process belongs to and how often it was started again, or {}."""
-    job, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    name = f"{job}_{task}" if job and task else os.environ.get("SLURM_JOB_ID")
-    return {"job": name, "restart": int(os.environ.get("SLURM_RESTART_COUNT") or 0)} if name else {}
-
-
 def owner() -> dict[str, Any]:
     """This process, as claims and sweeps name it."""
     process = {"host": _host(), "pid": os.getpid(), "start": _process_start(os.getpid())}
-    return {**process, **slurm_job(), "time": time.time()}
+    return {**process, **this_job(), "time": time.time()}
 
 
 def alive(path: Path) -> bool:
     """Whether the process that a claim or sweep file names still works.
 
-    It does not, at once when its process on this host is gone or an earlier start of this SLURM job made it, and after
+    It does not, at once when its process on this host is gone or an earlier start of this job made it, and after
     STALE_SECONDS without a heartbeat when it came from another host.
     """
     try:
         owner = json.loads(read_file(path, MAX_BYTES))
         if "released" in owner:
             return False
-        here = slurm_job()
+        here = this_job()
         if here and owner.get("job") == here["job"] and owner["restart"] < here["restart"]:
-            return False  # SLURM starts a job again only when its processes are gone
+            return False  # a queue starts a job again only when its processes are gone
         if owner["host"] == _host():
             return _process_start(owner["pid"]) == owner["start"]
     except FileNotFoundError:

@@ -54,7 +54,7 @@ class Policy:
 
 
 @dataclass
-class Point:
+class PlannedRun:
     """One run that was asked for.
 
     `label` shows the overrides by which it differs from the others, `changed` the modules whose code differs from what
@@ -116,7 +116,7 @@ def compose_points(loader: Any, master: DictConfig, points: Sequence[Sequence[st
     return configs
 
 
-def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]], policy: Policy) -> list[Point]:
+def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]], policy: Policy) -> list[PlannedRun]:
     """A point for every signature, in the order asked for.
 
     Raises ValueError when a folder holds different science under a signature that is asked for.
@@ -124,7 +124,7 @@ def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]],
     common = set.intersection(*(set(point) for point in overrides)) if len(overrides) > 1 else set()
     known = {runs_dir: find_runs(Path(runs_dir)) for runs_dir in {str(config.runs_dir) for config in configs}}
     rates = epoch_rates(run for runs in known.values() for run in runs.values())
-    plan: dict[str, Point] = {}
+    plan: dict[str, PlannedRun] = {}
     for config, point in zip(configs, overrides, strict=True):
         flat = science(config)
         identity = signature(flat)
@@ -137,7 +137,7 @@ def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]],
         state = "stale" if state == "finished" and changed else state
         label = " ".join(text for text in point if text not in common) or "(as configured)"
         action = policy.action(state, record.get("failure"))
-        planned = Point(config, run, label, state, action, changed)
+        planned = PlannedRun(config, run, label, state, action, changed)
         if planned.to_do and like(flat) in rates:
             done = 0 if action == "run anew" else record.get("epochs_done", 0)
             planned.seconds = (config.training.epochs - done) * median(rates[like(flat)])
@@ -161,7 +161,7 @@ def like(flat: dict[str, Any]) -> str:
     return json.dumps({key: value for key, value in flat.items() if key.startswith(matter)}, sort_keys=True)
 
 
-def show_plan(plan: Sequence[Point], asked: int, parallel: int) -> None:
+def show_plan(plan: Sequence[PlannedRun], asked: int, parallel: int) -> None:
     """One screen before anything starts."""
     table = Table(title="Plan", title_justify="left")
     table.add_column("run", overflow="fold")
@@ -178,7 +178,7 @@ def show_plan(plan: Sequence[Point], asked: int, parallel: int) -> None:
     queued = sum(point.state == "queued" for point in plan)
     if queued:
         say.append(
-            f"{queued} queued in SLURM: left to it; `python -m capsule_sweeps cancel` takes runs out of the queue."
+            f"{queued} queued: left to the queue; `python -m capsule_sweeps cancel` takes runs out of the queue."
         )
     stale = [point for point in plan if point.state == "stale"]
     if stale:
@@ -197,7 +197,7 @@ def show_plan(plan: Sequence[Point], asked: int, parallel: int) -> None:
     console().print("\n".join(say), markup=False, highlight=False, soft_wrap=True)
 
 
-def _estimate(plan: Sequence[Point], parallel: int) -> str:
+def _estimate(plan: Sequence[PlannedRun], parallel: int) -> str:
     todo = [point for point in plan if point.to_do]
     if not todo:
         return ""

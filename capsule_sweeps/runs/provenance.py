@@ -17,11 +17,11 @@ from typing import Any
 
 from capsule_sweeps.config.moved import PRESENT_SPELLING
 from capsule_sweeps.runs.files import read_json
-from capsule_sweeps.runs.lock import slurm_job
+from capsule_sweeps.runs.queue import this_job
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFEST = "MANIFEST.json"  # in the root of a snapshot: its files with their hashes, the commit, the patch to it
-SUBMISSION = "CAPSULE_SWEEPS_SUBMISSION"  # the environment variable in which a SLURM job finds its submission's name
+SUBMISSION = "CAPSULE_SWEEPS_SUBMISSION"  # the environment variable in which a job finds its submission's name
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "wandb", "submitit")
 
 
@@ -107,7 +107,7 @@ def _flat_code() -> dict[str, tuple[list[str], dict[str, str]]]:
 
 
 def provenance() -> dict[str, Any]:
-    """Commit, whether the tree was dirty, versions, host, processor, GPU, SLURM job, the snapshot that ran."""
+    """Commit, whether the tree was dirty, versions, host, processor, GPU, job of a queue, the snapshot that ran."""
     manifest = read_json(ROOT / MANIFEST)
     return {
         "commit": (manifest["commit"] if manifest else git("rev-parse", "HEAD")).strip() or None,
@@ -119,7 +119,7 @@ def provenance() -> dict[str, Any]:
         "pid": os.getpid(),
         "processor": _processor(),
         "gpu": _gpu(),
-        **slurm_job(),
+        **this_job(),
         "submission": os.environ.get(SUBMISSION),
     }
 

@@ -150,7 +150,8 @@ RECORD: dict[str, Check] = {  # run.json and summary.json
     "imported": table(),
 }
 NO_NULL = ("science", "execution", "attempts", "epochs_done", "seconds", "data_sha256", "imported")
-TICKET: dict[str, Check] = {  # queued.json
+QUEUE_ENTRY: dict[str, Check] = {  # queued.json
+    "queue": text(),
     "submission": text(),
     "user": text(),
     "config": table(),
@@ -159,7 +160,7 @@ TICKET: dict[str, Check] = {  # queued.json
     "attempts": count(),
 }
 SWEEP: dict[str, Check] = {"sweep": text(), "command": each(text(MAX_TEXT)), "signatures": each(text())}
-JOB: dict[str, Check] = {"runs": each(text(4096)), "snapshot": text(4096), "settings": table()}
+JOB: dict[str, Check] = {"queue": text(), "runs": each(text(4096)), "snapshot": text(4096), "settings": table()}
 
 
 def read_typed(path: Path, known: Mapping[str, Check], nulls: bool = False) -> dict[str, Any]:

@@ -5,13 +5,13 @@ may be killed at any moment. The folder is claimed by creating `attempt-<n>.json
 exclusive on local disks and on NFS alike, numbers never fall, and the highest number owns the folder. A claim is void
 at once when its process on this host is gone, and some time after its last heartbeat when it came from another.
 
-A run that was given to SLURM has a ticket, `queued.json`. Whoever works through the jobs of that submission may claim
-it; it is taken away when the run finishes, fails or is cancelled, and means nothing once no such job is left.
+A run that was given to a queue has a queue entry, `queued.json`, which names the queue. The jobs of that submission may
+claim the run; the entry is removed when the run finishes, fails or is cancelled, and has no effect once no such job is
+left.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -26,10 +26,10 @@ from uuid import uuid4
 
 from omegaconf import DictConfig, OmegaConf
 
-from capsule_sweeps.launchers.slurm.queue import is_active
-from capsule_sweeps.runs.files import read_json, write_json
+from capsule_sweeps.runs.files import create_json, read_json, write_json
 from capsule_sweeps.runs.lock import alive, describe, owner
-from capsule_sweeps.runs.record import TICKET, read_record, read_typed
+from capsule_sweeps.runs.queue import FIRST, Entry, find_queue
+from capsule_sweeps.runs.record import JOB, QUEUE_ENTRY, read_record, read_typed
 from capsule_sweeps.runs.signature import NEUTRAL, science
 
 log = logging.getLogger(__name__)
@@ -72,49 +72,56 @@ def find_runs(runs_dir: Path) -> dict[str, Run]:
 
 
 class Run:
-    """One run folder, whether it exists yet or not. With a `submission`, it is claimed only on a ticket of that one."""
+    """One run folder, whether it exists yet or not. With a `submission`, only its queue entry allows a claim."""
 
     def __init__(self, folder: Path, submission: str | None = None) -> None:
         self.folder, self.submission = folder, submission
 
     @property
-    def _ticket_path(self) -> Path:
+    def _entry_path(self) -> Path:
         return self.folder / "queued.json"
 
-    def ticket(self) -> dict[str, Any]:
-        """What the run was given to SLURM with: submission, user, config, columns, science, attempts. {} if nothing."""
-        return read_typed(self._ticket_path, TICKET)
+    def queue_entry(self) -> dict[str, Any]:
+        """What a queue was given with the run: queue, submission, user, config, columns, science, attempts; or {}."""
+        return read_typed(self._entry_path, QUEUE_ENTRY)
+
+    def entry(self) -> Entry | None:
+        """How a queue knows the run, by its queue entry or its last attempt; None if no queue had a part in it."""
+        found, attempt = self.queue_entry(), (self.record().get("attempts") or [{}])[-1]
+        submission = found.get("submission") or attempt.get("submission")
+        if not submission:
+            return None
+        folder = self.folder.parent / ".jobs" / Path(str(submission)).name
+        queue = found.get("queue") or read_typed(folder / "job.json", JOB).get("queue") or FIRST
+        job = attempt.get("job") if attempt.get("submission") == submission else None
+        return Entry(str(queue), folder, found.get("user"), job)
 
     def is_queued(self) -> bool:
-        """Whether SLURM has a job for the ticket, or its launcher is about to submit one."""
-        if not self._ticket_path.exists():
+        """Whether the queue has a job for the entry, or the run's launcher is about to submit one."""
+        if not self._entry_path.exists():
             return False
-        ticket = self.ticket()
-        submission = str(ticket.get("submission"))
-        launching = self.folder.parent / ".jobs" / submission / "launching.json"
-        return is_active(submission, ticket.get("user")) or alive(launching)
+        found = self.queue_entry()
+        folder = self.folder.parent / ".jobs" / Path(str(found.get("submission"))).name
+        entry = Entry(str(found.get("queue", FIRST)), folder, found.get("user"))
+        return find_queue(entry.queue).is_active(entry) or alive(folder / "launching.json")
 
-    def enqueue(self, ticket: dict[str, Any]) -> None:
+    def enqueue(self, entry: dict[str, Any]) -> None:
         """Raises Busy when somebody else works on the run or has just queued it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.state() in ("running", "queued"):
             raise Busy(f"{self.folder} is in use")
-        self._ticket_path.unlink(missing_ok=True)  # of jobs that are gone
-        beside = self.folder / f".queued.{uuid4().hex}"
-        write_json(beside, ticket)
+        self._entry_path.unlink(missing_ok=True)  # of jobs that are gone
         try:
-            os.link(beside, self._ticket_path)  # fails if another launcher was faster
+            create_json(self._entry_path, entry)
         except FileExistsError:
             raise Busy(f"{self.folder} was queued a moment ago") from None
-        finally:
-            beside.unlink()
 
     def dequeue(self, submission: str | None = None) -> None:
-        """Take the ticket away (of this submission only, if one is named), and the folder if that was all in it."""
-        if submission is not None and self.ticket().get("submission") != submission:
+        """Take the entry away (of this submission only, if one is named), and the folder if that was all in it."""
+        if submission is not None and self.queue_entry().get("submission") != submission:
             return
         with suppress(OSError):
-            self._ticket_path.unlink(missing_ok=True)
+            self._entry_path.unlink(missing_ok=True)
             self.folder.rmdir()
 
     def waits_for(self, submission: str) -> bool:
@@ -122,7 +129,7 @@ class Run:
         number = self._last_attempt()
         busy = bool(number) and alive(self._attempt_path(number))
         finished = (self.folder / "summary.json").exists()
-        return not busy and not finished and self.ticket().get("submission") == submission
+        return not busy and not finished and self.queue_entry().get("submission") == submission
 
     def put_aside(self) -> Path:
         """Move the folder to `.superseded/` beside it, so that the run can be made anew. Raises Busy when in use."""
@@ -151,7 +158,7 @@ class Run:
     def state(self, record: dict[str, Any] | None = None) -> str:
         """One of STATES. The folder decides: a summary means finished, a living claim means running.
 
-        A run is queued while SLURM still has a job for its ticket.
+        A run is queued while the queue still has a job for its entry.
         """
         if (self.folder / "summary.json").exists():
             return "finished"
@@ -195,29 +202,29 @@ class Run:
 
     @contextmanager
     def claim(self) -> Iterator[Claim]:
-        """Own the folder for the time of a `with`. Raises Busy when somebody else does, or the ticket is gone."""
+        """Own the folder for the time of a `with`. Raises Busy when somebody else does, or the entry is gone."""
         self.folder.mkdir(parents=True, exist_ok=True)
         last = self._last_attempt()
         if last and alive(self._attempt_path(last)):
             raise Busy(f"{self.folder} is in use by {describe(self._attempt_path(last))}")
         path, nonce = self._attempt_path(last + 1), uuid4().hex
         try:
-            with open(path, "x") as file:
-                json.dump({**owner(), "nonce": nonce}, file)
+            create_json(path, {**owner(), "nonce": nonce})
         except FileExistsError:
             raise Busy(f"{self.folder} was claimed a moment ago by {describe(path)}") from None
         claim = Claim(self, last + 1, nonce)
         if self._last_attempt() != last + 1:  # others came and went since `last` was read: they know more
             path.unlink()
             raise Busy(f"{self.folder} is in use")
-        if self.submission and self.ticket().get("submission") != self.submission:
+        if self.submission and self.queue_entry().get("submission") != self.submission:
             path.unlink()
             with suppress(OSError):
                 self.folder.rmdir()
             raise Busy(f"{self.folder} was taken out of the queue")
         for number in self._attempts():
             if number <= last:
-                self._attempt_path(number).unlink(missing_ok=True)
+                for suffix in (".json", ".released"):
+                    self._attempt_path(number).with_suffix(suffix).unlink(missing_ok=True)
         claim.start()
         try:
             yield claim

@@ -250,7 +250,7 @@ def outcome(claim: Claim) -> Iterator[None]:
     except Interrupted as interrupted:
         claim.update(state="interrupted", ended=time.time())
         if not interrupted.signum:
-            claim.run.dequeue()  # cancelled; after a signal a job of SLURM goes on with it
+            claim.run.dequeue()  # cancelled; after a signal its queue's job resumes it
         raise
     except Exception as error:
         with suppress(OSError, ValueError):  # the folder itself may be what failed

@@ -18,8 +18,8 @@ from capsule_sweeps import compose_config
 from capsule_sweeps.data.canvas import DIGIT_SIZE
 from capsule_sweeps.data.load import load_data, prepare
 from capsule_sweeps.data.sources import folder
-from capsule_sweeps.launchers.slurm.submit import enqueue
-from capsule_sweeps.runs.plan import Point
+from capsule_sweeps.launchers.submit import enqueue
+from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns, science
 
@@ -163,8 +163,8 @@ def test_a_job_of_a_cluster_gets_the_whole_path(tree, tmp_path, monkeypatch):
     root = tree()
     monkeypatch.chdir(tmp_path)
     run = Run(tmp_path / "runs" / "x-00000000")
-    enqueue(Point(compose_config(of_tree(root.name)), run, "", "new", "run"), "submission", ExitStack())
-    assert run.ticket()["config"]["dataset"]["root"] == str(root)
+    enqueue(PlannedRun(compose_config(of_tree(root.name)), run, "", "new", "run"), "submission", "slurm", ExitStack())
+    assert run.queue_entry()["config"]["dataset"]["root"] == str(root)
 
 
 def test_given_values_win_over_measured_ones(tree, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-CHECKS = ["runs_dir", "lock", "disk space", "data", "device", "training step", "W&B"]
+CHECKS = ["runs_dir", "lock", "disk space", "device", "stack", "data", "training step", "W&B"]
 
 
 @pytest.fixture

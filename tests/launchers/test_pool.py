@@ -1,5 +1,6 @@
 """A pool of processes: what each gets, what ends one leaves the others alone, and signals to any of them."""
 
+import json
 import os
 import queue
 import shutil
@@ -353,7 +354,7 @@ def test_workers_run_the_code_of_their_launcher(tiny, python, tmp_path) -> None:
     for name in ("capsule_sweeps", "conf", "hydra_plugins"):
         shutil.copytree(ROOT / name, tmp_path / "copy" / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "launch.py", tmp_path / "copy")
-    path = tmp_path / "copy" / "capsule_sweeps" / "worker.py"
+    path = tmp_path / "copy" / "capsule_sweeps" / "launchers" / "worker.py"
     path.write_text(path.read_text().replace("def main() -> int:", "def main() -> int:\n    sys.exit('copied')"))
     ended = python(tmp_path / "copy" / "launch.py", "-m", *tiny, "seed=0,1", "hydra.launcher.parallel=2")
     assert ended.code == 1 and "copied" in ended.text
@@ -408,3 +409,17 @@ def test_sweeper_gets_the_accuracy_under_the_configured_rule(launch, runs, monke
     for job in Climber.seen[1::2]:
         with pytest.raises(Exception, match=r"finite|loss|not finished"):
             _ = job.return_value
+
+
+def test_a_worker_refuses_other_code_than_its_launchers(tmp_path, place) -> None:
+    """A snapshot that vanished under a job would be replaced silently by the installed package."""
+    task = {"config": {}, "folder": str(tmp_path / "x-00000000"), "sweep": "", "threads": 1, "submission": None}
+    ended = subprocess.run(
+        [sys.executable, "-m", "capsule_sweeps.launchers.worker"],
+        input=json.dumps({**task, "code": str(tmp_path / "gone")}) + "\n",
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert ended.returncode in (1, 143) and f"and not {tmp_path / 'gone'}" in ended.stderr
+    assert not (tmp_path / "x-00000000").exists()

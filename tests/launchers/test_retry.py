@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from capsule_sweeps.launchers import retry as control
+from capsule_sweeps.runs import garbage
 from capsule_sweeps.runs import lock as owner
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run
@@ -244,11 +244,11 @@ def test_gc_of_a_shelf_that_is_a_link_removes_nothing_there(tiny_config, capsule
 def test_gc_while_a_folder_disappears(tiny_config, monkeypatch) -> None:
     run = make_run(tiny_config())
     paths = []
-    for path, _, _ in control.garbage(Path("runs")):
+    for path, _, _ in garbage.garbage(Path("runs")):
         paths.append(path)
     temporary(run.folder, 2)
-    control.remove(run.folder / "not there")
-    assert len(list(control.garbage(Path("runs")))) == len(paths) + 1
+    garbage.remove(run.folder / "not there")
+    assert len(list(garbage.garbage(Path("runs")))) == len(paths) + 1
 
 
 def test_owner_names_this_host() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,10 +15,11 @@ from omegaconf import DictConfig
 
 from capsule_sweeps.launchers.slurm import queue as slurm
 from capsule_sweeps.launchers.slurm.settings import GRACE_SECONDS, Settings, minutes_of
-from capsule_sweeps.launchers.slurm.submit import Executor, remove
 from capsule_sweeps.launchers.snapshot import take_snapshot
+from capsule_sweeps.launchers.submit import remove
 from capsule_sweeps.runs.files import read_json
 from capsule_sweeps.runs.plan import epoch_rates, like
+from capsule_sweeps.runs.queue import Entry, Refused
 from capsule_sweeps.runs.run import find_runs
 from capsule_sweeps.runs.signature import science
 
@@ -38,7 +38,7 @@ os.replace(path + ".tmp", path)
 
 
 def examine_cluster(config: DictConfig, settings: Settings, submit: bool) -> Iterator[tuple[str, bool, str]]:
-    """(what, all right?, what was found or what to do), as `doctor.examine`; `submit` sends a job as a probe, too."""
+    """(what, all right?, what was found or what to do), as `preflight.examine`; `submit` also sends a probe."""
     checks: list[tuple[str, Callable[[DictConfig, Settings], str]]] = [
         ("SLURM", answers),
         ("submission", accepted),
@@ -59,18 +59,19 @@ def answers(_: DictConfig, __: Settings) -> str:
     if told is None or slurm.jobs() is None:
         raise ValueError("squeue and scontrol do not answer: is the controller up (`scontrol ping`)?")
     name, version = told.get("ClusterName"), told.get("SLURM_VERSION")
-    return f"SLURM {version}, cluster {name}, arrays of up to {slurm.max_array_size()} tasks"
+    size, here = slurm.max_array_size(), slurm.QUEUE.this_job().get("job")
+    arrays = f"arrays of up to {size} tasks" if size else "no arrays: each job is submitted by itself"
+    inside = f"; this is inside of job {here}, whose settings do not reach the jobs" if here else ""
+    return f"SLURM {version}, cluster {name}, {arrays}{inside}"
 
 
 def accepted(_: DictConfig, settings: Settings) -> str:
     """What sbatch --test-only says of a job with these settings."""
-    options = Executor.options(settings.parameters())
-    command = ["sbatch", "--test-only", "--job-name=doctor", *options, "--wrap", "true"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=slurm.ASK_SECONDS)
-    said = " ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in done.stderr.splitlines())
-    if done.returncode:
-        raise ValueError(f"SLURM would refuse the jobs: {said}")
-    return said
+    try:
+        said = slurm.sbatch("--test-only", "--job-name=doctor", *slurm.options(settings.parameters()), "--wrap", "true")
+    except Refused as refused:
+        raise ValueError(f"SLURM would refuse the jobs: {refused}") from refused
+    return " ".join(line.removeprefix("sbatch: ") for line in said.splitlines())
 
 
 def enough_time(config: DictConfig, settings: Settings) -> str:
@@ -122,26 +123,16 @@ def probe(config: DictConfig, settings: Settings) -> str:
     (folder / "probe.py").write_text(PROBE)
     python_path = f"export PYTHONPATH={shlex.quote(str(snapshot))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1"
     srun = shlex.join(["srun", sys.executable, str(folder / "probe.py"), str(folder)])
-    lines = ["#!/bin/bash", "set -e", *(settings.setup or []), python_path, srun]
+    lines = ["#!/bin/bash", "set -e", *(settings.setup or []), python_path, "export SLURM_EXPORT_ENV=ALL", srun]
     (folder / "probe.sh").write_text("\n".join(lines) + "\n")
-    options = Executor.options({**settings.parameters(), "time": 1, "signal": "USR2@10"})
     log = folder / "log.txt"
-    command = [
-        "sbatch",
-        "--parsable",
-        f"--job-name={folder.name}",
-        f"--output={log}",
-        *options,
-        str(folder / "probe.sh"),
-    ]
+    sent = slurm.options({**settings.parameters(), "time": 1, "signal": "USR2@10", "export": "ALL"})
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=slurm.ASK_SECONDS)
-        if done.returncode:
-            raise ValueError(done.stderr.strip())
+        slurm.sbatch("--parsable", f"--job-name={folder.name}", f"--output={log}", *sent, str(folder / "probe.sh"))
         until = time.monotonic() + PROBE_SECONDS
         slurm.forget()
         while not (folder / "answer.json").exists():
-            if not slurm.is_active(folder.name):
+            if not slurm.QUEUE.is_active(Entry("slurm", folder)):
                 time.sleep(2)  # a shared file system may be slower than the queue
                 if (folder / "answer.json").exists():
                     break
@@ -152,6 +143,8 @@ def probe(config: DictConfig, settings: Settings) -> str:
                 raise ValueError(f"the probe did not answer in {PROBE_SECONDS} s and was cancelled: it is {waiting}")
             time.sleep(1)
         found = read_json(folder / "answer.json")
+    except Refused as refused:
+        raise ValueError(f"SLURM refused the probe: {refused}") from refused
     finally:
         slurm.ask("scancel", "--me", f"--name={folder.name}")
         remove(folder)

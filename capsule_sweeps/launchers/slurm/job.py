@@ -1,6 +1,6 @@
 """What a SLURM job does: it works through the runs of its submission, claiming them one by one from the ledger.
 
-All jobs of a submission are alike: each takes whichever run still has this submission's ticket, so an early finisher
+All jobs of a submission are alike: each takes whichever run still has this submission's entry, so an early finisher
 takes the next one, and a job that starts again after a preemption goes on where there is something left to do.
 """
 
@@ -22,9 +22,9 @@ from capsule_sweeps.launchers.pool import Slot, Worker, run_pool
 from capsule_sweeps.launchers.slurm import queue as slurm
 from capsule_sweeps.launchers.snapshot import check_snapshot
 from capsule_sweeps.runs.files import read_json, write_atomic, write_json
-from capsule_sweeps.runs.lock import slurm_job
-from capsule_sweeps.runs.plan import Point
+from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.provenance import ROOT, code
+from capsule_sweeps.runs.queue import this_job
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signals import Stop
 from capsule_sweeps.runs.signature import science
@@ -90,29 +90,29 @@ class SlurmJob:
         threads = max(1, cpus // num_slots)
         return [Slot(gpus[index % len(gpus)] if gpus else None, threads) for index in range(num_slots)]
 
-    def take(self) -> Point | None:
+    def take(self) -> PlannedRun | None:
         """The next run that waits; each job begins at another one, so that jobs that start together do not collide."""
         folders = self.job["runs"]
         first = int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0) * self.settings["runs_per_job"] % len(folders)
-        here = {worker.point.run.folder for worker in self.workers}
+        here = {worker.planned.run.folder for worker in self.workers}
         for folder in [*folders[first:], *folders[:first]]:
             run = Run(Path(folder), self.job["submission"])
             if run.folder in here or not run.waits_for(self.job["submission"]):
                 continue
-            ticket = run.ticket()
-            if ticket.get("submission") != self.job["submission"]:
+            entry = run.queue_entry()
+            if entry.get("submission") != self.job["submission"]:
                 continue  # cancelled at this moment
-            tried = len(run.record().get("attempts", [])) - ticket["attempts"]
+            tried = len(run.record().get("attempts", [])) - entry["attempts"]
             if max(tried, self.starts[folder]) >= self.settings["max_attempts"]:
                 self._give_up(run, f"not finished after {self.settings['max_attempts']} attempts")
                 continue
             self.starts[folder] += 1
-            return Point(check(OmegaConf.create(ticket["config"])), run, "", run.state(), "run")
+            return PlannedRun(check(OmegaConf.create(entry["config"])), run, "", run.state(), "run")
         return None
 
     def ended(self, worker: Worker) -> None:
-        """Called when a worker's process is gone. Killed or interrupted runs keep their ticket."""
-        run, status = worker.point.run, worker.process.returncode
+        """Called when a worker's process is gone. Killed or interrupted runs keep their entry."""
+        run, status = worker.planned.run, worker.process.returncode
         if status == 1:
             try:
                 if run.record().get("state") != "failed" and run.waits_for(self.job["submission"]):
@@ -126,18 +126,18 @@ class SlurmJob:
 
     def _record_failure(self, worker: Worker) -> None:
         """For a run that failed before its claim, and so left nothing behind: no data on this node, for instance."""
-        run, ticket = worker.point.run, worker.point.run.ticket()
+        run, entry = worker.planned.run, worker.planned.run.queue_entry()
         write_atomic(run.folder / "error.txt", worker.errors_text().encode())
-        write_atomic(run.folder / "config.yaml", OmegaConf.to_yaml(worker.point.config).encode())
+        write_atomic(run.folder / "config.yaml", OmegaConf.to_yaml(worker.planned.config).encode())
         attempt = {
             "started": time.time(),
-            "code": code(science(worker.point.config)),
-            **slurm_job(),
+            "code": code(science(worker.planned.config)),
+            **this_job(),
             "submission": self.job["submission"],
         }
         told = {
-            **ticket.get("columns", {}),
-            "science": ticket.get("science", {}),
+            **entry.get("columns", {}),
+            "science": entry.get("science", {}),
             **run.record(),
             "attempts": [*run.record().get("attempts", []), attempt],
             "state": "failed",
@@ -154,7 +154,7 @@ class SlurmJob:
         for folder in self.job["runs"]:
             record = Run(Path(folder)).record()
             attempt = (record.get("attempts") or [{}])[-1]
-            mine = attempt.get("submission") == self.job["submission"] and attempt.get("job") == slurm_job().get("job")
+            mine = attempt.get("submission") == self.job["submission"] and attempt.get("job") == this_job().get("job")
             if record.get("state") == "failed" and mine:
                 names.append(Path(folder).name)
         return names

@@ -9,9 +9,18 @@ import shutil
 import subprocess
 import time
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from capsule_sweeps.runs.queue import Entry, Refused
 
 ASK_SECONDS = 30
-REMEMBER_SECONDS = 2.0
+SUBMIT_SECONDS = 300  # a busy controller takes its time
+REMEMBER_SECONDS = 30.0  # asking more often is impolite to a controller; `forget` after a change
+# What a surrounding salloc or sbatch leaves, and what would redirect our jobs, does not reach a submission
+KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}
+REDIRECTING = {"ARRAY_INX", "ERROR", "EXPORT", "GET_USER_ENV", "INPUT", "JOB_NAME", "NO_REQUEUE", "OPEN_MODE", "OUTPUT"}
+REDIRECTING |= {"REQUEUE", "SIGNAL", "WAIT"}
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
 
 
@@ -55,12 +64,6 @@ def forget() -> None:
     _remembered.clear()
 
 
-def is_active(submission: str, user: str | None = None) -> bool:
-    """Whether a job of this submission is in the queue; True as well when SLURM cannot be asked at this moment."""
-    found = jobs(user)
-    return found is None or any(job.name == submission for job in found)
-
-
 def settings() -> dict[str, str] | None:
     """What `scontrol show config` says; None when SLURM does not answer."""
     text = ask("scontrol", "show", "config")
@@ -72,11 +75,14 @@ def max_array_size() -> int:
     return int((settings() or {}).get("MaxArraySize", "1001"))
 
 
-def cancel(submission: str, *options: str) -> bool:
-    """End one's own jobs of a submission (those pending, with --state=PENDING). False when SLURM does not answer."""
-    answered = ask("scancel", "--me", f"--name={submission}", *options) is not None
-    forget()
-    return answered
+def clean_environment() -> dict[str, str]:
+    """The environment for sbatch: without the variables of a job that this process sits in, or that redirect jobs."""
+    redirecting = {f"SBATCH_{name}" for name in REDIRECTING} | {"SRUN_CPUS_PER_TASK"}
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if key in KEPT or not (key.startswith(("SLURM_", "SLURMD_", "PMI_", "PMIX_")) or key in redirecting)
+    }
 
 
 def requeue_if_running(job_id: str) -> None:
@@ -95,3 +101,58 @@ def ask(*command: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
+
+
+def options(parameters: dict[str, Any]) -> list[str]:
+    return [f"--{key}" if value is True else f"--{key}={value}" for key, value in sorted(parameters.items())]
+
+
+def sbatch(*arguments: str) -> str:
+    """What sbatch answers. Raises Refused with SLURM's sentence, without the words around it."""
+    command = ["sbatch", *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SUBMIT_SECONDS, env=clean_environment())
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Refused(str(error)) from error
+    if done.returncode:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        said = [line.partition("error: ")[2] for line in lines if line.startswith("sbatch: error: ")]
+        words = "; ".join(line.removeprefix("Batch job submission failed: ") for line in said) or " ".join(lines)
+        raise Refused(words or f"sbatch ended with exit code {done.returncode}")
+    return done.stdout if "--test-only" not in arguments else done.stderr
+
+
+class SlurmQueue:
+    """SLURM as the ledger sees it (`runs.queue.Queue`). The jobs of a submission carry its name."""
+
+    def is_active(self, entry: Entry) -> bool:
+        found = jobs(entry.user)
+        return found is None or any(job.name == entry.submission for job in found)
+
+    def cancel(self, entry: Entry) -> bool:
+        answered = ask("scancel", "--me", f"--name={entry.submission}", "--state=PENDING") is not None
+        forget()
+        return answered
+
+    def where(self, entry: Entry) -> str:
+        found = jobs(entry.user)
+        if found is None:
+            return "" if entry.job else "SLURM does not answer"
+        if entry.job:
+            return next((str(job) for job in found if job.job_id == entry.job), "")
+        ours = [job for job in found if job.name == entry.submission]
+        pending = next((str(job) for job in ours if job.state == "PENDING"), "")  # any job takes any run
+        return pending or (f"waits for one of {len(ours)} jobs at work" if ours else "")
+
+    def log(self, entry: Entry) -> Path | None:
+        own = entry.folder / f"{entry.job}_0_log.out"
+        logs = [own] if entry.job and own.is_file() else entry.folder.glob("*_log.out")
+        return max(logs, key=lambda log: log.stat().st_mtime, default=None)
+
+    def this_job(self) -> dict[str, Any]:
+        job, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+        name = f"{job}_{task}" if job and task else os.environ.get("SLURM_JOB_ID")
+        return {"job": name, "restart": int(os.environ.get("SLURM_RESTART_COUNT") or 0)} if name else {}
+
+
+QUEUE = SlurmQueue()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
 GRACE_SECONDS = 120  # before the time limit SLURM tells the job to save
 RESERVED = {"job-name", "array", "output", "error", "open-mode", "parsable", "wait", "wrap", "test-only"}
+GPU_OPTIONS = {"gpus", "gres", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "tres-per-task"}
+SUBMITIT = {"timeout_min": "time", "gpus_per_node": "gpus", "cpus_per_task": "cpus"}
+SUBMITIT["array_parallelism"] = "max_parallel"
 OWN = {"setup", "max_parallel", "runs_per_job", "packing", "wait", "max_attempts", "sbatch"}  # the others are sbatch's
 
 
@@ -22,7 +26,7 @@ class Settings:
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    gpus: int | None = None
+    gpus: int | str | None = 1
     cpus: int | None = None
     mem_gb: float | None = None
     time: int | str | None = None
@@ -33,13 +37,30 @@ class Settings:
     packing: str = "parallel"
     wait: bool = False
     max_attempts: int = 50
+    timeout_min: int | None = None  # submitit's names of time, gpus, cpus and max_parallel
+    gpus_per_node: int | str | None = None
+    cpus_per_task: int | None = None
+    array_parallelism: int | None = None
 
     def __post_init__(self) -> None:
+        for theirs, name in SUBMITIT.items():
+            asked, own = getattr(self, theirs), getattr(self, name)
+            if asked is None:
+                continue
+            if own not in (None, asked, Settings.__dataclass_fields__[name].default):
+                raise ValueError(
+                    f"hydra.launcher.{name}={own} and hydra.launcher.{theirs}={asked} differ, but are one setting: "
+                    f"set {name} only"
+                )
+            object.__setattr__(self, name, asked)
+            object.__setattr__(self, theirs, None)
+        if isinstance(self.gpus, str) and not re.fullmatch(r"([\w.-]+:)?[0-9]+", self.gpus):
+            raise ValueError(f"hydra.launcher.gpus={self.gpus} must be a number of GPUs, or type:number such as a100:2")
         for name in ("gpus", "cpus", "max_parallel", "runs_per_job", "max_attempts"):
             value = getattr(self, name)
             required = name in ("runs_per_job", "max_attempts")
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= (0 if name == "gpus" else 1)
-            if not whole and (required or value is not None):
+            if not whole and (required or value is not None) and not (name == "gpus" and isinstance(value, str)):
                 raise ValueError(f"hydra.launcher.{name}={value} must be a whole number of at least 1")
         if self.mem_gb is not None and not (isinstance(self.mem_gb, int | float) and self.mem_gb > 0):
             raise ValueError(f"hydra.launcher.mem_gb={self.mem_gb} must be a number of GiB greater than 0")
@@ -64,23 +85,17 @@ class Settings:
     def parameters(self) -> dict[str, Any]:
         """Options of sbatch by their long names."""
         names = {"gpus": "gpus-per-node", "cpus": "cpus-per-task"}
+        free = {str(key).replace("_", "-"): value for key, value in (self.sbatch or {}).items()}
         given = {key: value for key, value in asdict(self).items() if key not in OWN and value is not None}
         if self.mem_gb is not None:
             given["mem"] = f"{math.ceil(1024 * given.pop('mem_gb'))}M"
         sent = {names.get(key, key): value for key, value in given.items()}
         own = {"signal": f"USR2@{GRACE_SECONDS}", "requeue": True}
-        free = {str(key).replace("_", "-"): value for key, value in (self.sbatch or {}).items()}
+        if free.keys() & GPU_OPTIONS:  # two requests for GPUs contradict each other: the user's own is sent
+            sent.pop("gpus-per-node", None)
         return {
             key: value for key, value in {**own, **sent, **free}.items() if value is not None and value is not False
         }
-
-    def num_jobs(self, num_runs: int) -> int:
-        """Each job takes another run when one of its own is done, so there need not be more than may run at once."""
-        return min(math.ceil(num_runs / self.runs_per_job), self.max_parallel or num_runs)
-
-    def num_parallel(self, num_runs: int) -> int:
-        """How many of so many runs may be at work at once."""
-        return self.num_jobs(num_runs) * (self.runs_per_job if self.packing == "parallel" else 1)
 
 
 def minutes_of(limit: int | str) -> float | None:

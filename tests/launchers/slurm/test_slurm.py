@@ -9,7 +9,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +18,6 @@ from slurm_cluster import MAX_ARRAY_SIZE, Cluster, missing
 
 from capsule_sweeps import load_runs
 from capsule_sweeps.launchers.slurm import queue as slurm
-from capsule_sweeps.runs.run import Run
 
 ROOT = Path(__file__).resolve().parents[3]
 NEEDED = missing("slurmctld", "slurmd", "sbatch", "srun")
@@ -132,14 +130,7 @@ def test_an_array_cut_in_pieces_finishes_with_the_same_bits(submit, cluster, run
     assert finished.code == 0 and "6 to skip" in finished.out and "Results" in finished.out
 
 
-def test_what_is_set_is_sent_and_nothing_else(submit, cluster, runs) -> None:
-    assert submit("hydra.launcher.partition=closed").code == 0
-    _, job = submission()
-    (plain,) = Path("runs/.jobs").glob("*/*_submission.sh")
-    sent = [line.split("=")[0] for line in plain.read_text().splitlines() if line.startswith("#SBATCH")]
-    ours = ["array", "cpus-per-task", "job-name", "nodes", "open-mode", "output", "partition", "requeue", "signal"]
-    assert sent == [f"#SBATCH --{name}" for name in ours]
-    subprocess.run(["scancel", "--me"], check=True)
+def test_what_is_set_is_what_the_job_has(submit, cluster, runs) -> None:
     settings = ["account=a", "qos=q", "constraint=c", "gpus=1", "mem_gb=1.5", 'time="0:20:00"', "max_parallel=2"]
     settings += ["sbatch={mail_type: FAIL, hold: true}", 'setup=["export FROM_SETUP=1"]']
     refused = submit(*[f"hydra.launcher.{setting}" for setting in settings])
@@ -151,19 +142,6 @@ def test_what_is_set_is_sent_and_nothing_else(submit, cluster, runs) -> None:
     told = cluster.detail(job["job_ids"][0] + "_0")
     assert told["JobState"] == "PENDING" and told["TimeLimit"] == "00:20:00" and told["MinMemoryNode"] == "1.50G"
     assert told["TresPerNode"].endswith("gpu:1")
-
-
-def test_a_waiting_run_is_queued_and_tells_why(submit, cluster, capsule_sweeps, runs) -> None:
-    assert submit("num_routing=1,2", "hydra.launcher.partition=closed").code == 0
-    listed = json.loads(capsule_sweeps("status", "--format", "json").out)
-    assert [row["state"] for row in listed] == ["queued"] * 2
-    assert all("pending (PartitionDown)" in row["slurm"] for row in listed)
-    assert "queued" in capsule_sweeps("show", listed[0]["run"]).out
-    subprocess.run(["scancel", "--me"], check=True)
-    cluster.until(lambda: set(states().values()) == {"new"})
-    assert "2 runs queued" in submit("num_routing=1,2").out  # their jobs vanished: submitted again
-    cluster.drained()
-    assert set(states().values()) == {"finished"}
 
 
 def test_cancel_takes_runs_out_of_the_queue(submit, cluster, capsule_sweeps, runs) -> None:
@@ -255,9 +233,9 @@ def test_a_run_that_fails_before_its_claim_says_why(submit, cluster, runs, data_
     cluster.drained()
     (folder,) = runs.folders()
     assert states() == {folder.name: "failed"} and cluster.jobs(name) == {f"{job['job_ids'][0]}_0": "FAILED"}
-    assert "device=cuda is not there" in (folder / "error.txt").read_text()
-    assert "device=cuda is not there" in runs.record(folder)["error"]
-    assert "device=cuda is not there" in capsule_sweeps("show", folder.name).out
+    assert "device=cuda is not" in (folder / "error.txt").read_text()
+    assert "device=cuda is not" in runs.record(folder)["error"]
+    assert "device=cuda is not" in capsule_sweeps("show", folder.name).out
 
 
 def test_a_killed_run_is_resumed_by_its_job(submit, cluster, runs, undisturbed) -> None:
@@ -384,7 +362,7 @@ def test_code_edited_after_submission(cluster, runs, tiny, tmp_path, submit, und
         subprocess.run(["git", *command], cwd=copy, check=True)
     who = ["-c", "user.name=t", "-c", "user.email=t@t"]
     subprocess.run(["git", *who, "commit", "-qm", "all"], cwd=copy, check=True)
-    with open(copy / "capsule_sweeps" / "tracking.py", "a") as file:
+    with open(copy / "capsule_sweeps" / "console.py", "a") as file:
         file.write("\n# an edit that is not committed\n")
     arguments = [*tiny, "hydra/launcher=slurm", "hydra.launcher.gpus=null", "hydra.launcher.cpus=1"]
     environment = {**os.environ, "PYTHONPATH": str(copy)}
@@ -392,7 +370,7 @@ def test_code_edited_after_submission(cluster, runs, tiny, tmp_path, submit, und
     command += ["hydra.launcher.sbatch={hold: true}"]
     subprocess.run(command, cwd=copy, env=environment, check=True, capture_output=True)
     name, job = submission()
-    (copy / "capsule_sweeps" / "train.py").write_text("raise RuntimeError('edited')\n")
+    (copy / "capsule_sweeps" / "training" / "train.py").write_text("raise RuntimeError('edited')\n")
     shutil.rmtree(copy / "conf")
     subprocess.run(["scontrol", "release", job["job_ids"][0]], check=True)
     cluster.drained()
@@ -418,8 +396,6 @@ def test_folders_with_links_and_spaces(submit, cluster, runs, place) -> None:
     cluster.drained()
     (run,) = load_runs("real/my runs").itertuples()
     assert run.state == "finished"
-    refused = submit("runs_dir='100%'")
-    assert refused.code == 1 and "%" in refused.err and not Path("100%").exists()
 
 
 @pytest.mark.slow
@@ -442,35 +418,6 @@ def test_a_job_that_ends_before_its_run_starts_says_where_to_look(submit, cluste
     (folder,) = runs.folders()
     assert states() == {folder.name: "new"} and "its job ended" in capsule_sweeps("status").out.replace("\n", "")
     assert "no such module" in capsule_sweeps("show", folder.name).out
-
-
-def test_another_launchers_ticket_is_left_alone(submit, python, tiny, cluster, runs, monkeypatch) -> None:
-    """Two launchers plan the same run; the slower one is refused by SLURM and takes back what is its own only."""
-    from capsule_sweeps.launchers.slurm import submit as submitting
-
-    original = submitting.take_snapshot
-
-    def and_be_overtaken(runs_dir):
-        monkeypatch.setattr(submitting, "take_snapshot", original)
-        other = python(
-            ROOT / "launch.py", "-m", *tiny, "hydra/launcher=slurm_cpu", "hydra.launcher.sbatch={hold: true}"
-        )
-        assert other.code == 0, other.text
-        slurm.forget()
-        return original(runs_dir)
-
-    monkeypatch.setattr(submitting, "take_snapshot", and_be_overtaken)
-    said = submit("hydra.launcher.partition=gone", "seed=0,1")
-    assert said.code == 1 and "left alone" in said.text and "invalid partition" in said.err, said.text
-    assert list(states().values()) == ["queued"] and len(runs.folders()) == 1
-    assert len(list(Path("runs/.jobs").iterdir())) == 1
-
-
-def test_the_environment_does_not_rename_jobs(submit, cluster, monkeypatch) -> None:
-    monkeypatch.setenv("SBATCH_JOB_NAME", "mine")
-    monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
-    assert submit("hydra.launcher.sbatch={hold: true}").code == 0
-    assert list(states().values()) == ["queued"]
 
 
 def test_damaged_code_is_not_run(submit, cluster, runs) -> None:
@@ -497,27 +444,6 @@ def test_a_refused_submission_leaves_the_ledger_as_it_was(submit, launch, settin
     assert refused.code == 1 and sentence in refused.err and "Traceback" not in refused.text
     assert refused.err.count("\n") == 1
     assert listing("runs") == before
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        "packing=both",
-        "setup=[1]",
-        "time=1",
-        "time=1:2:3:4",
-        "sbatch={wrap: a}",
-        "runs_per_job=0",
-        "cpus=-1",
-        "max_attempts=0",
-        "mem_gb=0",
-        "wait=perhaps",
-        "sbatch={array: 0-3}",
-    ],
-)
-def test_settings_out_of_range(submit, wrong) -> None:
-    said = submit(f"hydra.launcher.{wrong}")
-    assert said.code == 1 and f"hydra.launcher.{wrong.split('=')[0]}" in said.err and not Path("runs").exists()
 
 
 @pytest.mark.slow
@@ -555,17 +481,6 @@ def test_ctrl_c_while_waiting_leaves_the_jobs_running(cluster, tiny, runs, submi
     assert set(states().values()) == {"finished"}
 
 
-def test_one_run_needs_m(launch) -> None:
-    said = launch("hydra/launcher=slurm")
-    assert said.code == 1 and "-m" in said.err and not Path("runs").exists()
-
-
-def test_without_slurm(launch, monkeypatch, place) -> None:
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
-    said = launch("-m", "hydra/launcher=slurm")
-    assert said.code == 1 and "there is no SLURM here" in said.err and not Path("runs").exists()
-
-
 def test_doctor_sends_a_probe(cluster, capsule_sweeps, tiny) -> None:
     arguments = [*tiny, "hydra/launcher=slurm", "hydra.launcher.gpus=1", "hydra.launcher.time=30"]
     said = capsule_sweeps("doctor", "--submit", *arguments)
@@ -575,21 +490,6 @@ def test_doctor_sends_a_probe(cluster, capsule_sweeps, tiny) -> None:
     cluster.until(lambda: "doctor" not in cluster.ask("squeue", "-h", "-o", "%j"), 30)
     wrong = capsule_sweeps("doctor", *arguments, "hydra.launcher.partition=gone")
     assert wrong.code == 1 and "MEND  submission" in wrong.out and "invalid partition" in wrong.out
-
-
-def test_gc_keeps_what_jobs_need(submit, cluster, capsule_sweeps, runs) -> None:
-    assert submit("hydra.launcher.sbatch={hold: true}").code == 0
-    name, job = submission()
-    assert name not in capsule_sweeps("gc").out and Path(job["snapshot"]).name not in capsule_sweeps("gc").out
-    subprocess.run(["scontrol", "release", job["job_ids"][0]], check=True)
-    cluster.drained()
-    slurm.forget()
-    assert name not in capsule_sweeps("gc").out  # too young: another launcher may be at work with it
-    for folder in (Path("runs/.jobs", name), Path(job["snapshot"])):
-        os.utime(folder, (0, 0))
-    assert name in capsule_sweeps("gc", "--yes").out and not Path("runs/.jobs", name).exists()
-    shutil.rmtree(runs.only())
-    assert Path(job["snapshot"]).name in capsule_sweeps("gc", "--yes").out and not Path(job["snapshot"]).exists()
 
 
 @pytest.mark.slow
@@ -623,20 +523,3 @@ def test_other_clusters(kind, needed, launch, tmp_path, runs) -> None:
         if kind == "usr2":
             assert "Caught signal SIGUSR2" in log()
     slurm.forget()
-
-
-def test_claims_of_an_earlier_start_of_the_same_job_are_void(tmp_path, monkeypatch) -> None:
-    run = Run(tmp_path / "name-00000000")
-    run.folder.mkdir()
-    claim = {"host": "elsewhere boot ns", "pid": 1, "start": "1", "time": time.time(), "job": "7_1", "restart": 0}
-    (run.folder / "attempt-1.json").write_text(json.dumps(claim))
-    assert run.state() == "running"
-    for job, task, restart, state in [
-        ("7", "1", "1", "interrupted"),
-        ("7", "1", "0", "running"),
-        ("7", "2", "1", "running"),
-    ]:
-        monkeypatch.setenv("SLURM_ARRAY_JOB_ID", job)
-        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
-        monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
-        assert run.state() == state

@@ -1,0 +1,102 @@
+"""Submits to SLURM: a job array for each piece of a submission, whose tasks submitit starts and starts again."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from capsule_sweeps.launchers.slurm import queue as slurm
+from capsule_sweeps.launchers.slurm.check import examine_cluster
+from capsule_sweeps.launchers.slurm.settings import Settings
+from capsule_sweeps.launchers.submit import QueueLauncher
+from capsule_sweeps.runs.plan import PlannedRun
+from capsule_sweeps.runs.provenance import SUBMISSION
+
+
+@dataclass(frozen=True)
+class Launcher(Settings, QueueLauncher):
+    """`launch.Launcher` for SLURM."""
+
+    queue = "slurm"
+
+    @property
+    def waits(self) -> bool:  # type: ignore[override]
+        return self.wait
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def available(self) -> bool:
+        return shutil.which("sbatch") is not None and shutil.which("srun") is not None
+
+    def check(self, runs_dir: Path) -> None:
+        if not self.available():
+            raise ValueError("there is no SLURM here (no sbatch on the PATH): launch from a login node of the cluster")
+        if "%" in str(runs_dir):
+            raise ValueError(f"runs_dir={runs_dir} has a % in it, which SLURM reads as part of a pattern; set another")
+
+    def examine(self, config: DictConfig, submit: bool) -> Iterator[tuple[str, bool, str]]:
+        return examine_cluster(config, self, submit)
+
+    def num_jobs(self, num_runs: int) -> int:
+        """Each job takes another run when one of its own is done, so there need not be more than may run at once."""
+        return min(math.ceil(num_runs / self.runs_per_job), self.max_parallel or num_runs)
+
+    def num_parallel(self, todo: Sequence[PlannedRun], dry_run: bool) -> int:
+        return self.num_jobs(len(todo)) * (self.runs_per_job if self.packing == "parallel" else 1)
+
+    def max_jobs(self) -> int:
+        return max(1, slurm.max_array_size())
+
+    def send(self, job: dict[str, Any], folder: Path, num_jobs: int) -> str:
+        from submitit.core.utils import DelayedSubmission
+
+        from capsule_sweeps.launchers.slurm.job import SlurmJob
+
+        delayed = DelayedSubmission(SlurmJob(str(folder)))
+        delayed.set_timeout(1, sys.maxsize)  # attempts are counted by run, in SlurmJob
+        delayed.dump(folder / "job.pkl")
+        arrays = slurm.max_array_size() > 0  # 0: this cluster has none
+        name = "%A_%a" if arrays else "%j"
+        sent = {
+            "job-name": job["submission"],
+            **({"array": f"0-{num_jobs - 1}"} if arrays else {}),
+            "output": f"{folder}/{name}_0_log.out",
+            "open-mode": "append",
+            "nodes": 1,
+            "export": "ALL",
+            **self.parameters(),
+        }
+        path = folder / f"{len(job['job_ids'])}_submission.sh"
+        path.write_text(self.script(job, folder, name, sent))
+        # On the command line as well: SBATCH_… in the environment beats the file
+        said = slurm.sbatch("--parsable", *slurm.options(sent), str(path))
+        slurm.forget()
+        return said.split(";")[0].strip()
+
+    def script(self, job: dict[str, Any], folder: Path, name: str, sent: dict[str, Any]) -> str:
+        """A job copies the pickle to where submitit looks for its own; one that was started again has its own there."""
+        quoted, snapshot = shlex.quote(str(folder)), shlex.quote(job["snapshot"])
+        lines = [
+            "#!/bin/bash",
+            *(f"#SBATCH {option}" for option in slurm.options(sent)),
+            "set -e",
+            *(self.setup or []),
+            f"export PYTHONPATH={snapshot}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
+            f"export {SUBMISSION}={job['submission']} SUBMITIT_EXECUTOR=slurm SLURM_EXPORT_ENV=ALL",
+            *(["export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-}"] if self.cpus else []),
+            "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
+            f"pickle={quoted}/${{job:-$SLURM_JOB_ID}}_submitted.pkl",
+            f'[ -e "$pickle" ] || cp {quoted}/job.pkl "$pickle"',
+            shlex.join(["srun", "--unbuffered", "--output", f"{folder}/{name}_%t_log.out", sys.executable])
+            + f" -u -m submitit.core._submit {quoted}",
+        ]
+        return "\n".join(lines) + "\n"

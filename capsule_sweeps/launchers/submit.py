@@ -1,0 +1,238 @@
+"""Gives the missing runs of a sweep to a queue, as jobs that all work through them, and follows them if asked to.
+
+Everything a job needs is in `<runs_dir>/.jobs/<submission>/` and `.code/` before the queue is called, so it does not
+matter if this process dies right after. A submission's name is the name of its jobs: by it the ledger asks the queue.
+"""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from omegaconf import DictConfig, OmegaConf
+from rich.live import Live
+from rich.table import Table
+
+from capsule_sweeps.console import console, plain_text
+from capsule_sweeps.launchers.snapshot import take_snapshot
+from capsule_sweeps.runs.files import write_json
+from capsule_sweeps.runs.lock import owner
+from capsule_sweeps.runs.plan import PlannedRun
+from capsule_sweeps.runs.queue import Entry, Refused, find_queue
+from capsule_sweeps.runs.run import Busy
+from capsule_sweeps.runs.signature import columns, science
+from capsule_sweeps.runs.sweep import record_sweep, sweep_name
+from capsule_sweeps.runs.where import lost
+
+log = logging.getLogger(__name__)
+SECONDS_BETWEEN_LOOKS = 2
+
+
+class QueueLauncher:
+    """`launch.Launcher` for a queue. A subclass says how the queue is called, and how many jobs it is given."""
+
+    queue = ""
+    here = waits = False
+
+    def settings(self) -> dict[str, Any]:
+        """What `retry` needs to make this launcher again, and what jobs are told."""
+        return {}
+
+    def available(self) -> bool:
+        """Whether the queue can be reached from this machine."""
+        return True
+
+    def check(self, runs_dir: Path) -> None:
+        """Raises ValueError when nothing can be submitted from here."""
+
+    def examine(self, config: DictConfig, submit: bool) -> Iterator[tuple[str, bool, str]]:
+        """What `doctor` checks of the queue, as `preflight.examine`; `submit` also sends a probe."""
+        yield from ()
+
+    def num_jobs(self, num_runs: int) -> int:
+        return num_runs
+
+    def max_jobs(self) -> int:
+        """How many jobs one call of `send` may ask for."""
+        return sys.maxsize
+
+    def send(self, job: dict[str, Any], folder: Path, num_jobs: int) -> str:
+        """Ask the queue for jobs that do what `folder`/job.json says. Returns their number. Raises Refused."""
+        raise NotImplementedError
+
+    def num_parallel(self, todo: Sequence[PlannedRun], dry_run: bool) -> int:
+        return self.num_jobs(len(todo))
+
+    def run(self, plan: Sequence[PlannedRun], todo: Sequence[PlannedRun]) -> int:
+        if todo:
+            submit(todo, sweep_name(plan), self)
+        record_sweep(plan, {})
+        if self.waits:
+            follow(plan)
+        return 0
+
+
+def submit(todo: Sequence[PlannedRun], sweep: str, launcher: QueueLauncher) -> str:
+    """Queue some runs. Returns the name of the submission.
+
+    Raises ValueError with the queue's own sentence when it refuses; the ledger is as before then.
+    """
+    runs_dir = todo[0].run.folder.parent.resolve()
+    launcher.check(runs_dir)
+    submission = f"{sweep}-{uuid4().hex[:6]}"
+    folder = runs_dir / ".jobs" / submission
+    with ExitStack() as undo:
+        undo.callback(remove, folder)
+        folder.mkdir(parents=True)
+        write_json(folder / "launching.json", owner())
+        snapshot = take_snapshot(runs_dir)  # never undone: another launcher may count on the same one
+        todo = [planned for planned in todo if enqueue(planned, submission, launcher.queue, undo)]
+        if not todo:
+            undo.close()
+            return ""
+        job: dict[str, Any] = {
+            "queue": launcher.queue,
+            "submission": submission,
+            "sweep": sweep,
+            "runs": [str(planned.run.folder.resolve()) for planned in todo],
+            "snapshot": str(snapshot),
+            "settings": launcher.settings(),
+            "command": sys.argv,
+            "submitted": time.time(),
+            "job_ids": [],
+        }
+        write_json(folder / "job.json", job)
+        num_jobs = left = launcher.num_jobs(len(todo))
+        while left:
+            piece = min(left, launcher.max_jobs())
+            try:
+                job["job_ids"].append(launcher.send(job, folder, piece))
+            except BaseException as error:
+                if not job["job_ids"]:  # an answer that got lost, or Ctrl-C meanwhile: the queue may have taken them
+                    find_queue(launcher.queue).cancel(Entry(launcher.queue, folder))
+                if not isinstance(error, Refused):
+                    raise
+                if not job["job_ids"]:
+                    raise ValueError(refusal(launcher.queue, error)) from error
+                log.warning("the queue took no more jobs, those that it took do all runs: %s", error)
+                break
+            undo.pop_all()  # there is no way back once a job is in the queue
+            left -= piece
+            write_json(folder / "job.json", job)
+    (folder / "launching.json").unlink()
+    num_jobs, numbers = num_jobs - left, ", ".join(job["job_ids"])
+    runs = f"{len(todo)} run{'s' if len(todo) > 1 else ''}"
+    console().print(
+        f"{runs} queued in {num_jobs} job{'s' if num_jobs > 1 else ''} ({numbers}): {submission}. "
+        f"Follow with `python -m capsule_sweeps status --runs-dir {shlex.quote(os.path.relpath(runs_dir))} --watch`.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return submission
+
+
+def refusal(queue: str, error: Refused) -> str:
+    text = f"{queue.upper()} refused the jobs: {error}"
+    if "limit" in str(error).lower():
+        text += "; hydra.launcher.max_parallel=N asks for fewer jobs, which do all runs"
+    return text
+
+
+def enqueue(planned: PlannedRun, submission: str, queue: str, undo: ExitStack) -> bool:
+    """Write the queue entry: with it a job can run the planned run, and it is all that the job gets to know.
+
+    False when somebody else runs or queued the run since it was planned.
+    """
+    run = planned.run
+    if run.state() in ("running", "queued"):
+        log.warning("%s: left alone, another launcher was faster", run.folder.name)
+        return False
+    if planned.action == "run anew":
+        undo.callback(restore, run.put_aside(), run.folder)
+    config = planned.config.copy()
+    config.runs_dir, config.data_dir = str(Path(config.runs_dir).absolute()), str(Path(config.data_dir).absolute())
+    if config.dataset.root is not None:
+        config.dataset.root = str(Path(config.dataset.root).absolute())
+    entry = {
+        "queue": queue,
+        "submission": submission,
+        "user": getpass.getuser(),
+        "config": OmegaConf.to_container(config),
+        "columns": columns(config),
+        "science": science(config),
+        "attempts": len(run.record().get("attempts", [])),
+    }
+    undo.callback(run.dequeue, submission)
+    try:
+        run.enqueue(entry)
+    except Busy as busy:
+        log.warning("%s: left alone, %s", run.folder.name, busy)
+        return False
+    return True
+
+
+def remove(folder: Path) -> None:
+    """A folder, and the one around it if nothing else is in there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()
+
+
+def restore(aside: Path, folder: Path) -> None:
+    aside.rename(folder)
+    with suppress(OSError):
+        aside.parent.rmdir()
+
+
+def follow(plan: Sequence[PlannedRun]) -> None:
+    """A live table until none of these runs is queued or running. Ctrl-C ends it and leaves the jobs alone."""
+    said: dict[str, str] = {}
+    try:
+        with Live(console=console(), auto_refresh=False, transient=True) as live:
+            while True:
+                states = {planned.run.folder.name: planned.run.state() for planned in plan}
+                if console().is_terminal:
+                    live.update(_states_table(plan, states), refresh=True)
+                else:
+                    for name, state in states.items():
+                        if said.get(name) != state:
+                            console().print(f"{name}: {state}", markup=False, highlight=False, soft_wrap=True)
+                said = states
+                if not {"queued", "running"} & set(states.values()):
+                    break
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+    except KeyboardInterrupt:
+        counts = Counter(said.values())
+        told = ", ".join(f"{count} {state}" for state, count in counts.items())
+        sys.exit(
+            f"Left the jobs running ({told}); `status` shows them, `cancel` ends them, the same command follows again."
+        )
+    for planned in plan:
+        if words := lost(planned.run):
+            log.warning("%s: %s", planned.run.folder.name, words)
+
+
+def _states_table(plan: Sequence[PlannedRun], states: dict[str, str]) -> Table:
+    table = Table(title="Runs", title_justify="left")
+    for name in ("run", "state", "epochs", "accuracy of the last epoch"):
+        table.add_column(name, overflow="fold")
+    for planned in plan:
+        name = planned.run.folder.name
+        record = planned.run.record()
+        done, of = record.get("epochs_done", 0), planned.config.training.epochs
+        accuracy = record.get("accuracy_last")
+        shown = f"{accuracy:.1%}" if isinstance(accuracy, float) else "–"
+        table.add_row(plain_text(name), states[name], f"{done}/{of}", shown)
+    return table
