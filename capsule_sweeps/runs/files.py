@@ -84,7 +84,7 @@ def _open_regular(path: Path) -> BinaryIO:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file; {} when there is none, and with a warning when it is damaged."""
     try:
-        value = json.loads(read_file(path, MAX_BYTES))
+        value = json.loads(read_file(path, MAX_BYTES).decode())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
