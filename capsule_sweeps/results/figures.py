@@ -58,7 +58,7 @@ def accuracy_vs_num_routing(runs: pd.DataFrame, rule: str = "last", published: p
     Runs on one line differ only in seed and num_routing. Unfinished runs and models without num_routing stay out.
     Raises ValueError when no run is left, or for an unknown rule.
     """
-    finished = finished_runs(runs, rule).dropna(subset="num_routing")
+    finished = finished_runs(runs, rule).dropna(subset=["num_routing", "dataset"])
     if finished.empty:
         needs = find_rule(rule).needs
         needed = f" {needs.key}={needs.example}" if needs else ""

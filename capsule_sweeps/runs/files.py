@@ -104,7 +104,7 @@ def create_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file; {} when there is none, and with a warning when it is damaged."""
     try:
-        value = json.loads(read_file(path, MAX_BYTES))
+        value = json.loads(read_file(path, MAX_BYTES).decode())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

@@ -54,7 +54,7 @@ def alive(path: Path) -> bool:
     STALE_SECONDS without a heartbeat when it came from another host.
     """
     try:
-        owner = json.loads(read_file(path, MAX_BYTES))
+        owner = json.loads(read_file(path, MAX_BYTES).decode())
         if "released" in owner:
             return False
         here = this_job()

@@ -169,7 +169,7 @@ def read_typed(path: Path, known: Mapping[str, Check], nulls: bool = False) -> d
     Keys whose value is null are kept only with `nulls`.
     """
     try:
-        value = json.loads(read_file(path, MAX_BYTES))
+        value = json.loads(read_file(path, MAX_BYTES).decode())
         if not isinstance(value, dict):
             raise ValueError("it holds no object")
     except FileNotFoundError:
