@@ -212,7 +212,7 @@ def test_packing_side_by_side_with_gpus(submit, cluster, runs, undisturbed) -> N
     undisturbed(*sweep)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_packing_one_after_the_other(submit, cluster, runs) -> None:
     packing = ["hydra.launcher.runs_per_job=3", "hydra.launcher.packing=sequential"]
     assert "3 runs queued in 1 job " in submit("seed=0,1,2", *packing).out
@@ -284,7 +284,7 @@ def test_a_run_that_dies_each_time_is_given_up(submit, cluster, runs) -> None:
     assert states() == {folder.name: "interrupted"} and "not finished after 2 attempts" in log()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_out_of_time_goes_on_until_it_is_done(submit, cluster, runs, undisturbed) -> None:
     assert submit(*LONG, "hydra.launcher.time=1", "hydra.launcher.sbatch={signal: USR2@5}").code == 0
     name, job = submission()
@@ -335,7 +335,7 @@ def test_requeued_by_hand(submit, cluster, runs, undisturbed) -> None:
     undisturbed("num_routing=1,2", *LONG)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_dead_node(submit, cluster, runs, undisturbed) -> None:
     """Everything of the job is killed at once, so that nobody can save or release a claim; SLURM starts it again."""
     assert submit(*LONG, "hydra.launcher.sbatch={nodelist: n1}").code == 0
@@ -520,7 +520,7 @@ def test_settings_out_of_range(submit, wrong) -> None:
     assert said.code == 1 and f"hydra.launcher.{wrong.split('=')[0]}" in said.err and not Path("runs").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_force_makes_runs_anew(submit, launch, cluster, runs) -> None:
     assert launch("seed=0").code == 0
     assert submit("seed=0,1", "hydra.launcher.force=true").code == 0
@@ -593,6 +593,7 @@ def test_gc_keeps_what_jobs_need(submit, cluster, capsule_sweeps, runs) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("kind", "needed"),
     [
