@@ -3,7 +3,7 @@ BIN = .venv/bin
 
 RUNS ?= runs
 
-.PHONY: demo notebooks test test-all check format clean
+.PHONY: demo notebooks test test-all test-nightly check format clean
 
 demo: .venv/installed ## three small runs and their table
 	$(BIN)/python launch.py -m num_routing=1,2,3 dataset=digits training=quick
@@ -11,11 +11,20 @@ demo: .venv/installed ## three small runs and their table
 notebooks: .venv/installed-dev ## execute analysis/*.ipynb on the runs in RUNS, into analysis/rendered
 	$(BIN)/python analysis/render.py $(RUNS)
 
-test: .venv/installed-dev ## all tests that take less than 20 s each
-	$(BIN)/python -m pytest -m "not slow"
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+# $(call timed,COMMAND) prints how long the tier took, also when it fails
+timed = @start=$$(date +%s); code=0; $(1) || code=$$?; took=$$(($$(date +%s) - start)); \
+	echo "make $@: $$((took / 60)) min $$((took % 60)) s"; exit $$code
 
-test-all: check ## linters, types, all tests
-	$(BIN)/python -m pytest
+test: .venv/installed-dev ## units: the answer while you work
+	$(call timed,$(PYTEST) -m "not slow and not slurm and not nightly")
+
+test-all: .venv/installed-dev ## the gate: linters, types, units, integration, a real SLURM
+	$(call timed,$(MAKE) check && $(PYTEST) --durations 20 -m "not nightly")
+
+test-nightly: .venv/installed-dev ## everything, with all variants of faults
+	$(call timed,$(MAKE) check && $(PYTEST) --durations 40)
 
 check: .venv/installed-dev ## linters and types
 	$(BIN)/ruff format --check .

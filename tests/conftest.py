@@ -64,6 +64,41 @@ runpy.run_path(launch, run_name="__main__")
 """
 
 
+PROCESSES = {"cluster", "compiler", "disk", "hold", "python"}  # fixtures whose tests start processes: seconds each
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tiers, and which tests share a worker of pytest-xdist.
+
+    Tests that start processes and those in end_to_end are slow, which means that they are not units. Of a test marked
+    sample(n), n cases spread over all of them stay in the gate, and the others are nightly. SLURM boots one cluster;
+    tests of pools and chaos need the cores.
+    """
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        folder, file = item.path.parent.name, item.path.name
+        if folder == "end_to_end" or PROCESSES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+        if item.get_closest_marker("slurm"):
+            item.add_marker(pytest.mark.xdist_group("slurm"))
+        elif file in ("test_chaos.py", "test_pool.py"):
+            item.add_marker(pytest.mark.xdist_group("cores"))
+        elif file == "test_notebooks.py":
+            item.add_marker(pytest.mark.xdist_group("notebooks"))
+        if item.get_closest_marker("sample"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for same in cases.values():
+        marker = same[0].get_closest_marker("sample")
+        assert marker is not None
+        kept = min(marker.args[0], len(same))
+        stay = {round(index * (len(same) - 1) / max(1, kept - 1)) for index in range(kept)}
+        for index, item in enumerate(same):
+            if index not in stay:
+                item.add_marker("nightly")
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)  # the longest first
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu"):
         import torch

@@ -21,7 +21,7 @@ from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns
 from capsule_sweeps.training import train
 
-pytestmark = pytest.mark.slow  # seconds each, minutes together: make test stays short
+pytestmark = [pytest.mark.slow, pytest.mark.sample(4)]
 
 ROOT = Path(__file__).resolve().parents[2]
 EAGER = "training.compile=off"  # nothing here depends on it, and compiling takes its time

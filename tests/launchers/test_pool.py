@@ -300,6 +300,7 @@ def test_killed_worker_cancelled_run_and_cancelled_sweep(start, launch, capsule_
     assert capsule_sweeps("cancel", name).out.startswith("nothing to cancel")
 
 
+@pytest.mark.sample(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_one_signal_saves_and_stops_all(start, launch, runs, signum) -> None:

@@ -261,6 +261,7 @@ def test_wandb_mode_that_is_none(launch, monkeypatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("trouble", ["server killed", "server silent", "service killed", "service stands still"])
 def test_what_is_lost_in_the_middle_costs_no_run(hold, runs, launch, place, monkeypatch, trouble) -> None:
     """The stand-in in a process of its own is killed or stopped, or W&B's own process is, while a run is in epoch 2."""

@@ -190,7 +190,7 @@ def test_packing_side_by_side_with_gpus(submit, cluster, runs, undisturbed) -> N
     undisturbed(*sweep)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_packing_one_after_the_other(submit, cluster, runs) -> None:
     packing = ["hydra.launcher.runs_per_job=3", "hydra.launcher.packing=sequential"]
     assert "3 runs queued in 1 job " in submit("seed=0,1,2", *packing).out
@@ -262,7 +262,7 @@ def test_a_run_that_dies_each_time_is_given_up(submit, cluster, runs) -> None:
     assert states() == {folder.name: "interrupted"} and "not finished after 2 attempts" in log()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_out_of_time_goes_on_until_it_is_done(submit, cluster, runs, undisturbed) -> None:
     assert submit(*LONG, "hydra.launcher.time=1", "hydra.launcher.sbatch={signal: USR2@5}").code == 0
     name, job = submission()
@@ -313,7 +313,7 @@ def test_requeued_by_hand(submit, cluster, runs, undisturbed) -> None:
     undisturbed("num_routing=1,2", *LONG)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_dead_node(submit, cluster, runs, undisturbed) -> None:
     """Everything of the job is killed at once, so that nobody can save or release a claim; SLURM starts it again."""
     assert submit(*LONG, "hydra.launcher.sbatch={nodelist: n1}").code == 0
@@ -446,7 +446,7 @@ def test_a_refused_submission_leaves_the_ledger_as_it_was(submit, launch, settin
     assert listing("runs") == before
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_force_makes_runs_anew(submit, launch, cluster, runs) -> None:
     assert launch("seed=0").code == 0
     assert submit("seed=0,1", "hydra.launcher.force=true").code == 0
@@ -493,6 +493,7 @@ def test_doctor_sends_a_probe(cluster, capsule_sweeps, tiny) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("kind", "needed"),
     [
