@@ -12,13 +12,14 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from capsule_sweeps.runs.run import check_runs_dir
-from capsule_sweeps.tracking.wandb import reachable
+from capsule_sweeps.tracking.base import tracker_class
 
 FREE_GIB = 5
 
 
 def examine(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
     """(what, all right?, what was found or what to do), one after the other."""
+    tracker = tracker_class(config)
     checks: list[tuple[str, Callable[[DictConfig], str]]] = [
         ("runs_dir", writable),
         ("lock", lockable),
@@ -26,7 +27,7 @@ def examine(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
         ("data", data),
         ("device", device),
         ("training step", step),
-        ("W&B", reachable),
+        (tracker.title, tracker.check),
     ]
     for name, look in checks:
         try:

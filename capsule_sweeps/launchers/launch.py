@@ -20,7 +20,7 @@ from capsule_sweeps.runs.plan import Point, Policy, make_plan, show_plan
 from capsule_sweeps.runs.run import Busy
 from capsule_sweeps.runs.signals import Interrupted, Stop, stop_signals
 from capsule_sweeps.runs.signature import science, signature
-from capsule_sweeps.tracking.wandb import agent_id, choose_mode
+from capsule_sweeps.tracking import base as tracking
 
 if TYPE_CHECKING:
     from capsule_sweeps.launchers.slurm.settings import Settings
@@ -47,7 +47,7 @@ def launch(
         return [None] * len(configs)
     if todo:
         preflight(plan)
-        choose_mode([point.config for point in todo])
+        tracking.prepare([point.config for point in todo])
         sweep = record_sweep(plan, owner())
         with stop_signals() as stop:
             if len(slots) == 1:
@@ -55,8 +55,8 @@ def launch(
             else:
                 waiting = deque(todo)
                 run_pool(lambda: waiting.popleft() if waiting else None, len(todo), sweep, slots, stop)
-    elif agent_id():
-        show_agent(plan)
+    else:
+        tracking.nothing_to_train([(point.config, point.run) for point in plan])
     show_results(plan, configs[0].selection_rule)
     left = sum(point.run.state() != "finished" for point in plan)
     if todo and stop.signum and left:
@@ -84,7 +84,7 @@ def launch_on_slurm(
         return [None] * len(configs)
     if todo:
         preflight(plan, devices=False)  # those of a login node are not those of a compute node
-        choose_mode([point.config for point in todo])
+        tracking.prepare([point.config for point in todo])
         submit(todo, sweep_name(plan), cluster)
     record_sweep(plan, {})
     if cluster.wait:
@@ -95,18 +95,9 @@ def launch_on_slurm(
     return [accuracies[signature(science(config))] for config in configs]
 
 
-def show_agent(plan: Sequence[Point]) -> None:
-    """W&B's agent asked for a run that is finished: it gets its own copy in W&B, or would wait for it in vain."""
-    from capsule_sweeps.tracking.wandb_sync import show_finished
-
-    choose_mode([point.config for point in plan])
-    for point in plan:
-        show_finished(point.config, point.run)
-
-
 def scratch(config: DictConfig, folder: str) -> DictConfig:
-    """The config for debug=true: the same training in a folder that is thrown away, without checkpoints and W&B."""
-    changes = {"runs_dir": folder, "debug": False, "tracking": {"name": "none"}, "training": {"checkpoint_epochs": 0}}
+    """The config for debug=true: the same training in a temporary folder, without checkpoints and tracking."""
+    changes = {"runs_dir": folder, "debug": False, "tracking": tracking.OFF, "training": {"checkpoint_epochs": 0}}
     return DictConfig(OmegaConf.merge(config, changes))
 
 

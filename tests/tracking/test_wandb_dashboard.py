@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from capsule_sweeps.runs.signature import columns
-from capsule_sweeps.tracking.wandb import METRICS, SUMMARY
 from capsule_sweeps.tracking.wandb_dashboard import check_names, make_workspace
+from capsule_sweeps.tracking.wandb_send import METRICS, summary_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,7 +53,7 @@ def test_dashboard_of_a_sweep(python, tiny, runs, tiny_config, dashboard, wandb_
         assert {"config:num_routing.value", "config:dataset.value", "summary:accuracy_last"} <= found
         for name in found:
             section, _, key = name.partition(":")
-            known = columns(tiny_config()) if section == "config" else {*SUMMARY, *logged}
+            known = columns(tiny_config()) if section == "config" else {*summary_keys(), *logged}
             assert key.removesuffix(".value") in known, name
         assert f'"{sweep}"' in view["spec"]
         kinds = {"Scatter Plot", "Run History Line Plot", "Parallel Coordinates Plot", "Bar Chart"}
@@ -64,7 +64,7 @@ def test_names_are_those_that_runs_log(python, tiny, runs, tiny_config) -> None:
     """The constants, against a run with validation images and averaged weights."""
     assert python(ROOT / "launch.py", *tiny, "dataset.val_size=20", "training.ema=0.9").code == 0
     assert set(runs.metrics(runs.only())[0]) == set(METRICS)
-    assert set(SUMMARY) <= set(json.loads((runs.only() / "summary.json").read_text()))
+    assert set(summary_keys()) <= set(json.loads((runs.only() / "summary.json").read_text()))
 
 
 def test_name_that_no_run_logged(dashboard, wandb_server, tiny_config) -> None:
