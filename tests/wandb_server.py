@@ -70,6 +70,7 @@ class WandbServer:
         self.views: dict[str, dict[str, Any]] = {}
         self.unknown: list[str] = []
         self.silent = self.deaf = self.broken = False
+        self.deleted: set[str] = set()  # ids of runs that were deleted on the page: they are refused for ever
         self.num_requests = 0
         self.sweep: dict[str, Any] = {}
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -111,6 +112,10 @@ class WandbServer:
             if operation is None:
                 self.unknown.append(name)
                 return 200, json.dumps({"errors": [{"message": f"no {name} here"}]}).encode()
+            variables = query.get("variables") or {}
+            if name == "UpsertBucket" and (refused := variables.get("name") or variables.get("id")) in self.deleted:
+                message = f"run {refused} was previously created and deleted; try a new run name"
+                return 409, json.dumps({"errors": [{"message": message}], "data": {"upsertBucket": None}}).encode()
             return 200, json.dumps({"data": operation(query.get("variables") or {})}).encode()
         if stream := re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", path):
             if not self.deaf:

@@ -125,8 +125,11 @@ class Training:
 
 @dataclass
 class Tracking:
-    name: str = _one_of("wandb", "none")
-    project: str = "capsule_sweeps"
+    """The settings that trackers share; an option of conf/tracking may have more."""
+
+    _target_: str | None = None  # the class in capsule_sweeps.tracking; older configurations have only its name
+    name: str = MISSING
+    project: str | None = None
     entity: str | None = None
     mode: str = _one_of("auto", "online", "offline", "disabled", default="auto")
 
@@ -156,6 +159,7 @@ class Config:
 
 
 _SCHEMA = OmegaConf.structured(Config)
+OmegaConf.set_struct(_SCHEMA.tracking, False)
 
 
 # What a config can ask for as ${name:argument,…}; looked up when it is checked

@@ -16,7 +16,7 @@ from capsule_sweeps.runs.plan import PlannedRun, Policy, make_plan, show_plan
 from capsule_sweeps.runs.queue import queue_names
 from capsule_sweeps.runs.signals import Interrupted
 from capsule_sweeps.runs.signature import science, signature
-from capsule_sweeps.tracking.wandb import agent_id, choose_mode
+from capsule_sweeps.tracking import base as tracking
 
 
 class Launcher(Protocol):
@@ -63,9 +63,9 @@ def launch(
         return [None] * len(configs)
     if todo:
         preflight(plan, devices=launcher.here)  # those of a login node are not those of a compute node
-        choose_mode([planned.config for planned in todo])
-    elif agent_id():
-        show_agent(plan)
+        tracking.prepare([planned.config for planned in todo])
+    else:
+        tracking.nothing_to_train([(planned.config, planned.run) for planned in plan])
     signum = launcher.run(plan, todo)
     if launcher.waits or not todo:
         show_results(plan, configs[0].selection_rule)
@@ -77,18 +77,9 @@ def launch(
     return [accuracies[signature(science(config))] for config in configs]
 
 
-def show_agent(plan: Sequence[PlannedRun]) -> None:
-    """W&B's agent asked for a run that is finished: it gets its own copy in W&B, or would wait for it in vain."""
-    from capsule_sweeps.tracking.wandb_sync import show_finished
-
-    choose_mode([planned.config for planned in plan])
-    for planned in plan:
-        show_finished(planned.config, planned.run)
-
-
 def scratch(config: DictConfig, folder: str) -> DictConfig:
-    """The config for debug=true: the same training in a folder that is thrown away, without checkpoints and W&B."""
-    changes = {"runs_dir": folder, "debug": False, "tracking": {"name": "none"}, "training": {"checkpoint_epochs": 0}}
+    """The config for debug=true: the same training in a temporary folder, without checkpoints and tracking."""
+    changes = {"runs_dir": folder, "debug": False, "tracking": tracking.OFF, "training": {"checkpoint_epochs": 0}}
     return DictConfig(OmegaConf.merge(config, changes))
 
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.run import check_runs_dir
-from capsule_sweeps.tracking.wandb import reachable
+from capsule_sweeps.tracking.base import tracker_class
 
 FREE_GIB = 5
 
@@ -171,6 +171,10 @@ def step(config: DictConfig) -> str:
     )
 
 
+def tracked(config: DictConfig) -> str:
+    return tracker_class(config).check(config)
+
+
 CHECKS = (
     Check("runs_dir", writable, before_launch=("runs_dir",)),
     Check("lock", lockable),
@@ -179,5 +183,5 @@ CHECKS = (
     Check("stack", stack, before_launch=("model", "dataset")),
     Check("data", data),  # `preflight` opens them itself, to compare them with those of runs that exist
     Check("training step", step),
-    Check("W&B", reachable),
+    Check("tracking", tracked),
 )

@@ -22,7 +22,7 @@ from capsule_sweeps.runs.queue import this_job
 ROOT = Path(__file__).resolve().parents[2]
 MANIFEST = "MANIFEST.json"  # in the root of a snapshot: its files with their hashes, the commit, the patch to it
 SUBMISSION = "CAPSULE_SWEEPS_SUBMISSION"  # the environment variable in which a job finds its submission's name
-PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "wandb", "submitit")
+PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "submitit")
 
 
 NUMBERS = ("routing", "networks", "data", "training")  # the rooms whose code makes a run's numbers
@@ -106,15 +106,16 @@ def _flat_code() -> dict[str, tuple[list[str], dict[str, str]]]:
     return json.loads(FLAT_CODE.read_text())
 
 
-def provenance() -> dict[str, Any]:
-    """Commit, whether the tree was dirty, versions, host, processor, GPU, job of a queue, the snapshot that ran."""
+def provenance(*packages: str) -> dict[str, Any]:
+    """Commit, whether the tree was dirty, versions (also of these packages), host, processor, GPU, job of a queue,
+    the snapshot that ran."""
     manifest = read_json(ROOT / MANIFEST)
     return {
         "commit": (manifest["commit"] if manifest else git("rev-parse", "HEAD")).strip() or None,
         "dirty": bool(manifest["patch"] if manifest else git("status", "--porcelain", "--untracked-files=no")),
         "snapshot": ROOT.name if manifest else None,
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in (*PACKAGES, *packages)},
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "processor": _processor(),

@@ -44,7 +44,7 @@ def science(config: DictConfig) -> dict[str, Any]:
         "seed": config.seed,
     }
     flat = {
-        key: FIRST_SPELLING.get(value, value) if key.endswith("_target_") else value for key, value in _flatten(signed)
+        key: FIRST_SPELLING.get(value, value) if key.endswith("_target_") else value for key, value in flatten(signed)
     }
     return {
         key: value
@@ -53,7 +53,7 @@ def science(config: DictConfig) -> dict[str, Any]:
     }
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and leaves; lists are leaves unless they hold dicts. Whole floats become ints: 1 and 1.0 are one."""
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value)
@@ -65,7 +65,7 @@ def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, [_plain(item) for item in value] if isinstance(value, list) else _plain(value)
         return
     for key, item in entries:
-        yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+        yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
 
 
 def _plain(value: Any) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from capsule_sweeps.tracking.wandb import FINISH_SECONDS, METRICS, end_service, obstacle, summary_keys
+from capsule_sweeps.tracking.wandb_client import FINISH_SECONDS, end_service, obstacle, settings
+from capsule_sweeps.tracking.wandb_send import METRICS, summary_keys
 
 COLUMNS = ("dataset", "backbone", "routing", "schedule", "num_routing", "seed")  # of the config
 CURVES = ("test_accuracy", "train_loss")
@@ -28,7 +29,7 @@ def make_dashboard(entity: str | None, project: str, sweep: str | None, rule: st
     accuracy = f"accuracy_{rule}"
     try:
         api = wandb.Api(timeout=30)
-        owner = str(entity or api.default_entity)
+        owner = str(entity or getattr(settings(), "entity", None) or api.default_entity)
         runs = list(api.runs(f"{owner}/{project}", filters={"group": sweep} if sweep else {}, lazy=False))
         logged = {str(key) for run in runs for key in dict(run.summary.items())}
         check_names(logged, {key for run in runs for key in run.config}, accuracy)

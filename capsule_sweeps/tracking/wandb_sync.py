@@ -8,49 +8,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from capsule_sweeps.config.check import check
-from capsule_sweeps.runs.files import read_json
-from capsule_sweeps.runs.metrics import read_metrics
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.tracking.wandb import Tracker, agent_id, aside, end_service, init, obstacle, summary_keys, wandb_id
+from capsule_sweeps.tracking.base import one_line, tracker_class
+from capsule_sweeps.tracking.wandb import WandbTracker
+from capsule_sweeps.tracking.wandb_client import end_service, obstacle
+from capsule_sweeps.tracking.wandb_send import DELETED, SEND_SECONDS, Folder, following, send
 
-FINISH_SECONDS = 120.0
+ABSENT = "does not exist"
 LOOK_AGAIN = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds; what has arrived is not always shown at once
-EXIT_CODES = {"finished": 0, "running": 0, "failed": 1, "interrupted": 143, "queued": 143}  # queued to go on
-
-
-@dataclass
-class Folder:
-    """What a run folder says; `identity` is the run's id in W&B."""
-
-    run: Run
-    config: DictConfig
-    state: str
-    identity: str
-    sweep: str | None
-    rows: list[dict[str, Any]]
-    summary: dict[str, Any]
-
-    @classmethod
-    def read(cls, run: Run) -> Folder:
-        path, record = run.folder / "config.yaml", run.record()
-        try:
-            config = check(OmegaConf.create(OmegaConf.to_container(OmegaConf.load(path))))  # type: ignore[arg-type]
-        except Exception as error:
-            raise ValueError(f"{path} cannot be used: {' '.join(str(error).split())}") from error
-        rows, damage = read_metrics(run)
-        if damage:
-            raise ValueError(damage)
-        told = read_json(run.folder / "summary.json")
-        summary = {key: told[key] for key in summary_keys() if told.get(key) is not None}
-        return cls(run, config, run.state(record), wandb_id(run), record.get("sweep"), rows, summary)
 
 
 def sync(runs: Sequence[Run], rebuild: bool) -> Iterator[tuple[str, bool, str]]:
@@ -74,46 +42,55 @@ def sync(runs: Sequence[Run], rebuild: bool) -> Iterator[tuple[str, bool, str]]:
                 continue
             try:
                 folder = Folder.read(run)
-                if folder.config.tracking.name == "none" and not rebuild:
+                if tracker_class(folder.config) is not WandbTracker and not rebuild:
                     continue
                 api = api or wandb.Api(timeout=30)
                 arrived, text = sync_folder(api, folder, rebuild)
             except Exception as error:
-                arrived, text = False, " ".join(str(error).split()) or type(error).__name__
+                arrived, text = False, one_line(error)
                 api = None
                 end_service(5)  # it may not answer any more: the next run gets another
             yield run.folder.name, arrived, text
     finally:
-        end_service(FINISH_SECONDS)
+        end_service(SEND_SECONDS)
 
 
 def sync_folder(api: Any, folder: Folder, rebuild: bool) -> tuple[bool, str]:
     """Send what W&B lacks of one folder and look whether it arrived."""
-    project = f"{folder.config.tracking.entity or api.default_entity}/{folder.config.tracking.project}"
+    project = f"{folder.home[0] or api.default_entity}/{folder.home[1]}"
     identity, signature = folder.identity, folder.run.folder.name[-8:]
     if folder.state == "running" and folder.config.tracking.mode == "online":
         return True, "is running online, its own process sends it"
     lacks, mendable = look(api, f"{project}/{identity}", folder)
     if not lacks:
         return True, "is there"
-    if not mendable:
+    deleted = ""
+    if not mendable or lacks == ABSENT:
         others = list(api.runs(project, filters={"config.signature": signature}, lazy=False))
         for other in others:
             if not look(api, f"{project}/{other.id}", folder)[0]:
                 return True, f"is there as {other.id}"
+    if not mendable:
         if not rebuild:
             return False, f"{identity} in W&B {lacks} and takes no earlier epochs; `sync --rebuild` sends it anew"
         taken = {identity, *(other.id for other in others)}
         identity = next(name for n in range(2, 1000) if (name := f"{signature}-{n}") not in taken)
-    send(folder, identity)
+    while True:
+        try:
+            send(folder, identity)
+            break
+        except Exception as error:
+            if DELETED not in str(error):
+                raise
+            deleted, identity = f"; {identity} was deleted there", following(identity)
     for seconds in LOOK_AGAIN:
         time.sleep(seconds)
         lacks, _ = look(api, f"{project}/{identity}", folder)
         if not lacks:
             if folder.state != "running":
-                for log in folder.run.folder.glob("wandb/*run-*/run-*.wandb"):
-                    Path(f"{log}.synced").touch()  # so that `wandb sync` leaves it alone
-            return True, f"sent, {len(folder.rows)} epochs are there as {identity}"
+                for path in folder.run.folder.glob("wandb/*run-*/run-*.wandb"):
+                    Path(f"{path}.synced").touch()  # so that `wandb sync` leaves it alone
+            return True, f"sent, {len(folder.rows)} epochs are there as {identity}{deleted}"
     return False, f"did not arrive: {identity} in W&B {lacks}"
 
 
@@ -125,7 +102,7 @@ def look(api: Any, path: str, folder: Folder) -> tuple[str, bool]:
     except Exception as error:
         if not isinstance(getattr(error, "exc", None), ValueError):  # as which wandb wraps that there is none
             raise
-        return "does not exist", True
+        return ABSENT, True
     theirs = {
         int(row["epoch"]): row["test_accuracy"]
         for row in remote.scan_history(keys=["epoch", "test_accuracy"], use_cache=False)
@@ -147,29 +124,3 @@ def _spans(epochs: list[int]) -> str:
     ends = [epoch for epoch in epochs if epoch + 1 not in epochs]
     starts = [epoch for epoch in epochs if epoch - 1 not in epochs]
     return ", ".join(f"{a}–{b}" if a < b else f"{a}" for a, b in zip(starts, ends, strict=True))
-
-
-def send(folder: Folder, identity: str) -> None:
-    """Append to a W&B run what it lacks of a folder, and end it as the folder's run ended."""
-    running = folder.state == "running"
-    with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        more = {"finish_timeout": FINISH_SECONDS, "x_update_finish_state": not running}
-        name = folder.run.folder.name
-        mirror = Tracker(init("online", folder.config, Path(scratch), name, identity, folder.sweep, **more))
-        for row in folder.rows:
-            mirror.log(row)
-        mirror.summary(folder.summary)
-        if folder.state in ("interrupted", "queued"):
-            mirror.preempted()
-        mirror.close(EXIT_CODES[folder.state], FINISH_SECONDS)
-
-
-def show_finished(config: DictConfig, run: Run) -> None:
-    """Copy a finished run to the W&B run that the agent waits for."""
-    identity = agent_id()
-    if identity and config.tracking.name == "wandb" and config.tracking.mode == "online":
-        try:
-            with aside():
-                send(Folder.read(run), identity)
-        finally:
-            end_service(FINISH_SECONDS)

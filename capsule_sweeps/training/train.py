@@ -33,7 +33,7 @@ from capsule_sweeps.runs.provenance import code, provenance
 from capsule_sweeps.runs.run import Claim, Run
 from capsule_sweeps.runs.signals import Interrupted, Stop
 from capsule_sweeps.runs.signature import columns, science
-from capsule_sweeps.tracking.wandb import tracker, wandb_id
+from capsule_sweeps.tracking.base import track, tracker_class
 from capsule_sweeps.training.checkpoint import damaged, keep_rows, read_checkpoint
 from capsule_sweeps.training.ema import Average
 from capsule_sweeps.training.evaluation import evaluate, num_correct
@@ -60,6 +60,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     if recipe.amp == "bf16" and device.type == "mps":
         raise ValueError("training.amp=bf16 is not supported on device=mps; use training.amp=none")
 
+    tracking = tracker_class(config)
     execution = {"device": device.type, "threads": torch.get_num_threads(), "channels_last": recipe.channels_last}
     execution = settle({**execution, "compile": decide(config, device)}, record.get("execution"))
     layout = torch.channels_last if execution["channels_last"] else torch.contiguous_format
@@ -89,7 +90,8 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
         stack.enter_context(log_to(run.folder / "log.txt"))
         stack.enter_context(outcome(claim))
         write_atomic(run.folder / "config.yaml", OmegaConf.to_yaml(config).encode())
-        attempt = {"started": time.time(), **provenance(), "code": code(science(config)), "execution": execution}
+        attempt = {"started": time.time(), **provenance(*tracking.packages), "code": code(science(config))}
+        attempt["execution"] = execution
         attempts = [*run.record().get("attempts", []), attempt]
         claim.update(
             **columns(config),
@@ -103,7 +105,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             classes=list(data.classes),
             attempts=attempts,
             sweep=sweep,
-            wandb_id=wandb_id(run),
+            **tracking.identity(config, run),
         )
         (run.folder / "error.txt").unlink(missing_ok=True)
         first_epoch, first_batch = 0, 0
@@ -121,7 +123,8 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             except (KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise ValueError(damaged(checkpoint_path, error)) from error
         rows = keep_rows(metrics_path, first_epoch)
-        mirror = stack.enter_context(tracker(config, run, sweep, rows))
+        mirror = stack.enter_context(track(config, run, sweep, rows))
+        claim.update(**mirror.located())
         log.info("%s: from epoch %d, batch %d, on %s", run.folder.name, first_epoch + 1, first_batch + 1, device)
 
         def save(epoch: int, batch: int) -> None:

@@ -53,8 +53,8 @@ def first(monkeypatch) -> Rule:
 
 def test_a_new_rule_is_seen_everywhere(first, tiny_config, launch, capsule_sweeps, runs) -> None:
     from capsule_sweeps.results.figures import accuracy_vs_num_routing
-    from capsule_sweeps.tracking.wandb import summary_keys
     from capsule_sweeps.tracking.wandb_dashboard import check_names
+    from capsule_sweeps.tracking.wandb_send import summary_keys
 
     with pytest.raises(ValueError, match=r"selection_rule=first needs images to hold out: set dataset\.val_size"):
         tiny_config("selection_rule=first")

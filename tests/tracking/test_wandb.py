@@ -21,6 +21,9 @@ from omegaconf import OmegaConf
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns
 from capsule_sweeps.tracking import wandb as tracking
+from capsule_sweeps.tracking import wandb_client as client
+from capsule_sweeps.tracking.base import prepare
+from capsule_sweeps.tracking.wandb_send import METRICS, summary_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,11 +111,9 @@ def test_offline_runs_can_be_read_back(python, tiny, runs) -> None:
         assert {key: value for key, value in log["config"].items() if key != "_wandb"} == expected_config(folder)
         assert rows_of(log) == runs.metrics(folder)
         assert [row["_step"] for row in log["history"]] == [row["epoch"] for row in log["history"]]
-        assert set(rows_of(log)[0]) == set(tracking.METRICS)
+        assert set(rows_of(log)[0]) == set(METRICS)
         summary = json.loads((folder / "summary.json").read_text())
-        assert {key: log["summary"][key] for key in tracking.summary_keys()} == {
-            key: summary[key] for key in tracking.summary_keys()
-        }
+        assert {key: log["summary"][key] for key in summary_keys()} == {key: summary[key] for key in summary_keys()}
     assert len(groups) == 1 and groups != {""}
     assert [path.name for path in Path.cwd().iterdir()] == ["runs"]
     assert_as_wandb_reads_it(folder, log)
@@ -222,7 +223,7 @@ def test_key_of_another_server_is_no_key(place, wandb_server, monkeypatch, tmp_p
     monkeypatch.delenv("WANDB_API_KEY")
     path = tmp_path / "netrc"
     monkeypatch.setenv("NETRC", str(path))
-    code = "import os, psutil; from capsule_sweeps.tracking import obstacle; print(obstacle())\n"
+    code = "import os, psutil; from capsule_sweeps.tracking.wandb_client import obstacle; print(obstacle())\n"
     code += "assert not psutil.Process().children() and 'WANDB_SERVICE' not in os.environ"  # which children would get
 
     def told(machine: str) -> str:
@@ -243,21 +244,21 @@ def test_server_that_does_not_answer_means_offline(
 ) -> None:
     if trouble == "refused":
         monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 0.3)
-    monkeypatch.setattr(tracking, "server_url", lambda: os.environ["WANDB_BASE_URL"])
+    monkeypatch.setattr(client, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(client, "server_url", lambda: os.environ["WANDB_BASE_URL"])
     wandb_server.silent = trouble == "silent"
     wandb_server.broken = trouble == "broken"
     configs = [tiny_config("tracking=wandb", f"tracking.mode={mode}", f"seed={seed}") for seed in (0, 1)]
-    tracking.choose_mode(configs)
+    prepare(configs)
     assert [config.tracking.mode for config in configs] == ["offline", "offline"]
-    (said,) = caplog.messages
+    (said,) = [record.getMessage() for record in caplog.records if record.name.startswith("capsule_sweeps")]
     assert "offline" in said and "127.0.0.1" in said and "sync --runs-dir runs" in said
 
 
-def test_wandb_mode_that_is_none(launch, monkeypatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "dryrun")
+def test_wandb_mode_that_is_unknown(launch, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "later")
     ended = launch("tracking=wandb")
-    assert ended.code == 1 and "WANDB_MODE=dryrun" in ended.err and not Path("runs").exists()
+    assert ended.code == 1 and "WANDB_MODE=later" in ended.err and not Path("runs").exists()
 
 
 @pytest.mark.slow
@@ -301,6 +302,12 @@ def test_what_is_lost_in_the_middle_costs_no_run(hold, runs, launch, place, monk
 class FakeRun:
     def __init__(self, told: dict[str, Any], trouble: str) -> None:
         self.told, self.trouble, self.summary, self.starting_step = told, trouble, self, 0
+        self.id, self.entity, self.project, self.url = (
+            told["id"],
+            told["entity"],
+            told["project"],
+            "https://wandb.example/run",
+        )
         told |= {"rows": [], "summary": {}, "exit_code": None, "preempting": False}
 
     def _maybe(self, method: str) -> None:
@@ -336,8 +343,10 @@ def fake_wandb(monkeypatch):
         told: dict[str, Any] = {}
 
         def init(**options: Any) -> FakeRun:
-            if trouble == "init":
+            if trouble == "init" or trouble == f"{options['mode']} init":
                 raise RuntimeError("no init")
+            if trouble == "deleted" and "-" not in options["id"]:
+                raise RuntimeError(f"HTTP 409: run {options['id']} was previously created and deleted")
             told.clear()
             told.update(options)
             return FakeRun(told, trouble)
@@ -364,6 +373,7 @@ def fake_wandb(monkeypatch):
         ("online", "disabled", None),
         ("auto", None, "online"),
         ("auto", "offline", "offline"),
+        ("auto", "dryrun", "offline"),
     ],
 )
 def test_environment_variable_wins(launch, fake_wandb, monkeypatch, setting, variable, mode) -> None:
@@ -435,12 +445,79 @@ def test_agents_id_wins_and_the_signature_goes_into_the_config(launch, fake_wand
     assert ended.code == 1 and "agent" in ended.err and len(runs.folders()) == 2
 
 
+@pytest.mark.parametrize(
+    ("stored", "environment", "overrides", "expected"),
+    [
+        ("mode = offline", {}, [], ("offline", None, "capsule_sweeps")),
+        ("mode = disabled", {}, [], ("disabled", None, None)),
+        ("mode = disabled", {}, ["tracking.mode=offline"], ("offline", None, "capsule_sweeps")),
+        ("mode = disabled", {"WANDB_MODE": "dryrun"}, [], ("offline", None, "capsule_sweeps")),
+        ("entity = team\nproject = theirs", {}, [], ("online", "team", "theirs")),
+        ("entity = team", {"WANDB_ENTITY": "other", "WANDB_PROJECT": "mine"}, [], ("online", "other", "mine")),
+        ("entity = team", {}, ["tracking.entity=me", "tracking.project=own"], ("online", "me", "own")),
+    ],
+)
+def test_settings_of_wandb_count_unless_a_key_says_otherwise(
+    tiny_config, monkeypatch, stored, environment, overrides, expected
+) -> None:
+    from wandb.sdk import wandb_setup
+
+    monkeypatch.setattr(wandb_setup, "_singleton", None)
+    monkeypatch.setattr(tracking, "obstacle", lambda: None)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    path = Path("~/.config/wandb/settings").expanduser()
+    path.parent.mkdir(parents=True)
+    path.write_text(f"[default]\n{stored}\n")
+    config = tiny_config("tracking=wandb", *overrides)
+    prepare([config])
+    assert (config.tracking.mode, config.tracking.entity, config.tracking.project) == expected
+
+
+def test_where_a_run_is_is_recorded(launch, fake_wandb, runs) -> None:
+    fake_wandb()
+    assert launch("tracking=wandb", "tracking.entity=team").code == 0
+    record = runs.record(runs.only())
+    assert [record[f"wandb_{key}"] for key in ("id", "entity", "project")] == [
+        runs.only().name[-8:],
+        "team",
+        "capsule_sweeps",
+    ]
+    assert record["wandb_url"] == "https://wandb.example/run"
+
+
+def test_run_that_was_deleted_there_gets_another_id(launch, fake_wandb, runs) -> None:
+    told = fake_wandb("deleted")
+    ended = launch("tracking=wandb", signal_at=(signal.SIGTERM, 7))
+    identity = f"{runs.only().name[-8:]}-2"
+    assert ended.code == 143 and f"was deleted there; this run is sent as {identity}" in ended.text
+    assert told["id"] == identity == runs.record(runs.only())["wandb_id"] and told["mode"] == "online"
+    ended = launch("tracking=wandb")
+    assert ended.code == 0 and told["id"] == identity and "W&B" not in ended.text
+
+
+def test_online_run_that_cannot_be_started_is_kept_offline(launch, fake_wandb) -> None:
+    told = fake_wandb("online init")
+    ended = launch("tracking=wandb")
+    assert ended.code == 0 and ended.text.count("W&B: this run is offline, no init") == 1
+    assert told["mode"] == "offline" and len(told["rows"]) == 2
+
+
+def test_server_that_refuses_a_run_costs_no_epoch(python, tiny, runs, wandb_server, monkeypatch) -> None:
+    """wandb would say that the id is in use, had its service not been ended."""
+    monkeypatch.delattr(type(wandb_server), "gql_UpsertBucket")
+    ended = python(ROOT / "launch.py", *tiny, "tracking=wandb")
+    assert ended.code == 0 and "this run is offline" in ended.text, ended.text
+    (log,) = logs(runs.only())
+    assert rows_of(log) == runs.metrics(runs.only())
+
+
 def test_one_decision_for_the_whole_sweep(tiny_config, monkeypatch, caplog) -> None:
     asked: list[int] = []
     monkeypatch.setattr(tracking, "obstacle", lambda: asked.append(1))
     modes = ("auto", "offline", "online", "disabled")
     configs = [tiny_config("tracking=wandb", f"tracking.mode={mode}") for mode in modes]
-    tracking.choose_mode([*configs, tiny_config()])
+    prepare([*configs, tiny_config()])
     assert [config.tracking.mode for config in configs] == ["online", "offline", "online", "disabled"]
     assert asked == [1] and not caplog.messages
 
@@ -448,7 +525,7 @@ def test_one_decision_for_the_whole_sweep(tiny_config, monkeypatch, caplog) -> N
 def test_decision_is_no_part_of_the_signature(tiny_config) -> None:
     config = tiny_config("tracking=wandb")
     before = columns(config)["signature"]
-    tracking.choose_mode([config])
+    prepare([config])
     assert config.tracking.mode == "offline" and columns(config)["signature"] == before
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from capsule_sweeps.config import selection_rules
 from capsule_sweeps.runs.signature import columns
-from capsule_sweeps.tracking.wandb import METRICS, summary_keys
 from capsule_sweeps.tracking.wandb_dashboard import check_names, make_workspace
+from capsule_sweeps.tracking.wandb_send import METRICS, summary_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 

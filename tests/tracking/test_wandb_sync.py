@@ -20,7 +20,7 @@ STANDS_STILL = """
 import psutil
 from capsule_sweeps import __main__
 from capsule_sweeps.tracking import wandb_sync as sync
-from capsule_sweeps.tracking import wandb as tracking
+from capsule_sweeps.tracking import wandb_client as tracking
 def end(patience):
     (service,) = [child for child in psutil.Process().children() if child.name().startswith("wandb-core")]
     service.suspend()
@@ -45,17 +45,22 @@ __main__.main()
 """
 AGENT_STANDS_STILL = """
 import runpy, sys, psutil
-from capsule_sweeps.tracking import wandb_sync as sync
+from capsule_sweeps.tracking import wandb as sync
 send = sync.send
 def send_and_stop(*arguments):
     send(*arguments)
     (service,) = [child for child in psutil.Process().children() if child.name().startswith("wandb-core")]
     service.suspend()
-sync.send, sync.FINISH_SECONDS = send_and_stop, 1
+sync.send, sync.SEND_SECONDS = send_and_stop, 1
 sys.argv.pop(0)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-IMPATIENT = "from capsule_sweeps import sync, __main__; sync.LOOK_AGAIN = (0.0,); __main__.main()"
+IMPATIENT = """
+from capsule_sweeps import __main__
+from capsule_sweeps.tracking import wandb_sync
+wandb_sync.LOOK_AGAIN = (0.0,)
+__main__.main()
+"""
 
 
 @pytest.fixture
@@ -71,9 +76,8 @@ def offline(launch, runs):
         launch(*arguments, **options)
         for folder in runs.folders():
             path = folder / "config.yaml"
-            path.write_text(
-                path.read_text().replace("name: none", "name: wandb").replace("mode: auto", "mode: offline")
-            )
+            text = path.read_text().replace("name: none", "name: wandb").replace("mode: auto", "mode: offline")
+            path.write_text(text.replace("tracking.base.Tracker", "tracking.wandb.WandbTracker"))
         return runs.folders()
 
     return make
@@ -141,7 +145,8 @@ def test_queued_runs(offline, python, runs, wandb_server) -> None:
     """One that goes on later is sent as far as it is; one that has not begun has nothing to send."""
     (stopped,) = offline(signal_at=(signal.SIGTERM, 8))
     (stopped.parent / "digits-r1-s1-0123abcd").mkdir()
-    queued = "from capsule_sweeps import __main__, store; store.Run.state = lambda *_: 'queued'; __main__.main()"
+    queued = "from capsule_sweeps import __main__\nfrom capsule_sweeps.runs.run import Run\n"
+    queued += "Run.state = lambda *_: 'queued'\n__main__.main()"
     ended = python("-c", queued, "sync", PYTHONPATH=str(ROOT))
     assert ended.code == 0 and "0123abcd" not in ended.out and "sent, 1 epochs" in ended.out, ended.text
     assert wandb_server.state(wandb_server.runs[stopped.name[-8:]]) == "preempted"
@@ -195,6 +200,25 @@ def test_what_wandb_has_wrong_is_made_anew_under_another_id(offline, runs, sync,
     ended = sync()
     assert ended.code == 0 and f"is there as {identity}-2" in ended.out, ended.text
     assert set(wandb_server.runs) == {identity, f"{identity}-2"}
+
+
+def test_run_that_was_deleted_there_is_sent_under_another_id(offline, runs, sync, wandb_server) -> None:
+    (folder,) = offline()
+    identity = folder.name[-8:]
+    wandb_server.deleted.add(identity)
+    ended = sync()
+    assert ended.code == 0 and f"are there as {identity}-2; {identity} was deleted there" in ended.out, ended.text
+    assert_is_mirror(wandb_server, folder, runs, f"{identity}-2")
+    ended = sync()
+    assert ended.code == 0 and f"is there as {identity}-2" in ended.out, ended.text
+
+
+def test_recorded_place_counts(offline, runs, sync, wandb_server) -> None:
+    """Not what the environment says now: the agent's project, an entity of then."""
+    (folder,) = offline()
+    runs.change_record(folder, wandb_project="theirs", wandb_entity="me")
+    assert sync("--format", "json").code == 0
+    assert wandb_server.runs[folder.name[-8:]]["project"] == "theirs"
 
 
 def test_one_damaged_folder_keeps_no_other_back(offline, runs, sync, wandb_server) -> None:

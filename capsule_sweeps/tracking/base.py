@@ -1,0 +1,156 @@
+"""What a tracker is. A new one is a class in this folder and an option in conf/tracking that names it as `_target_`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from omegaconf import DictConfig
+
+from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.signals import Interrupted
+
+log = logging.getLogger(__name__)
+
+ROOM = "capsule_sweeps.tracking."
+OFF = {"_target_": f"{ROOM}base.Tracker", "name": "none"}
+BEFORE_TARGETS = {"wandb": f"{ROOM}wandb.WandbTracker"}  # by name, in run folders from before `_target_`
+
+
+class Tracker:
+    """Follows one run from the beginning of an attempt to its end. This class does nothing: tracking=none.
+
+    `rows` are the epochs that metrics.jsonl already has. A tracker must show each epoch once, however often the run was
+    killed and resumed. Any exception after the start of a run is logged once per attempt and does not end the run.
+    """
+
+    title = "tracking"  # in messages
+    remedy = ""  # what brings to the tracker what it has missed
+    packages: tuple[str, ...] = ()  # whose versions are recorded
+
+    @classmethod
+    def prepare(cls, configs: Sequence[DictConfig]) -> None:
+        """Called once per command, before any of these runs starts. May decide settings `tracking.*`, in place.
+
+        Raises ValueError for what would keep the runs from being tracked.
+        """
+
+    @classmethod
+    def check(cls, config: DictConfig) -> str:
+        """How a run of this config would be tracked, for `doctor`. Raises ValueError when that is not possible."""
+        return "off"
+
+    @classmethod
+    def nothing_to_train(cls, runs: Sequence[tuple[DictConfig, Run]]) -> None:
+        """Called instead of `prepare` when each run of a command is finished or in other hands."""
+
+    @classmethod
+    def identity(cls, config: DictConfig, run: Run) -> dict[str, Any]:
+        """Fields of run.json under which the run is found in the tracker."""
+        return {}
+
+    def __init__(self, config: DictConfig, run: Run, sweep: str, rows: Sequence[dict[str, Any]]) -> None:
+        pass
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Another epoch: a row of metrics.jsonl."""
+
+    def summary(self, values: dict[str, Any]) -> None:
+        """The run is finished: the content of summary.json."""
+
+    def close(self, outcome: str) -> None:
+        """The attempt has ended: finished, interrupted or failed."""
+
+    def located(self) -> dict[str, Any]:
+        """Fields of run.json that are known since the tracker has started, such as an address."""
+        return {}
+
+
+def tracker_class(config: DictConfig) -> type[Tracker]:
+    """The class that a checked config names. Raises ValueError when it is no tracker of this folder."""
+    tracking = config.tracking
+    if tracking.name == "none":
+        return Tracker
+    target = str(tracking.get("_target_") or BEFORE_TARGETS.get(tracking.name))
+    module, _, name = target.rpartition(".")
+    try:
+        if not module.startswith(ROOM):
+            raise ImportError(f"only classes of {ROOM}* are used")
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"tracking._target_={target} is not available ({error}); use tracking=none") from error
+    if not (isinstance(found, type) and issubclass(found, Tracker)):
+        raise ValueError(f"tracking._target_={target} is no subclass of {Tracker.__module__}.Tracker")
+    return found
+
+
+def prepare(configs: Sequence[DictConfig]) -> None:
+    """`Tracker.prepare` of each class that these configs name."""
+    classes = [tracker_class(config) for config in configs]
+    for cls in dict.fromkeys(classes):
+        cls.prepare([config for config, own in zip(configs, classes, strict=True) if own is cls])
+
+
+def nothing_to_train(runs: Sequence[tuple[DictConfig, Run]]) -> None:
+    """`Tracker.nothing_to_train` of each class that these configs name."""
+    classes = [tracker_class(config) for config, _ in runs]
+    for cls in dict.fromkeys(classes):
+        cls.nothing_to_train([run for run, own in zip(runs, classes, strict=True) if own is cls])
+
+
+@contextmanager
+def track(config: DictConfig, run: Run, sweep: str, rows: Sequence[dict[str, Any]]) -> Iterator[Tracker]:
+    """The run's tracker for the time of a `with`, which ends as the `with` ends."""
+    tracker = Shield(config, run, sweep, rows)
+    try:
+        yield tracker
+    except (Interrupted, KeyboardInterrupt):
+        tracker.close("interrupted")
+        raise
+    except BaseException:
+        tracker.close("failed")
+        raise
+    tracker.close("finished")
+
+
+class Shield(Tracker):
+    """The tracker that a config names, whose exceptions are logged once and never reach the run."""
+
+    def __init__(self, config: DictConfig, run: Run, sweep: str, rows: Sequence[dict[str, Any]]) -> None:
+        self._class, self._quiet, self._tracker = tracker_class(config), False, Tracker(config, run, sweep, rows)
+        with self._aside():
+            self._tracker = self._class(config, run, sweep, rows)
+
+    def log(self, row: dict[str, Any]) -> None:
+        with self._aside():
+            self._tracker.log(row)
+
+    def summary(self, values: dict[str, Any]) -> None:
+        with self._aside():
+            self._tracker.summary(values)
+
+    def close(self, outcome: str) -> None:
+        with self._aside():
+            self._tracker.close(outcome)
+
+    def located(self) -> dict[str, Any]:
+        with self._aside():
+            return self._tracker.located()
+        return {}
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not self._quiet:
+                remedy = f"; {self._class.remedy}" if self._class.remedy else ""
+                log.warning("%s: %s; the run continues%s", self._class.title, one_line(error), remedy)
+            self._quiet = True
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

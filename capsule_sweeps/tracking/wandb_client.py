@@ -1,0 +1,173 @@
+"""The calls of wandb's library: its settings, its server, its service process, and `wandb.init`.
+
+What is private in wandb is used in this file only: `wandb.sdk.wandb_setup` in `settings`, the name of the service's
+process in `end_service`, and the `x_` settings in `init`.
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from omegaconf import DictConfig, OmegaConf
+
+from capsule_sweeps.runs.signature import columns
+from capsule_sweeps.tracking.base import one_line
+
+ANSWER_SECONDS = 5.0
+FINISH_SECONDS = 15.0
+
+
+def settings() -> Any:
+    """What wandb's environment variables and settings files say (`wandb offline`, WANDB_ENTITY); None without wandb.
+
+    `wandb.setup`, which is public, would start a service process, also for the children of this one.
+    """
+    try:
+        from wandb.sdk import wandb_setup
+    except ImportError:
+        return None
+    found = wandb_setup.singleton().settings
+    found.silent = True
+    return found
+
+
+def obstacle() -> str | None:
+    """Why no run can be online: no key, or no server that answers within seconds. Without a key, no server is asked."""
+    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    if not (os.environ.get("WANDB_API_KEY") or path.exists()):
+        return "no API key is set (`wandb login`, or WANDB_API_KEY)"
+    host = "the W&B server"
+    try:
+        url = server_url()
+        host = urlsplit(url).netloc
+        if not os.environ.get("WANDB_API_KEY") and not netrc.netrc(path).authenticators(host):
+            return f"no API key is set for {host} (`wandb login`, or WANDB_API_KEY)"
+        within(ANSWER_SECONDS, lambda: _ask(url))
+    except Exception as error:
+        return f"{host} does not answer ({one_line(error)})"
+    return None
+
+
+def server_url() -> str:
+    found = settings()
+    if found is None:
+        raise ValueError("the package wandb is not installed")
+    return str(found.base_url)
+
+
+def _ask(url: str) -> None:
+    """Raises OSError when there is no answer, or one that says that the server is down."""
+    from urllib import error, request
+
+    try:
+        request.urlopen(url.rstrip("/") + "/healthz", timeout=ANSWER_SECONDS).close()
+    except error.HTTPError as answer:
+        answer.close()
+        if answer.code >= 500:
+            raise
+
+
+def within(seconds: float, function: Callable[[], Any]) -> Any:
+    """What the function returns or raises; TimeoutError when it takes longer, and it is left alone then."""
+    ended: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            ended.put((function(), None))
+        except Exception as error:
+            ended.put((None, error))
+        except SystemExit as error:  # wandb leaves the program when its service was killed
+            ended.put((None, RuntimeError(f"exit code {error.code}")))
+
+    threading.Thread(target=work, daemon=True, name="wandb").start()
+    deadline = time.monotonic() + seconds
+    while True:
+        try:  # in short turns: a wait does not hear a second Ctrl-C
+            value, error = ended.get(timeout=min(0.2, max(0.0, deadline - time.monotonic())))
+            break
+        except queue.Empty:
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"no answer within {seconds:.0f} s") from None
+    if error is not None:
+        raise error
+    return value
+
+
+def end_service(patience: float) -> None:
+    """End W&B's service, by force after `patience` seconds: at its exit this process would wait for it without end.
+
+    The next run gets another."""
+    import psutil
+
+    wandb = sys.modules.get("wandb")
+    if wandb is None:
+        return
+    ended = False
+    try:
+        if patience:
+            with suppress(Exception):
+                within(patience, wandb.teardown)
+                ended = True
+    finally:  # Ctrl-C, too
+        if not ended:
+            with suppress(psutil.Error):
+                for child in psutil.Process().children():
+                    if child.name().startswith("wandb-core"):
+                        child.kill()
+    if not ended:
+        with suppress(Exception):
+            within(5, wandb.teardown)
+
+
+def init(
+    mode: Any,
+    config: DictConfig,
+    folder: Path,
+    identity: str,
+    sweep: str | None,
+    home: tuple[str | None, str],
+    **more: Any,
+) -> Any:
+    """A W&B run whose own files are in `folder`; `home` is its entity and project, `more` are settings of wandb."""
+    import wandb
+
+    settings = {
+        "init_timeout": 15,
+        "finish_timeout": FINISH_SECONDS,  # without it `finish` waits for ever when the server went away
+        "finish_timeout_raises": True,
+        "x_transaction_log_flush_interval": 1,  # what is not flushed is lost when the process is killed
+        "reinit": "finish_previous",  # several runs in one process
+        "console": "off",
+        "silent": True,
+        "disable_git": True,
+        "x_disable_stats": True,
+        "x_save_requirements": False,
+    }
+    known, resolved = columns(config), OmegaConf.to_container(config)
+    tags = dict.fromkeys(str(known[key])[:64] for key in ("dataset", "model", "backbone", "routing") if known[key])
+    run = wandb.init(
+        mode=mode,
+        entity=home[0],
+        project=home[1],
+        id=identity,
+        name=known["run"],
+        group=sweep,
+        job_type="train",
+        tags=list(tags),
+        config={**known, "resolved": resolved},
+        dir=str(folder),
+        resume="allow",
+        settings=wandb.Settings(**{**settings, **more}),
+    )
+    run.define_metric("*", step_metric="epoch")
+    return run

@@ -1,0 +1,148 @@
+"""What a run folder says, under which name it is known to Weights & Biases, and how it is sent there."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from capsule_sweeps.config import selection_rules
+from capsule_sweeps.config.check import check
+from capsule_sweeps.runs.files import read_json
+from capsule_sweeps.runs.metrics import read_metrics
+from capsule_sweeps.runs.run import Run
+from capsule_sweeps.tracking.base import Tracker, one_line
+from capsule_sweeps.tracking.wandb_client import FINISH_SECONDS, end_service, init, settings, within
+
+# What runs log of an epoch and, finished, in their summary; val only where dataset.val_size holds images out, ema only
+# where training.ema averages weights
+METRICS = (
+    *("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy"),
+    *("ema_val_loss", "ema_val_accuracy", "ema_test_loss", "ema_test_accuracy"),
+    *("lr", "seconds", "images_per_second"),
+)
+EXIT_CODES = {"finished": 0, "running": 0, "failed": 1, "interrupted": 143, "queued": 143}
+SEND_SECONDS = 120.0
+DELETED = "previously created and deleted"  # in the server's answer
+
+
+def summary_keys() -> list[str]:
+    """What a finished run's summary holds."""
+    return [*selection_rules.summary_keys(), "parameters", "seconds"]
+
+
+class Sender(Tracker):
+    """Passes a run's metrics on to a W&B run that has been started, or to none."""
+
+    title = "W&B"
+    remedy = "`python -m capsule_sweeps sync` sends what is missing there"
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+        self._known = run.starting_step if run is not None else 0  # W&B has the epochs below
+
+    def log(self, row: dict[str, Any]) -> None:
+        if self._run is not None and row["epoch"] >= self._known:
+            self._run.log(row, step=row["epoch"], commit=True)
+
+    def summary(self, values: dict[str, Any]) -> None:
+        if self._run is not None:
+            self._run.summary.update({key: value for key, value in values.items() if value is not None})
+
+    def close(self, outcome: str, seconds: float = FINISH_SECONDS) -> None:
+        if self._run is None:
+            return
+        try:
+            if outcome in ("interrupted", "queued"):
+                self._run.mark_preempting()
+        finally:
+            try:
+                within(seconds + 5, lambda: self._run.finish(exit_code=EXIT_CODES[outcome]))
+            except BaseException:
+                end_service(0)
+                raise
+
+    def located(self) -> dict[str, Any]:
+        if self._run is None:
+            return {}
+        place = {f"wandb_{key}": getattr(self._run, key) for key in ("id", "entity", "project", "url")}
+        return {key: value for key, value in place.items() if value}
+
+
+@dataclass
+class Folder:
+    """What a run folder says; `identity` is the run's id in W&B, `home` its entity (None: own) and project."""
+
+    run: Run
+    config: DictConfig
+    state: str
+    identity: str
+    home: tuple[str | None, str]
+    sweep: str | None
+    rows: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+    @classmethod
+    def read(cls, run: Run) -> Folder:
+        path, record = run.folder / "config.yaml", run.record()
+        try:
+            config = check(OmegaConf.create(OmegaConf.to_container(OmegaConf.load(path))))  # type: ignore[arg-type]
+        except Exception as error:
+            raise ValueError(f"{path} cannot be used: {one_line(error)}") from error
+        entity, project = home(config)
+        place = (record.get("wandb_entity") or entity, record.get("wandb_project") or project)
+        rows, damage = read_metrics(run)
+        if damage:
+            raise ValueError(damage)
+        told = read_json(run.folder / "summary.json")
+        summary = {key: told[key] for key in summary_keys() if told.get(key) is not None}
+        return cls(run, config, run.state(record), wandb_id(run), place, record.get("sweep"), rows, summary)
+
+
+def send(folder: Folder, identity: str) -> None:
+    """Append to a W&B run what it lacks of a folder, and end it as the folder's run ended."""
+    running = folder.state == "running"
+    with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        more = {"finish_timeout": SEND_SECONDS, "x_update_finish_state": not running}
+        started = init("online", folder.config, Path(scratch), identity, folder.sweep, folder.home, **more)
+        sender = Sender(started)
+        for row in folder.rows:
+            sender.log(row)
+        sender.summary(folder.summary)
+        sender.close(folder.state, SEND_SECONDS)
+
+
+def home(config: DictConfig) -> tuple[str | None, str]:
+    """Entity (None: the account's own) and project of a config's runs; wandb's settings count where a key is null."""
+    tracking, known = config.tracking, settings()
+    project = tracking.get("project") or getattr(known, "project", None) or "capsule_sweeps"
+    return tracking.get("entity") or getattr(known, "entity", None), project
+
+
+def agent_id() -> str | None:
+    """The id that W&B's own agent gives the run that it starts."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+
+
+def wandb_id(run: Run) -> str:
+    """A run's id in W&B: its signature, `<signature>-2` when it is made anew, or what W&B's agent gave it.
+
+    Once in run.json it stays. A new one counts on from the folders that were put aside."""
+    signature = run.folder.name[-8:]
+    if known := agent_id() or run.record().get("wandb_id"):
+        return str(known)
+    before = [Run(path) for path in (run.folder.parent / ".superseded").glob(f"{run.folder.name}.*")]
+    numbers = [re.fullmatch(rf"{signature}-(\d+)", str(old.record().get("wandb_id"))) for old in before]
+    latest = max([len(before), *(int(found[1]) for found in numbers if found)])
+    return f"{signature}-{latest + 1}" if latest else signature
+
+
+def following(identity: str) -> str:
+    """<id>-2 for <id>, <id>-3 for <id>-2."""
+    name, _, number = identity.rpartition("-")
+    return f"{name}-{int(number) + 1}" if name and number.isdigit() else f"{identity}-2"
