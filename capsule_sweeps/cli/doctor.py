@@ -23,11 +23,15 @@ def run(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.config.compose import compose_config, launcher_settings
     from capsule_sweeps.launchers.doctor import examine
     from capsule_sweeps.results.render import render
+    from capsule_sweeps.runs.provenance import CHECKOUT
 
     config, launcher = compose_config(arguments.overrides), launcher_settings(arguments.overrides)
     if arguments.runs_dir:
         config.runs_dir = str(arguments.runs_dir)
     checks = examine(config)
+    if not CHECKOUT:
+        text = "of a wheel: launch.py, SLURM jobs and notebooks need a checkout, installed by `pip install -e .`"
+        checks = chain([("installation", True, text)], checks)
     if str(launcher.pop("_target_")).endswith("SlurmLauncher"):
         from capsule_sweeps.launchers.hydra import split_settings
         from capsule_sweeps.launchers.slurm.check import examine_cluster
