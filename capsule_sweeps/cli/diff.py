@@ -61,8 +61,8 @@ def facts(run: Run) -> dict[str, dict[str, Any]]:
     attempt = ([{}, *record.get("attempts", [])])[-1]
     return {
         "configuration": {**NEUTRAL, **columns.science},
-        "code": attempt.get("code") or {},
-        "versions": {"python": attempt.get("python"), **(attempt.get("versions") or {})},
+        "code": _dict(attempt.get("code")),
+        "versions": {"python": attempt.get("python"), **_dict(attempt.get("versions"))},
         "machine": {**{key: attempt.get(key) for key in MACHINE}, **record.get("execution", {})},
         "data": {"data_sha256": record.get("data_sha256")},
         "numbers": {key: columns[key] for key in NUMBERS},
@@ -78,6 +78,10 @@ def first_different_epoch(one: Run, other: Run) -> tuple[dict[str, Any], dict[st
 
     pairs = zip(read_metrics(one)[0], read_metrics(other)[0], strict=False)
     return next(((named(a), named(b)) for a, b in pairs if named(a) != named(b)), ({}, {}))
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}  # records come from others
 
 
 def _text(key: Any, value: Any) -> str | None:

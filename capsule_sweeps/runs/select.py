@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from capsule_sweeps.runs.frame import load_runs
@@ -37,9 +38,9 @@ def select(runs_dir: Path, words: Sequence[str], imported: bool = False) -> pd.D
         if key == "sweep":
             runs = runs[runs.signature.isin(_sweep(runs_dir, value))]
         elif key in runs.columns and key != "science":
-            runs = runs[[_same(found, value) for found in runs[key]]]
+            runs = runs[np.array([_same(found, value) for found in runs[key]], bool)]
         elif runs.science.map(lambda science, key=key: key in science).any():
-            runs = runs[[key in science and _same(science[key], value) for science in runs.science]]
+            runs = runs[np.array([key in theirs and _same(theirs[key], value) for theirs in runs.science], bool)]
         elif len(runs):
             columns = ", ".join(column for column in runs.columns if column != "science")
             raise ValueError(f"{word}: there is no column or signed key {key}; columns are {columns}, sweep")
