@@ -6,13 +6,14 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from capsule_sweeps.cli import RULES, add_format, add_runs_dir
+from capsule_sweeps.cli import add_format, add_runs_dir
+from capsule_sweeps.config.selection_rules import names
 
 if TYPE_CHECKING:
     from capsule_sweeps.runs.run import Run
 
 NUMBERS = ["state", "parameters", "epochs_done", "seconds"]
-NUMBERS += [f"accuracy_{rule}" for rule in RULES]
+NUMBERS += [f"accuracy_{rule}" for rule in names()]
 MACHINE = ("host", "processor", "gpu")
 VARYING = ("seconds", "images_per_second")  # of an epoch, even between equal runs
 
@@ -32,9 +33,9 @@ def run(arguments: argparse.Namespace) -> None:
     one, other = (find_run(arguments.runs_dir, word) for word in arguments.runs)
     if one.folder.resolve() == other.folder.resolve():
         raise ValueError(f"both words name the run {one.folder}; diff compares two different runs")
-    names = [one.folder.name[-8:], other.folder.name[-8:]]
-    if names[0] == names[1]:
-        names = [str(one.folder), str(other.folder)]
+    titles = [one.folder.name[-8:], other.folder.name[-8:]]
+    if titles[0] == titles[1]:
+        titles = [str(one.folder), str(other.folder)]
     rows, alike = [], []
     parts = [(what, here, there) for (what, here), there in zip(facts(one).items(), facts(other).values(), strict=True)]
     for what, here, there in [*parts, ("epochs", *first_different_epoch(one, other))]:
@@ -46,7 +47,9 @@ def run(arguments: argparse.Namespace) -> None:
     note = f"{one.folder.name} and {other.folder.name}. Alike: {', '.join(alike) or 'nothing'}."
     note += " Code, versions and machine are those of the last attempts, epochs the first epoch that is not alike."
     print(
-        render(pd.DataFrame(rows, columns=["what", "key", *names], dtype=object), arguments.format, "Differences", note)
+        render(
+            pd.DataFrame(rows, columns=["what", "key", *titles], dtype=object), arguments.format, "Differences", note
+        )
     )
 
 
