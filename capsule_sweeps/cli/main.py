@@ -6,6 +6,7 @@ import argparse
 import sys
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import Any
 
 import argcomplete
 
@@ -22,7 +23,7 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
     for name in chosen or names:
         module = import_module(f"capsule_sweeps.cli.{name}")
         about = (module.__doc__ or "").strip()
-        listed = {} if getattr(module, "HIDDEN", False) else {"help": about.partition("\n")[0]}
+        listed: dict[str, Any] = {} if getattr(module, "HIDDEN", False) else {"help": about.partition("\n")[0]}
         own = commands.add_parser(name.replace("_", "-"), description=about, **listed)
         module.add_arguments(own)
         own.set_defaults(function=module.run)
