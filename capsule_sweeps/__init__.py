@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from capsule_sweeps.networks.published_weights import load_published_weights
     from capsule_sweeps.runs.frame import load_runs
 
+__version__ = "0.1.0"
+
 __all__ = ["build_model", "compose_config", "load_published_weights", "load_runs"]
 
 _HOMES = {

@@ -12,7 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from capsule_sweeps.config.check import _sentence, check
 
-CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
+PACKAGE = Path(__file__).resolve().parents[1]
+CONF_DIR = next(filter(Path.is_dir, [PACKAGE / "conf"]), PACKAGE.parent / "conf")  # of a wheel, of a checkout
 
 
 def compose_config(overrides: list[str]) -> DictConfig:

@@ -5,7 +5,6 @@ Shapes: N images, K classes, L labels an image (1, or 2 of overlapping digits). 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +29,6 @@ from capsule_sweeps.evaluation.weights import load_checkpoint
 from capsule_sweeps.networks.capsnet import CapsNet
 from capsule_sweeps.results.render import render
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.runs.select import find_run
 from capsule_sweeps.training.evaluation import EVAL_BATCH, num_correct
 from capsule_sweeps.training.execution import choose_device
 from capsule_sweeps.training.losses import LOSSES
@@ -56,31 +54,34 @@ class Evaluation(NamedTuple):
     weights: str = "last"
 
 
-def evaluate(arguments: argparse.Namespace) -> str:
-    """The text that the command prints; draws the figure. Raises ValueError for what cannot be evaluated."""
-    run = find_run(arguments.runs_dir, arguments.run)
-    iterations = parse_iterations(arguments.num_routing)
+def evaluate(
+    run: Run, overrides: Sequence[str], iterations: Sequence[int] = (), form: str = "table", figure: Path | None = None
+) -> str:
+    """The text that the command prints; draws the figure. Raises ValueError for what cannot be evaluated.
+
+    `iterations`: routing iterations to evaluate with; none stands for those of the run.
+    """
     model, config, checkpoint = load_checkpoint(run.folder)
-    config, data = load_test_data(config, arguments.overrides)
+    config, data = load_test_data(config, overrides)
     iterates = isinstance(model, CapsNet) and model.capsules.class_routing.iterates
     said = []
     if iterations and not iterates:
         said.append(f"--num-routing means nothing for {model_name(config)}, which has no iterations.")
-    asked = (iterations or [int(config.model.num_routing)]) if iterates else [None]
+    asked = (list(iterations) or [int(config.model.num_routing)]) if iterates else [None]
     found = evaluations(model, config, data, asked, run.folder.name)
     if "ema" in checkpoint:
         model.load_state_dict(checkpoint["ema"])
         name = f"{run.folder.name}, average"
         found += [one._replace(weights="average") for one in evaluations(model, config, data, asked, name)]
-    if arguments.figure:
+    if figure:
         from capsule_sweeps.results.figures import confusion_figure, save_as
 
         matrices = {_label(one): one.confusion for one in found if one.confusion is not None}
         if not matrices:
             raise ValueError("--figure draws confusion matrices, which images with two labels do not have")
-        written = save_as(confusion_figure(matrices, data.classes), arguments.figure)
+        written = save_as(confusion_figure(matrices, data.classes), figure)
         said.append(f"Wrote {written[0]} and {written[1]}.")
-    return show(run, config, data, found, arguments.format, [*notes(run, config, data, checkpoint, found), *said])
+    return show(run, config, data, found, form, [*notes(run, config, data, checkpoint, found), *said])
 
 
 def parse_iterations(text: str | None) -> list[int]:

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
-from capsule_sweeps.runs.provenance import MANIFEST, ROOT, git
+from capsule_sweeps.runs.provenance import CHECKOUT, MANIFEST, ROOT, git
 
 MAX_BYTES = 10_000_000
 # Names of files and folders that stay where they are
@@ -24,6 +24,11 @@ def take_snapshot(runs_dir: Path) -> Path:
     Holds what git tracks, with edits, and untracked files that git does not ignore; no keys, .env files, files over
     10 MB, and nothing from folders of runs. Staged beside and renamed, so that it is never half there.
     """
+    if not CHECKOUT:
+        raise ValueError(
+            f"SLURM jobs run a snapshot of a checkout, and {ROOT / 'capsule_sweeps'} is installed from a wheel; "
+            "clone the repository, `pip install -e .` there, and start its launch.py"
+        )
     files = {name: (ROOT / name).read_bytes() for name in _names(runs_dir)}
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
     identity = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16]

@@ -5,7 +5,6 @@ Steps of all variants (steps.py) are interleaved and their medians compared: wha
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import time
@@ -26,22 +25,15 @@ ITERATIONS = (1, 2, 3)
 EPOCH_IMAGES = 50_000  # CIFAR-10's
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="*", help="as for launch.py: dataset=CIFAR100 training.batch_size=16 …")
-    parser.add_argument("--against", type=Path, metavar="PATH", help="a checkout of the published code, timed as well")
-    parser.add_argument("--repeats", type=int, default=7, help="timed steps of each variant (7)")
-    parser.add_argument("--format", choices=("table", "md", "csv", "json"), default="table")
-
-
-def bench(arguments: argparse.Namespace) -> str:
-    """The text that the command prints. Raises ValueError for overrides or a checkout that cannot be."""
+def bench(overrides: list[str], against: Path | None = None, repeats: int = 7, form: str = "table") -> str:
+    """The text that the command prints. Raises ValueError for invalid overrides or an invalid checkout."""
     from capsule_sweeps.results.render import render
 
-    if arguments.repeats < 1:
-        raise ValueError(f"--repeats={arguments.repeats} is out of range: it must be at least 1")
-    config = compose_config(arguments.overrides)
-    frame, note = measure(config, arguments.against, arguments.repeats)
-    return render(frame, arguments.format, title=f"{config.dataset.name}: {machine(config)}", note=note)
+    if repeats < 1:
+        raise ValueError(f"--repeats={repeats} is out of range: it must be at least 1")
+    config = compose_config(overrides)
+    frame, note = measure(config, against, repeats)
+    return render(frame, form, title=f"{config.dataset.name}: {machine(config)}", note=note)
 
 
 def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.DataFrame, str]:

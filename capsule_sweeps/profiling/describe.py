@@ -7,7 +7,6 @@ norms, activations, softmax.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterator
 from functools import cache, partial
@@ -32,14 +31,14 @@ WHOLE = (BasicBlock, PrimaryCapsules, CapsuleLayer)  # layers, although they hav
 COLUMNS = ["layer", "kind", "grid", "channels", "capsules", "pose_size", "parameters", "multiply_adds"]
 
 
-def describe(arguments: argparse.Namespace) -> str:
-    """The text that the command prints. Raises ValueError for overrides that cannot be."""
-    config = compose_config(arguments.overrides)
+def describe(overrides: list[str], form: str = "table") -> str:
+    """The text that the command prints. Raises ValueError for invalid overrides."""
+    config = compose_config(overrides)
     frame = layer_table(config)
     dataset, model = config.dataset, config.model
     title = f"{model.name} for {dataset.name}: {dataset.channels} x {dataset.image_size} x {dataset.image_size} pixels"
     shown = frame.assign(**{key: frame[key].map("{:,}".format) for key in ("parameters", "multiply_adds")})
-    return render(frame if arguments.format in ("csv", "json") else shown, arguments.format, title, note(config, frame))
+    return render(frame if form in ("csv", "json") else shown, form, title, note(config, frame))
 
 
 def layer_table(config: DictConfig) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from capsule_sweeps.runs.files import read_json
 from capsule_sweeps.runs.queue import this_job
 
 ROOT = Path(__file__).resolve().parents[2]
+CHECKOUT = (ROOT / "launch.py").is_file()  # or a snapshot of one; in an installed wheel, ROOT is site-packages
 MANIFEST = "MANIFEST.json"  # in the root of a snapshot: its files with their hashes, the commit, the patch to it
 SUBMISSION = "CAPSULE_SWEEPS_SUBMISSION"  # the environment variable in which a job finds its submission's name
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "submitit")
@@ -126,7 +127,9 @@ def provenance(*packages: str) -> dict[str, Any]:
 
 
 def git(*arguments: str) -> str:
-    """What git says about the folder that this code lies in; empty when it says nothing, or is not there."""
+    """What git reports of the checkout of this code; empty outside of a checkout, and where git is not available."""
+    if not CHECKOUT:
+        return ""
     try:
         done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):

@@ -7,19 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from capsule_sweeps.runs.frame import load_runs
 from capsule_sweeps.runs.record import JOB, SWEEP, read_typed
 from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.signature import NEUTRAL
 
 
 def select(runs_dir: Path, words: Sequence[str], imported: bool = False) -> pd.DataFrame:
     """The rows of `load_runs` that fit all filters and, where runs or sweeps are named, are among these.
 
-    A filter is column=value, or key=value for a key of the signed configuration (training.lr=0.1); values are compared
-    as they are written. Imported runs are among them if they are named, with imported=true (only these) or imported=any
-    (these, too), or if the caller says so. Raises ValueError for a word that means nothing.
+    A filter is column=value, or key=value for a key of the signed configuration (training.lr=0.1), also one that is
+    left at its default; several values are separated by commas (seed=0,1) and compared as they are written. Imported
+    runs are among them if they are named, with imported=true (only these) or imported=any (also these), or if the
+    caller asks for them. Raises ValueError for an unknown word.
     """
     if not runs_dir.is_dir():
         raise ValueError(f"there is no folder {runs_dir}; say where the runs are with --runs-dir")
@@ -37,13 +40,30 @@ def select(runs_dir: Path, words: Sequence[str], imported: bool = False) -> pd.D
         if key == "sweep":
             runs = runs[runs.signature.isin(_sweep(runs_dir, value))]
         elif key in runs.columns and key != "science":
-            runs = runs[[_same(found, value) for found in runs[key]]]
-        elif runs.science.map(lambda science, key=key: key in science).any():
-            runs = runs[[key in science and _same(science[key], value) for science in runs.science]]
+            runs = runs[np.array([_among(found, value) for found in runs[key]], bool)]
+        elif signed := _signed(runs, key):
+            values = [science.get(signed, NEUTRAL.get(signed)) for science in runs.science]
+            known = [signed in NEUTRAL or signed in science for science in runs.science]
+            runs = runs[
+                np.array([has and _among(found, value) for has, found in zip(known, values, strict=True)], bool)
+            ]
         elif len(runs):
             columns = ", ".join(column for column in runs.columns if column != "science")
             raise ValueError(f"{word}: there is no column or signed key {key}; columns are {columns}, sweep")
     return runs.reset_index(drop=True)
+
+
+def _signed(runs: pd.DataFrame, key: str) -> str | None:
+    """The signed key that a filter names, as launch.py spells it (backbone.channels) or in full."""
+    signed = NEUTRAL.keys() | {name for science in runs.science for name in science}
+    return next((name for name in (key, f"model.{key}") if name in signed), None)
+
+
+def _among(found: Any, asked: str) -> bool:
+    """Whether a value is one of those that are written here, separated by commas; a list is written in brackets."""
+    if isinstance(found, list):
+        return "".join(str(found).split()) == "".join(asked.split()).replace('"', "'")
+    return any(_same(found, one) for one in [asked, *asked.split(",")])
 
 
 def _same(found: Any, asked: str) -> bool:

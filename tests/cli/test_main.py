@@ -1,5 +1,6 @@
 """The commands as a user types them: options, exit codes, completion, thousands of runs."""
 
+import argparse
 import csv
 import io
 import json
@@ -12,13 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from capsule_sweeps.__main__ import make_parser
+from capsule_sweeps import __version__, cli
+from capsule_sweeps.cli.main import make_parser
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns, science
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["status", "results", "show", "why", "cancel", "retry", "gc", "prepare-data", "doctor", "evaluate"]
+ACTING = ["cancel", "retry", "gc", "sync", "prepare-data"]
+COMMANDS = ["status", "results", "show", "doctor", "evaluate", "describe", "bench", "diff", *ACTING]
 MANY = 10_000
 
 
@@ -33,28 +36,95 @@ def make_run(config, state: str = "finished") -> Run:
     return run
 
 
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    (commands,) = [action for action in make_parser()._actions if action.dest == "command"]
+    return dict(commands.choices)
+
+
 def options(command: str) -> set[str]:
-    (commands,) = [action for action in make_parser()._actions if action.dest == "command"]
-    return {text for action in commands.choices[command]._actions for text in action.option_strings}
+    return {text for action in parsers()[command]._actions for text in action.option_strings}
 
 
-def test_there_are_these_commands() -> None:
-    (commands,) = [action for action in make_parser()._actions if action.dest == "command"]
-    assert set(commands.choices) >= set(COMMANDS)
+def test_each_file_is_a_command_and_why_an_alias_of_show() -> None:
+    files = {path.stem.replace("_", "-") for path in (ROOT / "capsule_sweeps/cli").glob("*.py")}
+    assert files - {"--init--", "main"} == set(parsers()) >= {*COMMANDS, "why", "import-checkpoint"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_takes_a_folder_and_a_format(command) -> None:
-    assert {"--runs-dir", "--format"} <= options(command)
+def test_commands_that_print_take_a_format_and_those_that_act_take_none(command) -> None:
+    assert "--runs-dir" in options(command) or command in ("prepare-data", "describe", "bench")
+    assert ("--format" in options(command)) == (command not in ACTING)
+
+
+def test_a_new_command_is_one_new_file(tmp_path, monkeypatch, capsule_sweeps) -> None:
+    source = '''"""Greet somebody."""
+
+def add_arguments(parser):
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--loud", action="store_true")
+
+def run(arguments):
+    text = " ".join(["hello", *arguments.names])
+    print(text.upper() if arguments.loud else text)
+'''
+    (tmp_path / "say_hello.py").write_text(source)
+    monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "capsule_sweeps.cli.say_hello", raising=False)
+    assert capsule_sweeps("say-hello", "a", "--loud", "b=1").out == "HELLO A B=1\n"
+    assert "say-hello" in (overview := capsule_sweeps("--help").out) and "Greet somebody." in overview
+
+
+def test_a_broken_command_breaks_no_other(tmp_path, monkeypatch, capsule_sweeps) -> None:
+    (tmp_path / "broken.py").write_text("import nothing_like_this")
+    monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
+    (tmp_path / "runs").mkdir()
+    assert capsule_sweeps("status", "--runs-dir", str(tmp_path / "runs")).code == 0
+
+
+@pytest.mark.parametrize("words", [["--version"], ["-h"]])
+def test_version_and_overview(python, words) -> None:
+    started = time.perf_counter()
+    ended = python("-X", "importtime", "-m", "capsule_sweeps", *words, PYTHONPATH=str(ROOT))
+    print(f"{words[0]}: {time.perf_counter() - started:.2f} s")
+    assert ended.code == 0
+    assert not re.search(r"\| +(torch|numpy|pandas|rich|hydra|omegaconf)$", ended.err, re.MULTILINE)
+    assert ended.out == f"capsule_sweeps {__version__}\n" if words == ["--version"] else "why" not in ended.out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "RUN", "data_dir=x", "device=cpu", "--format", "md"],
+        ["evaluate", "--format", "md", "RUN", "data_dir=x", "device=cpu"],
+        ["evaluate", "RUN", "data_dir=x", "--format=md", "device=cpu"],
+        ["evaluate", "RUN", "--format", "md", "data_dir=x", "device=cpu"],
+    ],
+)
+def test_options_stand_before_between_and_behind_overrides(words, monkeypatch, capsule_sweeps) -> None:
+    seen = []
+    monkeypatch.setattr("capsule_sweeps.cli.evaluate.run", seen.append)
+    assert capsule_sweeps(*words).code == 0
+    assert (seen[0].run, seen[0].overrides, seen[0].format) == ("RUN", ["data_dir=x", "device=cpu"], "md")
+
+
+@pytest.mark.parametrize("word", ["--runs-dir", "--out"])
+def test_a_path_may_begin_at_home(word, monkeypatch, capsule_sweeps, tmp_path) -> None:
+    seen = []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("capsule_sweeps.cli.report.run", seen.append)
+    capsule_sweeps("report", f"{word}=~/here")
+    assert vars(seen[0])[word.strip("-").replace("-", "_")] == tmp_path / "here"
 
 
 @pytest.mark.parametrize("command", ["status", "results", "cancel", "retry", "gc"])
 def test_each_command_takes_filters(command) -> None:
-    parsed = make_parser().parse_args([command, "dataset=CIFAR10", "num_routing=2", "state=failed"])
+    parsed = make_parser(command).parse_args([command, "dataset=CIFAR10", "num_routing=2", "state=failed"])
     assert parsed.runs == ["dataset=CIFAR10", "num_routing=2", "state=failed"]
 
 
-@pytest.mark.parametrize("arguments", [[], ["nothing"], ["status", "--format", "xml"], ["results", "--rule", "best"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["nothing"], ["status", "--format", "xml"], ["results", "--rule", "best"], ["gc", "--format=csv"]]
+)
 def test_wrong_usage(capsule_sweeps, arguments) -> None:
     ended = capsule_sweeps(*arguments)
     assert ended.code == 2 and "usage" in ended.err
@@ -63,7 +133,7 @@ def test_wrong_usage(capsule_sweeps, arguments) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(capsule_sweeps, command) -> None:
     ended = capsule_sweeps(command, "--help")
-    assert ended.code == 0 and "--runs-dir" in ended.out
+    assert ended.code == 0 and "--help" in ended.out and ended.out.count("\n\n") >= 2
 
 
 @pytest.mark.parametrize("form", ["table", "md", "csv", "json"])
@@ -115,7 +185,7 @@ def test_prepare_data_says_what_is_ready(capsule_sweeps, place, data_dir) -> Non
 
 
 def test_nothing_that_lists_imports_torch(tiny_config, python) -> None:
-    name = make_run(tiny_config()).folder.name
+    name, other = (make_run(tiny_config(f"seed={seed}")).folder.name for seed in (0, 1))
     program = """
 import sys
 from capsule_sweeps.__main__ import main
@@ -125,7 +195,14 @@ for line in sys.argv[1:]:
     found = {"torch", "torchvision", "wandb"} & set(sys.modules)
     assert not found, (line, found)
 """
-    lines = ["status", "status state=finished --format json", "results", f"show {name}", f"why {name}"]
+    lines = [
+        "status",
+        "status state=finished --format json",
+        "results",
+        f"show {name}",
+        f"why {name}",
+        f"diff {name} {other}",
+    ]
     ended = python("-c", program, *lines, "gc", "cancel state=running", "gc --yes")
     assert ended.code == 0 and ended.err == "", ended.err
 
@@ -135,12 +212,13 @@ for line in sys.argv[1:]:
     [
         (
             "capsule-sweeps ",
-            {*COMMANDS, "export", "import-checkpoint"},
+            {*COMMANDS, "why", "export", "import-checkpoint"},
             {},
         ),
         ("capsule-sweeps st", {"status"}, {"show"}),
         ("capsule-sweeps evaluate --", {"--num-routing", "--figure", "--format"}, {"--out"}),
         ("capsule-sweeps status --f", {"--format"}, {"--watch"}),
+        ("capsule-sweeps gc --", {"--yes", "--runs-dir"}, {"--format"}),
         ("capsule-sweeps results --rule ", {"last", "best_val", "best_test", "ema_last"}, {}),
         ("capsule-sweeps show --format ", {"table", "md", "csv", "json"}, {}),
     ],
@@ -148,10 +226,10 @@ for line in sys.argv[1:]:
 def test_tab_completion(python, tmp_path, line, offered, not_offered) -> None:
     environment = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
     environment["_ARGCOMPLETE_STDOUT_FILENAME"] = str(tmp_path / "offered")
-    ended = python("-X", "importtime", "-m", "capsule_sweeps", **environment)
+    ended = python("-X", "importtime", "-m", "capsule_sweeps", PYTHONPATH=str(ROOT), **environment)
     found = {word.strip() for word in (tmp_path / "offered").read_text().split("\n")}
     assert set(offered) <= found and not set(not_offered) & found
-    assert not re.search(r"\| +(torch|pandas|hydra)$", ended.err, re.MULTILINE)
+    assert not re.search(r"\| +(torch|numpy|pandas|hydra)$", ended.err, re.MULTILINE)
 
 
 def test_readme_and_help_quote_what_a_shell_expands(capsule_sweeps) -> None:

@@ -5,16 +5,18 @@ import re
 import pytest
 from routed_layers import SMALL
 
+from capsule_sweeps.cli.bench import add_arguments
 from capsule_sweeps.config.compose import compose_config
 from capsule_sweeps.profiling import bench as benching
 from capsule_sweeps.profiling import steps
-from capsule_sweeps.profiling.bench import add_arguments, bench
+from capsule_sweeps.profiling.bench import bench
 
 
 def run(*arguments):
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    return bench(parser.parse_args([*SMALL, "training.batch_size=4", "--repeats", "1", *arguments]))
+    parsed = parser.parse_args([*SMALL, "training.batch_size=4", "--repeats", "1", *arguments])
+    return bench(parsed.overrides, parsed.against, parsed.repeats, parsed.format)
 
 
 @pytest.fixture(autouse=True)

@@ -154,3 +154,25 @@ def test_path_to_a_run_elsewhere_means_that_run(some, tiny_config, capsule_sweep
 def test_strange_words_are_no_traceback(some, capsule_sweeps, word) -> None:
     ended = capsule_sweeps("status", word)
     assert ended.code in (0, 1) and (ended.code == 0 or ended.err.startswith("Error: "))
+
+
+@pytest.mark.parametrize(
+    ("words", "seeds"),
+    [
+        (["seed=0,1"], {0, 1}),
+        (["seed=0,1", "num_routing=1,3"], {0, 1}),
+        (["training.loss=cross_entropy"], {0, 1}),  # neutral values are not signed
+        (["training.loss=margin"], {2}),
+        (["model.head=shared", "seed=2"], {2}),
+        (["backbone.channels=4", "seed=1"], {1}),  # as launch.py spells it
+        (["training.milestones=[3,5]"], {2}),
+        (["training.milestones=[3, 5]"], {2}),
+        (["training.milestones=[3,6]"], set()),
+        (["routing=nope", "seed=0", "training.lr=0.1"], set()),
+    ],
+)
+def test_filters_take_several_values_defaults_lists_and_words_of_launch(tiny_config, words, seeds) -> None:
+    for seed in (0, 1, 2):
+        more = ["training.loss=margin", "training.milestones=[3,5]"] if seed == 2 else []
+        make_run(tiny_config(f"seed={seed}", *more))
+    assert set(select(Path("runs"), words).seed) == seeds

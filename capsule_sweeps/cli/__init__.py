@@ -1,0 +1,49 @@
+"""The commands of `python -m capsule_sweeps`: each file but main.py is one, named as the command (`_` for `-`).
+
+A command's docstring is its help, `add_arguments(parser)` its options and `run(arguments)` what it does. The overview
+imports every file, so heavy imports belong into `run`. This module holds the options that several commands share.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from capsule_sweeps.config.selection_rules import names
+
+FORMATS = ("table", "md", "csv", "json")
+STATUS_COLUMNS = ["run", "state", "epochs_done", "epochs", "accuracy_last", "seconds"]  # accuracies are fractions
+
+
+def path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def add_runs_dir(parser: argparse.ArgumentParser, default: Path | None = Path("runs")) -> None:
+    parser.add_argument("--runs-dir", type=path, default=default, help="the folder of the run folders (runs)")
+
+
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """Any number of runs."""
+    about = "run names, paths, beginnings of signatures, sweeps, or filters: dataset=CIFAR10 num_routing=2 state=failed"
+    parser.add_argument("runs", nargs="*", help=about)
+    add_runs_dir(parser)
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """One run."""
+    parser.add_argument("run", help="name, path or beginning of a signature")
+    add_runs_dir(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser, about: str) -> None:
+    parser.add_argument("overrides", nargs="*", help=about)
+
+
+def add_format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=FORMATS, default="table", help="of the output (table)")
+
+
+def add_rule(parser: argparse.ArgumentParser, default: str | None = "last") -> None:
+    about = "the selection rule: which epoch's accuracy counts (last" + ("" if default else "; a published table's own")
+    parser.add_argument("--rule", choices=names(), default=default, help=about + ")")

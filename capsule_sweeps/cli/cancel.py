@@ -1,0 +1,21 @@
+"""Ask running runs to save and stop, and take queued runs out of the queue."""
+
+from __future__ import annotations
+
+import argparse
+
+from capsule_sweeps.cli import add_runs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_runs(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from capsule_sweeps.launchers.cancel import cancel
+    from capsule_sweeps.runs.select import select
+
+    if not arguments.runs:
+        raise ValueError("cancel needs to know what to cancel: a run, a sweep, or a filter such as state=running")
+    sweeps = [word.removeprefix("sweep=") for word in arguments.runs if word.startswith(("sweep-", "sweep="))]
+    print("\n".join(cancel(arguments.runs_dir, select(arguments.runs_dir, arguments.runs), sweeps)))

@@ -1,0 +1,36 @@
+"""List what nobody needs: temporary files, superseded folders; never a finished run."""
+
+from __future__ import annotations
+
+import argparse
+
+from capsule_sweeps.cli import add_runs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_runs(parser)
+    parser.add_argument("--yes", action="store_true", help="remove what is listed")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from capsule_sweeps.results.render import render
+    from capsule_sweeps.runs.garbage import garbage, remove
+    from capsule_sweeps.runs.select import select
+
+    names = set(select(arguments.runs_dir, arguments.runs).run)
+    found = [
+        (path, reason, size)
+        for path, reason, size in garbage(arguments.runs_dir)
+        if not arguments.runs or {path.parent.name, path.name.rpartition(".")[0]} & names
+    ]
+    if not found:
+        print(f"Nothing to remove in {arguments.runs_dir}.")
+        return
+    for path, _, _ in found if arguments.yes else []:
+        remove(path)
+    table = pd.DataFrame([{"path": str(path), "why": reason, "MB": size / 1e6} for path, reason, size in found])
+    entries = f"{len(found)} {'entry' if len(found) == 1 else 'entries'}, {table.MB.sum():,.1f} MB"
+    said = f"Removed {entries}." if arguments.yes else f"Nothing is removed without --yes: {entries}."
+    print(render(table, "table", title="Removed" if arguments.yes else "Not needed", note=said))

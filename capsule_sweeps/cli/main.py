@@ -1,0 +1,48 @@
+"""Look at runs, and look after them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+import argcomplete
+
+from capsule_sweeps import __version__, cli
+
+
+def make_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of one command, or of all where there is no such command. `choices` of its last action has them."""
+    parser = argparse.ArgumentParser(prog="python -m capsule_sweeps", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"capsule_sweeps {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    names = [module.name for module in iter_modules(cli.__path__) if module.name != "main"]
+    chosen = [name for name in names if name.replace("_", "-") == command]
+    for name in chosen or names:
+        module = import_module(f"capsule_sweeps.cli.{name}")
+        about = (module.__doc__ or "").strip()
+        listed: dict[str, Any] = {} if getattr(module, "HIDDEN", False) else {"help": about.partition("\n")[0]}
+        own = commands.add_parser(name.replace("_", "-"), description=about, **listed)
+        module.add_arguments(own)
+        own.set_defaults(function=module.run)
+    return parser
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    parser = make_parser(words[0] if words else None)
+    argcomplete.autocomplete(parser)
+    (commands,) = [action.choices for action in parser._actions if action.dest == "command" and action.choices]
+    own = commands.get(words[0]) if words else None  # type: ignore[attr-defined]
+    # Options may stand before, between and after overrides, which argparse does not allow behind a subparser
+    arguments = own.parse_intermixed_args(words[1:]) if own else parser.parse_args(words)
+    try:
+        arguments.function(arguments)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has seen enough
+    except (ValueError, OSError) as error:
+        sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,21 @@
+"""Download, verify and cache data sets."""
+
+from __future__ import annotations
+
+import argparse
+
+from capsule_sweeps.cli import add_overrides
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_overrides(parser, "dataset=CIFAR10,CIFAR100 data_dir=…")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from capsule_sweeps.config.compose import compose_config, sweep_points
+    from capsule_sweeps.data.load import load_data
+
+    for point in sweep_points(arguments.overrides):
+        config = compose_config(point)
+        data = load_data(config.dataset, config.data_dir, "cpu")
+        print(f"{config.dataset.name}: {len(data.train):,} training and {len(data.test):,} test images are ready")
