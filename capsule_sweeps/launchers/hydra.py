@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus, configure_log
+from hydra.core.utils import JobReturn, JobStatus, configure_log, env_override
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
+from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from capsule_sweeps.config.check import check
+from capsule_sweeps.config.compose import MAX_RUNS, compose_points, one_sentence, store_settings, sweep_points
+from capsule_sweeps.launchers.launch import launch, launch_on_slurm
 from capsule_sweeps.launchers.pool import make_slots
-from capsule_sweeps.runs.plan import Policy, compose_points
+from capsule_sweeps.launchers.slurm.settings import Settings
+from capsule_sweeps.runs.plan import Policy
 from capsule_sweeps.runs.run import Busy
 
-if TYPE_CHECKING:
-    pass
+log = logging.getLogger(__name__)
 
-from capsule_sweeps.launchers.launch import launch, launch_on_slurm
+
+@dataclass
+class LocalSettings:
+    """The launcher `local`'s own settings, beside the Policy: runs at once, and how many may share a GPU."""
+
+    parallel: int | str = 1
+    runs_per_gpu: int = 1
+
+
+store_settings("local", "hydra_plugins.capsule_sweeps.LocalLauncher", Policy, LocalSettings)
+store_settings("slurm", "hydra_plugins.capsule_sweeps.SlurmLauncher", Policy, Settings)
 
 
 class GridSweeper(Sweeper):
     """Every combination of the values given, in one batch. Unlike Hydra's own it writes no files of its own.
 
-    `params` (hydra.sweeper.params, which an experiment sets) are overrides, too; those of the command line win.
+    `params` (hydra.sweeper.params, which an experiment sets) are overrides as well; those of the command line win.
     """
 
-    def __init__(self, params: dict[str, Any] | None = None) -> None:
-        self.params = params or {}
+    def __init__(self, params: dict[str, Any] | None = None, max_runs: int = MAX_RUNS) -> None:
+        self.params, self.max_runs = params or {}, max_runs
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.loader = hydra_context.config_loader
@@ -43,17 +59,12 @@ class GridSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
-        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-        from hydra.core.override_parser.overrides_parser import OverridesParser
-
-        parser = OverridesParser.create(config_loader=self.loader)
-        overrides = parser.parse_overrides(arguments)
-        given = {override.key_or_group for override in overrides}
-        if any(override.key_or_group == "experiment" and override.is_sweep_override() for override in overrides):
-            sys.exit("Error: experiment takes one name: each experiment is a sweep of its own")
-        params = [f"{key}={value}" for key, value in self.params.items() if key not in given]
-        overrides = [*parser.parse_overrides(params), *overrides]
-        (points,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+        with user_errors():
+            params = [f"{key}={value}" for key, value in self.params.items()]
+            points = sweep_points(arguments, params, self.loader, self.max_runs)
+            experiments = {word for point in points for word in point if word.lstrip("+").startswith("experiment=")}
+            if len(experiments) > 1:
+                raise ValueError("experiment takes one name: each experiment is a sweep of its own")
         jobs = self.launcher.launch(points, initial_job_idx=0)
         if any(job.status == JobStatus.FAILED for job in jobs):
             sys.exit(1)
@@ -75,7 +86,12 @@ class SweepLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         HydraConfig.instance().set_config(self.master)
         configure_log(self.master.hydra.job_logging, self.master.hydra.verbose)
-        with user_errors():
+        if callbacks := list(self.master.hydra.get("callbacks") or {}):
+            log.warning(
+                "hydra.callbacks.%s: a sweep calls on_multirun_start and on_multirun_end, no callback of its jobs",
+                callbacks[0],
+            )
+        with user_errors(), env_override(self.master.hydra.job.env_set):
             policy, settings = split_settings(self.settings, self.known())
             configs = compose_points(self.loader, self.master, job_overrides)
             accuracies = self.apply(configs, job_overrides, policy, settings)
@@ -114,7 +130,7 @@ class LocalLauncher(SweepLauncher):
     """Runs what is missing of a sweep on this machine, in this process or, with `parallel`, in a pool of processes."""
 
     def known(self) -> set[str]:
-        return {"parallel", "runs_per_gpu"}
+        return {entry.name for entry in fields(LocalSettings)}
 
     def apply(
         self,
@@ -133,8 +149,6 @@ class SlurmLauncher(SweepLauncher):
     """Gives what is missing of a sweep to SLURM and returns, or follows it with `wait`."""
 
     def known(self) -> set[str]:
-        from capsule_sweeps.launchers.slurm.settings import Settings
-
         return {entry.name for entry in fields(Settings)}
 
     @property
@@ -148,8 +162,6 @@ class SlurmLauncher(SweepLauncher):
         policy: Policy,
         settings: dict[str, Any],
     ) -> list[float | None]:
-        from capsule_sweeps.launchers.slurm.settings import Settings
-
         cluster = Settings(**settings)
         sweeper = str(self.master.hydra.sweeper._target_)
         if not cluster.wait and not sweeper.endswith("GridSweeper"):
@@ -171,10 +183,14 @@ def launch_one(config: DictConfig) -> float | None:
     """One run: its accuracy under config.selection_rule. Ends the program when the run does not finish."""
     hydra = HydraConfig.get()
     with user_errors():
-        if hydra.runtime.choices["hydra/launcher"] != "local":
+        launcher = hydra.runtime.choices["hydra/launcher"]
+        if hydra.mode == RunMode.MULTIRUN:  # our launchers plan sweeps, and start no jobs of Hydra's
             raise ValueError(
-                f"hydra/launcher={hydra.runtime.choices['hydra/launcher']} is for sweeps: add -m behind launch.py"
+                f"hydra/launcher={launcher} is not available for sweeps: set hydra/launcher=local "
+                "(hydra.launcher.parallel=N for N runs at once) or hydra/launcher=slurm"
             )
+        if launcher != "local":
+            raise ValueError(f"hydra/launcher={launcher} is for sweeps: add -m behind launch.py")
         policy = Policy(**{entry.name: hydra.launcher[entry.name] for entry in fields(Policy)})
         (accuracy,) = launch([check(config)], [hydra.overrides.task], policy, make_slots(1, 1, set()))
     if accuracy is None and not policy.dry_run:
@@ -186,8 +202,24 @@ def launch_one(config: DictConfig) -> float | None:
 def user_errors() -> Iterator[None]:
     """While open, what a user can mend ends the program with its sentence alone, and so does Ctrl-C."""
     try:
-        yield
+        with one_sentence():
+            yield
     except (ValueError, OSError, Busy) as error:
         sys.exit(f"Error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+@contextmanager
+def hydra_errors() -> Iterator[None]:
+    """The same for what Hydra raises before it calls us, unless HYDRA_FULL_ERROR=1 asks for tracebacks."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        yield
+        return
+    try:
+        with env_override({"HYDRA_FULL_ERROR": "1"}), one_sentence():  # else Hydra prints it, in its own words
+            yield
+    except ValueError as error:
+        if not isinstance(error.__cause__, HydraException | OmegaConfBaseException | RecursionError):
+            raise
+        sys.exit(f"Error: {error}")

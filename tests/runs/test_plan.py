@@ -17,11 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from capsule_sweeps.config.check import check
-from capsule_sweeps.config.compose import CONF_DIR, compose_config
+from capsule_sweeps.config.compose import CONF_DIR, compose_config, compose_points
 from capsule_sweeps.runs import plan as planning
 from capsule_sweeps.runs import provenance
 from capsule_sweeps.runs.files import read_json, write_json
-from capsule_sweeps.runs.plan import Policy, compose_points, make_plan
+from capsule_sweeps.runs.plan import Policy, make_plan
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns, science
 
