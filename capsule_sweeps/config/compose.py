@@ -41,7 +41,9 @@ def store_settings(name: str, target: str, *classes: type) -> None:
         for entry in fields(cls):
             given: Any = {"default": entry.default} if entry.default is not MISSING else {}
             given = given or {"default_factory": entry.default_factory}
-            entries.append((entry.name, hints[entry.name], field(**given)))
+            # OmegaConf cannot merge {key: value} into a typed dictionary that is null; __post_init__ checks such values
+            hint = Any if "dict[" in str(hints[entry.name]) else hints[entry.name]
+            entries.append((entry.name, hint, field(**given)))
     node = make_dataclass("Settings", entries)
     ConfigStore.instance().store(group="hydra/launcher/settings", name=name, node=node, provider="capsule_sweeps")
 

@@ -11,6 +11,13 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from capsule_sweeps.config.schema import Config
 
+KINDS = {  # what OmegaConf says of a wrong type → what it must be
+    "converted to Integer": "it must be an integer",
+    "converted to Float": "it must be a number",
+    "not a valid bool": "it must be true or false",
+    "is not Optional": "null is not possible here",
+}
+
 
 def sentence(error: BaseException) -> str:
     """The error in one line."""
@@ -37,7 +44,8 @@ def sentence(error: BaseException) -> str:
         keys = [str(known) for known in parent] if OmegaConf.is_dict(parent) and not parent._is_none() else []
         return source + unknown(word if word.startswith(f"{key}=") else key, keys)
     if word and cause is not error:
-        return f"{source}{word} is invalid: {text[:1].lower()}{text[1:]}"
+        said = [words for kind, words in KINDS.items() if re.search(kind, text)]
+        return f"{source}{word} is invalid: {said[0] if said else text}"
     full_key = str(getattr(cause, "full_key", None) or "")
     full_key = _in_a_layer(full_key) if "'Config'" not in text else full_key
     return f"{full_key}: {text}" if full_key and full_key not in text else text

@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 class LocalSettings:
     """The launcher `local`'s own settings, beside the Policy: runs at once, and how many may share a GPU."""
 
-    parallel: int | str = 1
-    runs_per_gpu: int = 1
+    parallel: Any = 1  # a number or auto, which make_slots checks
+    runs_per_gpu: Any = 1
 
 
 store_settings("local", "hydra_plugins.capsule_sweeps.LocalLauncher", Policy, LocalSettings)
