@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from capsule_sweeps.launchers.hydra import launch_one
+from capsule_sweeps.launchers.hydra import hydra_errors, launch_one
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -13,4 +13,5 @@ def main(config: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    main()
+    with hydra_errors():
+        main()

@@ -2,57 +2,50 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from capsule_sweeps.config.errors import sentence, unknown
 from capsule_sweeps.config.schema import _SCHEMA, Config, Layer
 from capsule_sweeps.config.selection_rules import find_rule
+
+# training.compile: YAML reads on and off as booleans, Hydra's command line and quotes do not
+SPELLINGS = {True: "on", False: "off", "true": "on", "false": "off"}
 
 
 def check(config: DictConfig) -> DictConfig:
     """The config under the typed schema, interpolations resolved and numbers in their types, without Hydra's own part.
 
-    Raises ValueError naming the key, its value and what would be right.
+    A config that Hydra composed is under the schema already; one that was stored is put there. Raises ValueError naming
+    the key, its value and what would be right.
     """
+    config = without_hydra(config) if "hydra" in config else config
     try:
-        typed = OmegaConf.merge(_SCHEMA, without_hydra(config) if "hydra" in config else config)
-        assert isinstance(typed, DictConfig)
+        typed = config.copy() if OmegaConf.get_type(config) is Config else OmegaConf.merge(_SCHEMA, config)
         OmegaConf.resolve(typed)
     except OmegaConfBaseException as error:
-        raise ValueError(_sentence(error)) from error
-    for key, value, metadata in _leaves(typed, Config):
+        raise ValueError(sentence(error)) from error
+    assert isinstance(typed, DictConfig)
+    return check_values(typed)
+
+
+def check_values(typed: DictConfig) -> DictConfig:
+    """The same for a config that is under the schema and resolved: cheap enough for every point of a sweep."""
+    if "compile" in typed.training and typed.training.compile in SPELLINGS:
+        typed.training.compile = SPELLINGS[typed.training.compile]
+    values: Any = OmegaConf.to_container(typed)  # plain dictionaries, which are read in a tenth of the time
+    for key, value, metadata in _leaves(values, Config):
         if "test" in metadata and value is not None and not _passes(metadata["test"], value):
             raise ValueError(f"{key}={value} is out of range: it must be {metadata['words']}")
+    _check_data(values["dataset"])
+    _check_recipe(values["training"])
     for key in ("backbone", "routing", "model"):
-        if not isinstance(typed[key].get("name"), str):
+        if not isinstance(values[key].get("name"), str):
             raise ValueError(f"{key}.name has no value; every option of a group has one")
-    given = [values for values in (typed.dataset.mean, typed.dataset.std) if values is not None]
-    if len(given) == 1 or any(len(values) != typed.dataset.channels for values in given):
-        raise ValueError(
-            f"dataset.mean and dataset.std need one number for each of dataset.channels={typed.dataset.channels}, "
-            "or both null: measured"
-        )
-    if typed.dataset.root is not None:
-        from capsule_sweeps.data.sources import find_source
-
-        if not hasattr(find_source(typed.dataset.source), "measure"):
-            raise ValueError(
-                f"dataset.root={typed.dataset.root} is not read with dataset.source={typed.dataset.source}: "
-                "leave it out, or set dataset.source=folder"
-            )
-    if typed.dataset.labels_per_image == 2 and typed.dataset.base is None:
-        raise ValueError("dataset.labels_per_image=2 needs digits to make pairs of: set dataset.base, MNIST or digits")
-    if abs(typed.dataset.test_shift) >= typed.dataset.image_size:
-        raise ValueError(
-            f"dataset.test_shift={typed.dataset.test_shift} leaves nothing of images of "
-            f"{typed.dataset.image_size}x{typed.dataset.image_size} pixels: it must be less than that, to either side"
-        )
-    _check_recipe(typed.training)
     needs = find_rule(typed.selection_rule).needs
     if needs and not OmegaConf.select(typed, needs.key):
         raise ValueError(
@@ -61,19 +54,44 @@ def check(config: DictConfig) -> DictConfig:
     return typed
 
 
-def _check_recipe(recipe: DictConfig) -> None:
-    """Raises ValueError for settings of training of which one would be without effect beside another."""
-    if recipe.label_smoothing and recipe.loss != "cross_entropy":
+def _check_data(dataset: dict[str, Any]) -> None:
+    """Raises ValueError for settings of a data set that do not fit each other."""
+    given = [dataset[key] for key in ("mean", "std") if dataset[key] is not None]
+    if len(given) == 1 or any(len(values) != dataset["channels"] for values in given):
         raise ValueError(
-            f"training.label_smoothing={recipe.label_smoothing} has no meaning for training.loss={recipe.loss}: "
+            f"dataset.mean and dataset.std need one number for each of dataset.channels={dataset['channels']}, "
+            "or both null: measured"
+        )
+    if dataset["root"] is not None:
+        from capsule_sweeps.data.sources import find_source
+
+        if not hasattr(find_source(dataset["source"]), "measure"):
+            raise ValueError(
+                f"dataset.root={dataset['root']} is not read with dataset.source={dataset['source']}: "
+                "leave it out, or set dataset.source=folder"
+            )
+    if dataset["labels_per_image"] == 2 and dataset["base"] is None:
+        raise ValueError("dataset.labels_per_image=2 needs digits to make pairs of: set dataset.base, MNIST or digits")
+    if abs(dataset["test_shift"]) >= dataset["image_size"]:
+        raise ValueError(
+            f"dataset.test_shift={dataset['test_shift']} leaves nothing of images of "
+            f"{dataset['image_size']}x{dataset['image_size']} pixels: it must be less than that, to either side"
+        )
+
+
+def _check_recipe(recipe: dict[str, Any]) -> None:
+    """Raises ValueError for settings of training of which one would be without effect beside another."""
+    if recipe["label_smoothing"] and recipe["loss"] != "cross_entropy":
+        raise ValueError(
+            f"training.label_smoothing={recipe['label_smoothing']} has no meaning for training.loss={recipe['loss']}: "
             "set it to 0, or training.loss=cross_entropy"
         )
-    if recipe.milestones and recipe.lr_schedule != "steps":
+    if recipe["milestones"] and recipe["lr_schedule"] != "steps":
         raise ValueError(
-            f"training.milestones={recipe.milestones} have no meaning for training.lr_schedule={recipe.lr_schedule}: "
-            "set them to [], or training.lr_schedule=steps"
+            f"training.milestones={recipe['milestones']} have no effect with "
+            f"training.lr_schedule={recipe['lr_schedule']}: set them to [], or training.lr_schedule=steps"
         )
-    if recipe.nesterov and not recipe.momentum:
+    if recipe["nesterov"] and not recipe["momentum"]:
         raise ValueError("training.nesterov=true needs a momentum: set training.momentum, or training.nesterov=false")
 
 
@@ -85,15 +103,22 @@ def _passes(test: Callable[[Any], bool], value: Any) -> bool:
 
 
 def without_hydra(config: DictConfig) -> DictConfig:
-    """A copy of the config without Hydra's own part."""
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    """A copy of the config without Hydra's own part, under the schema if it was."""
+    copied = config.copy()
+    with open_dict(copied):
+        del copied["hydra"]
+    return copied
 
 
-def _leaves(config: Any, schema: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, value, metadata) of every field of the schema. Raises ValueError for one without a value."""
+def _leaves(config: dict[str, Any], schema: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, value, metadata) of every field of the schema. Raises ValueError for one without a value, and
+    for a key that is no field."""
+    names = [entry.name for entry in fields(schema)]
+    if added := [key for key in config if key not in names]:
+        raise ValueError(unknown(f"{prefix}{added[0]}={config[added[0]]}", names))
     for entry in fields(schema):
         key = prefix + entry.name
-        if OmegaConf.is_missing(config, entry.name):
+        if config.get(entry.name, "???") == "???":  # deleted or missing
             raise ValueError(f"{key} has no value; give it one, {key}=…")
         value = config[entry.name]
         if entry.default_factory is list:
@@ -103,15 +128,3 @@ def _leaves(config: Any, schema: Any, prefix: str = "") -> Iterator[tuple[str, A
             yield from _leaves(value, entry.default_factory, f"{key}.")
         else:
             yield key, value, entry.metadata
-
-
-def _sentence(error: Exception) -> str:
-    """What an error of Hydra or OmegaConf says, in one line, with the key in front."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    text = " ".join(re.split(r"\n    full_key:|Config search path:", str(cause))[0].split())
-    if text.startswith(said := "ValueError raised while resolving interpolation: "):
-        return text.removeprefix(said)
-    key = str(getattr(cause, "full_key", None) or "")
-    if key and key.split(".")[0] not in {*Config.__dataclass_fields__, "hydra"} and "'Config'" not in text:
-        key = f"capsules.layers.*.{key}"  # of items of a list OmegaConf does not say where they are
-    return f"{key}: {text}" if key and key not in text else text

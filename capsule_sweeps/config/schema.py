@@ -28,8 +28,8 @@ def _positive() -> Any:
     return _rule(lambda value: 0 < value < float("inf"), "greater than 0")
 
 
-def _one_of(*options: str, **metadata: Any) -> Any:
-    return _rule(lambda value: value in options, "one of " + ", ".join(options), **metadata)
+def _one_of(*options: Any, words: str = "", **metadata: Any) -> Any:
+    return _rule(lambda value: value in options, words or "one of " + ", ".join(options), **metadata)
 
 
 def _files(folder: str) -> list[str]:
@@ -119,7 +119,7 @@ class Training:
     ema: float | None = _rule(lambda value: 0 < value < 1, "greater than 0 and less than 1, or null", default=None)
     amp: str = _one_of("none", "bf16")
     channels_last: bool = field(default=MISSING, metadata={"signed": False})
-    compile: str = _one_of("auto", "on", "off", signed=False)
+    compile: bool | str = _one_of("auto", "on", "off", words="auto, true or false", signed=False)
     checkpoint_epochs: int = _at_least(0, signed=False)
 
 
@@ -128,7 +128,7 @@ class Tracking:
     """The settings that trackers share; an option of conf/tracking may have more."""
 
     _target_: str | None = None  # the class in capsule_sweeps.tracking; older configurations have only its name
-    name: str = MISSING
+    name: str = "none"  # ~tracking: none
     project: str | None = None
     entity: str | None = None
     mode: str = _one_of("auto", "online", "offline", "disabled", default="auto")

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from capsule_sweeps.config.check import check
-from capsule_sweeps.config.compose import compose_config, forced
+from capsule_sweeps.config.compose import compose_config
 from capsule_sweeps.config.selection_rules import names
 from capsule_sweeps.console import bar
 from capsule_sweeps.data.augment import normalize
@@ -106,7 +106,7 @@ def load_test_data(config: DictConfig, overrides: Sequence[str]) -> tuple[DictCo
             raise ValueError(f"{word}: what can be changed is {', '.join(TAKEN)}; the rest belongs to the trained run")
     own = config.dataset
     if any(word.startswith("dataset=") for word in overrides):
-        asked = compose_config(forced(overrides))
+        asked = compose_config(list(overrides))
         asked.data_dir = asked.data_dir if any(word.startswith("data_dir=") for word in overrides) else config.data_dir
     else:
         asked = compose_config([])

@@ -26,7 +26,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from capsule_sweeps.config.compose import CONF_DIR, compose_config, forced
+from capsule_sweeps.config.compose import CONF_DIR, compose_config
 from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.networks.published_weights import load_published_weights
 from capsule_sweeps.runs.files import write_atomic, write_json
@@ -180,9 +180,9 @@ def recognise(path: Path, weights: Mapping[str, Tensor], num_routing: int, overr
     resnet, first = "pre_caps.pre_caps.3.0.conv1.weight" in weights, weights["pre_caps.pre_caps.0.weight"]
     given, num_classes = first.shape[1], _layer_weights(weights)[-1].shape[-1 if _is_matrix(weights) else -2]
     words = [f"backbone={'resnet' if resnet else 'simple'}", *([] if resnet else [f"backbone.channels={len(first)}"])]
-    words += [f"num_routing={num_routing}", *forced(overrides)]
+    words += [f"num_routing={num_routing}", *overrides]
     if not any("capsules.interleaved=" in word for word in overrides):
-        words.append("++capsules.interleaved=true")
+        words.append("capsules.interleaved=true")
     if not any(word.startswith("dataset=") for word in overrides):
         if (num_classes, given) not in DATASETS:
             raise ValueError(f"{path} has {num_classes} classes and {given} channels: say which data set, dataset=…")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,28 +12,36 @@ from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus, configure_log
+from hydra.core.utils import JobReturn, JobStatus, configure_log, env_override
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
+from hydra.types import HydraContext, RunMode, TaskFunction
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from capsule_sweeps.config.check import check
+from capsule_sweeps.config.compose import MAX_RUNS, compose_points, one_sentence, store_settings, sweep_points
 from capsule_sweeps.launchers.launch import Launcher as RunLauncher
 from capsule_sweeps.launchers.launch import find_launcher, launch
-from capsule_sweeps.runs.plan import Policy, compose_points
+from capsule_sweeps.runs.plan import Policy
 from capsule_sweeps.runs.run import Busy
+
+log = logging.getLogger(__name__)
+
+for kind, cls in (("local", "LocalLauncher"), ("slurm", "SlurmLauncher")):
+    store_settings(kind, f"hydra_plugins.capsule_sweeps.{cls}", Policy, find_launcher(kind))
 
 
 class GridSweeper(Sweeper):
     """Every combination of the values given, in one batch. Unlike Hydra's own it writes no files of its own.
 
-    `params` (hydra.sweeper.params, which an experiment sets) are overrides, too; those of the command line win.
+    `params` (hydra.sweeper.params, which an experiment sets) are overrides as well; those of the command line win.
     """
 
-    def __init__(self, params: dict[str, Any] | None = None) -> None:
-        self.params = params or {}
+    def __init__(self, params: dict[str, Any] | None = None, max_runs: int = MAX_RUNS) -> None:
+        self.params, self.max_runs = params or {}, max_runs
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.loader = hydra_context.config_loader
@@ -40,17 +50,12 @@ class GridSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
-        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-        from hydra.core.override_parser.overrides_parser import OverridesParser
-
-        parser = OverridesParser.create(config_loader=self.loader)
-        overrides = parser.parse_overrides(arguments)
-        given = {override.key_or_group for override in overrides}
-        if any(override.key_or_group == "experiment" and override.is_sweep_override() for override in overrides):
-            sys.exit("Error: experiment takes one name: each experiment is a sweep of its own")
-        params = [f"{key}={value}" for key, value in self.params.items() if key not in given]
-        overrides = [*parser.parse_overrides(params), *overrides]
-        (points,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+        with user_errors():
+            params = [f"{key}={value}" for key, value in self.params.items()]
+            points = sweep_points(arguments, params, self.loader, self.max_runs)
+            experiments = {word for point in points for word in point if word.lstrip("+").startswith("experiment=")}
+            if len(experiments) > 1:
+                raise ValueError("experiment takes one name: each experiment is a sweep of its own")
         jobs = self.launcher.launch(points, initial_job_idx=0)
         if any(job.status == JobStatus.FAILED for job in jobs):
             sys.exit(1)
@@ -77,7 +82,12 @@ class SweepLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         HydraConfig.instance().set_config(self.master)
         configure_log(self.master.hydra.job_logging, self.master.hydra.verbose)
-        with user_errors():
+        if callbacks := list(self.master.hydra.get("callbacks") or {}):
+            log.warning(
+                "hydra.callbacks.%s: a sweep calls on_multirun_start and on_multirun_end, no callback of its jobs",
+                callbacks[0],
+            )
+        with user_errors(), env_override(self.master.hydra.job.env_set):
             policy, launcher = make_launcher(self.settings, self.kind)
             configs = compose_points(self.loader, self.master, job_overrides)
             sweeper = str(self.master.hydra.sweeper._target_)
@@ -125,10 +135,14 @@ def launch_one(config: DictConfig) -> float | None:
     """One run: its accuracy under config.selection_rule. Ends the program when the run does not finish."""
     hydra = HydraConfig.get()
     with user_errors():
-        if hydra.runtime.choices["hydra/launcher"] != "local":
+        launcher = hydra.runtime.choices["hydra/launcher"]
+        if hydra.mode == RunMode.MULTIRUN:  # our launchers plan sweeps, and start no jobs of Hydra's
             raise ValueError(
-                f"hydra/launcher={hydra.runtime.choices['hydra/launcher']} is for sweeps: add -m behind launch.py"
+                f"hydra/launcher={launcher} is not available for sweeps: set hydra/launcher=local "
+                "(hydra.launcher.parallel=N for N runs at once) or hydra/launcher=slurm"
             )
+        if launcher != "local":
+            raise ValueError(f"hydra/launcher={launcher} is for sweeps: add -m behind launch.py")
         policy = Policy(**{entry.name: hydra.launcher[entry.name] for entry in fields(Policy)})
         (accuracy,) = launch([check(config)], [hydra.overrides.task], policy, find_launcher("local")())
     if accuracy is None and not policy.dry_run:
@@ -140,8 +154,24 @@ def launch_one(config: DictConfig) -> float | None:
 def user_errors() -> Iterator[None]:
     """While open, what a user can mend ends the program with its sentence alone, and so does Ctrl-C."""
     try:
-        yield
+        with one_sentence():
+            yield
     except (ValueError, OSError, Busy) as error:
         sys.exit(f"Error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+@contextmanager
+def hydra_errors() -> Iterator[None]:
+    """The same for what Hydra raises before it calls us, unless HYDRA_FULL_ERROR=1 asks for tracebacks."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        yield
+        return
+    try:
+        with env_override({"HYDRA_FULL_ERROR": "1"}), one_sentence():  # else Hydra prints it, in its own words
+            yield
+    except ValueError as error:
+        if not isinstance(error.__cause__, HydraException | OmegaConfBaseException | RecursionError):
+            raise
+        sys.exit(f"Error: {error}")

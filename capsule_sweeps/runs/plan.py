@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.table import Table
 
-from capsule_sweeps.config.check import check, without_hydra
 from capsule_sweeps.console import console, plain_text
 from capsule_sweeps.runs.provenance import changed_code
 from capsule_sweeps.runs.run import Run, find_runs
@@ -81,39 +78,6 @@ class PlannedRun:
     @property
     def to_do(self) -> bool:
         return self.action in ("run", "run anew", "resume", "retry")
-
-
-def compose_points(loader: Any, master: DictConfig, points: Sequence[Sequence[str]]) -> list[DictConfig]:
-    """The checked config of each point, a list of overrides.
-
-    Composing is slow (tens of milliseconds), so each choice of groups is composed once, and the other overrides are
-    applied to a copy of it in their order, as Hydra does. Raises ValueError or Hydra's own exceptions for the first
-    point that is wrong.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import Override
-
-    @cache
-    def is_group(key: str) -> bool:
-        return bool(key.startswith("hydra") or loader.list_groups(key) or loader.get_group_options(key))
-
-    def plain(override: Override) -> bool:
-        return override.package is None and not is_group(override.key_or_group)
-
-    parser = OverridesParser.create(config_loader=loader)
-    parsed = {text: parser.parse_override(text) for text in dict.fromkeys(text for point in points for text in point)}
-    simple = {text: plain(override) for text, override in parsed.items()}
-    composed: dict[tuple[str, ...], DictConfig] = {}
-    configs = []
-    for point in points:
-        choices = tuple(text for text in point if not simple[text])
-        if choices not in composed:
-            composed[choices] = without_hydra(loader.load_sweep_config(master, list(choices)))
-        config = copy.deepcopy(composed[choices])
-        OmegaConf.set_struct(config, True)
-        loader._apply_overrides_to_config([parsed[text] for text in point if simple[text]], config)
-        configs.append(check(config))
-    return configs
 
 
 def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]], policy: Policy) -> list[PlannedRun]:

@@ -37,10 +37,11 @@ def science(config: DictConfig) -> dict[str, Any]:
 
     Names are for people (`build` never sees them), except the dataset's, which says what is read.
     """
+    model, dataset, training = (OmegaConf.to_container(config[key]) for key in ("model", "dataset", "training"))
     signed = {
-        "model": OmegaConf.to_container(config.model),
-        "dataset": {key: value for key, value in config.dataset.items() if key not in unsigned(Dataset)},
-        "training": {key: value for key, value in config.training.items() if key not in unsigned(Training)},
+        "model": model,
+        "dataset": {key: value for key, value in dataset.items() if key not in unsigned(Dataset)},  # type: ignore[union-attr]
+        "training": {key: value for key, value in training.items() if key not in unsigned(Training)},  # type: ignore[union-attr]
         "seed": config.seed,
     }
     flat = {

@@ -17,11 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from capsule_sweeps.config.check import check
-from capsule_sweeps.config.compose import CONF_DIR, compose_config
+from capsule_sweeps.config.compose import CONF_DIR, compose_config, compose_points
 from capsule_sweeps.runs import plan as planning
 from capsule_sweeps.runs import provenance
 from capsule_sweeps.runs.files import read_json, write_json
-from capsule_sweeps.runs.plan import Policy, compose_points, make_plan
+from capsule_sweeps.runs.plan import Policy, make_plan
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns, science
 
@@ -159,9 +159,9 @@ def test_dry_run_needs_no_torch(python, tiny, parallel) -> None:
     ("override", "words"),
     [
         ("hydra.launcher.retry=maybe", ["retry", "maybe", "all", "oom", "nan", "none"]),
-        ("hydra.launcher.retry=null", ["retry", "all"]),
-        ("hydra.launcher.dry_run=3", ["dry_run", "3", "true"]),
-        ("hydra.launcher.dry_run=null", ["dry_run", "true"]),
+        ("hydra.launcher.retry=null", ["retry", "null"]),
+        ("hydra.launcher.dry_run=3.5", ["dry_run", "3.5", "true"]),
+        ("hydra.launcher.dry_run=null", ["dry_run", "null"]),
         ("hydra.launcher.force=maybe", ["force", "maybe", "true"]),
         ("hydra.launcher.parallel=0", ["parallel", "0", "auto"]),
         ("hydra.launcher.parallel=-1", ["parallel", "-1", "auto"]),
@@ -467,6 +467,15 @@ POOL = [
     "debug=yes",
     "nothing=1",
     "hydra.verbose=true",
+    "+training.other=1",
+    "training={lr: 0.3, epochs: 5}",
+    "training={lr: ${training.lr_decay}}",
+    "dataset={name: digits, val_size: 10}",
+    "training.ema=0.9",
+    "model.head=own",
+    "routing.norm=squash",
+    "capsules=folder",
+    "runs_dir=a/${seed}",
 ]
 KNOWN = {  # pairs that differ easily: order, keys that only the schema has, keys behind an interpolation
     "add after set": ["training.epochs=5", "++training.epochs=7"],
@@ -487,6 +496,9 @@ KNOWN = {  # pairs that differ easily: order, keys that only the schema has, key
     "list": ["training.milestones=[3,5]"],
     "null": ["dataset.train_size=null"],
     "interpolation": ["training.epochs=${num_routing}", "num_routing=3"],
+    "values for a group after its member": ["training=quick", "training.lr=0.3", "training={lr: 0.2}"],
+    "values for a group before its member": ["training={lr: 0.2}", "training.lr=0.3", "training=quick"],
+    "interpolation between keys that nothing else looks at": ["training.epochs=${seed}", "seed=7", "training.lr=0.2"],
     "twice": ["num_routing=3", "num_routing=2"],
     "added group": ["dataset=digits", "+dataset=digits"],
 }

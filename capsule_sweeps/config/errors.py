@@ -1,0 +1,77 @@
+"""What an error of Hydra or OmegaConf means to a user: one sentence with key=value, the reason and what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from capsule_sweeps.config.schema import Config
+
+KINDS = {  # what OmegaConf says of a wrong type → what it must be
+    "converted to Integer": "it must be an integer",
+    "converted to Float": "it must be a number",
+    "not a valid bool": "it must be true or false",
+    "is not Optional": "null is not possible here",
+}
+
+
+def sentence(error: BaseException) -> str:
+    """The error in one line."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+
+    cause = next(
+        (e for e in (error, error.__cause__, error.__context__) if isinstance(e, OmegaConfBaseException)), error
+    )
+    text = " ".join(re.split(r"\n    full_key:|Config search path:", str(cause))[0].split())
+    text = text.removeprefix("ValueError raised while resolving interpolation: ")
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return f"{group}={option} is unknown: {_suggest(option, error.options, f'{group}=')}"
+    if isinstance(error, OverrideParseException):
+        text = re.sub(r"\s*See https?://.*", "", text)
+        return f"{error.override} is not readable ({text}); quote values with special characters: 'KEY=\"VALUE\"'"
+    if several := re.match(r"Ambiguous value for argument '(.*)'", str(error)):
+        key = several[1].partition("=")[0]
+        return f"{several[1]} has several values: add -m (--multirun) to sweep over them, or set a list, {key}=[…]"
+    source, word = _origin(str(error))
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and "not" in text:
+        key, parent = str(cause.full_key or word.partition("=")[0]), cause.parent_node
+        key = key if "'Config'" in text else _in_a_layer(key)
+        keys = [str(known) for known in parent] if OmegaConf.is_dict(parent) and not parent._is_none() else []
+        return source + unknown(word if word.startswith(f"{key}=") else key, keys)
+    if word and cause is not error:
+        said = [words for kind, words in KINDS.items() if re.search(kind, text)]
+        return f"{source}{word} is invalid: {said[0] if said else text}"
+    full_key = str(getattr(cause, "full_key", None) or "")
+    full_key = _in_a_layer(full_key) if "'Config'" not in text else full_key
+    return f"{full_key}: {text}" if full_key and full_key not in text else text
+
+
+def _origin(text: str) -> tuple[str, str]:
+    """Which file ("In conf/…: ") and which override (key=value) a message of Hydra names; empty where it names none."""
+    file = re.match(r"In '([^']+)':", text)
+    word = re.search(r"(?:merging override|config use) [+~]*(.+)", text)
+    return f"in conf/{file[1]}.yaml, " if file else "", word[1] if word else ""
+
+
+def _in_a_layer(key: str) -> str:
+    """Of items of a list OmegaConf does not say where they are."""
+    top = re.split(r"[.\[]", key)[0]
+    return f"capsules.layers.*.{key}" if key and top not in {*Config.__dataclass_fields__, "hydra"} else key
+
+
+def unknown(word: str, keys: Iterable[str]) -> str:
+    """That a key, or key=value, is none of the keys beside it."""
+    prefix, dot, key = word.partition("=")[0].rpartition(".")
+    return f"{word} is unknown: {_suggest(key, keys, prefix + dot)}"
+
+
+def _suggest(name: str, known: Iterable[str], prefix: str) -> str:
+    known = sorted(key for key in known if key[:1] != "_" and key != "hydra")
+    close = get_close_matches(name, known, n=1, cutoff=0.7)
+    start = f"did you mean {prefix}{close[0]}? " if close else ""
+    return f"{start}{prefix.rstrip('=.') or 'the configuration'} has {', '.join(known) or 'no keys'}"

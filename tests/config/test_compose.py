@@ -1,0 +1,160 @@
+"""What Hydra composes: keys of the schema, launchers that an experiment chooses, the points of a sweep."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from omegaconf import OmegaConf
+
+from capsule_sweeps.config.check import check
+from capsule_sweeps.config.compose import compose_config, launcher_settings, sweep_points
+from capsule_sweeps.config.schema import Config
+
+DRY = "hydra.launcher.dry_run=true"
+
+
+def test_composed_configuration_is_typed() -> None:
+    assert OmegaConf.get_type(compose_config(["dataset=digits"])) is Config
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("dataset.test_shift=2", 2),
+        ("training.ema=0.9", 0.9),
+        ("capsules.interleaved=true", True),
+        ("routing.norm=squash", "squash"),
+        ("model.head=own", "own"),
+        ("dataset.labels_per_image=1", 1),
+    ],
+)
+def test_every_key_is_set_without_a_plus(override, value) -> None:
+    assert OmegaConf.select(compose_config([override]), override.partition("=")[0]) == value
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [("true", "on"), ("false", "off"), ("on", "on"), ("off", "off"), ("auto", "auto"), ("'true'", "on")],
+)
+def test_compile_in_both_spellings(given, stored) -> None:
+    config = compose_config([f"training.compile={given}"])
+    assert config.training.compile == stored
+    again = OmegaConf.to_container(config)
+    again["training"]["compile"] = {"on": True, "off": False}.get(stored, stored)  # as YAML reads it without quotes
+    assert check(OmegaConf.create(again)) == config
+
+
+def test_deleted_tracking_is_none() -> None:
+    assert compose_config(["~tracking"]).tracking.name == "none"
+
+
+def test_launchers_have_typed_settings() -> None:
+    local, slurm = launcher_settings([]), launcher_settings(["hydra/launcher=slurm_h100", "hydra.launcher.gpus=2"])
+    assert (local["parallel"], local["dry_run"], local["retry"]) == (1, False, "all")
+    assert (slurm["gpus"], slurm["partition"], slurm["max_attempts"], slurm["runs_per_job"]) == (2, "gpu", 50, 4)
+    given = launcher_settings(["hydra/launcher=slurm", "hydra.launcher.sbatch={hold: true, mail-type: FAIL}"])
+    assert given["sbatch"] == {"hold": True, "mail-type": "FAIL"}
+    setup = launcher_settings(["hydra/launcher=slurm_cpu", "hydra.launcher.setup=['module load a']"])["setup"]
+    assert setup == ["module load a"]
+    with pytest.raises(ValueError, match=r"did you mean hydra.launcher.partition\?"):
+        launcher_settings(["hydra/launcher=slurm", "hydra.launcher.partitoin=gpu"])
+
+
+@pytest.fixture
+def experiment(place):
+    """Writes conf/experiment/mine.yaml into a folder of its own; gives the override that lets Hydra search there."""
+
+    def write(*lines: str) -> str:
+        folder = place.parent / "own" / "experiment"
+        folder.mkdir(parents=True)
+        (folder / "mine.yaml").write_text("\n".join(["# @package _global_", *lines]))
+        return f"hydra.searchpath=[file://{folder.parent}]"
+
+    return write
+
+
+def test_experiment_chooses_launcher_sweeper_help_and_logging(experiment, launch) -> None:
+    choices = {"launcher": "slurm_cpu", "sweeper": "basic", "help": "default", "job_logging": "none"}
+    where = experiment("defaults:", *[f"  - override /hydra/{group}: {name}" for group, name in choices.items()])
+    shown = launch("--cfg=hydra", where, base=["experiment=mine"]).out
+    for group, name in choices.items():
+        assert f"hydra/{group}: {name}" in shown
+    assert "hydra/launcher: local" in launch("--cfg=hydra", where, "hydra/launcher=local", base=["experiment=mine"]).out
+
+
+def test_experiment_that_chooses_slurm_is_given_to_slurm(experiment, launch, monkeypatch) -> None:
+    from capsule_sweeps.launchers import hydra
+
+    given = []
+    monkeypatch.setattr(hydra.SlurmLauncher, "apply", lambda self, configs, *rest: given.append(rest[2]) or [0.5])
+    where = experiment("defaults:", "  - override /hydra/launcher: slurm_cpu", "hydra: {launcher: {mem_gb: 3}}")
+    ended = launch("-m", "experiment=mine", where, DRY)
+    assert ended.code == 0 and (given[0]["cpus"], given[0]["mem_gb"]) == (4, 3), ended.text
+    alone = launch("experiment=mine", where, DRY)
+    assert alone.code == 1 and "add -m" in alone.err
+
+
+def test_experiment_with_a_mistyped_key_is_named(experiment, launch) -> None:
+    ended = launch("experiment=mine", experiment("training: {epoch: 3}"))
+    assert ended.code == 1 and "experiment/mine" in ended.err and "training.epochs" in ended.err, ended.err
+
+
+def test_hydras_own_launcher_is_refused_with_ours(launch) -> None:
+    ended = launch("-m", "seed=0", "hydra/launcher=basic")
+    assert ended.code == 1 and "hydra/launcher=basic is not available for sweeps" in ended.err, ended.text
+
+
+# The points of a sweep
+
+
+def test_points_are_the_product_and_the_last_of_one_key_counts() -> None:
+    assert sweep_points(["a=1,2", "b=3", "c=range(2)"]) == [
+        ["a=1", "b=3", "c=0"],
+        ["a=1", "b=3", "c=1"],
+        ["a=2", "b=3", "c=0"],
+        ["a=2", "b=3", "c=1"],
+    ]
+    assert sweep_points(["a=1,2", "a=3"]) == [["a=3"]]
+    assert sweep_points(["a=1"], params=["a=4,5", "b=6,7"]) == [["b=6", "a=1"], ["b=7", "a=1"]]
+
+
+def test_values_for_a_group_do_not_replace_its_choice(launch) -> None:
+    """A sweep over {key: value} composes each point as a single run does."""
+    values = ["{lr:0.1,batch_size:20}", "{lr:0.2,batch_size:50}"]
+    shown = launch("-m", "training=" + ",".join(values), DRY).out
+    for one in values:
+        (name,) = [word for word in launch(f"training={one}", DRY).out.split() if word.startswith("digits-")]
+        assert name in shown
+    points = sweep_points(["training={lr:0.1}"], params=["training=quick", "seed=1,2"])
+    assert points == [["training=quick", f"seed={seed}", "training={lr:0.1}"] for seed in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("seed=range(1000000)", "1000000 points, more than hydra.sweeper.max_runs=10000"),
+        ("seed=range(1000000000000)", "more than"),
+        ("seed=shuffle(range(1000000000000))", "more than"),
+        ("seed=range(0,10,0)", "step"),
+        ("seed=range(5,5)", "no values"),
+        ("seed=interval(0,1)", "is not available"),
+        ("seed=" + 1000 * "[" + 1000 * "]", "brackets"),
+    ],
+)
+def test_sweep_without_an_end_is_refused_at_once(override, words) -> None:
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=words):
+        sweep_points([override, "num_routing=1"])
+    assert time.monotonic() - start < 20
+
+
+def test_max_runs_is_a_setting(launch) -> None:
+    ended = launch("-m", "seed=range(4)", "num_routing=1,2", "hydra.sweeper.max_runs=7", DRY)
+    assert ended.code == 1 and "4 × 2 = 8 points" in ended.err, ended.text
+
+
+def test_environment_of_a_sweep_is_hydras(launch, monkeypatch) -> None:
+    monkeypatch.delenv("MY_FOLDER", raising=False)
+    ended = launch("-m", "seed=0", "+hydra.job.env_set.MY_FOLDER=there", "runs_dir=${oc.env:MY_FOLDER}", DRY)
+    assert ended.code == 0, ended.text
