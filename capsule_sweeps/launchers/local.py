@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -24,8 +25,8 @@ log = logging.getLogger(__name__)
 class Launcher:
     """`launch.Launcher` for this machine; its fields are the settings `hydra.launcher.<name>` of local."""
 
-    parallel: int | str = 1
-    runs_per_gpu: int = 1
+    parallel: Any = 1  # a number or auto; make_slots says what is wrong with others in a sentence
+    runs_per_gpu: Any = 1
     here = waits = True
 
     def __post_init__(self) -> None:

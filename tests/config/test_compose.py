@@ -87,10 +87,10 @@ def test_experiment_that_chooses_slurm_is_given_to_slurm(experiment, launch, mon
     from capsule_sweeps.launchers import hydra
 
     given = []
-    monkeypatch.setattr(hydra.SlurmLauncher, "apply", lambda self, configs, *rest: given.append(rest[2]) or [0.5])
+    monkeypatch.setattr(hydra, "launch", lambda configs, overrides, policy, launcher: given.append(launcher) or [0.5])
     where = experiment("defaults:", "  - override /hydra/launcher: slurm_cpu", "hydra: {launcher: {mem_gb: 3}}")
     ended = launch("-m", "experiment=mine", where, DRY)
-    assert ended.code == 0 and (given[0]["cpus"], given[0]["mem_gb"]) == (4, 3), ended.text
+    assert ended.code == 0 and (given[0].cpus, given[0].mem_gb) == (4, 3), ended.text
     alone = launch("experiment=mine", where, DRY)
     assert alone.code == 1 and "add -m" in alone.err
 

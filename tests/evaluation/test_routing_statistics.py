@@ -18,6 +18,7 @@ from capsule_sweeps.evaluation.routing_figures import (
     routing_maps,
     routing_over_images,
 )
+from capsule_sweeps.evaluation.weights import load_trained
 from capsule_sweeps.networks.capsnet import Intermediates
 from capsule_sweeps.networks.layers import Step
 from capsule_sweeps.results.figures import COLUMN_WIDTH
@@ -27,7 +28,7 @@ from capsule_sweeps.results.figures import COLUMN_WIDTH
 def trained(launch, runs):
     """Folder, model, config and data of a tiny run with three iterations."""
     assert launch("num_routing=3").code == 0
-    model, config = inside.load_trained(runs.only())
+    model, config = load_trained(runs.only())
     return runs.only(), model, config, load_data(config.dataset, config.data_dir, "cpu")
 
 
@@ -43,7 +44,7 @@ def test_the_weights_are_those_of_the_run(trained) -> None:
 
 def test_without_a_checkpoint_it_is_one_sentence(tmp_path) -> None:
     with pytest.raises(ValueError, match="has no checkpoint"):
-        inside.load_trained(tmp_path)
+        load_trained(tmp_path)
 
 
 def test_the_run_with_the_most_iterations(tmp_path) -> None:

@@ -18,6 +18,7 @@ from capsule_sweeps.launchers import submit as submitting
 from capsule_sweeps.launchers.launch import find_launcher, launch
 from capsule_sweeps.runs import queue as queues
 from capsule_sweeps.runs.files import read_json, write_json
+from capsule_sweeps.runs.garbage import garbage
 from capsule_sweeps.runs.lock import owner
 from capsule_sweeps.runs.plan import Policy
 from capsule_sweeps.runs.provenance import SUBMISSION, code, provenance
@@ -310,7 +311,7 @@ def test_gc_keeps_what_jobs_need(submit, queue, capsule_sweeps) -> None:
         for folder in (Path("runs/.jobs", name), snapshot):
             if folder.exists():
                 os.utime(folder, (0, 0))
-        return {Path(row["path"]).name for row in json.loads(capsule_sweeps("gc", "--format", "json").out)}
+        return {path.name for path, _, _ in garbage(Path("runs"))}
 
     assert listed() == set()
     end(0)
@@ -318,7 +319,7 @@ def test_gc_keeps_what_jobs_need(submit, queue, capsule_sweeps) -> None:
     queue.jobs.clear()
     assert name in listed()
     os.utime(Path("runs/.jobs", name))
-    assert name not in {Path(row["path"]).name for row in json.loads(capsule_sweeps("gc", "--format", "json").out)}
+    assert name not in {path.name for path, _, _ in garbage(Path("runs"))}
     listed()
     assert capsule_sweeps("gc", "--yes").code == 0 and not Path("runs/.jobs", name).exists()
 

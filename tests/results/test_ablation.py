@@ -205,7 +205,7 @@ def test_a_run_counts_however_it_was_asked_for(place) -> None:
 def test_every_base_has_a_table_of_its_own(place) -> None:
     for overrides, gain in ((["num_routing=2"], 0.01), (["num_routing=3"], 0.02), (["training.lr=0.05"], 0.03)):
         finished_run([*TWO, *overrides], 0.5)
-        for name in ("squash", "no_norm", "uniform"):
+        for name in ("squash", "no_norm", "softmax_over_children"):
             finished_run([*TWO, *overrides, f"ablation={name}"], 0.5 + gain)
     table = ablation_table(load_runs("runs"), "last")
     assert table[table.ablation != "none"].groupby("base").difference.agg(list).to_dict() == {

@@ -230,7 +230,6 @@ def test_gpu_types_and_requests_of_ones_own() -> None:
     "wrong",
     [
         "packing=both",
-        "setup=[1]",
         "time=1",
         "time=1:2:3:4",
         "sbatch={wrap: a}",
