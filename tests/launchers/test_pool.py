@@ -21,13 +21,14 @@ from hydra.plugins.sweeper import Sweeper
 
 import hydra_plugins
 from capsule_sweeps import load_runs
-from capsule_sweeps.launchers import hydra as launcher
-from capsule_sweeps.launchers import pool
+from capsule_sweeps.launchers import launch as launching
+from capsule_sweeps.launchers import local, pool
 from capsule_sweeps.launchers.pool import Slot, make_slots
 from capsule_sweeps.runs import files
 from capsule_sweeps.runs import lock as owner
 from capsule_sweeps.runs import run as store
 from capsule_sweeps.runs.plan import Policy
+from capsule_sweeps.runs.signature import science, signature
 
 ROOT = Path(__file__).resolve().parents[2]
 FOREVER = "training.epochs=1000000"
@@ -153,10 +154,10 @@ def test_whatever_a_worker_prints_its_end_is_heard(line) -> None:
 def test_folder_that_another_process_takes_meanwhile_ends_no_other_run(tiny_config, runs, monkeypatch, capsys) -> None:
     """Between the plan and its turn: with force the old folder cannot be put aside then."""
     configs = [tiny_config(f"seed={seed}") for seed in range(2)]
-    slots = [Slot(None, 1)] * 2
-    assert None not in launcher.launch(configs, [["0"], ["1"]], Policy(), slots)
-    taken = store.find_runs(Path("runs"))[store.signature(store.science(configs[0]))]
-    original = launcher.record_sweep
+    two = {"parallel": 2}
+    assert None not in launching.launch(configs, [["0"], ["1"]], Policy(), local.Launcher(**two))
+    taken = store.find_runs(Path("runs"))[signature(science(configs[0]))]
+    original = local.record_sweep
     with monkeypatch.context() as patch, taken.claim() as claim:
         (taken.folder / "summary.json").rename(taken.folder / "kept")
         claim.stop()
@@ -165,8 +166,8 @@ def test_folder_that_another_process_takes_meanwhile_ends_no_other_run(tiny_conf
             files.write_json(claim._path, owner.owner())
             return original(plan, launcher)
 
-        patch.setattr(launcher, "record_sweep", and_take)
-        launcher.launch(configs, [["0"], ["1"]], Policy(force=True), slots)
+        patch.setattr(local, "record_sweep", and_take)
+        launching.launch(configs, [["0"], ["1"]], Policy(force=True), local.Launcher(**two))
     (other,) = [folder for folder in runs.folders() if folder != taken.folder]
     assert len(list(Path("runs/.superseded").iterdir())) == 1
     assert runs.record(other)["state"] == "finished"
@@ -397,7 +398,8 @@ def test_sweeper_gets_the_accuracy_under_the_configured_rule(launch, runs, monke
     monkeypatch.setattr(Climber, "__module__", module.__name__)
     Plugins.instance().register(Climber)
     name = "hydra_plugins.climber.Climber"
-    ended = launch("-m", f"hydra.sweeper._target_={name}", f"selection_rule={rule}", "training.epochs=4")
+    own = [f"hydra.sweeper._target_={name}", "~hydra.sweeper.max_runs"]
+    ended = launch("-m", *own, f"selection_rule={rule}", "training.epochs=4")
     assert "Traceback" not in ended.text and Climber.seen, ended.text
     assert [job.status for job in Climber.seen] == [JobStatus.COMPLETED, JobStatus.FAILED] * 2
     for job in Climber.seen[::2]:
