@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ def leaf(value: Any) -> str:
 def _scalar(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return ""
+    if isinstance(value, float):  # a user may set any finite learning rate
+        return number(-sys.float_info.max, sys.float_info.max, float)(value)
     return text()(value) if isinstance(value, str) else number()(value)
 
 

@@ -87,7 +87,7 @@ class Launcher(Settings, QueueLauncher):
         quoted, snapshot = shlex.quote(str(folder)), shlex.quote(job["snapshot"])
         lines = [
             "#!/bin/bash",
-            *(f"#SBATCH {option}" for option in slurm.options(sent)),
+            *(f"#SBATCH {shlex.quote(option)}" for option in slurm.options(sent)),
             "set -e",
             *(self.setup or []),
             f"export PYTHONPATH={snapshot}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",

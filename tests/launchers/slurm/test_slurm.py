@@ -339,7 +339,7 @@ def test_the_launcher_killed_right_after_sbatch(cluster, runs, python, tiny, tmp
     arguments = ["hydra/launcher=slurm", "hydra.launcher.gpus=null", "hydra.launcher.cpus=1", "seed=0,1,2"]
     path = f"{deadly.parent}:{os.environ['PATH']}"
     ended = python(ROOT / "launch.py", "-m", *tiny, *arguments, PATH=path, PYTHONPATH=str(ROOT))
-    assert ended.code == -signal.SIGKILL and "Submitted" in (tmp_path / "said").read_text()
+    assert ended.code == -signal.SIGKILL and (tmp_path / "said").read_text().strip().isdigit()
     assert set(states().values()) <= {"queued", "running", "finished"} and len(states()) == 3
     assert "0 runs" not in submit("seed=0,1,2").out and len(list(Path("runs/.jobs").iterdir())) == 1
     cluster.drained()
