@@ -70,9 +70,9 @@ def leaf(value: Any) -> str:
 def _scalar(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return ""
-    if isinstance(value, float):  # a user may set any finite learning rate
-        return number(-sys.float_info.max, sys.float_info.max, float)(value)
-    return text()(value) if isinstance(value, str) else number()(value)
+    if isinstance(value, str):
+        return text()(value)
+    return number(-sys.float_info.max, sys.float_info.max)(value)  # a user may set any finite learning rate
 
 
 def each(check: Check, most: int = 1_000_000) -> Check:
