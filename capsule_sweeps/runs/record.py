@@ -21,6 +21,7 @@ from capsule_sweeps.runs.files import MAX_BYTES, read_file
 log = logging.getLogger(__name__)
 
 MAX_NUMBER = 2**53  # beyond it a float is not exact; every count here is far below
+MAX_FLOAT = sys.float_info.max  # of a setting: a user may choose any finite learning rate
 MAX_SECONDS = 1e11  # of a clock or a duration: 3,000 years
 MAX_TEXT = 100_000  # letters, of an error message
 MAX_NAME = 1000  # letters
@@ -43,7 +44,7 @@ def text(longest: int = MAX_NAME, pattern: str = "") -> Check:
     return check
 
 
-def number(low: float = -MAX_NUMBER, high: float = MAX_NUMBER, kind: Any = int | float) -> Check:
+def number(low: float = -MAX_FLOAT, high: float = MAX_FLOAT, kind: Any = int | float) -> Check:
     def check(value: Any) -> str:
         if not isinstance(value, kind) or isinstance(value, bool):
             return "is not a whole number" if kind is int else "is not a number"
@@ -70,9 +71,7 @@ def leaf(value: Any) -> str:
 def _scalar(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return ""
-    if isinstance(value, str):
-        return text()(value)
-    return number(-sys.float_info.max, sys.float_info.max)(value)  # a user may set any finite learning rate
+    return text()(value) if isinstance(value, str) else number()(value)
 
 
 def each(check: Check, most: int = 1_000_000) -> Check:
