@@ -26,8 +26,7 @@ from capsule_sweeps.config.selection_rules import summarize
 from capsule_sweeps.console import Observer
 from capsule_sweeps.data.augment import augment, normalize
 from capsule_sweeps.data.load import load_data
-from capsule_sweeps.networks.build import build_model
-from capsule_sweeps.routing.compiled import decide
+from capsule_sweeps.networks.build import build_model, decide
 from capsule_sweeps.runs.files import append_line, read_json, write_atomic, write_json
 from capsule_sweeps.runs.provenance import code, provenance
 from capsule_sweeps.runs.run import Claim, Run
