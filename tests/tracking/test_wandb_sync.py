@@ -217,7 +217,7 @@ def test_recorded_place_counts(offline, runs, sync, wandb_server) -> None:
     """Not what the environment says now: the agent's project, an entity of then."""
     (folder,) = offline()
     runs.change_record(folder, wandb_project="theirs", wandb_entity="me")
-    assert sync("--format", "json").code == 0
+    assert sync().code == 0
     assert wandb_server.runs[folder.name[-8:]]["project"] == "theirs"
 
 
