@@ -28,10 +28,12 @@ def main() -> None:
     axes.set_yticks(iterations, [f"{number} iteration{'s' if number > 1 else ''}" for number in iterations])
     axes.invert_yaxis()
     axes.set_xscale("log")
+    axes.set_xlim(0.9, 60)
+    axes.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("time of a training step, backbone alone = 1")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     figure.savefig(out)
 
 
