@@ -43,8 +43,13 @@ class TensorBoardTracker(Tracker):
         earlier = sorted(folder.glob("events.out.tfevents.*"))
         for path in earlier:
             path.unlink() if path != earlier[-1] else path.write_bytes(b"")
-        # A TensorBoard that is watching goes from the last file, which must exist for this, to the next, and keeps what
-        # it has read; `purge_step` makes it forget that.
+        # A TensorBoard that is watching moves from the last file, which must exist for this, to a file whose name sorts
+        # after it, and keeps what it has read; `purge_step` makes it forget that. Names begin with the second in which
+        # the file was made, so that a file of the same second might sort before the last one. The bound of two seconds
+        # is for a last file from a host whose clock is ahead.
+        patience = time.monotonic() + 2
+        while earlier and int(time.time()) <= int(earlier[-1].name.split(".")[3]) and time.monotonic() < patience:
+            time.sleep(0.05)
         self._writer = SummaryWriter(str(folder), purge_step=0 if earlier else None)
         self._config, self._epochs = config, config.training.epochs
         then = time.time() - sum(row["seconds"] for row in rows)  # as if the run had never paused
