@@ -36,9 +36,11 @@ FLAT_CODE = Path(__file__).with_name(
 def fingerprint(module: str) -> str | None:
     """8 hex digits of a module's code (`routing.em`) without comments and docstrings; None without such a module."""
     path = _path(module)
-    if path is None:
-        return None
-    tree = ast.parse(path.read_text())
+    return None if path is None else hashed(ast.parse(path.read_text()))
+
+
+def hashed(tree: ast.Module) -> str:
+    """8 hex digits of a syntax tree, whose docstrings are removed; the same in every version of Python."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
             node.body = node.body[1:] or [ast.Pass()]
@@ -46,10 +48,14 @@ def fingerprint(module: str) -> str | None:
 
 
 def _parts(node: Any) -> Any:
-    """A syntax tree as lists of what is in it, the same in every version of Python, unlike ast.dump and ast.unparse."""
+    """A syntax tree as lists. Versions of Python differ in what ast.dump and ast.unparse make of a tree, in empty
+    fields, in `kind` (the u of u"text" beside an f-string), and in the empty text at the end of a format."""
     if isinstance(node, ast.AST):
-        fields = [[name, _parts(value)] for name, value in ast.iter_fields(node) if value not in (None, [])]
-        return [type(node).__name__, *fields]
+        fields = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, []) and name != "kind"]
+        if isinstance(node, ast.JoinedStr):
+            values = [part for part in node.values if not (isinstance(part, ast.Constant) and part.value == "")]
+            fields = [("values", values)] if values else []
+        return [type(node).__name__, *([name, _parts(value)] for name, value in fields)]
     return [_parts(item) for item in node] if isinstance(node, list) else repr(node)
 
 
