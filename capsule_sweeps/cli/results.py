@@ -23,6 +23,7 @@ def run(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.results.render import render
     from capsule_sweeps.results.tables import accuracy_table, notes
     from capsule_sweeps.runs.select import select
+    from capsule_sweeps.runs.sweep import first_seeds
 
     if arguments.figure and not arguments.ablation:
         raise ValueError("--figure draws the differences that ablations make: set --ablation, too")
@@ -30,7 +31,9 @@ def run(arguments: argparse.Namespace) -> None:
         return published(arguments)
     runs, rule = select(arguments.runs_dir, arguments.runs), arguments.rule or "last"
     if not arguments.ablation:
-        print(render(accuracy_table(runs, rule), arguments.format, title="Results", note=notes(runs, rule)))
+        first = first_seeds(arguments.runs_dir)
+        table, note = accuracy_table(runs, rule, first), notes(runs, rule, first)
+        print(render(table, arguments.format, title="Results", note=note))
         return
     from capsule_sweeps.results.ablation import ablation_notes, ablation_table
 

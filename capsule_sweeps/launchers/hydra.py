@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
@@ -25,6 +26,7 @@ from capsule_sweeps.config.check import check
 from capsule_sweeps.config.compose import MAX_RUNS, compose_points, one_sentence, store_settings, sweep_points
 from capsule_sweeps.launchers.launch import Launcher as RunLauncher
 from capsule_sweeps.launchers.launch import find_launcher, launch
+from capsule_sweeps.launchers.seeds import MAX_SEEDS, MIN_SEEDS, Procedure, group_seeds, launch_seeds
 from capsule_sweeps.runs.plan import Policy
 from capsule_sweeps.runs.run import Busy
 
@@ -40,12 +42,22 @@ class GridSweeper(Sweeper):
     `params` (hydra.sweeper.params, which an experiment sets) are overrides as well; those of the command line win.
     """
 
-    def __init__(self, params: dict[str, Any] | None = None, max_runs: int = MAX_RUNS) -> None:
+    def __init__(
+        self,
+        params: dict[str, Any] | None = None,
+        max_runs: int = MAX_RUNS,
+        half_width: float | None = None,
+        min_seeds: int = MIN_SEEDS,
+        max_seeds: int = MAX_SEEDS,
+        resolve: str | None = None,
+    ) -> None:
         self.params, self.max_runs = params or {}, max_runs
+        self.half_width = half_width
+        self.more: dict[str, Any] = {"min_seeds": min_seeds, "max_seeds": max_seeds, "resolve": resolve}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.loader = hydra_context.config_loader
-        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+        self.launcher: SweepLauncher = Plugins.instance().instantiate_launcher(  # type: ignore[assignment]
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
@@ -56,10 +68,25 @@ class GridSweeper(Sweeper):
             experiments = {word for point in points for word in point if word.lstrip("+").startswith("experiment=")}
             if len(experiments) > 1:
                 raise ValueError("experiment takes one name: each experiment is a sweep of its own")
+            self.launcher.procedure = procedure = self.procedure()
+            if procedure and (runs := len(group_seeds(points, procedure)) * procedure.max_seeds) > self.max_runs:
+                raise ValueError(
+                    f"this sweep may have {runs} runs with hydra.sweeper.max_seeds={procedure.max_seeds}, more than "
+                    f"hydra.sweeper.max_runs={self.max_runs}: set one of them to another number"
+                )
         jobs = self.launcher.launch(points, initial_job_idx=0)
         if any(job.status == JobStatus.FAILED for job in jobs):
             sys.exit(1)
         return jobs
+
+    def procedure(self) -> Procedure | None:
+        """How many seeds there are to be; None for those that the sweep names. Raises ValueError."""
+        if self.half_width is not None:
+            return Procedure(self.half_width, **self.more)
+        for name, value in self.more.items():
+            if value != {"min_seeds": MIN_SEEDS, "max_seeds": MAX_SEEDS}.get(name):
+                raise ValueError(f"hydra.sweeper.{name}={value} has no effect: set hydra.sweeper.half_width=… as well")
+        return None
 
 
 class SweepLauncher(Launcher):
@@ -69,6 +96,7 @@ class SweepLauncher(Launcher):
     """
 
     kind = "local"
+    procedure: Procedure | None = None  # a sweeper may set how many seeds each point gets
 
     def __init__(self, **settings: Any) -> None:
         self.settings = {
@@ -89,11 +117,17 @@ class SweepLauncher(Launcher):
             )
         with user_errors(), env_override(self.master.hydra.job.env_set):
             policy, launcher = make_launcher(self.settings, self.kind)
-            configs = compose_points(self.loader, self.master, job_overrides)
+            compose = partial(compose_points, self.loader, self.master)
             sweeper = str(self.master.hydra.sweeper._target_)
             if not launcher.waits and not sweeper.endswith("GridSweeper"):
                 raise ValueError(f"{sweeper} learns from results: set hydra.launcher.wait=true")
-            accuracies = launch(configs, job_overrides, policy, launcher)
+            if self.procedure:
+                job_overrides, configs, accuracies = launch_seeds(
+                    job_overrides, compose, policy, launcher, self.procedure
+                )
+            else:
+                configs = compose(job_overrides)
+                accuracies = launch(configs, job_overrides, policy, launcher)
         if policy.dry_run:
             sys.exit(0)  # a sweeper has nothing to learn from it
         missing = JobStatus.FAILED if launcher.waits else JobStatus.UNKNOWN
@@ -143,6 +177,8 @@ def launch_one(config: DictConfig) -> float | None:
             )
         if launcher != "local":
             raise ValueError(f"hydra/launcher={launcher} is for sweeps: add -m behind launch.py")
+        if (width := hydra.sweeper.get("half_width")) is not None:
+            raise ValueError(f"hydra.sweeper.half_width={width} is for sweeps: add -m behind launch.py")
         policy = Policy(**{entry.name: hydra.launcher[entry.name] for entry in fields(Policy)})
         (accuracy,) = launch([check(config)], [hydra.overrides.task], policy, find_launcher("local")())
     if accuracy is None and not policy.dry_run:

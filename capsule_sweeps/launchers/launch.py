@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
 from capsule_sweeps.launchers.preflight import preflight
-from capsule_sweeps.runs.files import read_json
 from capsule_sweeps.runs.plan import PlannedRun, Policy, make_plan, show_plan
 from capsule_sweeps.runs.queue import queue_names
+from capsule_sweeps.runs.record import read_summary
 from capsule_sweeps.runs.signals import Interrupted
 from capsule_sweeps.runs.signature import science, signature
 from capsule_sweeps.tracking import base as tracking
@@ -45,10 +45,15 @@ def find_launcher(name: str) -> Any:
 
 
 def launch(
-    configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]], policy: Policy, launcher: Launcher
+    configs: Sequence[DictConfig],
+    overrides: Sequence[Sequence[str]],
+    policy: Policy,
+    launcher: Launcher,
+    start: Callable[[Sequence[PlannedRun]], None] = lambda plan: None,
 ) -> list[float | None]:
     """Run what is missing of some points. Returns their accuracies (fractions), None where a run is not finished.
 
+    `start` is called with the plan when nothing keeps it from being carried out.
     Raises ValueError, before any run starts, when one of them cannot; SystemExit after a signal.
     """
     if any(config.debug for config in configs):
@@ -66,6 +71,7 @@ def launch(
         tracking.prepare([planned.config for planned in todo])
     else:
         tracking.nothing_to_train([(planned.config, planned.run) for planned in plan])
+    start(plan)
     signum = launcher.run(plan, todo)
     if launcher.waits or not todo:
         show_results(plan, configs[0].selection_rule)
@@ -88,10 +94,14 @@ def show_results(plan: Sequence[PlannedRun], rule: str) -> None:
     from capsule_sweeps.results.render import render
     from capsule_sweeps.results.tables import accuracy_table, notes
     from capsule_sweeps.runs.frame import runs_frame
+    from capsule_sweeps.runs.sweep import first_seeds
 
     runs = runs_frame(planned.run for planned in plan)
-    print(render(accuracy_table(runs, rule), "table", title="Results", note=notes(runs, rule)))
+    first: dict[str, int] = {}
+    for runs_dir in {planned.run.folder.parent for planned in plan}:
+        first |= first_seeds(runs_dir)
+    print(render(accuracy_table(runs, rule, first), "table", title="Results", note=notes(runs, rule, first)))
 
 
 def accuracy(planned: PlannedRun) -> float | None:
-    return read_json(planned.run.folder / "summary.json").get(f"accuracy_{planned.config.selection_rule}")
+    return read_summary(planned.run.folder).get(f"accuracy_{planned.config.selection_rule}")

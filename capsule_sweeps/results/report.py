@@ -23,6 +23,7 @@ from capsule_sweeps.runs.metrics import read_metrics
 from capsule_sweeps.runs.plan import Policy
 from capsule_sweeps.runs.record import SWEEP, read_typed
 from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.sweep import first_seeds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +48,7 @@ def write_report(runs_dir: Path, runs: pd.DataFrame, rule: str, out: Path) -> No
         now=time.strftime("%Y-%m-%d %H:%M %Z"),
         rule=rule,
         sweeps=_sweeps(runs_dir, dict(zip(runs.run, runs.state, strict=True)), records),
-        sections=[_accuracy(runs, rule), *_published(runs_dir, runs), *_ablations(runs, rule)],
+        sections=[_accuracy(runs_dir, runs, rule), *_published(runs_dir, runs), *_ablations(runs, rule)],
         runs=_runs(runs_dir, runs, records, rule),
     )
     write_atomic(out, page.encode())
@@ -133,10 +134,11 @@ def _section(heading: str, frame: pd.DataFrame, note: str, **more: Any) -> dict[
     return {"heading": heading, "heads": list(frame.columns), "rows": rows, "note": note, **more}
 
 
-def _accuracy(runs: pd.DataFrame, rule: str) -> dict[str, Any]:
+def _accuracy(runs_dir: Path, runs: pd.DataFrame, rule: str) -> dict[str, Any]:
     from capsule_sweeps.results.figures import accuracy_vs_num_routing
 
-    table, note = accuracy_table(runs, rule), notes(runs, rule)
+    first = first_seeds(runs_dir)
+    table, note = accuracy_table(runs, rule, first), notes(runs, rule, first)
     try:
         figure = accuracy_vs_num_routing(runs, rule)
     except ValueError:

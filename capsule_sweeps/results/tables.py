@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 
 from capsule_sweeps.config.selection_rules import find_rule
 from capsule_sweeps.results.intervals import compare, half_width
+from capsule_sweeps.results.stein import half_widths, two_stage_note
 from capsule_sweeps.runs.signature import NEUTRAL
 
 LABELS = ("model", "backbone", "routing", "schedule", "imported")
@@ -21,11 +23,12 @@ def finished_runs(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
     return runs[(runs.state == "finished") & runs[find_rule(rule).column].notna()]
 
 
-def accuracy_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
+def accuracy_table(runs: pd.DataFrame, rule: str, first: Mapping[str, int] | None = None) -> pd.DataFrame:
     """Accuracy in percent of the finished runs, one row for each group of runs that differ only in their seed.
 
     Columns: dataset, num_routing, and whatever else tells the groups apart; n, mean, std (sample standard deviation),
-    half_width (of the 95 % t interval; both NaN for n = 1), min (the worst run), max (the best); rule.
+    half_width (of the 95 % t interval; both NaN for n = 1), min (the worst run), max (the best); rule. `first` is the
+    number of first seeds of groups whose seeds a procedure chose (`runs.sweep.first_seeds`): it has its interval.
     """
     finished = finished_runs(runs, rule)
     frame = finished[["dataset", "num_routing", "group"]].copy()
@@ -40,6 +43,8 @@ def accuracy_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
     grouped = frame.groupby([*labels, "group"], dropna=False, sort=True).accuracy
     table = pd.DataFrame(grouped.agg(["count", "mean", "std", "min", "max"])).rename(columns={"count": "n"})
     table.insert(3, "half_width", half_width(table["std"], table.n))
+    for group, width in half_widths(finished, rule, first or {}).items():
+        table.loc[table.index.get_level_values("group") == group, "half_width"] = width
     return table.reset_index().drop(columns="group").assign(rule=rule)
 
 
@@ -110,12 +115,13 @@ def settings(science: dict[str, Any], keys: list[str]) -> str:
     return " ".join(f"{key}={setting(science, key)}" for key in keys)
 
 
-def notes(runs: pd.DataFrame, rule: str) -> str:
+def notes(runs: pd.DataFrame, rule: str, first: Mapping[str, int] | None = None) -> str:
     """What must be said under a table of accuracies."""
     return (
         f"Test accuracy in %, selection rule: {rule} ({find_rule(rule).meaning}) for every number; "
         "mean ± sample standard deviation over seeds, "
         f"half_width of the 95 % interval (t); neither for n = 1. {left_out(runs, rule)}"
+        f"{two_stage_note(finished_runs(runs, rule), first or {})}"
     )
 
 

@@ -162,6 +162,12 @@ QUEUE_ENTRY: dict[str, Check] = {  # queued.json
     "attempts": count(),
 }
 SWEEP: dict[str, Check] = {"sweep": text(), "command": each(text(MAX_TEXT)), "signatures": each(text())}
+SEEDS: dict[str, Check] = {  # .sweeps/seeds-*.json
+    **dict.fromkeys(("min_seeds", "max_seeds"), count(10**6)),
+    "half_width": number(0, 100),
+    "resolve": text(),
+    "groups": each(text()),
+}
 JOB: dict[str, Check] = {"queue": text(), "runs": each(text(4096)), "snapshot": text(4096), "settings": table()}
 
 

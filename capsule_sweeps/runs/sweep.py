@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.plan import PlannedRun
+from capsule_sweeps.runs.record import SEEDS, read_typed
 
 
 def sweep_name(plan: Sequence[PlannedRun]) -> str:
@@ -24,3 +27,28 @@ def record_sweep(plan: Sequence[PlannedRun], launcher: dict[str, Any]) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", {"sweep": name, "command": sys.argv, "signatures": signatures, **launcher})
     return name
+
+
+def record_seeds(runs_dir: Path, procedure: dict[str, Any], groups: Sequence[str]) -> None:
+    """Record that the seeds of some groups are chosen by a procedure with these settings; nothing when it is known."""
+    content = {**procedure, "groups": list(groups)}
+    name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+    path = runs_dir / ".sweeps" / f"seeds-{name}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, content)
+
+
+def first_seeds(runs_dir: Path) -> dict[str, int]:
+    """Group → how many first seeds told a procedure how many the group needs. Groups with a fixed number are not in it.
+
+    Of several procedures for one group the largest number counts: the deviation of any first seeds is independent of
+    the mean.
+    """
+    found: dict[str, int] = {}
+    for path in sorted((runs_dir / ".sweeps").glob("seeds-*.json")):
+        record = read_typed(path, SEEDS)
+        if record.get("resolve") is None and record.get("min_seeds", 0) >= 2:
+            for group in record.get("groups", []):
+                found[group] = max(found.get(group, 0), record["min_seeds"])
+    return found

@@ -1,0 +1,320 @@
+"""Adds seeds to a sweep until its intervals are narrow: Stein's two-stage procedure, planned from what is finished.
+
+A group is a point of the sweep without its seed. Its seeds are those that `seed=…` names, then the numbers that follow
+the largest of them. The first `min_seeds` tell how many are needed (results/stein.py); with `resolve`, what is counted
+is the difference of two groups, seed by seed. Every call computes everything from the run folders, so the same command
+continues where the last one, or the queue, left off, and does nothing when all is narrow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.table import Table
+
+from capsule_sweeps.console import console, plain_text
+from capsule_sweeps.launchers.launch import Launcher, accuracy, launch
+from capsule_sweeps.runs.plan import PlannedRun, Policy, make_plan
+from capsule_sweeps.runs.signature import columns, science, signature
+from capsule_sweeps.runs.sweep import record_seeds
+
+MIN_SEEDS, MAX_SEEDS = 5, 20
+Points = Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """The settings `hydra.sweeper.<name>`; half_width is in percentage points."""
+
+    half_width: float
+    min_seeds: int = MIN_SEEDS
+    max_seeds: int = MAX_SEEDS
+    resolve: str | None = None
+
+    def __post_init__(self) -> None:
+        wrong, wanted = "", self.half_width
+        if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not 0 < wanted < 100:
+            wrong = f"half_width={wanted} is out of range: it must be percentage points, greater than 0"
+        for name, least in (("min_seeds", 2), ("max_seeds", 2)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                wrong = f"{name}={value} is out of range: it must be a whole number of at least {least}"
+        if not wrong and self.max_seeds < self.min_seeds:
+            wrong = f"max_seeds={self.max_seeds} is less than hydra.sweeper.min_seeds={self.min_seeds}"
+        if self.resolve is not None and not isinstance(self.resolve, str):
+            wrong = f"resolve={self.resolve} must be the name of a key of the sweep, such as num_routing"
+        if wrong:
+            raise ValueError(f"hydra.sweeper.{wrong}")
+
+
+@dataclass
+class Group:
+    """The runs of one point, by seed. `words` are its overrides without the seed."""
+
+    words: tuple[str, ...]
+    name: str  # the column `group` of its runs
+    points: dict[int, tuple[DictConfig, list[str], PlannedRun]]
+
+
+@dataclass
+class Entry:
+    """One seed of a unit: its runs (two for a difference) and its value in percentage points, None if not known yet."""
+
+    seed: int
+    runs: list[PlannedRun]
+    value: float | None
+    passed_over: bool  # a run of it is not going to have a value: the next seed takes its place
+
+
+class Unit:
+    """What gets an interval: the accuracy of a group, or the difference between two groups."""
+
+    def __init__(self, groups: Sequence[Group], label: str, procedure: Procedure) -> None:
+        self.groups, self.label, self.procedure = groups, label, procedure
+        seeds = [seed for seed in groups[0].points if all(seed in group.points for group in groups)]
+        self.entries = [entry(seed, [group.points[seed][2] for group in groups]) for seed in seeds]
+        self._usable = [one for one in self.entries if not one.passed_over]
+        self._first = self._usable[: procedure.min_seeds]
+        known = [one.value for one in self._first if one.value is not None]
+        self.complete = len(known) == procedure.min_seeds
+        self._std = stdev(known) if self.complete else math.nan
+        self.asked = self._asked() if self.complete else procedure.min_seeds
+
+    def _asked(self) -> int:
+        from capsule_sweeps.results.stein import num_seeds
+
+        return int(num_seeds(self._std, self.procedure.min_seeds, self.procedure.half_width))
+
+    @property
+    def chosen(self) -> list[Entry]:
+        """The seeds that are to be run, those that are finished among them."""
+        return self._usable[: min(self.asked, self.procedure.max_seeds)]
+
+    @property
+    def values(self) -> list[float]:
+        return [one.value for one in self.chosen if one.value is not None]
+
+    def half_width(self) -> float:
+        """That of the procedure; before the first seeds are finished, of those that are."""
+        from capsule_sweeps.results.intervals import half_width
+        from capsule_sweeps.results.stein import two_stage_half_width
+
+        n = len(self.values)
+        if self.complete:
+            return float(two_stage_half_width(self._std, self.procedure.min_seeds, n))
+        return float(half_width(stdev(self.values), n)) if n > 1 else math.nan
+
+    def still_needed(self) -> str:
+        left, limit = len(self.chosen) - len(self.values), self.procedure.max_seeds
+        if not self.complete:
+            short = self.procedure.min_seeds - len(self._first)
+            return f"{left} of the first {self.procedure.min_seeds}" + (f", {short} not available" if short else "")
+        return (
+            f"{left} of {self.asked - len(self.values)}, max_seeds={limit}"
+            if self.asked > len(self.chosen)
+            else str(left)
+        )
+
+    def hours(self) -> float | None:
+        """What is left of the runs to do, None where nothing like them ran yet."""
+        todo = [run.seconds for one in self.chosen for run in one.runs if run.to_do]
+        return None if None in todo else sum(seconds or 0.0 for seconds in todo) / 3600
+
+
+def entry(seed: int, runs: list[PlannedRun]) -> Entry:
+    found = [accuracy(run) if run.state in ("finished", "stale") else None for run in runs]
+    passed_over = any(
+        (run.state == "failed" and run.action == "leave") or (run.state in ("finished", "stale") and value is None)
+        for run, value in zip(runs, found, strict=True)
+    )
+    known = [100 * value for value in found if value is not None]
+    return Entry(seed, runs, known[-1] - sum(known[:-1]) if len(known) == len(runs) else None, passed_over)
+
+
+def launch_seeds(
+    points: Points,
+    compose: Callable[[Points], list[DictConfig]],
+    policy: Policy,
+    launcher: Launcher,
+    procedure: Procedure,
+) -> tuple[list[list[str]], list[DictConfig], list[float | None]]:
+    """`launch` for as many seeds of each point as the procedure asks for, in two rounds where the launcher waits.
+
+    Returns the groups' overrides, a config of each, and the mean accuracies (fractions), None where a run of the
+    group is not finished. Raises ValueError as `launch`, and for settings that do not fit the sweep.
+    """
+    if policy.force:
+        raise ValueError(
+            "hydra.launcher.force=true runs everything again, and hydra.sweeper.half_width plans from what is "
+            "finished: leave one of them out"
+        )
+    sequences = group_seeds(points, procedure)
+    asked = [(words, seed, [*words, f"seed={seed}"]) for words, seeds in sequences.items() for seed in seeds]
+    configs = compose([point for _, _, point in asked])
+    if any(config.debug for config in configs):
+        raise ValueError("debug=true leaves no runs to plan from: leave out hydra.sweeper.half_width")
+
+    def look() -> tuple[list[Group], list[Unit]]:
+        plan = make_plan(configs, [point for _, _, point in asked], policy)
+        groups = make_groups(asked, configs, {planned.signature: planned for planned in plan})
+        return groups, make_units(groups, procedure)
+
+    def start(plan: Sequence[PlannedRun]) -> None:
+        names: dict[Path, set[str]] = {}
+        for planned in plan:
+            names.setdefault(planned.run.folder.parent, set()).add(str(columns(planned.config)["group"]))
+        for runs_dir, found in names.items():
+            record_seeds(runs_dir, asdict(procedure), sorted(found))
+
+    done: set[str] = set()
+    groups, units = look()
+    while True:
+        show_units(units, procedure)
+        wanted = {run.signature for unit in units for one in unit.chosen for run in one.runs}
+        chosen = [
+            (config, words)
+            for group in groups
+            for config, words, planned in group.points.values()
+            if planned.signature in wanted
+        ]
+        retry = replace(policy, retry="none") if done else policy  # what failed in this command is not tried twice
+        launch([config for config, _ in chosen], [words for _, words in chosen], retry, launcher, start)
+        done |= wanted
+        if policy.dry_run:
+            break
+        groups, units = look()
+        if not launcher.waits or done.issuperset(
+            run.signature for unit in units for one in unit.chosen for run in one.runs
+        ):
+            break
+    if procedure.resolve and not policy.dry_run and (launcher.waits or all(unit.complete for unit in units)):
+        show_differences(units, procedure, str(configs[0].selection_rule))
+    return (
+        [list(group.words) for group in groups],
+        [next(iter(group.points.values()))[0] for group in groups],
+        [None if policy.dry_run else mean_accuracy(group, units) for group in groups],
+    )
+
+
+def group_seeds(points: Points, procedure: Procedure) -> dict[tuple[str, ...], list[int]]:
+    """Words of each group → the seeds that it may have, in the order in which they are run.
+
+    Raises ValueError for a seed that is no number, and for more of them than max_seeds.
+    """
+    named: dict[tuple[str, ...], set[int]] = {}
+    for point in points:
+        words = tuple(word for word in point if _key(word) != "seed")
+        seeds = [word.partition("=")[2] for word in point if _key(word) == "seed"]
+        if bad := [seed for seed in seeds if not (seed.isascii() and seed.isdigit())]:
+            raise ValueError(f"seed={bad[0]} is out of range: it must be a whole number from 0 to 2147483647")
+        named.setdefault(words, set()).update(map(int, seeds))
+    found = {}
+    for words, numbers in named.items():
+        if len(numbers) > procedure.max_seeds:
+            raise ValueError(
+                f"seed names {len(numbers)} seeds, more than hydra.sweeper.max_seeds={procedure.max_seeds}: "
+                f"set hydra.sweeper.max_seeds={len(numbers)}"
+            )
+        following = max(numbers, default=-1) + 1
+        found[words] = [*sorted(numbers), *range(following, following + procedure.max_seeds - len(numbers))]
+    return found
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
+def make_groups(
+    asked: Sequence[tuple[tuple[str, ...], int, list[str]]],
+    configs: Sequence[DictConfig],
+    plan: dict[str, PlannedRun],
+) -> list[Group]:
+    """The groups of a sweep; of points that are the same runs (routing=uniform with any num_routing), the first."""
+    groups: dict[tuple[str, ...], Group] = {}
+    for (words, seed, point), config in zip(asked, configs, strict=True):
+        own = groups.setdefault(words, Group(words, str(columns(config)["group"]), {}))
+        own.points[seed] = (config, point, plan[signature(science(config))])
+    return list({group.name: group for group in reversed(groups.values())}.values())[::-1]
+
+
+def make_units(groups: Sequence[Group], procedure: Procedure) -> list[Unit]:
+    """What gets an interval. Raises ValueError when `resolve` names no key of which the sweep has two values."""
+    common = set.intersection(*(set(group.words) for group in groups))
+    labels = {id(g): " ".join(word for word in g.words if word not in common) or "(as configured)" for g in groups}
+    if procedure.resolve is None:
+        return [Unit([group], labels[id(group)], procedure) for group in groups]
+    key = procedure.resolve
+    families: dict[tuple[str, ...], list[Group]] = {}
+    for group in groups:
+        others = tuple(word for word in group.words if _key(word) != key)
+        families.setdefault(others, []).append(group)
+    units, paired = [], set()
+    for others, family in families.items():
+        name = " ".join(word for word in others if word not in common)
+        for base, other in pairwise(family):
+            values = [next((w.partition("=")[2] for w in g.words if _key(w) == key), "default") for g in (base, other)]
+            units.append(Unit([base, other], f"{name} {key}: {values[0]} → {values[1]}".strip(), procedure))
+            paired |= {base.name, other.name}
+    if not units:
+        raise ValueError(
+            f"hydra.sweeper.resolve={key} has nothing to compare: give {key} several values in this sweep that make "
+            "different runs"
+        )
+    alone = [group for group in groups if group.name not in paired]
+    return units + [Unit([group], f"{labels[id(group)]} (no neighbour)", procedure) for group in alone]
+
+
+def mean_accuracy(group: Group, units: Sequence[Unit]) -> float | None:
+    """The mean over the chosen seeds of a group (a fraction); None while a run of these is not finished."""
+    seeds = {one.seed for unit in units if group in unit.groups for one in unit.chosen}
+    found = [accuracy(group.points[seed][2]) for seed in seeds]
+    known = [value for value in found if value is not None]
+    return fmean(known) if known and len(known) == len(found) else None
+
+
+def show_units(units: Sequence[Unit], procedure: Procedure) -> None:
+    """What the plan says of each group before anything starts."""
+    table = Table(title="Seeds", title_justify="left")
+    table.add_column("runs", overflow="fold")
+    for name in ("n", "half-width so far", "still needed", "hours"):
+        table.add_column(name, justify="right", overflow="fold")
+    for unit in units:
+        width, hours = unit.half_width(), unit.hours()
+        cells = [str(len(unit.values)), "–" if math.isnan(width) else f"±{width:.2f}", unit.still_needed()]
+        table.add_row(*map(plain_text, [unit.label, *cells, "–" if hours is None else f"{hours:.2g}"]))
+    console().print(table)
+    what = f"the difference between neighbouring values of {procedure.resolve}" if procedure.resolve else "each group"
+    console().print(
+        f"Stein's two-stage procedure: the first {procedure.min_seeds} seeds tell how many the 95 % interval of {what} "
+        f"needs to be ±{procedure.half_width:g} points, at most {procedure.max_seeds}.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def show_differences(units: Sequence[Unit], procedure: Procedure, rule: str) -> None:
+    """The table at the end for `resolve`: each difference with the procedure's interval."""
+    import pandas as pd
+
+    from capsule_sweeps.results.render import render
+
+    rows: list[dict[str, Any]] = [
+        {"runs": unit.label, "n": len(unit.values), "difference": fmean(unit.values), "half_width": unit.half_width()}
+        for unit in units
+        if len(unit.groups) == 2 and unit.complete
+    ]
+    note = (
+        f"Differences of test accuracy in percentage points, seed by seed, selection rule: {rule}. The number of pairs "
+        f"n was chosen by Stein's two-stage procedure for ±{procedure.half_width:g}: half_width is that of its 95 % "
+        f"interval, t(n0 − 1)·s0/√n with the deviation s0 of the first n0 = {procedure.min_seeds} differences."
+    )
+    frame = pd.DataFrame(rows, columns=["runs", "n", "difference", "half_width"])
+    print(render(frame, "table", title="Differences", note=note))
