@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from capsule_sweeps.runs.lock import living_elsewhere, process_here
+from capsule_sweeps.runs.lock import other_host, process_here
 from capsule_sweeps.runs.queue import find_queue
 from capsule_sweeps.runs.run import Run
 
@@ -28,7 +28,7 @@ def cancel(runs_dir: Path, runs: pd.DataFrame, sweeps: Sequence[str]) -> list[st
             except OSError as error:
                 raise ValueError(f"{name}: its launcher, process {pid}, cannot be told ({error.strerror})") from error
             said.append(f"{name}: its launcher (process {pid}) was asked to save and stop")
-        elif pid is None and (host := living_elsewhere(runs_dir / ".sweeps" / f"{name}.json")):
+        elif pid is None and (host := other_host(runs_dir / ".sweeps" / f"{name}.json")):
             said.append(f"{name}: its launcher may run on {host}, out of reach from here; cancel it there")
     emptied = {}
     for name in runs.run[runs.state.isin(["queued", "running"])]:

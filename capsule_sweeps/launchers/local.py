@@ -66,7 +66,7 @@ def run_here(todo: Sequence[PlannedRun], sweep: str, stop: Stop) -> None:
         for planned in todo:
             name = planned.run.folder.name
             try:
-                planned.clear()
+                planned.put_old_aside()
                 train(planned.config, planned.run, sweep, display, stop)
             except Interrupted as interrupted:
                 log.warning("%s: %s", name, interrupted)

@@ -82,7 +82,7 @@ class Worker:
 
     def __init__(self, planned: PlannedRun, sweep: str, slot: Slot, events: queue.Queue[tuple[Worker, Any]]) -> None:
         self.planned, self.slot = planned, slot
-        planned.clear()
+        planned.put_old_aside()
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         if slot.gpu is not None:

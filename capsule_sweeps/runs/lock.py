@@ -79,7 +79,7 @@ def process_here(path: Path) -> int | None:
     return owner["pid"] if here and _process_start(owner["pid"]) == owner.get("start") else None
 
 
-def living_elsewhere(path: Path) -> str | None:
+def other_host(path: Path) -> str | None:
     """The other host whose process a sweep file names; None when it names one of this host, or none."""
     host = read_json(path).get("host")
     return host.split()[0] if isinstance(host, str) and host.split() and host != _host() else None

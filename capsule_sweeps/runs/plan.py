@@ -70,7 +70,7 @@ class PlannedRun:
     def signature(self) -> str:
         return self.run.folder.name[-8:]
 
-    def clear(self) -> None:
+    def put_old_aside(self) -> None:
         """Put the old folder of a run that is made anew aside; called right before it starts."""
         if self.action == "run anew":
             self.run.put_aside()
@@ -102,9 +102,9 @@ def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]],
         label = " ".join(text for text in point if text not in common) or "(as configured)"
         action = policy.action(state, record.get("failure"))
         planned = PlannedRun(config, run, label, state, action, changed)
-        if planned.to_do and like(flat) in rates:
+        if planned.to_do and cost_key(flat) in rates:
             done = 0 if action == "run anew" else record.get("epochs_done", 0)
-            planned.seconds = (config.training.epochs - done) * median(rates[like(flat)])
+            planned.seconds = (config.training.epochs - done) * median(rates[cost_key(flat)])
         plan[identity] = planned
     return list(plan.values())
 
@@ -115,11 +115,11 @@ def epoch_rates(runs: Iterable[Run]) -> dict[str, list[float]]:
     for run in runs:
         record = run.record()
         if record.get("epochs_done") and record.get("seconds"):
-            rates[like(record.get("science", {}))].append(record["seconds"] / record["epochs_done"])
+            rates[cost_key(record.get("science", {}))].append(record["seconds"] / record["epochs_done"])
     return rates
 
 
-def like(flat: dict[str, Any]) -> str:
+def cost_key(flat: dict[str, Any]) -> str:
     """Runs are alike when an epoch of them costs the same: model, data, batch size and precision."""
     matter = ("model.", "dataset.", "training.batch_size", "training.amp")
     return json.dumps({key: value for key, value in flat.items() if key.startswith(matter)}, sort_keys=True)
