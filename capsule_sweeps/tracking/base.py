@@ -121,28 +121,28 @@ class Shield(Tracker):
 
     def __init__(self, config: DictConfig, run: Run, sweep: str, rows: Sequence[dict[str, Any]]) -> None:
         self._class, self._quiet, self._tracker = tracker_class(config), False, Tracker(config, run, sweep, rows)
-        with self._aside():
+        with self._ignore_errors():
             self._tracker = self._class(config, run, sweep, rows)
 
     def log(self, row: dict[str, Any]) -> None:
-        with self._aside():
+        with self._ignore_errors():
             self._tracker.log(row)
 
     def summary(self, values: dict[str, Any]) -> None:
-        with self._aside():
+        with self._ignore_errors():
             self._tracker.summary(values)
 
     def close(self, outcome: str) -> None:
-        with self._aside():
+        with self._ignore_errors():
             self._tracker.close(outcome)
 
     def located(self) -> dict[str, Any]:
-        with self._aside():
+        with self._ignore_errors():
             return self._tracker.located()
         return {}
 
     @contextmanager
-    def _aside(self) -> Iterator[None]:
+    def _ignore_errors(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:

@@ -52,7 +52,7 @@ class WandbTracker(Sender):
             raise ValueError(
                 f"W&B's agent follows one run, not {len(configs)}; give every parameter one value, without -m"
             )
-        modes = [wish(config) for config in configs]
+        modes = [requested_mode(config) for config in configs]
         trouble = obstacle() if {"auto", "online"} & {*modes} else None
         if trouble:
             log.warning("W&B: offline, %s; %s", trouble, HOW_TO_SYNC.format(configs[0].runs_dir))
@@ -64,7 +64,7 @@ class WandbTracker(Sender):
 
     @classmethod
     def check(cls, config: DictConfig) -> str:
-        mode = wish(config)
+        mode = requested_mode(config)
         if mode == "disabled":
             return "off"
         trouble = obstacle() if mode != "offline" else None
@@ -110,7 +110,7 @@ class WandbTracker(Sender):
             end_service(FINISH_SECONDS)
 
 
-def wish(config: DictConfig) -> str:
+def requested_mode(config: DictConfig) -> str:
     """The mode that is asked for: WANDB_MODE, else tracking.mode, else that of `wandb offline` and `wandb disabled`."""
     said = os.environ.get("WANDB_MODE")
     if said and said not in MODES:

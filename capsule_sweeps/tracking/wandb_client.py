@@ -52,7 +52,7 @@ def obstacle() -> str | None:
         host = urlsplit(url).netloc
         if not os.environ.get("WANDB_API_KEY") and not netrc.netrc(path).authenticators(host):
             return f"no API key is set for {host} (`wandb login`, or WANDB_API_KEY)"
-        within(ANSWER_SECONDS, lambda: _ask(url))
+        with_timeout(ANSWER_SECONDS, lambda: _ask(url))
     except Exception as error:
         return f"{host} does not answer ({one_line(error)})"
     return None
@@ -77,7 +77,7 @@ def _ask(url: str) -> None:
             raise
 
 
-def within(seconds: float, function: Callable[[], Any]) -> Any:
+def with_timeout(seconds: float, function: Callable[[], Any]) -> Any:
     """What the function returns or raises; TimeoutError when it takes longer, and it is left alone then."""
     ended: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
 
@@ -116,7 +116,7 @@ def end_service(patience: float) -> None:
     try:
         if patience:
             with suppress(Exception):
-                within(patience, wandb.teardown)
+                with_timeout(patience, wandb.teardown)
                 ended = True
     finally:  # Ctrl-C, too
         if not ended:
@@ -126,7 +126,7 @@ def end_service(patience: float) -> None:
                         child.kill()
     if not ended:
         with suppress(Exception):
-            within(5, wandb.teardown)
+            with_timeout(5, wandb.teardown)
 
 
 def init(

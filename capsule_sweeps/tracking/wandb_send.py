@@ -17,7 +17,7 @@ from capsule_sweeps.runs.files import read_json
 from capsule_sweeps.runs.metrics import read_metrics
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.tracking.base import Tracker, one_line
-from capsule_sweeps.tracking.wandb_client import FINISH_SECONDS, end_service, init, settings, within
+from capsule_sweeps.tracking.wandb_client import FINISH_SECONDS, end_service, init, settings, with_timeout
 
 # What runs log of an epoch and, finished, in their summary; val only where dataset.val_size holds images out, ema only
 # where training.ema averages weights
@@ -62,7 +62,7 @@ class Sender(Tracker):
                 self._run.mark_preempting()
         finally:
             try:
-                within(seconds + 5, lambda: self._run.finish(exit_code=EXIT_CODES[outcome]))
+                with_timeout(seconds + 5, lambda: self._run.finish(exit_code=EXIT_CODES[outcome]))
             except BaseException:
                 end_service(0)
                 raise
