@@ -27,7 +27,7 @@ def choose_device(asked: str, before: str | None = None) -> torch.device:
     return device
 
 
-def settle(wanted: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
+def pin_execution(wanted: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
     """How the run is executed: as in its first attempt, for only then are its bits the same."""
     if before is None:
         return wanted

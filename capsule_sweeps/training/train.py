@@ -36,7 +36,7 @@ from capsule_sweeps.tracking.base import track, tracker_class
 from capsule_sweeps.training.checkpoint import damaged, keep_rows, read_checkpoint
 from capsule_sweeps.training.ema import Average
 from capsule_sweeps.training.evaluation import evaluate, num_correct
-from capsule_sweeps.training.execution import choose_device, num_threads, settle
+from capsule_sweeps.training.execution import choose_device, num_threads, pin_execution
 from capsule_sweeps.training.learning_rate import learning_rate
 from capsule_sweeps.training.losses import LOSSES
 
@@ -61,12 +61,12 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
 
     tracking = tracker_class(config)
     execution = {"device": device.type, "threads": torch.get_num_threads(), "channels_last": recipe.channels_last}
-    execution = settle({**execution, "compile": decide(config, device)}, record.get("execution"))
+    execution = pin_execution({**execution, "compile": decide(config, device)}, record.get("execution"))
     layout = torch.channels_last if execution["channels_last"] else torch.contiguous_format
 
     torch.backends.cudnn.allow_tf32 = False  # like that of matrix products, whose default it is
     torch.backends.cudnn.deterministic = True  # a resumed run ends with the same bits on a GPU, too
-    torch.manual_seed(mix(config.seed))
+    torch.manual_seed(derive_seed(config.seed))
     decided = {"training": {"compile": "on" if execution["compile"] else "off"}}
     model = build_model(DictConfig(OmegaConf.merge(config, decided))).to(device)
     torch.nn.utils.convert_conv2d_weight_memory_format(model, layout)
@@ -87,7 +87,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             return read_json(run.folder / "summary.json")
         stack.enter_context(num_threads(execution["threads"]))
         stack.enter_context(log_to(run.folder / "log.txt"))
-        stack.enter_context(outcome(claim))
+        stack.enter_context(record_outcome(claim))
         write_atomic(run.folder / "config.yaml", OmegaConf.to_yaml(config).encode())
         attempt = {"started": time.time(), **provenance(*tracking.packages), "code": code(science(config))}
         attempt["execution"] = execution
@@ -147,12 +147,12 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
         observer.start(run.folder.name, recipe.epochs, first_epoch, num_batches)
         for epoch in range(first_epoch, recipe.epochs):
             started, first_of_epoch = time.perf_counter(), first_batch
-            torch.manual_seed(mix(config.seed, epoch))
+            torch.manual_seed(derive_seed(config.seed, epoch))
             order = torch.randperm(num_images).to(device)
             examples = data.train.of_epoch(epoch)
             model.train()
             for batch in range(first_batch, num_batches):
-                torch.manual_seed(mix(config.seed, epoch, batch))
+                torch.manual_seed(derive_seed(config.seed, epoch, batch))
                 step = epoch * num_batches + batch
                 lr = optimizer.param_groups[0]["lr"] = learning_rate(recipe, step, num_batches)
                 index = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
@@ -219,7 +219,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     return summary
 
 
-def mix(*numbers: int) -> int:
+def derive_seed(*numbers: int) -> int:
     """A seed that follows from some numbers and looks like none of them."""
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8]) >> 1
 
@@ -245,7 +245,7 @@ def check_evaluation(row: dict[str, Any], steps: int) -> None:
 
 
 @contextmanager
-def outcome(claim: Claim) -> Iterator[None]:
+def record_outcome(claim: Claim) -> Iterator[None]:
     """While open, what ends the run early is recorded: interrupted, or failed with the traceback in error.txt."""
     try:
         yield
