@@ -38,7 +38,7 @@ class AffineTest(Variant):
 
     def change(self, decoded: Decoded) -> Decoded:
         images, labels = decoded.test
-        return replace(decoded, test=(moved(images, SPLIT_SEED), labels))
+        return replace(decoded, test=(random_affine(images, SPLIT_SEED), labels))
 
 
 class TurnedTest(Variant):
@@ -48,17 +48,17 @@ class TurnedTest(Variant):
     def asked(dataset: Any) -> bool:
         return bool(dataset.test_rotation or dataset.test_shift)
 
-    def show(self, data: Data) -> Data:
-        images = turned(data.test.images.cpu().numpy(), self.dataset.test_rotation, self.dataset.test_shift)
+    def apply(self, data: Data) -> Data:
+        images = rotate_shift(data.test.images.cpu().numpy(), self.dataset.test_rotation, self.dataset.test_shift)
         return replace(data, test=Split(torch.from_numpy(images).to(data.test.images.device), data.test.labels))
 
 
-def moved(images: Images, seed: int) -> Images:
+def random_affine(images: Images, seed: int) -> Images:
     """(N, C, H, W) uint8, each image under an affine map of its own that follows from the seed and its place."""
     return _in_parts(images, *draw(len(images), seed))
 
 
-def turned(images: Images, rotation: float, shift: float) -> Images:
+def rotate_shift(images: Images, rotation: float, shift: float) -> Images:
     """(N, C, H, W) uint8, each image turned left by `rotation` degrees, then moved `shift` pixels to the right."""
     cosine, sine = math.cos(math.radians(rotation)), math.sin(math.radians(rotation))
     matrix = np.array([[cosine, sine], [-sine, cosine]])  # y grows downwards

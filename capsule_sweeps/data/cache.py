@@ -123,7 +123,7 @@ def _path(folder: Path, stem: str, listing: Any) -> Path:
     return folder / f"{stem}-{key}"
 
 
-def measure(images: Images) -> tuple[list[float], list[float]]:
+def measure_mean_std(images: Images) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel of (N, C, H, W), to four digits; std is never 0."""
     means, stds = [], []
     for channel in range(images.shape[1]):
@@ -139,7 +139,7 @@ def measure(images: Images) -> tuple[list[float], list[float]]:
 
 
 def _write(path: Path, decoded: Decoded) -> None:
-    mean, std = (decoded.mean, decoded.std) if decoded.mean else measure(decoded.train[0])
+    mean, std = (decoded.mean, decoded.std) if decoded.mean else measure_mean_std(decoded.train[0])
     splits = decoded.splits()
     about = {"splits": list(splits), "classes": decoded.classes, "mean": mean, "std": std, "sha256": decoded.sha256()}
     beside = path.with_name(f"{path.name}.tmp")  # one name is enough: the writer holds the lock

@@ -57,7 +57,7 @@ def load_data(dataset: Any, data_dir: str | Path, device: str | torch.device) ->
         normalization=Normalization(*map(tuple, given)),
     )
     for variant in _variants(dataset):
-        data = variant.show(data)
+        data = variant.apply(data)
     return data
 
 

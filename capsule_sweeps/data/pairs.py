@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from capsule_sweeps.data.augment import crop_and_flip
-from capsule_sweeps.data.cache import Decoded, measure
+from capsule_sweeps.data.cache import Decoded, measure_mean_std
 from capsule_sweeps.data.canvas import DIGIT_SIZE
 from capsule_sweeps.data.split import SPLIT_SEED, Data, Split
 from capsule_sweeps.data.variant import Variant
@@ -34,15 +34,15 @@ class InPairs(Variant):
 
     def change(self, decoded: Decoded) -> Decoded:
         digits = Split(*map(torch.from_numpy, decoded.train))
-        mean, std = measure(fixed(pair(digits, self.shift, [SPLIT_SEED, 0])).images.numpy())
+        mean, std = measure_mean_std(render(pair(digits, self.shift, [SPLIT_SEED, 0])).images.numpy())
         return replace(decoded, mean=tuple(mean), std=tuple(std))
 
-    def show(self, data: Data) -> Data:
+    def apply(self, data: Data) -> Data:
         return replace(
             data,
             train=pair(data.train, self.shift, [SPLIT_SEED, 0]),
-            val=fixed(pair(data.val, self.shift, SPLIT_SEED + 1)) if data.val else None,
-            test=fixed(pair(data.test, self.shift, SPLIT_SEED + 2)),
+            val=render(pair(data.val, self.shift, SPLIT_SEED + 1)) if data.val else None,
+            test=render(pair(data.test, self.shift, SPLIT_SEED + 2)),
         )
 
 
@@ -89,7 +89,7 @@ def pair(digits: Split, shift: int, seed: int | list[int]) -> Pairs:
     return Pairs(digits.images, digits.labels, shift, *drawn)
 
 
-def fixed(pairs: Pairs) -> Split:
+def render(pairs: Pairs) -> Split:
     """The images of all pairs, made once."""
     parts = torch.arange(len(pairs), device=pairs.labels.device).split(1000)
     images, labels = zip(*map(pairs.batch, parts), strict=True)

@@ -30,7 +30,7 @@ class Variant:
         """What is stored in the cache instead."""
         return decoded
 
-    def show(self, data: Data) -> Data:
+    def apply(self, data: Data) -> Data:
         """What training and evaluation see instead."""
         return data
 

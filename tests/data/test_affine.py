@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from capsule_sweeps.data.affine import CHUNK, RANGES, draw, moved, turned, warp
+from capsule_sweeps.data.affine import CHUNK, RANGES, draw, random_affine, rotate_shift, warp
 
 IDENTITY = np.eye(2)[None]
 
@@ -65,9 +65,11 @@ def test_drawn_maps_fill_their_ranges_and_no_more():
 
 def test_maps_follow_from_seed_and_place_alone():
     images = pictures(CHUNK + 20)
-    all_of_them = moved(images, 7)
-    assert np.array_equal(moved(images[:30], 7), all_of_them[:30])
-    assert np.array_equal(moved(images, 7), all_of_them) and not np.array_equal(moved(images, 8), all_of_them)
+    all_of_them = random_affine(images, 7)
+    assert np.array_equal(random_affine(images[:30], 7), all_of_them[:30])
+    assert np.array_equal(random_affine(images, 7), all_of_them) and not np.array_equal(
+        random_affine(images, 8), all_of_them
+    )
     matrices, shifts = draw(len(images), 7)
     assert np.array_equal(warp(images[-9:], matrices[-9:], shifts[-9:]), all_of_them[-9:])
 
@@ -75,12 +77,12 @@ def test_maps_follow_from_seed_and_place_alone():
 def test_turned_to_the_left_and_moved_to_the_right() -> None:
     """Quarter turns and whole pixels are exact, for colour and odd sizes too; black comes in from outside."""
     images = np.random.RandomState(0).randint(1, 256, (3, 2, 7, 7)).astype(np.uint8)
-    assert np.array_equal(turned(images, 0, 0), images)
-    assert np.array_equal(turned(images, 90, 0), np.rot90(images, axes=(2, 3)))
-    assert np.array_equal(turned(images, -180, 0), images[:, :, ::-1, ::-1])
+    assert np.array_equal(rotate_shift(images, 0, 0), images)
+    assert np.array_equal(rotate_shift(images, 90, 0), np.rot90(images, axes=(2, 3)))
+    assert np.array_equal(rotate_shift(images, -180, 0), images[:, :, ::-1, ::-1])
     for shift in (-3, 2):
         wanted = np.zeros_like(images)
         wanted[..., max(0, shift) : 7 + min(0, shift)] = images[..., max(0, -shift) : 7 - max(0, shift)]
-        assert np.array_equal(turned(images, 0, shift), wanted)
-    moved_after = turned(turned(images, 90, 0), 0, 2)
-    assert np.array_equal(turned(images, 90, 2), moved_after)
+        assert np.array_equal(rotate_shift(images, 0, shift), wanted)
+    moved_after = rotate_shift(rotate_shift(images, 90, 0), 0, 2)
+    assert np.array_equal(rotate_shift(images, 90, 2), moved_after)
