@@ -89,7 +89,7 @@ class Classes:
 
 
 @dataclass
-class Capsules:
+class CapsulesConfig:
     name: str = MISSING
     pose: str = _one_of("matrix", "vector")
     dropout: float = _rule(lambda value: 0 <= value < 1, "at least 0 and less than 1")
@@ -151,7 +151,7 @@ class Config:
     debug: bool = MISSING
     dataset: Dataset = field(default_factory=Dataset)
     backbone: dict[str, Any] = MISSING
-    capsules: Capsules = field(default_factory=Capsules)
+    capsules: CapsulesConfig = field(default_factory=CapsulesConfig)
     routing: dict[str, Any] = MISSING
     model: dict[str, Any] = MISSING
     training: Training = field(default_factory=Training)

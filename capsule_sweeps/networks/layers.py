@@ -94,12 +94,14 @@ class CapsuleLayer(nn.Module):
 
         `votes` takes the place of those that the layer was made with.
         """
-        parents: Capsules = self.routing((votes or self.make_votes)(*self._scaled()), self._seen(children), previous)
+        parents: Capsules = self.routing(
+            (votes or self.make_votes)(*self._scaled()), self._children_for_votes(children), previous
+        )
         return parents
 
     def watch(self, children: Capsules, previous: Capsules | None = None) -> tuple[Capsules, Step]:
         """What `forward` returns, computed from recorded votes, and what was seen of it."""
-        votes, children = RecordingVotes(*self._scaled()), self._seen(children)
+        votes, children = RecordingVotes(*self._scaled()), self._children_for_votes(children)
         parents: Capsules = self.routing(votes, children, previous)
         coefficients = votes.coefficients if parents.coefficients is None else parents.coefficients
         assert coefficients is not None
@@ -110,7 +112,7 @@ class CapsuleLayer(nn.Module):
         scale, stride = self.routing.vote_scale, self.weight.shape[0] if self.interleaved else self.stride
         return self.weight if scale == 1 else self.weight * scale, stride
 
-    def _seen(self, children: Capsules) -> Capsules:
+    def _children_for_votes(self, children: Capsules) -> Capsules:
         """The children as the votes take them."""
         if not self.interleaved:
             return children

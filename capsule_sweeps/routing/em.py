@@ -118,12 +118,12 @@ def explicit_step(
     else:
         centres, precisions, biases = (places_first(value) for value in gaussians)
         log_r = (biases - 0.5 * ((every - centres).square() * precisions).sum(-1)).log_softmax(-1)
-    seen = votes.windows(activations).unsqueeze(-1)
-    shares = over_children(log_r + seen.clamp_min(LEAST_ACTIVATION).log())
+    a = votes.windows(activations).unsqueeze(-1)
+    shares = over_children(log_r + a.clamp_min(LEAST_ACTIVATION).log())
     means = torch.einsum("bhwklnm,bhwklnme->bmhwe", shares, every)
     variances = torch.einsum("bhwklnm,bhwklnme->bmhwe", shares, (every - places_first(means)).square())
     r = log_r.exp()
-    return means, variances, (r * seen).sum((3, 4, 5)).movedim(3, 1), r
+    return means, variances, (r * a).sum((3, 4, 5)).movedim(3, 1), r
 
 
 def gaussian_pass(
@@ -153,7 +153,7 @@ class _Slices:
         self.layout = Layout(poses, weight, stride, num_images)
         self.activations = self.layout.filled(activations).transpose(0, 1)[:, None, None]  # N 1 1 B H W
 
-    def seen(self, number: int) -> Tensor:
+    def activations_of(self, number: int) -> Tensor:
         """The activations (i, 1, p) that the parents of a slice see, none below the least."""
         return self.layout.patches(number, self.activations)[:, 0].clamp_min(LEAST_ACTIVATION)
 
@@ -196,7 +196,7 @@ def _em(
             away = votes.sub_(c[number])
             z = b[number] - 0.5 * torch.mul(away, away, out=work).mul_(rho[number]).sum(2)
             log_ra[part] = z.log_softmax(1)
-        log_ra += slices.seen(number).log()
+        log_ra += slices.activations_of(number).log()
         log_amounts[number] = log_ra.logsumexp(0)
         shares = (log_ra - log_amounts[number]).exp_()
         mean, variance = torch.zeros_like(c[number]), torch.zeros_like(c[number])
@@ -245,18 +245,16 @@ def _em_backward(
     grad_children, grad_weight = torch.zeros_like(layout.children), torch.zeros_like(layout.weight)
     grad_activations = slices.activations.new_zeros(slices.activations.shape)
     for number in range(layout.num_slices):
-        patches, seen, log_ra = layout.patches(number), slices.seen(number), logs[number]
+        patches, a, log_ra = layout.patches(number), slices.activations_of(number), logs[number]
         log_amounts = log_ra.logsumexp(0)
-        grad_patches, grad_seen = torch.empty_like(patches), torch.empty_like(seen)
+        grad_patches, grad_a = torch.empty_like(patches), torch.empty_like(a)
         for part, votes, work in vote_slices(patches, layout.weight):
             r_a = log_ra[part].exp()
-            r, shares = r_a / seen[part], (log_ra[part] - log_amounts).exp()
+            r, shares = r_a / a[part], (log_ra[part] - log_amounts).exp()
             away = votes.sub_(mu[number])
             grad_s = torch.mul(away, away, out=work).sub_(var[number]).mul_(g_var[number]).sum(2)
             grad_log = grad_s.add_(torch.mul(away, g_mu[number], out=work).sum(2)).mul_(shares)
-            grad_seen[part] = (grad_log.sum(1, keepdim=True) / seen[part]) + (r * g_amounts[number]).sum(
-                1, keepdim=True
-            )
+            grad_a[part] = (grad_log.sum(1, keepdim=True) / a[part]) + (r * g_amounts[number]).sum(1, keepdim=True)
             grad_log = grad_log.addcmul_(r_a, g_amounts[number])
             grad_z = grad_log.sub_(r * grad_log.sum(1, keepdim=True))
             grad_b[number] += grad_z.sum(0)
@@ -270,7 +268,7 @@ def _em_backward(
             grad_weight[part] += (flat @ patches[part].flatten(2).transpose(1, 2)).view_as(grad_weight[part])
             torch.bmm(layout.weight[part].flatten(1, 2).transpose(1, 2), flat, out=grad_patches[part].flatten(2))
         layout.add_patches(grad_children, grad_patches, number)
-        layout.add_patches(grad_activations, grad_seen.unsqueeze(1), number)
+        layout.add_patches(grad_activations, grad_a.unsqueeze(1), number)
     shape = (layout.k, layout.l, layout.num_children, layout.num_parents, layout.d, layout.x)
     return (
         grad_children.permute(3, 0, 4, 5, 2, 1).flatten(4)[: layout.batch].contiguous(),
