@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from capsule_sweeps.networks.published_weights import load_published_weights
     from capsule_sweeps.runs.frame import load_runs
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["build_model", "compose_config", "load_published_weights", "load_runs"]
 

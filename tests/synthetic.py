@@ -5,7 +5,7 @@ from pathlib import Path
 
 from capsule_sweeps import compose_config
 from capsule_sweeps.runs.files import write_json
-from capsule_sweeps.runs.signature import columns, science
+from capsule_sweeps.runs.signature import columns, signed_config
 
 
 def finished_run(
@@ -18,7 +18,7 @@ def finished_run(
     folder.mkdir(parents=True)
     found = {"accuracy_last": last, "accuracy_best_test": last if best_test is None else best_test}
     summary = {**described, **found, "accuracy_best_val": None, "seconds": 3600.0, "parameters": 10}
-    record = {**summary, "state": state, "science": science(config), "execution": {"device": "cuda"}}
+    record = {**summary, "state": state, "signed_config": signed_config(config), "execution": {"device": "cuda"}}
     write_json(folder / "run.json", record)
     if state == "finished":
         write_json(folder / "summary.json", summary)

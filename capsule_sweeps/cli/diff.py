@@ -63,7 +63,7 @@ def facts(run: Run) -> dict[str, dict[str, Any]]:
     columns = columns.where(columns.notna(), None)
     attempt = ([{}, *record.get("attempts", [])])[-1]
     return {
-        "configuration": {**NEUTRAL, **columns.science},
+        "configuration": {**NEUTRAL, **columns.signed_config},
         "code": _dict(attempt.get("code")),
         "versions": {"python": attempt.get("python"), **_dict(attempt.get("versions"))},
         "machine": {**{key: attempt.get(key) for key in MACHINE}, **record.get("execution", {})},

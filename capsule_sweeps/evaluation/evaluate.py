@@ -223,7 +223,9 @@ def notes(
         moved.insert(0, "turned, sheared, scaled and shifted at random (affine_test)")
     if moved:
         said.append(f"Images were {' and '.join(moved)}; what came in from outside is black.")
-    as_trained = bool(record.get("science", {}).get("dataset.affine_test")) == dataset.affine_test  # it is hashed, too
+    as_trained = (
+        bool(record.get("signed_config", {}).get("dataset.affine_test")) == dataset.affine_test
+    )  # it is hashed, too
     if as_trained and record.get("data_sha256") not in (None, data.sha256):
         said.append("These data are not those that it was trained on (their hash differs).")
     theirs = told["best_test"]

@@ -32,7 +32,7 @@ from capsule_sweeps.networks.published_weights import load_published_weights
 from capsule_sweeps.runs.files import write_atomic, write_json
 from capsule_sweeps.runs.provenance import provenance
 from capsule_sweeps.runs.run import Run, check_runs_dir, find_runs
-from capsule_sweeps.runs.signature import columns, run_name, science, signature
+from capsule_sweeps.runs.signature import columns, run_name, signature, signed_config
 
 DATASETS = {(10, 3): "CIFAR10", (100, 3): "CIFAR100"}  # (classes, channels) → what the published code trains on
 TAKEN = ("dataset", "capsules", "data_dir")  # groups that overrides may change, and routing.schedule
@@ -67,11 +67,11 @@ def import_checkpoint(path: Path, num_routing: int, overrides: Sequence[str], ru
         load_published_weights(model, published.weights)
     except ValueError as error:
         raise ValueError(f"{path} does not fit: {error}") from error
-    signed = {key: value for key, value in science(config).items() if key.startswith(("model.", "dataset."))}
+    signed = {key: value for key, value in signed_config(config).items() if key.startswith(("model.", "dataset."))}
     signed = {key: value for key, value in signed.items() if key not in UNKNOWN}
     signed["imported.sha256"] = published.sha256
     for run in find_runs(runs_dir).values():
-        there = run.record().get("science", {})
+        there = run.record().get("signed_config", {})
         if there.get("imported.sha256") == published.sha256:
             keys = sorted(key for key in there.keys() | signed.keys() if there.get(key) != signed.get(key))
             if keys:
@@ -96,7 +96,7 @@ def write_run(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "imported": told,
     }
-    record = {**described, "state": "finished", "science": signed, "attempts": [], **summary}
+    record = {**described, "state": "finished", "signed_config": signed, "attempts": [], **summary}
     record["normalization"] = {key: list(config.dataset[key]) for key in ("mean", "std")}
     buffer = io.BytesIO()
     torch.save({"model": model.state_dict(), "epoch": published.epoch, "batch": 0}, buffer)

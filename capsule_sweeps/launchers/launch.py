@@ -15,7 +15,7 @@ from capsule_sweeps.runs.plan import PlannedRun, Policy, make_plan, show_plan
 from capsule_sweeps.runs.queue import queue_names
 from capsule_sweeps.runs.record import read_summary
 from capsule_sweeps.runs.signals import Interrupted
-from capsule_sweeps.runs.signature import science, signature
+from capsule_sweeps.runs.signature import signature, signed_config
 from capsule_sweeps.tracking import base as tracking
 
 
@@ -80,7 +80,7 @@ def launch(
         print(f"{Interrupted(signum)}; {left} runs are not finished: the same command resumes them", file=sys.stderr)
         sys.exit(128 + signum)
     accuracies = {planned.signature: accuracy(planned) for planned in plan}
-    return [accuracies[signature(science(config))] for config in configs]
+    return [accuracies[signature(signed_config(config))] for config in configs]
 
 
 def scratch(config: DictConfig, folder: str) -> DictConfig:

@@ -14,7 +14,7 @@ from capsule_sweeps.launchers.local import Launcher as LocalLauncher
 from capsule_sweeps.runs.files import read_json
 from capsule_sweeps.runs.plan import Policy
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.runs.signature import science, signature
+from capsule_sweeps.runs.signature import signature, signed_config
 from capsule_sweeps.runs.where import lost
 
 
@@ -56,8 +56,8 @@ def stored_config(runs_dir: Path, name: str) -> DictConfig:
         config = check(OmegaConf.create(stored))  # type: ignore[arg-type]
     except Exception as error:
         raise ValueError(f"{path} cannot be used ({' '.join(str(error).split())}); run it from scratch") from error
-    run.compare(science(config), run.record())
-    if signature(science(config)) != name[-8:]:
+    run.compare(signed_config(config), run.record())
+    if signature(signed_config(config)) != name[-8:]:
         raise ValueError(f"{path} describes another run than {name}: it was edited; bring the old one back")
     config.runs_dir = str(runs_dir)
     return config

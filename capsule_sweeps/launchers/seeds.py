@@ -22,7 +22,7 @@ from rich.table import Table
 from capsule_sweeps.console import console, plain_text
 from capsule_sweeps.launchers.launch import Launcher, accuracy, launch
 from capsule_sweeps.runs.plan import PlannedRun, Policy, make_plan
-from capsule_sweeps.runs.signature import columns, science, signature
+from capsule_sweeps.runs.signature import columns, signature, signed_config
 from capsule_sweeps.runs.sweep import record_seeds
 
 MIN_SEEDS, MAX_SEEDS = 5, 20
@@ -240,7 +240,7 @@ def make_groups(
     groups: dict[tuple[str, ...], Group] = {}
     for (words, seed, point), config in zip(asked, configs, strict=True):
         own = groups.setdefault(words, Group(words, str(columns(config)["group"]), {}))
-        own.points[seed] = (config, point, plan[signature(science(config))])
+        own.points[seed] = (config, point, plan[signature(signed_config(config))])
     return list({group.name: group for group in reversed(groups.values())}.values())[::-1]
 
 

@@ -31,7 +31,7 @@ from capsule_sweeps.runs.lock import owner
 from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.queue import Entry, Refused, find_queue
 from capsule_sweeps.runs.run import Busy
-from capsule_sweeps.runs.signature import columns, science
+from capsule_sweeps.runs.signature import columns, signed_config
 from capsule_sweeps.runs.sweep import record_sweep, sweep_name
 from capsule_sweeps.runs.where import lost
 
@@ -171,7 +171,7 @@ def enqueue(planned: PlannedRun, submission: str, queue: str, undo: ExitStack) -
         "user": getpass.getuser(),
         "config": OmegaConf.to_container(config),
         "columns": columns(config),
-        "science": science(config),
+        "signed_config": signed_config(config),
         "attempts": len(run.record().get("attempts", [])),
     }
     undo.callback(run.dequeue, submission)

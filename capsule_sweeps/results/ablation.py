@@ -15,7 +15,7 @@ import pandas as pd
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
 from capsule_sweeps.results.intervals import compare, summarize
 from capsule_sweeps.results.tables import finished_runs, left_out, settings
-from capsule_sweeps.runs.signature import NEUTRAL, science
+from capsule_sweeps.runs.signature import NEUTRAL, signed_config
 
 COLUMNS = ["base", "ablation", "n", "mean", "difference", "half_width", "p_value", "seeds_needed", "paired", "rule"]
 NEEDS_ITERATIONS = ("sequential", "uniform", "softmax_over_children")  # no change with num_routing=1
@@ -24,11 +24,11 @@ NEEDS_ITERATIONS = ("sequential", "uniform", "softmax_over_children")  # no chan
 @cache
 def changes() -> dict[str, dict[str, Any]]:
     """Name of each ablation → the signed keys that it changes, with their new values; None where a key is gone."""
-    base = science(compose_config(["num_routing=2"]))  # uniform coefficients take the iterations away
+    base = signed_config(compose_config(["num_routing=2"]))  # uniform coefficients take the iterations away
     found = {}
     for path in sorted((CONF_DIR / "ablation").glob("*.yaml")):
         if path.stem != "none":
-            other = science(compose_config(["num_routing=2", f"ablation={path.stem}"]))
+            other = signed_config(compose_config(["num_routing=2", f"ablation={path.stem}"]))
             keys = sorted(key for key in base.keys() | other.keys() if base.get(key) != other.get(key))
             found[path.stem] = {key: other.get(key, NEUTRAL.get(key)) for key in keys}
     return found
@@ -47,7 +47,7 @@ def ablation_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
         for group, own in finished.groupby("group")
     }
     first = finished.drop_duplicates("group").set_index("group")
-    bases = _bases({str(group): science for group, science in first.science.items()})
+    bases = _bases({str(group): signed for group, signed in first.signed_config.items()})
     rows = []
     for (base, ablations), name in zip(bases.items(), _names(first.loc[list(bases)]), strict=True):
         own = accuracies[base]
@@ -63,14 +63,14 @@ def ablation_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
     return table.astype({"n": "Int64", "seeds_needed": "Int64", "mean": float, "difference": float})
 
 
-def _bases(sciences: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
+def _bases(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
     """Group of each base → ablation → group; a base is what has ablations and is itself no ablation of another group.
 
-    `sciences`: a signed configuration of each group.
+    `configs`: a signed configuration of each group.
     """
-    groups = {_key(science): group for group, science in sciences.items()}
+    groups = {_key(signed): group for group, signed in configs.items()}
     found: dict[str, dict[str, str]] = {}
-    for group, own in sciences.items():
+    for group, own in configs.items():
         for ablation, changed in changes().items():
             if (other := groups.get(_key({**own, **changed}))) not in (None, group):
                 found.setdefault(group, {})[ablation] = str(other)
@@ -78,16 +78,16 @@ def _bases(sciences: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
     return {group: ablations for group, ablations in found.items() if group not in changed_groups}
 
 
-def _key(science: dict[str, Any]) -> str:
+def _key(signed: dict[str, Any]) -> str:
     """A signed configuration but for its seed, as text."""
-    kept = {key: value for key, value in science.items() if key != "seed" and value is not None}
+    kept = {key: value for key, value in signed.items() if key != "seed" and value is not None}
     return json.dumps({key: value for key, value in kept.items() if NEUTRAL.get(key) != value}, sort_keys=True)
 
 
 def _names(first: pd.DataFrame) -> list[str]:
     """What to call bases, given a run of each: dataset and num_routing, and other signed keys that tell them apart."""
-    sciences = list(first.science)
-    values = {key: {json.dumps(science.get(key)) for science in sciences} for science in sciences for key in science}
+    configs = list(first.signed_config)
+    values = {key: {json.dumps(signed.get(key)) for signed in configs} for signed in configs for key in signed}
     named = ("dataset.", "seed", "model.num_routing")
     keys = sorted(key for key, found in values.items() if len(found) > 1 and not key.startswith(named))
     if first.dataset.nunique() > 1:
@@ -95,7 +95,7 @@ def _names(first: pd.DataFrame) -> list[str]:
     names = []
     for _, run in first.iterrows():
         routed = str(run.model) if pd.isna(run.num_routing) else f"num_routing={run.num_routing}"
-        words = [str(run.dataset), routed, *([settings(run.science, keys)] if keys else [])]
+        words = [str(run.dataset), routed, *([settings(run.signed_config, keys)] if keys else [])]
         names.append(" ".join(words))
     twins = {name for name in names if names.count(name) > 1}
     return [f"{name} {group}" if name in twins else name for name, group in zip(names, first.index, strict=True)]

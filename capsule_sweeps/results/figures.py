@@ -266,7 +266,9 @@ def _line_names(finished: pd.DataFrame) -> pd.Series:
     columns = [column for column in LABELS if finished[column].nunique(dropna=False) > 1]
     keys = differing(finished)
     names = [
-        " ".join([f"{column}={run[column]}" for column in columns] + ([settings(run.science, keys)] if keys else []))
+        " ".join(
+            [f"{column}={run[column]}" for column in columns] + ([settings(run.signed_config, keys)] if keys else [])
+        )
         for _, run in finished.iterrows()
     ]
     return pd.Series(names, index=finished.index)

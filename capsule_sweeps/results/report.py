@@ -82,8 +82,8 @@ def _sweeps(runs_dir: Path, states: dict[str, str], records: dict[str, dict[str,
 
 
 def _runs(runs_dir: Path, runs: pd.DataFrame, records: dict[str, dict[str, Any]], rule: str) -> list[dict[str, Any]]:
-    keys = sorted({key for science in runs.science for key in science})
-    keys = [key for key in keys if len({json.dumps(science.get(key)) for science in runs.science}) > 1]
+    keys = sorted({key for signed in runs.signed_config for key in signed})
+    keys = [key for key in keys if len({json.dumps(signed.get(key)) for signed in runs.signed_config}) > 1]
     rows = []
     for _, run in runs.iterrows():
         record = records[run.run]
@@ -92,7 +92,7 @@ def _runs(runs_dir: Path, runs: pd.DataFrame, records: dict[str, dict[str, Any]]
             {
                 "name": run.run,
                 "state": "stale" if run.stale else run.state,
-                "settings": " ".join(f"{key}={json.dumps(run.science.get(key))}" for key in keys) or "–",
+                "settings": " ".join(f"{key}={json.dumps(run.signed_config.get(key))}" for key in keys) or "–",
                 "epochs": f"{0 if run.epochs_done is pd.NA else run.epochs_done} of {cell_text(run.epochs)}",
                 "accuracy": cell_text(100 * run[f"accuracy_{rule}"]),
                 "curve": _curve([row["test_accuracy"] for row in metrics]),

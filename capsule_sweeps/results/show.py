@@ -29,12 +29,18 @@ def show(run: Run, form: str) -> str:
     As JSON: one object, with what `why` returns under the key `why`.
     """
     entry = run.queue_entry()  # all that is known before a run starts
-    record = {**entry.get("columns", {}), "science": entry.get("science", {}), **run.record()}
+    record = {**entry.get("columns", {}), "signed_config": entry.get("signed_config", {}), **run.record()}
     attempts = record.pop("attempts", [])
-    science = record.pop("science", {})
+    signed = record.pop("signed_config", {})
     rows, damage = read_metrics(run)
     if form == "json":
-        everything = {**record, "state": run.state(record), "science": science, "attempts": attempts, "metrics": rows}
+        everything = {
+            **record,
+            "state": run.state(record),
+            "signed_config": signed,
+            "attempts": attempts,
+            "metrics": rows,
+        }
         return json.dumps({**everything, "why": json.loads(why(run, form))}, indent=1)
     facts = {**record, "state": run.state(record), "folder": run.folder}
     parts = [_pairs(facts, form, run.folder.name)]
@@ -67,13 +73,13 @@ def sparkline(values: list[float], width: int = 80) -> str:
 
 def why(run: Run, form: str) -> str:
     """Which signed fields make a run what it is, and how it differs from its nearest relatives in the same folder."""
-    science = run.record().get("science") or run.queue_entry().get("science", {})
+    signed = run.record().get("signed_config") or run.queue_entry().get("signed_config", {})
     runs = load_runs(run.folder.parent)
     relatives = []
-    for name, theirs in zip(runs.run, runs.science, strict=True):
+    for name, theirs in zip(runs.run, runs.signed_config, strict=True):
         if name != run.folder.name:
-            keys = sorted(key for key in science.keys() | theirs.keys() if science.get(key) != theirs.get(key))
-            relatives.append((len(keys), name, {key: (setting(science, key), setting(theirs, key)) for key in keys}))
+            keys = sorted(key for key in signed.keys() | theirs.keys() if signed.get(key) != theirs.get(key))
+            relatives.append((len(keys), name, {key: (setting(signed, key), setting(theirs, key)) for key in keys}))
     nearest = sorted(relatives, key=lambda relative: relative[:2])[:NUM_RELATIVES]
     frame = pd.DataFrame(
         [
@@ -84,8 +90,8 @@ def why(run: Run, form: str) -> str:
         columns=["relative", "key", "here", "there"],
     )
     if form == "json":
-        return json.dumps({"science": science, "relatives": json.loads(render(frame, "json"))}, indent=1)
-    head = _pairs(science, form, f"{run.folder.name}: hashed to {run.folder.name[-8:]}")
+        return json.dumps({"signed_config": signed, "relatives": json.loads(render(frame, "json"))}, indent=1)
+    head = _pairs(signed, form, f"{run.folder.name}: hashed to {run.folder.name[-8:]}")
     return f"{head}\n\n{render(frame, form, title='Nearest relatives')}"
 
 

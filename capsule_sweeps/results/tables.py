@@ -37,7 +37,7 @@ def accuracy_table(runs: pd.DataFrame, rule: str, first: Mapping[str, int] | Non
             frame[column] = finished[column]
     keys = differing(finished)
     if keys:
-        frame["settings"] = [settings(science, keys) for science in finished.science]
+        frame["settings"] = [settings(signed, keys) for signed in finished.signed_config]
     labels = [column for column in frame.columns if column != "group"]
     frame["accuracy"] = 100 * finished[f"accuracy_{rule}"]
     grouped = frame.groupby([*labels, "group"], dropna=False, sort=True).accuracy
@@ -56,7 +56,7 @@ def comparison_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
     """
     finished = finished_runs(runs, rule).dropna(subset=["num_routing", "seed", "group"])
     keys = differing(finished)
-    names = [f"{s.get('dataset.name')} {settings(s, keys)}".strip() for s in finished.science]
+    names = [f"{s.get('dataset.name')} {settings(s, keys)}".strip() for s in finished.signed_config]
     rows = []
     for name, alike in finished.groupby(pd.Series(names, index=finished.index), sort=True):
         groups = [
@@ -99,20 +99,20 @@ def differing(finished: pd.DataFrame) -> list[str]:
     """Signed keys that tell runs apart beyond dataset, LABELS, num_routing and seed."""
     keys: set[str] = set()
     for _, alike in finished.groupby(["dataset", *LABELS], dropna=False):
-        sciences = list(alike.drop_duplicates("group").science)
-        for key in {key for science in sciences for key in science} - {"seed", "model.num_routing"}:
-            if len({json.dumps(science.get(key)) for science in sciences}) > 1:
+        configs = list(alike.drop_duplicates("group").signed_config)
+        for key in {key for signed in configs for key in signed} - {"seed", "model.num_routing"}:
+            if len({json.dumps(signed.get(key)) for signed in configs}) > 1:
                 keys.add(key)
     return sorted(keys)
 
 
-def setting(science: dict[str, Any], key: str) -> Any:
+def setting(signed: dict[str, Any], key: str) -> Any:
     """The value of a signed key; a neutral value is not signed, but it is what the run has."""
-    return science.get(key, NEUTRAL.get(key))
+    return signed.get(key, NEUTRAL.get(key))
 
 
-def settings(science: dict[str, Any], keys: list[str]) -> str:
-    return " ".join(f"{key}={setting(science, key)}" for key in keys)
+def settings(signed: dict[str, Any], keys: list[str]) -> str:
+    return " ".join(f"{key}={setting(signed, key)}" for key in keys)
 
 
 def notes(runs: pd.DataFrame, rule: str, first: Mapping[str, int] | None = None) -> str:

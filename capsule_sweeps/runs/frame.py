@@ -27,7 +27,7 @@ def load_runs(runs_dir: Path | str, imported: bool = False) -> pd.DataFrame:
     """One row a run folder under runs_dir, sorted by name; imported ones only if asked for.
 
     Columns: `frame_columns`, `stale` (finished, but with code that changed since), `device`, `imported` (weights from
-    the published code), and `science`, the flat dict of the signed configuration. Accuracies are fractions, NaN while
+    the published code), and `signed_config`, a flat dict. Accuracies are fractions, NaN while
     the run is not finished; seconds are those of its epochs, evaluation included.
     """
     runs = runs_frame(find_runs(Path(runs_dir)).values())
@@ -43,7 +43,7 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
         state = run.state(record)
         if state in ("queued", "new"):  # not started yet: all that is known stands on the entry
             entry = run.queue_entry()
-            record = {**entry.get("columns", {}), "science": entry.get("science", {}), **record}
+            record = {**entry.get("columns", {}), "signed_config": entry.get("signed_config", {}), **record}
         if state == "finished" and record.get("state") != "finished":  # run.json was damaged; the summary has it all
             record = {**record, **read_summary(run.folder)}
         row = {column: record.get(column) for column in columns}
@@ -51,8 +51,8 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
         stale = state == "finished" and bool(changed_code(record))
         device = record.get("execution", {}).get("device")
         row |= {"stale": stale, "device": device, "imported": "imported" in record}
-        rows.append({**row, "science": record.get("science", {})})
-    frame = pd.DataFrame(rows, columns=[*columns, "stale", "device", "imported", "science"])
+        rows.append({**row, "signed_config": record.get("signed_config", {})})
+    frame = pd.DataFrame(rows, columns=[*columns, "stale", "device", "imported", "signed_config"])
     frame["imported"] = frame.imported.astype(bool)  # of no rows, too
     frame = frame.astype(
         {**dict.fromkeys((*selection_rules.columns(), "seconds"), float), **dict.fromkeys(INTEGERS, "Int64")}

@@ -16,7 +16,7 @@ from rich.table import Table
 from capsule_sweeps.console import console, plain_text
 from capsule_sweeps.runs.provenance import changed_code
 from capsule_sweeps.runs.run import Run, find_runs
-from capsule_sweeps.runs.signature import run_name, science, signature
+from capsule_sweeps.runs.signature import run_name, signature, signed_config
 
 RETRY = ("all", "oom", "nan", "none")
 
@@ -83,14 +83,14 @@ class PlannedRun:
 def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]], policy: Policy) -> list[PlannedRun]:
     """A point for every signature, in the order asked for.
 
-    Raises ValueError when a folder holds different science under a signature that is asked for.
+    Raises ValueError when a folder holds a different signed config under a signature that is asked for.
     """
     common = set.intersection(*(set(point) for point in overrides)) if len(overrides) > 1 else set()
     known = {runs_dir: find_runs(Path(runs_dir)) for runs_dir in {str(config.runs_dir) for config in configs}}
     rates = epoch_rates(run for runs in known.values() for run in runs.values())
     plan: dict[str, PlannedRun] = {}
     for config, point in zip(configs, overrides, strict=True):
-        flat = science(config)
+        flat = signed_config(config)
         identity = signature(flat)
         if identity in plan:
             continue
@@ -115,7 +115,7 @@ def epoch_rates(runs: Iterable[Run]) -> dict[str, list[float]]:
     for run in runs:
         record = run.record()
         if record.get("epochs_done") and record.get("seconds"):
-            rates[cost_key(record.get("science", {}))].append(record["seconds"] / record["epochs_done"])
+            rates[cost_key(record.get("signed_config", {}))].append(record["seconds"] / record["epochs_done"])
     return rates
 
 

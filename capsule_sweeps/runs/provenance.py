@@ -94,7 +94,7 @@ def code(flat: dict[str, Any]) -> dict[str, str]:
 
 def changed_code(record: dict[str, Any]) -> list[str]:
     """The modules that a run's configuration uses and whose code is not what one of its attempts ran."""
-    now = code(record.get("science", {}))
+    now = code(record.get("signed_config", {}))
     changed = set()
     for attempt in record.get("attempts", []):
         for name, known in (attempt.get("code") or dict.fromkeys(now)).items():

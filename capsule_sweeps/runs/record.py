@@ -116,7 +116,7 @@ def plain(value: Any, depth: int = MAX_DEPTH) -> str:
 CLOCK = number(0, MAX_SECONDS)
 SHARE = number(0, 1)
 IDENTIFIER = text(pattern=r"[A-Za-z0-9_.-]*")
-SCIENCE = table(others=leaf)
+SIGNED_CONFIG = table(others=leaf)
 EXECUTION = table({"device": text(), "threads": count()}, others=leaf)
 COLUMNS: dict[str, Check] = {
     **dict.fromkeys(("run", "signature", "group", "dataset", "model", "backbone", "routing", "schedule"), text()),
@@ -141,7 +141,7 @@ RECORD: dict[str, Check] = {  # run.json and summary.json
     "failure": text(),
     "error": text(MAX_TEXT),
     "ended": CLOCK,
-    "science": SCIENCE,
+    "signed_config": SIGNED_CONFIG,
     "execution": EXECUTION,
     "attempts": each(ATTEMPT, MAX_ATTEMPTS),
     "data_sha256": text(),
@@ -151,14 +151,14 @@ RECORD: dict[str, Check] = {  # run.json and summary.json
     "normalization": table(others=each(number())),
     "imported": table(),
 }
-NO_NULL = ("science", "execution", "attempts", "epochs_done", "seconds", "data_sha256", "imported")
+NO_NULL = ("signed_config", "execution", "attempts", "epochs_done", "seconds", "data_sha256", "imported")
 QUEUE_ENTRY: dict[str, Check] = {  # queued.json
     "queue": text(),
     "submission": text(),
     "user": text(),
     "config": table(),
     "columns": table(COLUMNS),
-    "science": SCIENCE,
+    "signed_config": SIGNED_CONFIG,
     "attempts": count(),
 }
 SWEEP: dict[str, Check] = {"sweep": text(), "command": each(text(MAX_TEXT)), "signatures": each(text())}
@@ -168,13 +168,14 @@ SEEDS: dict[str, Check] = {  # .sweeps/seeds-*.json
     "resolve": text(),
     "groups": each(text()),
 }
+FORMER_KEYS = {"science": "signed_config"}  # as they were spelled before version 0.2.0
 JOB: dict[str, Check] = {"queue": text(), "runs": each(text(4096)), "snapshot": text(4096), "settings": table()}
 
 
 def read_typed(path: Path, known: Mapping[str, Check], nulls: bool = False) -> dict[str, Any]:
     """What is valid of the object in a file; {} when there is none. Says in one line what is damaged.
 
-    Keys whose value is null are kept only with `nulls`.
+    Keys whose value is null are kept only with `nulls`. Former keys are read as the present ones.
     """
     try:
         value = json.loads(read_file(path, MAX_BYTES).decode())
@@ -185,6 +186,9 @@ def read_typed(path: Path, known: Mapping[str, Check], nulls: bool = False) -> d
     except (OSError, ValueError, RecursionError) as error:
         _say(path, getattr(error, "strerror", None) or " ".join(str(error).split())[:200])
         return {}
+    value = {key: value[old] for old, key in FORMER_KEYS.items() if old in value} | {
+        key: item for key, item in value.items() if key not in FORMER_KEYS
+    }
     wrong = {key: problem for key, item in value.items() if (problem := _problem(key, item, known))}
     if wrong:
         _say(path, "; ".join(f"{key[:80]!a} {problem}" for key, problem in list(wrong.items())[:3]))
@@ -210,7 +214,7 @@ def _say(path: Path, why: str) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What is valid of a run's run.json: the columns of `load_runs`, science, provenance, execution, attempts."""
+    """What is valid of a run's run.json: the columns of `load_runs`, signed_config, provenance, execution, attempts."""
     record = read_typed(folder / "run.json", RECORD, nulls=True)
     return {key: value for key, value in record.items() if value is not None or key not in NO_NULL}
 

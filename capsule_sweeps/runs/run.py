@@ -30,7 +30,7 @@ from capsule_sweeps.runs.files import create_json, read_json, write_json
 from capsule_sweeps.runs.lock import alive, describe, owner
 from capsule_sweeps.runs.queue import FIRST, Entry, find_queue
 from capsule_sweeps.runs.record import JOB, QUEUE_ENTRY, read_record, read_typed
-from capsule_sweeps.runs.signature import NEUTRAL, science
+from capsule_sweeps.runs.signature import NEUTRAL, signed_config
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Run:
         return self.folder / "queued.json"
 
     def queue_entry(self) -> dict[str, Any]:
-        """What a queue was given with the run: queue, submission, user, config, columns, science, attempts; or {}."""
+        """The queue entry: queue, submission, user, config, columns, signed_config, attempts. {} if there is none."""
         return read_typed(self._entry_path, QUEUE_ENTRY)
 
     def entry(self) -> Entry | None:
@@ -152,7 +152,7 @@ class Run:
         return True
 
     def record(self) -> dict[str, Any]:
-        """What run.json holds: the columns of `load_runs`, science, provenance, execution, attempts."""
+        """What run.json holds: the columns of `load_runs`, signed_config, provenance, execution, attempts."""
         return read_record(self.folder)
 
     def state(self, record: dict[str, Any] | None = None) -> str:
@@ -173,11 +173,11 @@ class Run:
         return "interrupted" if number else "new"
 
     def compare(self, asked: dict[str, Any], record: dict[str, Any]) -> None:
-        """Raises ValueError when the folder's signed config is not the one asked for: never reuse other science."""
-        stored = record.get("science")
+        """Raises ValueError when the folder's signed config is not the one asked for: never reuse another run."""
+        stored = record.get("signed_config")
         if stored is None and (self.folder / "config.yaml").exists():
             try:
-                stored = science(DictConfig(OmegaConf.load(self.folder / "config.yaml")))
+                stored = signed_config(DictConfig(OmegaConf.load(self.folder / "config.yaml")))
             except Exception as error:
                 reason = " ".join(str(error).split())
                 raise ValueError(

@@ -39,23 +39,23 @@ def select(runs_dir: Path, words: Sequence[str], imported: bool = False) -> pd.D
         key, _, value = word.partition("=")
         if key == "sweep":
             runs = runs[runs.signature.isin(_sweep(runs_dir, value))]
-        elif key in runs.columns and key != "science":
+        elif key in runs.columns and key != "signed_config":
             runs = runs[np.array([_among(found, value) for found in runs[key]], bool)]
         elif signed := _signed(runs, key):
-            values = [science.get(signed, NEUTRAL.get(signed)) for science in runs.science]
-            known = [signed in NEUTRAL or signed in science for science in runs.science]
+            values = [signed_config.get(signed, NEUTRAL.get(signed)) for signed_config in runs.signed_config]
+            known = [signed in NEUTRAL or signed in signed_config for signed_config in runs.signed_config]
             runs = runs[
                 np.array([has and _among(found, value) for has, found in zip(known, values, strict=True)], bool)
             ]
         elif len(runs):
-            columns = ", ".join(column for column in runs.columns if column != "science")
+            columns = ", ".join(column for column in runs.columns if column != "signed_config")
             raise ValueError(f"{word}: there is no column or signed key {key}; columns are {columns}, sweep")
     return runs.reset_index(drop=True)
 
 
 def _signed(runs: pd.DataFrame, key: str) -> str | None:
     """The signed key that a filter names, as launch.py spells it (backbone.channels) or in full."""
-    signed = NEUTRAL.keys() | {name for science in runs.science for name in science}
+    signed = NEUTRAL.keys() | {name for signed_config in runs.signed_config for name in signed_config}
     return next((name for name in (key, f"model.{key}") if name in signed), None)
 
 

@@ -32,7 +32,7 @@ NEUTRAL: dict[str, Any] = {
 }
 
 
-def science(config: DictConfig) -> dict[str, Any]:
+def signed_config(config: DictConfig) -> dict[str, Any]:
     """Everything in a checked config that can change a run's numbers, flat with dotted keys, and nothing else.
 
     Names are for people (`build` never sees them), except the dataset's, which says what is read.
@@ -74,13 +74,13 @@ def _plain(value: Any) -> Any:
 
 
 def signature(flat: dict[str, Any]) -> str:
-    """8 hex digits for a science dict."""
+    """8 hex digits for a signed config."""
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def columns(config: DictConfig) -> dict[str, Any]:
     """What tables show of a run and its config can tell. `group` is shared by runs that differ only in their seed."""
-    flat = science(config)
+    flat = signed_config(config)
     model = config.model
     return {
         "run": run_name(config, signature(flat)),

@@ -31,7 +31,7 @@ from capsule_sweeps.runs.files import append_line, read_json, write_atomic, writ
 from capsule_sweeps.runs.provenance import code, provenance
 from capsule_sweeps.runs.run import Claim, Run
 from capsule_sweeps.runs.signals import Interrupted, Stop
-from capsule_sweeps.runs.signature import columns, science
+from capsule_sweeps.runs.signature import columns, signed_config
 from capsule_sweeps.tracking.base import track, tracker_class
 from capsule_sweeps.training.checkpoint import damaged, keep_rows, read_checkpoint
 from capsule_sweeps.training.ema import Average
@@ -52,7 +52,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     has the folder, FloatingPointError when the loss is not finite, Interrupted once `stop` holds a signal.
     """
     recipe, record = config.training, run.record()
-    run.compare(science(config), record)
+    run.compare(signed_config(config), record)
     device = choose_device(config.device, record.get("execution", {}).get("device"))
     data = load_data(config.dataset, Path(config.data_dir), device)
     run.compare_data(data.sha256)
@@ -89,7 +89,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
         stack.enter_context(log_to(run.folder / "log.txt"))
         stack.enter_context(record_outcome(claim))
         write_atomic(run.folder / "config.yaml", OmegaConf.to_yaml(config).encode())
-        attempt = {"started": time.time(), **provenance(*tracking.packages), "code": code(science(config))}
+        attempt = {"started": time.time(), **provenance(*tracking.packages), "code": code(signed_config(config))}
         attempt["execution"] = execution
         attempts = [*run.record().get("attempts", []), attempt]
         claim.update(
@@ -97,7 +97,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             state="running",
             **dict.fromkeys(("error", "failure", "ended")),  # of an earlier attempt
             parameters=parameters,
-            science=science(config),
+            signed_config=signed_config(config),
             execution=execution,
             data_sha256=data.sha256,
             normalization=data.normalization._asdict(),

@@ -11,14 +11,20 @@ import pytest
 
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.runs.signature import columns, science
+from capsule_sweeps.runs.signature import columns, signed_config
 
 
 def make_run(config, losses=(2.0, 1.0), **changes: Any) -> Run:
     run = Run(Path(config.runs_dir) / columns(config)["run"])
     attempt = {"code": {"training.train": "00000001"}, "python": "3.11.7", "versions": {"torch": "2.6"}, "host": "here"}
     summary = {"accuracy_last": 0.5, "seconds": 3.0}
-    record = {**columns(config), "science": science(config), "state": "finished", "attempts": [attempt], **summary}
+    record = {
+        **columns(config),
+        "signed_config": signed_config(config),
+        "state": "finished",
+        "attempts": [attempt],
+        **summary,
+    }
     with run.claim():
         write_json(run.folder / "run.json", {**record, **changes})
         write_json(run.folder / "summary.json", summary)
@@ -78,7 +84,7 @@ def test_one_run_in_two_folders(tiny_config, capsule_sweeps) -> None:
 def test_runs_that_have_not_started_and_damaged_records(tiny_config, capsule_sweeps) -> None:
     runs = [make_run(tiny_config(f"seed={seed}"), (), attempts=[]) for seed in (0, 1)]
     assert capsule_sweeps("diff", *[run.folder.name for run in runs]).code == 0
-    for content in (b"", b"{}", b'{"attempts": [5]}', b'{"attempts": [{"versions": 3}]}', b'{"science": 5}'):
+    for content in (b"", b"{}", b'{"attempts": [5]}', b'{"attempts": [{"versions": 3}]}', b'{"signed_config": 5}'):
         (runs[1].folder / "run.json").write_bytes(content)
         ended = capsule_sweeps("diff", *[run.folder.name for run in runs])
         assert ended.code == 0 or ("run.json" in ended.err and ended.err.count("\n") == 1), (content, ended.text)

@@ -17,7 +17,7 @@ from capsule_sweeps import __version__, cli
 from capsule_sweeps.cli.main import make_parser
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.runs.signature import columns, science
+from capsule_sweeps.runs.signature import columns, signed_config
 
 ROOT = Path(__file__).resolve().parents[2]
 ACTING = ["cancel", "retry", "gc", "sync", "prepare-data"]
@@ -31,7 +31,7 @@ def make_run(config, state: str = "finished") -> Run:
         summary = {"accuracy_last": 0.5, "accuracy_best_test": 0.6, "accuracy_best_val": None}
         if state == "finished":
             write_json(run.folder / "summary.json", {**columns(config), **summary})
-        record = {**columns(config), "science": science(config), "state": state, "attempts": []}
+        record = {**columns(config), "signed_config": signed_config(config), "state": state, "attempts": []}
         write_json(run.folder / "run.json", {**record, **(summary if state == "finished" else {})})
     return run
 

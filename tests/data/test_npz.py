@@ -12,7 +12,7 @@ import pytest
 from capsule_sweeps import compose_config
 from capsule_sweeps.data.load import load_data
 from capsule_sweeps.data.sources import find_source, npz
-from capsule_sweeps.runs.signature import science, signature
+from capsule_sweeps.runs.signature import signature, signed_config
 
 
 def arrays(channels: int = 3, size: int = 12, val: bool = True, column: bool = True) -> dict[str, np.ndarray]:
@@ -75,10 +75,10 @@ def test_without_validation_images_they_are_taken_from_the_training_images(tmp_p
 
 def test_signature_has_the_name_and_not_the_path(tmp_path) -> None:
     path = save(tmp_path, arrays())
-    first = science(config(path))
+    first = signed_config(config(path))
     assert str(tmp_path) not in repr(first) and first["dataset.name"] == "bloodmnist"
     (tmp_path / "moved").mkdir()
-    assert signature(science(config(path.rename(tmp_path / "moved" / path.name)))) == signature(first)
+    assert signature(signed_config(config(path.rename(tmp_path / "moved" / path.name)))) == signature(first)
 
 
 def test_a_changed_file_is_read_and_measured_again(tmp_path) -> None:

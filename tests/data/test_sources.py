@@ -21,7 +21,7 @@ from capsule_sweeps.data.sources import folder
 from capsule_sweeps.launchers.submit import enqueue
 from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.runs.signature import columns, science
+from capsule_sweeps.runs.signature import columns, signed_config
 
 
 def dataset_config(*overrides: str):
@@ -150,7 +150,7 @@ def test_a_constant_channel_can_be_normalised(tree, tmp_path):
 def test_signature_of_a_tree_has_its_name_and_not_its_path(tree, tmp_path):
     root = tree()
     first = compose_config(of_tree(root))
-    signed = science(first)
+    signed = signed_config(first)
     assert (signed["dataset.name"], signed["dataset.mean"]) == ("my pets, new", None)
     assert str(tmp_path) not in repr(signed)
     (tmp_path / "moved").mkdir()

@@ -191,7 +191,7 @@ def test_cancel_in_a_read_only_folder(hold, capsule_sweeps, disk, place) -> None
 # ── damaged files ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 GARBLED = [b"", b"{", b"\x00" * 64, b"\xff\xfe", b"[]", b"5", b"null", b'"x"']
-WRONG = [b'{"attempts": 5}', b'{"attempts": null}', b'{"attempts": [5]}', b'{"science": []}', b'{"execution": 5}']
+WRONG = [b'{"attempts": 5}', b'{"attempts": null}', b'{"attempts": [5]}', b'{"signed_config": []}', b'{"execution": 5}']
 WRONG += [b'{"execution": {"threads": "many"}}', b'{"epochs_done": "x", "seconds": "y"}', b'{"state": []}']
 WRONG += [b'{"execution": null}', b'{"epochs_done": null}', b'{"seconds": {}, "epochs_done": 1}', b'{"failure": {}}']
 
@@ -367,7 +367,7 @@ def test_link_in_the_place_of_a_run_folder(launch, capsule_sweeps, runs, tiny_co
     link = Path("runs") / columns(tiny_config())["run"]
     foreign = place / "foreign"
     foreign.mkdir()
-    (foreign / "run.json").write_text('{"science": {"not": "ours"}}')
+    (foreign / "run.json").write_text('{"signed_config": {"not": "ours"}}')
     (place / "file").write_text("a file")
     targets = {"nothing": "nowhere", "itself": link.name, "another run": other.name, "a file": place / "file"}
     link.symlink_to(targets.get(target, foreign))
@@ -435,11 +435,11 @@ def test_hostile_name_of_a_data_set_writes_nothing_outside_data_dir(launch, plac
     assert {path for path in tmp_path.rglob("*") if "data" not in path.parts[-1]} <= before
 
 
-def test_science_that_is_damaged_is_not_reused(launch, runs) -> None:
-    """A record whose signed part lacks keys is other science, not less of it."""
+def test_signed_config_that_is_damaged_is_not_reused(launch, runs) -> None:
+    """A record whose signed part lacks keys is another configuration, not less of it."""
     assert launch(EAGER).code == 0
     record = runs.record(runs.only())
-    lacking = {key: value for key, value in record["science"].items() if key != "training.lr"}
-    runs.change_record(runs.only(), science=lacking)
+    lacking = {key: value for key, value in record["signed_config"].items() if key != "training.lr"}
+    runs.change_record(runs.only(), signed_config=lacking)
     ended = launch(EAGER)
     assert ended.code == 1 and "training.lr" in ended.err

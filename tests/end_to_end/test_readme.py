@@ -35,7 +35,7 @@ def test_the_routing_that_readme_adds_trains(with_example, python, tiny, runs) -
     assert ended.code == 0, ended.text
     folder = runs.only()
     assert "-cosine-r2-" in folder.name and (folder / "summary.json").exists()
-    assert runs.record(folder)["science"]["model.routing.sharpness"] == 3
+    assert runs.record(folder)["signed_config"]["model.routing.sharpness"] == 3
     state = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
     learned = [float(value) for name, value in state.items() if name.endswith("routing.sharpness")]
     assert len(learned) == 2 and learned[-1] != 3

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from capsule_sweeps.config.build import build
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.runs.signature import columns, science
+from capsule_sweeps.runs.signature import columns, signed_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRETS = {
@@ -66,7 +66,7 @@ def test_stored_configuration_cannot_run_code(launch, capsule_sweeps, runs, tmp_
     if use == "retry":
         ended = capsule_sweeps("retry", runs.only().name)
     else:
-        runs.change_record(runs.only(), science=None)
+        runs.change_record(runs.only(), signed_config=None)
         ended = launch()
     assert ended.code == 1 and "config.yaml" in ended.err and ended.err.count("\n") == 1
     assert not mark.exists()
@@ -232,10 +232,10 @@ def test_nothing_listens_on_a_port(tiny, place, tracking) -> None:
         process.wait(60)
 
 
-def test_science_of_a_record_is_data(tiny_config) -> None:
+def test_signed_config_of_a_record_is_data(tiny_config) -> None:
     """An interpolation in a value is signed as what it resolves to, never as a recipe to read the environment."""
     os.environ["MY_TOKEN"] = SECRETS["MY_TOKEN"]
     try:
-        assert "${" not in repr(science(tiny_config("training.epochs=${num_routing}")))
+        assert "${" not in repr(signed_config(tiny_config("training.epochs=${num_routing}")))
     finally:
         del os.environ["MY_TOKEN"]

@@ -14,7 +14,7 @@ from capsule_sweeps.evaluation.weights import load_trained
 from capsule_sweeps.routing.votes import FastVotes, RecordingVotes
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.runs.signature import columns, science
+from capsule_sweeps.runs.signature import columns, signed_config
 
 LOAD = """
 import json, sys
@@ -47,7 +47,12 @@ def make(tiny_config):
         run.folder.mkdir(parents=True)
         (run.folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
         torch.save({"model": model.state_dict(), "epoch": 1, "batch": 0}, run.folder / "checkpoint.pt")
-        record = {**columns(config), "science": science(config), "accuracy_last": 0.5, "classes": list("0123456789")}
+        record = {
+            **columns(config),
+            "signed_config": signed_config(config),
+            "accuracy_last": 0.5,
+            "classes": list("0123456789"),
+        }
         write_json(run.folder / "run.json", record)
         write_json(run.folder / "summary.json", columns(config))
         return run

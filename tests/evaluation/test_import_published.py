@@ -20,7 +20,7 @@ from capsule_sweeps import compose_config, load_runs
 from capsule_sweeps.evaluation.import_published import import_checkpoint, recognise
 from capsule_sweeps.evaluation.weights import load_trained
 from capsule_sweeps.results.tables import accuracy_table
-from capsule_sweeps.runs.signature import science
+from capsule_sweeps.runs.signature import signed_config
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 IMAGES = ["dataset=CIFAR10", "dataset.image_size=16", "dataset.num_classes=4"]  # what the golden network is made for
@@ -89,9 +89,9 @@ def test_published_configurations_are_recognised(dataset) -> None:
     """Data set, backbone and stack, strides too: the model is the one that this package trains."""
     shapes = json.loads((GOLDEN / "resnet_keys.json").read_text())[dataset]
     weights = {key: torch.zeros(shape, device="meta") for key, shape in shapes.items()}
-    found = science(recognise(Path("x"), weights, 3, ["capsules.interleaved=false"]))
-    assert found == science(compose_config([f"dataset={dataset}", "num_routing=3"]))
-    assert science(recognise(Path("x"), weights, 3, []))["model.capsules.interleaved"] is True
+    found = signed_config(recognise(Path("x"), weights, 3, ["capsules.interleaved=false"]))
+    assert found == signed_config(compose_config([f"dataset={dataset}", "num_routing=3"]))
+    assert signed_config(recognise(Path("x"), weights, 3, []))["model.capsules.interleaved"] is True
 
 
 def test_a_stack_that_is_not_in_conf_is_asked_for(file) -> None:
@@ -117,7 +117,7 @@ def test_only_what_is_known_is_recorded(imported, runs) -> None:
     assert record["attempts"] == [] and record["parameters"] == sum(
         value.size for key, value in np.load(GOLDEN / "model_simple.npz").items() if key.startswith("state/")
     )
-    keys = set(record["science"])
+    keys = set(record["signed_config"])
     assert not any(key.startswith(("training.", "seed")) for key in keys)
     assert not keys & {"dataset.flip", "dataset.train_size", "model.capsules.dropout"}
     config = (imported / "config.yaml").read_text()
@@ -127,7 +127,7 @@ def test_only_what_is_known_is_recorded(imported, runs) -> None:
 def test_no_own_run_has_its_signature(imported) -> None:
     """Nor can a later one: what is signed names the file."""
     row = load_runs("runs", imported=True).iloc[0]
-    assert len(row.science["imported.sha256"]) == 64 and row.signature == imported.name[-8:]
+    assert len(row.signed_config["imported.sha256"]) == 64 and row.signature == imported.name[-8:]
     assert not row.stale and row.group == row.signature
 
 

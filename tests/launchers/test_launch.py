@@ -142,10 +142,10 @@ def test_two_sweeps_started_together_run_nothing_twice(tiny, place, runs) -> Non
     assert all([row["epoch"] for row in runs.metrics(folder)] == [1, 2] for folder in runs.folders())
 
 
-def test_other_science_in_the_folder_stops_before_the_first_run(launch, runs) -> None:
+def test_another_configuration_in_the_folder_stops_before_the_first_run(launch, runs) -> None:
     assert launch("seed=0").code == 0
     record = runs.record(runs.only())
-    runs.change_record(runs.only(), science={**record["science"], "training.lr": 7})
+    runs.change_record(runs.only(), signed_config={**record["signed_config"], "training.lr": 7})
     ended = launch("-m", "seed=1,0")
     assert ended.code == 1 and "Traceback" not in ended.text
     assert "training.lr" in ended.err and "7" in ended.err and runs.only().name in ended.err

@@ -28,7 +28,7 @@ from capsule_sweeps.runs import files
 from capsule_sweeps.runs import lock as owner
 from capsule_sweeps.runs import run as store
 from capsule_sweeps.runs.plan import Policy
-from capsule_sweeps.runs.signature import science, signature
+from capsule_sweeps.runs.signature import signature, signed_config
 
 ROOT = Path(__file__).resolve().parents[2]
 FOREVER = "training.epochs=1000000"
@@ -156,7 +156,7 @@ def test_folder_that_another_process_takes_meanwhile_ends_no_other_run(tiny_conf
     configs = [tiny_config(f"seed={seed}") for seed in range(2)]
     two = {"parallel": 2}
     assert None not in launching.launch(configs, [["0"], ["1"]], Policy(), local.Launcher(**two))
-    taken = store.find_runs(Path("runs"))[signature(science(configs[0]))]
+    taken = store.find_runs(Path("runs"))[signature(signed_config(configs[0]))]
     original = local.record_sweep
     with monkeypatch.context() as patch, taken.claim() as claim:
         (taken.folder / "summary.json").rename(taken.folder / "kept")
@@ -404,7 +404,9 @@ def test_sweeper_gets_the_accuracy_under_the_configured_rule(launch, runs, monke
     assert [job.status for job in Climber.seen] == [JobStatus.COMPLETED, JobStatus.FAILED] * 2
     for job in Climber.seen[::2]:
         (folder,) = [
-            folder for folder in runs.folders() if runs.record(folder)["science"]["training.lr"] == job.cfg.training.lr
+            folder
+            for folder in runs.folders()
+            if runs.record(folder)["signed_config"]["training.lr"] == job.cfg.training.lr
         ]
         accuracies = [row["test_accuracy"] for row in runs.metrics(folder)]
         assert job.return_value == (accuracies[-1] if rule == "last" else max(accuracies))

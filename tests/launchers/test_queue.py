@@ -24,7 +24,7 @@ from capsule_sweeps.runs.plan import Policy
 from capsule_sweeps.runs.provenance import SUBMISSION, code, provenance
 from capsule_sweeps.runs.queue import Entry, Unknown, find_queue
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.runs.signature import columns, science
+from capsule_sweeps.runs.signature import columns, signed_config
 from capsule_sweeps.runs.where import queue_log, where
 
 
@@ -70,9 +70,9 @@ def end(seed, state="finished"):
     """A job works on a run and ends."""
     (path,) = [path for path in Path("runs").glob("*/queued.json") if read_json(path)["columns"]["seed"] == seed]
     run, entry = Run(path.parent, read_json(path)["submission"]), read_json(path)
-    attempt = {"submission": entry["submission"], "job": "1", "code": code(entry["science"])}
+    attempt = {"submission": entry["submission"], "job": "1", "code": code(entry["signed_config"])}
     with run.claim():
-        record = {**entry["columns"], "science": entry["science"], "state": state, "attempts": [attempt]}
+        record = {**entry["columns"], "signed_config": entry["signed_config"], "state": state, "attempts": [attempt]}
         write_json(run.folder / "run.json", record)
         (run.folder / "config.yaml").write_text(json.dumps(entry["config"]))
         if state == "finished":
@@ -127,7 +127,11 @@ def test_entries_hold_all_that_a_job_needs(submit, tiny) -> None:
     submit(0)
     config = compose_config([*tiny, "seed=0"])
     entry = read_json(next(Path("runs").glob("*/queued.json")))
-    assert entry["columns"] == columns(config) and entry["science"] == science(config) and entry["attempts"] == 0
+    assert (
+        entry["columns"] == columns(config)
+        and entry["signed_config"] == signed_config(config)
+        and entry["attempts"] == 0
+    )
     assert all(Path(entry["config"][key]).is_absolute() for key in ("runs_dir", "data_dir"))
 
 

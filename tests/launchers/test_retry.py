@@ -12,7 +12,7 @@ from capsule_sweeps.runs import garbage
 from capsule_sweeps.runs import lock as owner
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.runs.signature import columns, science
+from capsule_sweeps.runs.signature import columns, signed_config
 
 SWEEP = "sweep-12345678"
 
@@ -22,7 +22,7 @@ def make_run(config, state: str = "finished") -> Run:
     with run.claim():
         if state == "finished":
             write_json(run.folder / "summary.json", {**columns(config), "accuracy_last": 0.5})
-        write_json(run.folder / "run.json", {**columns(config), "science": science(config), "state": state})
+        write_json(run.folder / "run.json", {**columns(config), "signed_config": signed_config(config), "state": state})
     return run
 
 

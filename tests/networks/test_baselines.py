@@ -11,7 +11,7 @@ from capsule_sweeps import build_model, compose_config, load_runs
 from capsule_sweeps.networks.backbones import BasicBlock
 from capsule_sweeps.networks.baselines import CNN, ResNet18
 from capsule_sweeps.results.ablation import ablation_table
-from capsule_sweeps.runs.signature import columns, science
+from capsule_sweeps.runs.signature import columns, signed_config
 
 SIMPLE = {"name": "simple", "_target_": "capsule_sweeps.networks.backbones.Simple", "channels": 8}
 
@@ -99,7 +99,7 @@ def test_ingredients_that_a_baseline_does_not_read_are_not_signed(model) -> None
     assert (one["routing"], one["schedule"], one["num_routing"]) == (None, None, None)
     other = columns(compose_config([*base, "backbone=resnet"]))["signature"] == one["signature"]
     assert other == (model == "resnet18")
-    signed = science(compose_config(base))
+    signed = signed_config(compose_config(base))
     assert not [key for key in signed if key.startswith(("model.routing", "model.capsules", "model.num_routing"))]
 
 

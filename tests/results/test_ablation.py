@@ -13,7 +13,7 @@ from synthetic import finished_run
 from capsule_sweeps import build_model, compose_config, load_runs
 from capsule_sweeps.results.ablation import ablation_notes, ablation_table, changes
 from capsule_sweeps.results.figures import forest_plot
-from capsule_sweeps.runs.signature import columns, science
+from capsule_sweeps.runs.signature import columns, signed_config
 
 NAMES = {
     "no_augmentation",
@@ -41,7 +41,7 @@ def test_signatures_of_before_are_kept() -> None:
     """The default run's, as it was before routing.norm and model.head existed; folders of old runs carry it."""
     assert columns(compose_config([]))["signature"] == "1b45d41e"
     assert columns(compose_config(["ablation=none", "experiment=none"]))["signature"] == "1b45d41e"
-    assert not {"model.routing.norm", "model.head"} & science(compose_config([])).keys()
+    assert not {"model.routing.norm", "model.head"} & signed_config(compose_config([])).keys()
 
 
 @pytest.mark.parametrize("dataset", ["CIFAR10", "CIFAR100", "digits"])

@@ -33,7 +33,7 @@ def frame(accuracies: dict[tuple[str, int], list[float]], schedule: str = "concu
     """What `load_runs` gives of finished runs; `more` are keys of the signed configuration."""
     rows = []
     for (dataset, num_routing), values in accuracies.items():
-        science = {
+        signed_config = {
             "dataset.name": dataset,
             "model.num_routing": num_routing,
             "model.routing.schedule": schedule,
@@ -42,9 +42,9 @@ def frame(accuracies: dict[tuple[str, int], list[float]], schedule: str = "concu
         for seed, value in enumerate(values):
             row = {"run": f"{dataset}-r{num_routing}-s{seed}", "state": "finished", "dataset": dataset}
             row |= {"model": "capsnet", "backbone": "resnet", "routing": "inverted_attention", "schedule": schedule}
-            row |= {"imported": False, "num_routing": num_routing, "seed": seed, "group": repr(science)}
+            row |= {"imported": False, "num_routing": num_routing, "seed": seed, "group": repr(signed_config)}
             row |= {"accuracy_last": value, "accuracy_best_test": value + 0.01, "accuracy_best_val": np.nan}
-            rows.append({**row, "science": {**science, "seed": seed}})
+            rows.append({**row, "signed_config": {**signed_config, "seed": seed}})
     runs = pd.DataFrame(rows)
     return runs.astype({"num_routing": "Int64", "seed": "Int64"})
 
@@ -126,7 +126,7 @@ def test_any_runs_are_all_drawn_inside_the_axes(accuracies: dict[tuple[str, int]
         assert all(low < x < high and bottom <= y <= top for x, y in points(axes))
 
 
-def test_different_science_is_never_one_line() -> None:
+def test_different_configuration_is_never_one_line() -> None:
     """Not even where the two have no num_routing in common."""
     one, other = {("CIFAR10", 1): [0.9, 0.91]}, {("CIFAR10", 2): [0.8, 0.84]}
     (axes,) = drawn(pd.concat([frame(one, **{"training.lr": 0.1}), frame(other, **{"training.lr": 0.5})]))

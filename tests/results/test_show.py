@@ -9,13 +9,16 @@ import pytest
 from capsule_sweeps.results.show import sparkline
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.runs.signature import columns, science
+from capsule_sweeps.runs.signature import columns, signed_config
 
 
 def make_run(config, **changes) -> Run:
     run = Run(Path(config.runs_dir) / columns(config)["run"])
     with run.claim():
-        write_json(run.folder / "run.json", {**columns(config), "science": science(config), "attempts": [], **changes})
+        write_json(
+            run.folder / "run.json",
+            {**columns(config), "signed_config": signed_config(config), "attempts": [], **changes},
+        )
     return run
 
 
@@ -46,7 +49,7 @@ def test_show_as_json_is_one_object(launch, capsule_sweeps, runs) -> None:
     folder = runs.only()
     shown = json.loads(capsule_sweeps("show", folder.name, "--format", "json").out)
     record = runs.record(folder)
-    assert shown["science"] == record["science"] and shown["attempts"] == record["attempts"]
+    assert shown["signed_config"] == record["signed_config"] and shown["attempts"] == record["attempts"]
     assert shown["metrics"] == runs.metrics(folder)
     assert shown["state"] == "finished" and shown["accuracy_last"] == record["accuracy_last"]
 
@@ -78,7 +81,7 @@ def test_why_names_the_fields_and_the_nearest_relatives_first(tiny_config, capsu
     near = make_run(tiny_config("seed=1"))
     ended = capsule_sweeps("why", run.folder.name, "--format", "json")
     why = json.loads(ended.out)
-    assert why["science"] == {**science(tiny_config())}
+    assert why["signed_config"] == {**signed_config(tiny_config())}
     relatives = why["relatives"]
     assert relatives[0]["relative"] == near.folder.name
     assert [
@@ -109,9 +112,9 @@ def test_why_of_the_only_run(tiny_config, capsule_sweeps) -> None:
         b'{"attempts": [5]}',
         b'{"attempts": null}',
         b'{"attempts": [{"started": "x", "versions": 3}]}',
-        b'{"science": []}',
-        b'{"science": null}',
-        b'{"science": "x", "state": 7}',
+        b'{"signed_config": []}',
+        b'{"signed_config": null}',
+        b'{"signed_config": "x", "state": 7}',
         b'{"epochs_done": "x", "seconds": []}',
         b'{"seconds": {}, "epochs_done": -1, "parameters": "a"}',
         b'{"seconds": "1", "epochs_done": "2"}',

@@ -15,7 +15,7 @@ from capsule_sweeps.results.render import render
 from capsule_sweeps.results.tables import accuracy_table, comparison_table, cost_table, notes, stale_note
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.runs.signature import columns, science
+from capsule_sweeps.runs.signature import columns, signed_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMANDED = {"run", "signature", "state", "dataset", "model", "backbone", "routing", "schedule", "num_routing", "seed"}
@@ -33,7 +33,7 @@ def invent(place):
         folder.mkdir(parents=True)
         found = {"accuracy_last": last, "accuracy_best_test": best_test, "accuracy_best_val": best_val}
         summary = {**described, **found, "seconds": 1.5, "parameters": 10}
-        write_json(folder / "run.json", {**summary, "state": "finished", "science": science(config)})
+        write_json(folder / "run.json", {**summary, "state": "finished", "signed_config": signed_config(config)})
         write_json(folder / "summary.json", summary)
         return folder
 

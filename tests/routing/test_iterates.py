@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from capsule_sweeps import build_model, compose_config
-from capsule_sweeps.runs.signature import science, signature
+from capsule_sweeps.runs.signature import signature, signed_config
 
 ROUTINGS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "routing").glob("*.yaml"))
 WORDS = [*(f"routing={name}" for name in ROUTINGS), "ablation=uniform", "ablation=softmax_over_children"]
@@ -20,4 +20,4 @@ def test_num_routing_splits_runs_only_of_what_iterates(words) -> None:
     iterates = stacks[0].class_routing.iterates
     assert iterates == (words not in ("routing=self_routing", "routing=uniform", "ablation=uniform"))
     assert [stack.num_routing for stack in stacks] == ([1, 2, 3] if iterates else [1, 1, 1])
-    assert len({signature(science(config)) for config in configs}) == (3 if iterates else 1)
+    assert len({signature(signed_config(config)) for config in configs}) == (3 if iterates else 1)

@@ -22,8 +22,9 @@ from capsule_sweeps.runs import plan as planning
 from capsule_sweeps.runs import provenance
 from capsule_sweeps.runs.files import read_json, write_json
 from capsule_sweeps.runs.plan import Policy, make_plan
+from capsule_sweeps.runs.record import read_record
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.runs.signature import columns, science
+from capsule_sweeps.runs.signature import columns, signed_config
 
 ROOT = Path(__file__).resolve().parents[2]
 STATES = ("new", "running", "interrupted", "failed", "finished", "stale")
@@ -49,8 +50,8 @@ class Invent:
         run = Run(Path(config.runs_dir) / columns(config)["run"])
         if state == "new":
             return run
-        code = provenance.code(science(config))
-        record = {**columns(config), "science": science(config), "attempts": [{"code": code}]}
+        code = provenance.code(signed_config(config))
+        record = {**columns(config), "signed_config": signed_config(config), "attempts": [{"code": code}]}
         if state == "running":
             self.stack.enter_context(run.claim())
         else:
@@ -271,7 +272,7 @@ def tree(tmp_path, monkeypatch) -> Iterator[Path]:
 
 def fingerprints(*overrides: str) -> dict[str, str]:
     forget()
-    return provenance.code(science(compose_config(list(overrides))))
+    return provenance.code(signed_config(compose_config(list(overrides))))
 
 
 def edit(path: Path) -> None:
@@ -307,8 +308,8 @@ ROUTINGS = sorted(path.stem for path in (CONF_DIR / "routing").glob("*.yaml"))
 @pytest.mark.parametrize("used", ROUTINGS)
 def test_only_the_code_that_a_run_uses_makes_it_stale(tree, used) -> None:
     """Editing em.py leaves a run with inverted attention alone; editing passes.py, which both execute, does not."""
-    flat = science(compose_config([f"routing={used}", "num_routing=2"]))
-    record = {"science": flat, "attempts": [{"code": provenance.code(flat)}]}
+    flat = signed_config(compose_config([f"routing={used}", "num_routing=2"]))
+    record = {"signed_config": flat, "attempts": [{"code": provenance.code(flat)}]}
     for name in ROUTINGS:
         path = tree / "routing" / f"{name}.py"
         text = path.read_text()
@@ -328,26 +329,26 @@ def test_a_run_of_the_other_models_uses_no_routing(tree) -> None:
 
 
 def test_every_attempt_counts_and_so_does_one_without_fingerprints() -> None:
-    flat = science(compose_config([]))
+    flat = signed_config(compose_config([]))
     now = provenance.code(flat)
-    assert provenance.changed_code({"science": flat, "attempts": [{"code": now}]}) == []
+    assert provenance.changed_code({"signed_config": flat, "attempts": [{"code": now}]}) == []
     other = {**now, "routing.passes": "00000000"}
     attempts = [{"code": now}, {"code": other}]
-    assert provenance.changed_code({"science": flat, "attempts": attempts}) == ["routing.passes"]
-    assert provenance.changed_code({"science": flat, "attempts": [{}]}) == sorted(now)
+    assert provenance.changed_code({"signed_config": flat, "attempts": attempts}) == ["routing.passes"]
+    assert provenance.changed_code({"signed_config": flat, "attempts": [{}]}) == sorted(now)
 
 
 def test_a_module_that_a_run_did_not_have_yet_is_no_change() -> None:
-    flat = science(compose_config([]))
+    flat = signed_config(compose_config([]))
     before = {name: text for name, text in provenance.code(flat).items() if name != "routing.kernels"}
-    assert provenance.changed_code({"science": flat, "attempts": [{"code": before}]}) == []
+    assert provenance.changed_code({"signed_config": flat, "attempts": [{"code": before}]}) == []
 
 
 def test_a_run_of_the_flat_layout_is_stale_when_the_code_changed_and_not_by_the_move(monkeypatch) -> None:
     """Fingerprints under the old names are compared with those of the last flat commit, and what became of each module
     with the code of today."""
-    record = read_json(next((ROOT / "tests" / "golden" / "flat" / "finished").glob("*/run.json")))
-    now = provenance.code(record["science"])
+    record = read_record(next((ROOT / "tests" / "golden" / "flat" / "finished").iterdir()))
+    now = provenance.code(record["signed_config"])
     moved = {
         old: (then, {name: now.get(name, text) for name, text in became.items()})
         for old, (then, became) in provenance._flat_code().items()
@@ -545,7 +546,7 @@ def outcome(compose: Callable[[], DictConfig]) -> str:
 
     try:
         config = compose()
-        return OmegaConf.to_yaml(config) + repr(science(config))
+        return OmegaConf.to_yaml(config) + repr(signed_config(config))
     except (ValueError, HydraException, OmegaConfBaseException):
         return "refused"
 
@@ -593,7 +594,7 @@ def test_each_choice_of_groups_is_composed_once(monkeypatch) -> None:
     ]
     configs = compose_points(loader, master, points)
     assert len(configs) == 24 and len({id(config) for config in configs}) == 24
-    assert len({repr(science(config)) for config in configs}) == 24
+    assert len({repr(signed_config(config)) for config in configs}) == 24
     assert len(calls) == 2
 
 

@@ -22,7 +22,7 @@ from capsule_sweeps.runs.metrics import read_metrics
 from capsule_sweeps.runs.plan import Policy, make_plan
 from capsule_sweeps.runs.record import RECORD, read_record, read_typed
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.runs.signature import columns, science
+from capsule_sweeps.runs.signature import columns, signed_config
 
 FOLDERS = 8
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "flat" / "finished"
@@ -37,8 +37,18 @@ def write(path: Path, text: str | bytes) -> dict[str, Any]:
 def test_a_record_of_ours_is_read_whole() -> None:
     (folder,) = GOLDEN.iterdir()
     record = json.loads((folder / "run.json").read_text())
+    record["signed_config"] = record.pop("science")  # its former name
     assert read_record(folder) == record
-    assert set(record) - {"accuracy_last"} >= {"science", "attempts", "normalization", "classes", "wandb_id"}
+    assert set(record) - {"accuracy_last"} >= {"signed_config", "attempts", "normalization", "classes", "wandb_id"}
+
+
+def test_a_record_of_before_signed_config_had_its_name_is_read_under_the_present_one(tmp_path) -> None:
+    folder = tmp_path / "x-00000000"
+    folder.mkdir()
+    assert write(folder / "run.json", '{"science": {"seed": 3}}') == {"signed_config": {"seed": 3}}
+    assert write(folder / "run.json", '{"science": {"seed": 3}, "signed_config": {"seed": 4}}')["signed_config"] == {
+        "seed": 4
+    }
 
 
 @pytest.mark.parametrize(
@@ -58,9 +68,9 @@ def test_a_record_of_ours_is_read_whole() -> None:
         ("model", "x" * 10**6, "has more than 1,000 letters"),
         ("group", "\ud800", "is not Unicode text"),
         ("wandb_id", "x/../../../../victim", "is not an identifier"),
-        ("science", [], "is not an object"),
-        ("science", {"training.lr": {}}, "has 'training.lr', which is not a number"),
-        ("science", {"\ud800": 1}, "has '\\ud800', which is not Unicode text"),
+        ("signed_config", [], "is not an object"),
+        ("signed_config", {"training.lr": {}}, "has 'training.lr', which is not a number"),
+        ("signed_config", {"\ud800": 1}, "has '\\ud800', which is not Unicode text"),
         ("attempts", [{"code": 5}], "has an entry that has 'code', which is not an object"),
         ("attempts", [{"submission": "../x/sub"}], "has an entry that has 'submission', which is not an identifier"),
         ("attempts", [{"started": float("nan")}], "has an entry that has 'started', which is out of range"),
@@ -97,7 +107,7 @@ def test_a_file_that_is_no_object_counts_as_absent(tmp_path, caplog, text, why) 
 
 def test_null_is_no_value(tmp_path) -> None:
     folder = tmp_path / "x-00000000"
-    assert write(folder / "run.json", '{"science": null, "attempts": null, "error": null}') == {"error": None}
+    assert write(folder / "run.json", '{"signed_config": null, "attempts": null, "error": null}') == {"error": None}
     assert read_typed(folder / "run.json", RECORD) == {}
 
 
@@ -190,7 +200,9 @@ def whole(tmp_path_factory) -> Path:
         record = json.loads((folder / "run.json").read_text())
         write_json(folder / "run.json", {**record, "attempts": attempts, "epochs_done": 2, "error": "x", "sweep": "s"})
         ticket = {"submission": "sweep-00000000-000000", "user": "somebody", "attempts": 0}
-        write_json(folder / "queued.json", {**ticket, "columns": columns(config), "science": science(config)})
+        write_json(
+            folder / "queued.json", {**ticket, "columns": columns(config), "signed_config": signed_config(config)}
+        )
         write_json(folder / "attempt-1.json", {"host": "here", "pid": 1, "start": "0", "time": 0, "released": 1})
         shutil.copy(golden / "metrics.jsonl", folder)
         (folder / "error.txt").write_text("what went wrong\n")

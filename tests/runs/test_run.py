@@ -23,7 +23,7 @@ from capsule_sweeps.runs import lock as owner
 from capsule_sweeps.runs import run as store
 from capsule_sweeps.runs.files import write_atomic
 from capsule_sweeps.runs.run import Busy, Run, find_runs
-from capsule_sweeps.runs.signature import columns, science, signature
+from capsule_sweeps.runs.signature import columns, signature, signed_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,7 +68,7 @@ EXECUTION = {
 
 
 def identity(overrides: list[str]) -> str:
-    return signature(science(compose_config(overrides)))
+    return signature(signed_config(compose_config(overrides)))
 
 
 @st.composite
@@ -105,7 +105,7 @@ def test_signature_changes_with_one_more_signed_value(signed, data) -> None:
     more = f"{key}={data.draw(st.sampled_from(SIGNED[key]))}"
     before, after = compose_config(signed), compose_config([*signed, more])
     if before != after:  # a dataset brings its backbone and stack, so a choice may change nothing
-        assert signature(science(before)) != signature(science(after))
+        assert signature(signed_config(before)) != signature(signed_config(after))
 
 
 def leaves(node, prefix: str = ""):
@@ -134,7 +134,7 @@ def test_every_key_of_the_configuration_is_signed_or_known_not_to_be() -> None:
     for key, value in leaves(config):
         changed = config.copy()
         OmegaConf.update(changed, key, other(value))
-        if signature(science(changed)) == signature(science(config)):
+        if signature(signed_config(changed)) == signature(signed_config(config)):
             unsigned.add(key)
     ingredients = ("backbone.", "capsules.", "routing.", "tracking.")
     rest = {key for key in unsigned if not key.startswith(ingredients) and not key.endswith(".name")}
@@ -150,8 +150,9 @@ def test_one_number_written_in_two_ways_is_one_run() -> None:
 
 def test_signature_is_the_same_in_every_process() -> None:
     code = (
-        "from capsule_sweeps.runs.signature import science, signature; from capsule_sweeps import compose_config; "
-        "print(signature(science(compose_config(['seed=3']))))"
+        "from capsule_sweeps.runs.signature import signed_config, signature; "
+        "from capsule_sweeps import compose_config; "
+        "print(signature(signed_config(compose_config(['seed=3']))))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
@@ -162,7 +163,7 @@ def test_names_of_groups_are_for_people() -> None:
     config = compose_config([])
     renamed = DictConfig(OmegaConf.to_container(config))
     renamed.model.routing.name = renamed.model.capsules.name = "another"
-    assert signature(science(renamed)) == signature(science(config))
+    assert signature(signed_config(renamed)) == signature(signed_config(config))
 
 
 def with_new_field(config: DictConfig, value: int) -> DictConfig:
@@ -172,7 +173,7 @@ def with_new_field(config: DictConfig, value: int) -> DictConfig:
 
 
 def compare(run: Run, config: DictConfig) -> None:
-    run.compare(science(config), run.record())
+    run.compare(signed_config(config), run.record())
 
 
 def test_new_field_with_a_neutral_default_keeps_old_signatures(monkeypatch, tmp_path) -> None:
@@ -182,21 +183,21 @@ def test_new_field_with_a_neutral_default_keeps_old_signatures(monkeypatch, tmp_
     assert columns(with_new_field(config, 5))["signature"] != columns(config)["signature"]
     run = Run(tmp_path / columns(config)["run"])
     run.folder.mkdir()
-    files.write_json(run.folder / "run.json", {"science": science(config)})
+    files.write_json(run.folder / "run.json", {"signed_config": signed_config(config)})
     compare(run, with_new_field(config, 0))
     with pytest.raises(ValueError, match=r"training\.warmup_epochs"):
         compare(run, with_new_field(config, 5))
-    files.write_json(run.folder / "run.json", {"science": {**science(config), "training.warmup_epochs": 0}})
+    files.write_json(run.folder / "run.json", {"signed_config": {**signed_config(config), "training.warmup_epochs": 0}})
     compare(run, config)
 
 
 @pytest.mark.parametrize("source", ["run.json", "config.yaml"])
-def test_other_science_under_one_signature_is_an_error_that_names_the_difference(tmp_path, source) -> None:
+def test_another_configuration_under_one_signature_is_an_error_that_names_the_difference(tmp_path, source) -> None:
     there, here = compose_config(["training.lr=0.3"]), compose_config(["num_routing=2"])
     run = Run(tmp_path / columns(here)["run"])
     run.folder.mkdir()
     if source == "run.json":
-        files.write_json(run.folder / "run.json", {"science": science(there)})
+        files.write_json(run.folder / "run.json", {"signed_config": signed_config(there)})
     else:
         (run.folder / "config.yaml").write_text(OmegaConf.to_yaml(there))
     with pytest.raises(ValueError) as caught:

@@ -8,7 +8,7 @@ import pytest
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.select import find_run, select
-from capsule_sweeps.runs.signature import columns, science
+from capsule_sweeps.runs.signature import columns, signed_config
 
 LR = ("0.1", "0.05")
 
@@ -16,7 +16,7 @@ LR = ("0.1", "0.05")
 def make_run(config, state: str = "finished") -> Run:
     run = Run(Path(config.runs_dir) / columns(config)["run"])
     with run.claim():
-        record = {**columns(config), "science": science(config), "state": state, "attempts": []}
+        record = {**columns(config), "signed_config": signed_config(config), "state": state, "attempts": []}
         summary = {"accuracy_last": 0.5, "accuracy_best_test": 0.5, "accuracy_best_val": None}
         if state == "finished":
             write_json(run.folder / "summary.json", {**columns(config), **summary})
@@ -65,7 +65,7 @@ def test_ambiguous_beginning_says_which(some) -> None:
     for number, word in enumerate(("a", "ab"), 1):
         folder = Path("runs") / f"x-{word:0<8}"
         folder.mkdir()
-        write_json(folder / "run.json", {"state": "failed", "science": {}})
+        write_json(folder / "run.json", {"state": "failed", "signed_config": {}})
         del number
     with pytest.raises(ValueError, match=r"^a is .*a0000000.*ab000000.*more"):
         select(Path("runs"), ["a"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from capsule_sweeps.config.compose import compose_config
-from capsule_sweeps.runs.signature import science, signature
+from capsule_sweeps.runs.signature import signature, signed_config
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 SIGNATURES = json.loads((GOLDEN / "signatures.json").read_text())
@@ -28,7 +28,7 @@ def test_signature_is_pinned(overrides) -> None:
     """Every option of every config group and some composed sweeps, as the last flat commit signed them."""
     words = overrides.split()
     config = compose_config([*words, *(PHOTOS if {"dataset=folder", "dataset=npz"} & {*words} else [])])
-    assert signature(science(config)) == SIGNATURES[overrides]
+    assert signature(signed_config(config)) == SIGNATURES[overrides]
 
 
 @pytest.fixture

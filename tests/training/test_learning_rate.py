@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from capsule_sweeps import compose_config
-from capsule_sweeps.runs.signature import columns, science
+from capsule_sweeps.runs.signature import columns, signed_config
 from capsule_sweeps.training.learning_rate import learning_rate
 
 BATCHES = 5  # of an epoch of the tiny run
@@ -97,7 +97,7 @@ def test_fast_is_a_tenth_of_the_papers_epochs_and_a_run_of_its_own() -> None:
     assert (fast.training.lr_schedule, fast.training.amp, fast.training.label_smoothing) == ("cosine", "bf16", 0.1)
     neutral = [f"training.{text}" for text in ("lr_schedule=steps", "warmup=0", "nesterov=false", "label_smoothing=0")]
     assert columns(compose_config([*neutral, "training.ema=null"]))["signature"] == "1b45d41e"
-    assert not {"training.lr_schedule", "training.warmup", "training.ema"} & science(paper).keys()
+    assert not {"training.lr_schedule", "training.warmup", "training.ema"} & signed_config(paper).keys()
     changed = ["lr_schedule=cosine", "warmup=0.1", "nesterov=true", "label_smoothing=0.1", "ema=0.99"]
     swept = [compose_config([f"training.{text}", "training.milestones=[]"]) for text in changed]
     assert len({columns(config)["signature"] for config in swept}) == len(changed)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck
 
 from capsule_sweeps import compose_config
-from capsule_sweeps.runs.signature import columns, science
+from capsule_sweeps.runs.signature import columns, signed_config
 from capsule_sweeps.training.losses import LOSSES, cross_entropy, margin, spread
 
 LOGITS = torch.tensor([[0.3, -2.0, 1.5], [4.0, 0.0, -1.0], [-3.0, -3.5, -4.0]], dtype=torch.float64)
@@ -91,7 +91,7 @@ def test_gradients_and_least_values(name) -> None:
 
 def test_the_default_is_that_of_before_and_the_others_are_runs_of_their_own() -> None:
     assert columns(compose_config([]))["signature"] == "1b45d41e"
-    assert "training.loss" not in science(compose_config(["training.loss=cross_entropy"]))
+    assert "training.loss" not in signed_config(compose_config(["training.loss=cross_entropy"]))
     signatures = {columns(compose_config([f"training.loss={name}"]))["signature"] for name in LOSSES}
     assert len(signatures) == len(LOSSES) == 3
 

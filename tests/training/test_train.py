@@ -279,7 +279,7 @@ def test_compiling_is_decided_at_the_first_attempt(launch, runs, monkeypatch, fi
     assert built == 2 * ["on" if first else "off"]
     record = runs.record(runs.only())
     assert [attempt["execution"]["compile"] for attempt in record["attempts"]] == [first, first]
-    assert "compile" not in str(record["science"])
+    assert "compile" not in str(record["signed_config"])
 
 
 def test_seed_decides(launch, runs) -> None:
@@ -539,7 +539,7 @@ def test_own_images_are_trained_with_what_was_measured_on_them(launch, capsule_s
         round((40 + 9.5) / 255, 4),
         round((120 + 9.5) / 255, 4),
     ]
-    assert record["science"]["dataset.mean"] is None and "dataset.root" not in record["science"]
+    assert record["signed_config"]["dataset.mean"] is None and "dataset.root" not in record["signed_config"]
     assert record["accuracy_last"] == 1
     assert "skip" in launch(base=[*base, f"dataset.root={place}/shapes"]).out
     config = load_trained(runs.only())[1]

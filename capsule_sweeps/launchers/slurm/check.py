@@ -21,7 +21,7 @@ from capsule_sweeps.runs.files import read_json
 from capsule_sweeps.runs.plan import cost_key, epoch_rates
 from capsule_sweeps.runs.queue import Entry, Refused
 from capsule_sweeps.runs.run import find_runs
-from capsule_sweeps.runs.signature import science
+from capsule_sweeps.runs.signature import signed_config
 
 PROBE_SECONDS = 180  # waiting for the probe to start and answer
 PROBE = """
@@ -77,7 +77,7 @@ def accepted(_: DictConfig, settings: Settings) -> str:
 def enough_time(config: DictConfig, settings: Settings) -> str:
     limit = settings.time or partition_limit(settings.partition)
     minutes = minutes_of(limit)
-    rates = epoch_rates(find_runs(Path(config.runs_dir)).values()).get(cost_key(science(config)))
+    rates = epoch_rates(find_runs(Path(config.runs_dir)).values()).get(cost_key(signed_config(config)))
     shown = "no limit" if minutes is None else f"{minutes / 60:.3g} hours"
     if minutes is not None and 60 * minutes <= GRACE_SECONDS and "signal" not in (settings.sbatch or {}):
         raise ValueError(f"the limit of {shown} leaves no time: jobs are told to save {GRACE_SECONDS} s before it")

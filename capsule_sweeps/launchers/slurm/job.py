@@ -27,7 +27,7 @@ from capsule_sweeps.runs.provenance import ROOT, code
 from capsule_sweeps.runs.queue import this_job
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signals import Stop
-from capsule_sweeps.runs.signature import science
+from capsule_sweeps.runs.signature import signed_config
 
 log = logging.getLogger(__name__)
 
@@ -131,13 +131,13 @@ class SlurmJob:
         write_atomic(run.folder / "config.yaml", OmegaConf.to_yaml(worker.planned.config).encode())
         attempt = {
             "started": time.time(),
-            "code": code(science(worker.planned.config)),
+            "code": code(signed_config(worker.planned.config)),
             **this_job(),
             "submission": self.job["submission"],
         }
         told = {
             **entry.get("columns", {}),
-            "science": entry.get("science", {}),
+            "signed_config": entry.get("signed_config", {}),
             **run.record(),
             "attempts": [*run.record().get("attempts", []), attempt],
             "state": "failed",

@@ -208,7 +208,7 @@ def test_a_failing_run_fails_its_job_and_leaves_the_others(submit, cluster, runs
     name, job = submission()
     cluster.drained()
     frame = load_runs("runs")
-    rates = [science["training.lr"] for science in frame.science]
+    rates = [signed_config["training.lr"] for signed_config in frame.signed_config]
     assert [state == "failed" for state in frame.state] == [rate > 1 for rate in rates]
     assert sorted(frame.state) == ["failed", "failed", "finished", "finished"]
     assert list(cluster.jobs(name).values()) == ["FAILED"] and cluster.detail(job["job_ids"][0])["ExitCode"] != "0:0"
