@@ -24,8 +24,8 @@ def _at_least(low: float, **metadata: Any) -> Any:
     return _rule(lambda value: value >= low, f"at least {low}", **metadata)
 
 
-def _positive() -> Any:
-    return _rule(lambda value: 0 < value < float("inf"), "greater than 0")
+def _positive(default: Any = MISSING) -> Any:
+    return _rule(lambda value: 0 < value < float("inf"), "greater than 0", default)
 
 
 def _one_of(*options: Any, words: str = "", **metadata: Any) -> Any:
@@ -116,6 +116,7 @@ class Training:
     nesterov: bool = False
     loss: str = _one_of("cross_entropy", "margin", "spread", default="cross_entropy")
     label_smoothing: float = _rule(lambda value: 0 <= value < 1, "at least 0 and less than 1", default=0.0)
+    clip_norm: float | None = _positive(default=None)
     ema: float | None = _rule(lambda value: 0 < value < 1, "greater than 0 and less than 1, or null", default=None)
     amp: str = _one_of("none", "bf16")
     channels_last: bool = field(default=MISSING, metadata={"signed": False})

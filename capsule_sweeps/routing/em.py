@@ -37,7 +37,7 @@ class EMState(NamedTuple):
 class Gaussians(NamedTuple):
     """The parents that children are shared out among: p(V) ∝ exp(bias − ½ Σ_e precision (V − centre)²).
 
-    centres and precisions (B, M, h, w, E), biases (B, M, h, w): log a − ½ Σ_e log σ².
+    centres and precisions (B, M, h, w, E), biases (B, M, h, w): log a − ½ Σ_e log σ², for the sum of log densities.
     """
 
     centres: Tensor
@@ -45,10 +45,11 @@ class Gaussians(NamedTuple):
     biases: Tensor
 
 
-def _gaussians(parents: Capsules) -> Gaussians:
+def _gaussians(parents: Capsules, density: str) -> Gaussians:
     _, variances, logits = parents.state
-    biases = nn.functional.logsigmoid(logits) - 0.5 * variances.log().sum(-1)
-    return Gaussians(parents.poses, variances.reciprocal(), biases)
+    share = 1 / variances.shape[-1] if density == "mean" else 1.0
+    biases = nn.functional.logsigmoid(logits) - 0.5 * share * variances.log().sum(-1)
+    return Gaussians(parents.poses, share / variances, biases)
 
 
 class EM(Routing):
@@ -60,6 +61,11 @@ class EM(Routing):
     activations are those of the class capsules. In a stack the votes are scaled so that their even mean is as large as
     the children's poses, and β_u begins where such a mean costs nothing.
 
+    `density`: how the log densities of a pose's E numbers are joined into the one that parents compete with. "sum" is
+    the paper's (eq. 2): a product of E independent densities. With random weights such sums differ by several units
+    between parents, so that each child gives itself to one parent almost whole before anything is learned, and with
+    three iterations training does not converge. "mean" divides by E, which keeps the competition soft.
+
     Coefficients, variances and activations are computed in float32, from logarithms. Raises ValueError for a dropout,
     which means of votes have no place for, and for settings out of range.
     """
@@ -67,7 +73,9 @@ class EM(Routing):
     uses_activations = True
     has_class_logits = True
 
-    def __init__(self, shape: LayerShape, dropout: float, inverse_temperature: float, rate: float) -> None:
+    def __init__(
+        self, shape: LayerShape, dropout: float, inverse_temperature: float, rate: float, density: str = "sum"
+    ) -> None:
         super().__init__()
         if dropout:
             raise ValueError(
@@ -77,7 +85,9 @@ class EM(Routing):
             raise ValueError(f"routing.inverse_temperature={inverse_temperature} is out of range: it must be above 0")
         if not 0 <= rate < 1:
             raise ValueError(f"routing.rate={rate} is out of range: it must be at least 0 and below 1")
-        self.inverse_temperature, self.rate = inverse_temperature, rate
+        if density not in ("mean", "sum"):
+            raise ValueError(f"routing.density={density} is unknown: set it to mean or sum")
+        self.inverse_temperature, self.rate, self.density = inverse_temperature, rate, density
         num_votes = shape.kernel[0] * shape.kernel[1] * shape.num_children
         self.vote_scale = num_votes / math.sqrt(shape.num_parents)
         self.fair_share = num_votes / shape.num_parents
@@ -90,7 +100,7 @@ class EM(Routing):
         with torch.autocast(children.poses.device.type, enabled=False):
             dtype = torch.promote_types(children.poses.dtype, torch.float32)
             poses, activations = children.poses.to(dtype), children.activations.to(dtype)
-            gaussians = None if previous is None else _gaussians(previous)
+            gaussians = None if previous is None else _gaussians(previous, self.density)
             if votes.records:
                 means, variances, amounts, r = explicit_step(votes, poses, activations, gaussians)
             else:

@@ -15,6 +15,7 @@ from capsule_sweeps.config.schema import Dataset, Training, unsigned
 
 # Fields that were added after runs existed, with the value that means "as before": at that value they are not signed.
 NEUTRAL: dict[str, Any] = {
+    "model.routing.density": "sum",
     "model.routing.norm": "layer",
     "model.head": "shared",
     "model.capsules.interleaved": False,
@@ -23,6 +24,7 @@ NEUTRAL: dict[str, Any] = {
     "training.warmup": 0,
     "training.nesterov": False,
     "training.label_smoothing": 0,
+    "training.clip_norm": None,
     "training.ema": None,
     "dataset.base": None,
     "dataset.labels_per_image": 1,

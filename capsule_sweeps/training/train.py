@@ -165,6 +165,8 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                 loss = LOSSES[recipe.loss](logits.float(), labels, progress, "mean", **smoothing)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
+                if recipe.clip_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
                 optimizer.step()
                 if average is not None:
                     average.update(step)
