@@ -72,6 +72,8 @@ class Primary:
     pose_size: int = _at_least(1)
     kernel_size: int = _at_least(1)
     stride: int = _at_least(1)
+    padding: int = _at_least(0, default=0)
+    norm: str = _one_of("layer", "batch", "batch_squash", default="layer")
 
 
 @dataclass
@@ -81,11 +83,12 @@ class Layer:
     pose_size: int = _at_least(1)
     kernel_size: int | None = _at_least(1, default=None)
     stride: int | None = _at_least(1, default=None)
+    padding: int = _at_least(0, default=0)
 
 
 @dataclass
 class Classes:
-    pose_size: int = _at_least(1)
+    pose_size: int = _at_least(0)  # 0: class capsules have activations only
 
 
 @dataclass
@@ -96,6 +99,8 @@ class CapsulesConfig:
     primary: Primary = field(default_factory=Primary)
     layers: list[Layer] = field(default_factory=list)
     classes: Classes = field(default_factory=Classes)
+    between: str = _one_of("none", "batch", default="none")  # norm of poses in front of every layer but the first
+    init: str = _one_of("normal", "kaiming", default="normal")  # initial weights of votes
     interleaved: bool = False  # windows as the published code has them: capsules.interleave
 
 

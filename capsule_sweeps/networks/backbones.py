@@ -69,3 +69,49 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.layers(images)
         return features
+
+
+class PlainBlock(nn.Module):
+    """A basic block whose shortcut has no weights: every second pixel, channels of zeros (He et al. 2016, option A)."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.stride, self.added = stride, channels - in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        before = self.added // 2
+        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.added - before))
+        return F.relu(y + shortcut)
+
+
+class ResNet20(nn.Module):
+    """ResNet-20 for small images (He et al. 2016, section 4.2): three stages of three blocks, the channels of which
+    double from `width` on, the last two with stride 2.
+
+    Raises ValueError for `width` < 1.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], width: int) -> None:
+        super().__init__()
+        if not isinstance(width, int) or width < 1:
+            raise ValueError(f"backbone.width={width} is out of range: it must be a whole number of at least 1")
+        in_channels, height, row = image_shape
+        layers: list[nn.Module] = [nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
+        layers += [nn.ReLU(), *(PlainBlock(width, width, stride=1) for _ in range(3))]
+        for channels in (2 * width, 4 * width):
+            layers += [PlainBlock(channels // 2, channels, stride=2)]
+            layers += [PlainBlock(channels, channels, stride=1) for _ in range(2)]
+        self.layers = nn.Sequential(*layers)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_uniform_(layer.weight)
+        self.out_shape = (4 * width, _halved(_halved(height)), _halved(_halved(row)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.layers(images)
+        return features

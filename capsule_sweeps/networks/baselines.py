@@ -65,3 +65,47 @@ class CNN(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.head(self.pool(self.convolutions(self.backbone(images))).flatten(1))
         return logits
+
+
+class AveragePool(nn.Module):
+    """A backbone, the mean over places, and a linear layer."""
+
+    def __init__(self, backbone: Mapping[str, Any], image_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        self.backbone = build(backbone, image_shape=image_shape)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = _he_linear(self.backbone.out_shape[0], num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.pool(self.backbone(images)).flatten(1))
+        return logits
+
+
+class Convolution(nn.Module):
+    """A backbone, one 3x3 convolution of `channels` with BatchNorm and a ReLU, and a linear layer over all places.
+
+    Raises ValueError for channels < 1.
+    """
+
+    def __init__(
+        self, backbone: Mapping[str, Any], channels: int, image_shape: tuple[int, int, int], num_classes: int
+    ) -> None:
+        super().__init__()
+        if not isinstance(channels, int) or channels < 1:
+            raise ValueError(f"model.channels={channels} is out of range: it must be a whole number of at least 1")
+        self.backbone = build(backbone, image_shape=image_shape)
+        in_channels, height, width = self.backbone.out_shape
+        conv = nn.Conv2d(in_channels, channels, 3, padding=1)
+        nn.init.kaiming_uniform_(conv.weight)
+        self.convolution = nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())
+        self.head = _he_linear(channels * height * width, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.convolution(self.backbone(images)).flatten(1))
+        return logits
+
+
+def _he_linear(num_features: int, num_classes: int) -> nn.Linear:
+    head = nn.Linear(num_features, num_classes)
+    nn.init.kaiming_uniform_(head.weight)
+    return head

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from math import isqrt, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capsule_sweeps.routing.base import Capsules, Routing
+from capsule_sweeps.routing.base import Capsules, Routing, squash
 from capsule_sweeps.routing.votes import FastVotes, MakeVotes, RecordingVotes
 
 Shape = tuple[int, int, int, int]  # N, H, W, D
@@ -26,32 +27,69 @@ class Step(NamedTuple):
     agreement: Tensor
 
 
-class PrimaryCapsules(nn.Module):
-    """Features (B, C, H, W) → the first capsules: a convolution without bias, cut into poses, and a LayerNorm.
+class PoseBatchNorm(nn.Module):
+    """BatchNorm of poses (B, N, H, W, D), with one mean and variance for each number of each capsule type."""
 
-    Channel n·D + j of the convolution is number j of capsule n.
+    def __init__(self, num_capsules: int, pose_size: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(num_capsules * pose_size)
+
+    def forward(self, poses: Tensor) -> Tensor:
+        images = self.norm(poses.movedim(4, 2).flatten(1, 2))
+        return images.unflatten(1, (poses.shape[1], poses.shape[4])).movedim(2, 4)
+
+
+class PrimaryCapsules(nn.Module):
+    """Features (B, C, H, W) → the first capsules: a convolution without bias, cut into poses, and a norm.
+
+    Channel n·D + j of the convolution is number j of capsule n. `norm`: "layer" is a LayerNorm over each pose; "batch"
+    is a BatchNorm of the convolution's channels, and of those of the activations as well; "batch_squash" squashes each
+    pose after the BatchNorm. Convolutions in front of a BatchNorm begin as He et al. (2015) propose.
     """
 
     def __init__(
-        self, feature_shape: tuple[int, int, int], num_capsules: int, pose_size: int, kernel_size: int, stride: int
+        self,
+        feature_shape: tuple[int, int, int],
+        num_capsules: int,
+        pose_size: int,
+        kernel_size: int,
+        stride: int,
+        padding: int = 0,
+        norm: str = "layer",
     ) -> None:
         super().__init__()
         channels, height, width = feature_shape
-        self.conv = nn.Conv2d(channels, num_capsules * pose_size, kernel_size, stride=stride, bias=False)
-        self.norm = nn.LayerNorm(pose_size)
-        self.activation: nn.Conv2d | None = None
-        grid = [(size - kernel_size) // stride + 1 for size in (height, width)]
+        self.conv = nn.Conv2d(channels, num_capsules * pose_size, kernel_size, stride, padding, bias=False)
+        self.norm = nn.LayerNorm(pose_size) if norm == "layer" else PoseBatchNorm(num_capsules, pose_size)
+        self.squashes = norm == "batch_squash"
+        if norm != "layer":
+            nn.init.kaiming_uniform_(self.conv.weight)
+        self.activation: nn.Module | None = None
+        grid = [(size + 2 * padding - kernel_size) // stride + 1 for size in (height, width)]
         self.out_shape: Shape = (num_capsules, grid[0], grid[1], pose_size)
 
     def add_activations(self) -> None:
-        """From now on the capsules have activations: the sigmoid of a convolution with bias, of one channel each."""
-        kernel_size, stride = self.conv.kernel_size[0], self.conv.stride[0]
-        self.activation = nn.Conv2d(self.conv.in_channels, self.out_shape[0], kernel_size, stride)
+        """From now on the capsules have activations: the sigmoids of a second convolution, one channel per type.
+
+        It has a bias, or where poses have a BatchNorm, one as well.
+        """
+        num_capsules, conv, batch_norm = self.out_shape[0], self.conv, isinstance(self.norm, PoseBatchNorm)
+        settings: Any = {key: getattr(conv, key)[0] for key in ("kernel_size", "stride", "padding")}
+        self.activation = nn.Conv2d(conv.in_channels, num_capsules, **settings, bias=not batch_norm)
+        if batch_norm:
+            nn.init.kaiming_uniform_(self.activation.weight)
+            self.activation = nn.Sequential(self.activation, nn.BatchNorm2d(num_capsules))
 
     def forward(self, features: Tensor) -> Capsules:
         features = features.contiguous(memory_format=torch.channels_last)  # so that poses lie last in memory as well
         num_capsules, _, _, pose_size = self.out_shape
-        poses = self.norm(self.conv(features).movedim(1, 3).unflatten(3, (num_capsules, pose_size))).movedim(3, 1)
+        images = self.conv(features).movedim(1, 3).unflatten(3, (num_capsules, pose_size))
+        if isinstance(self.norm, nn.LayerNorm):
+            poses = self.norm(images).movedim(3, 1)
+        else:
+            poses = self.norm(images.movedim(3, 1))
+        if self.squashes:
+            poses = squash(poses)
         return Capsules(poses) if self.activation is None else Capsules(poses, self.activation(features).sigmoid())
 
 
@@ -60,7 +98,9 @@ class CapsuleLayer(nn.Module):
 
     `child_shape` (N, H, W, D); `kernel_size` is None for a fully connected layer; `matrix`: poses are square matrices,
     else vectors. `routing` does one step: see `Routing`. `votes` makes the Votes that it gets. `interleaved`: with the
-    windows of the published code, see `interleave`. Initial weights are normal with deviation √(M / (x·N·k·l)).
+    windows of the published code, see `interleave`. `padding` adds children of pose 0 and activation 0 around the grid.
+    `between`: "batch" is a BatchNorm of the children's poses. `init`: initial weights are "normal" with deviation
+    √(M / (x·N·k·l)), or "kaiming", uniform with deviation √(2 / (x·M·d)) and without the routing's `vote_scale`.
     """
 
     def __init__(
@@ -74,6 +114,9 @@ class CapsuleLayer(nn.Module):
         routing: Routing,
         votes: MakeVotes = FastVotes,
         interleaved: bool = False,
+        padding: int = 0,
+        between: str = "none",
+        init: str = "normal",
     ) -> None:
         super().__init__()
         num_children, height, width, child_size = child_shape
@@ -83,11 +126,19 @@ class CapsuleLayer(nn.Module):
         self.matrix = matrix
         self.fully_connected = kernel_size is None
         self.weight = nn.Parameter(torch.empty(k, l, num_children, x, num_capsules, d))
-        nn.init.normal_(self.weight, std=sqrt(num_capsules / (x * num_children * k * l)))
+        if init == "normal":
+            nn.init.normal_(self.weight, std=sqrt(num_capsules / (x * num_children * k * l)))
+        elif pose_size:
+            bound = sqrt(6 / (x * num_capsules * d))
+            nn.init.uniform_(self.weight, -bound, bound)
+        self.vote_scale = routing.vote_scale if init == "normal" else 1.0
+        self.padding = padding
+        self.norm = PoseBatchNorm(num_children, child_size) if between == "batch" else None
         self.routing = routing
         self.make_votes = votes
         self.interleaved = interleaved
-        self.out_shape: Shape = (num_capsules, (height - k) // stride + 1, (width - l) // stride + 1, pose_size)
+        h, w = ((size + 2 * padding - side) // stride + 1 for size, side in ((height, k), (width, l)))
+        self.out_shape: Shape = (num_capsules, h, w, pose_size)
 
     def forward(self, children: Capsules, previous: Capsules | None = None, votes: MakeVotes | None = None) -> Capsules:
         """The parents after one more iteration, or after the first where there is no `previous`.
@@ -109,14 +160,21 @@ class CapsuleLayer(nn.Module):
 
     def _scaled(self) -> tuple[Tensor, int]:
         """The weight and the stride of the votes."""
-        scale, stride = self.routing.vote_scale, self.weight.shape[0] if self.interleaved else self.stride
+        scale, stride = self.vote_scale, self.weight.shape[0] if self.interleaved else self.stride
         return self.weight if scale == 1 else self.weight * scale, stride
 
     def _children_for_votes(self, children: Capsules) -> Capsules:
         """The children as the votes take them."""
-        if not self.interleaved:
-            return children
-        return Capsules(interleave(children.poses, self.weight.shape[0], self.stride))
+        poses, activations = children.poses, children.activations
+        if self.norm is not None:
+            poses = self.norm(poses)
+        if self.padding:
+            around = (self.padding,) * 4
+            poses = F.pad(poses, (0, 0, *around))
+            activations = None if activations is None else F.pad(activations, around)
+        if self.interleaved:
+            poses = interleave(poses, self.weight.shape[0], self.stride)
+        return Capsules(poses, activations)
 
 
 def interleave(poses: Tensor, kernel_size: int, stride: int) -> Tensor:

@@ -50,6 +50,7 @@ def sequential(layers: Layers, primary: Capsules, num_routing: int) -> list[Caps
 
 
 SCHEDULES = {"concurrent": concurrent, "sequential": sequential}
+PRIMARY_NORMS = ("layer", "batch", "batch_squash")
 
 
 class CapsuleStack(nn.Module):
@@ -72,17 +73,22 @@ class CapsuleStack(nn.Module):
         super().__init__()
         _check_settings(capsules, routing, num_routing)
         self.schedule = SCHEDULES[routing.get("schedule") or "sequential"]
-        self.primary = _primary(capsules, feature_shape)
         own = {key: value for key, value in routing.items() if key not in ("schedule", "num_routing")}
         classes = {"type": "fc", "num_capsules": num_classes, **capsules["classes"]}
         nodes = [(f"capsules.layers[{j}]", node) for j, node in enumerate(capsules["layers"])]
+        self.primary = _primary(capsules, feature_shape)
         self.layers = nn.ModuleList()
         self.out_shape = self.primary.out_shape
         for key, node in [*nodes, ("capsules.classes", classes)]:
-            layer = _layer(key, node, self.out_shape, capsules, own, votes)
+            layer = _layer(key, node, self.out_shape, capsules, own, votes, first=not len(self.layers))
             self.layers.append(layer)
             self.out_shape = layer.out_shape
         self.num_routing = num_routing if self.class_routing.iterates else 1
+        if not self.out_shape[-1] and not self.class_routing.allows_no_poses:
+            raise ValueError(
+                f"capsules.classes.pose_size=0 is not possible with routing={routing['name']}, whose class logits come "
+                "from poses: set it to the pose size of the layers below"
+            )
         if self.class_routing.uses_activations and capsules.get("interleaved"):
             raise ValueError(
                 f"capsules.interleaved=true has no meaning for routing={routing['name']}, which the published code "
@@ -130,6 +136,9 @@ def _check_settings(capsules: Mapping[str, Any], routing: Mapping[str, Any], num
         )
     if capsules["pose"] not in ("matrix", "vector"):
         raise ValueError(f"capsules.pose={capsules['pose']} is unknown: it must be matrix or vector")
+    for key, options in (("between", ("none", "batch")), ("init", ("normal", "kaiming"))):
+        if capsules.get(key, options[0]) not in options:
+            raise ValueError(f"capsules.{key}={capsules[key]} is unknown: it must be one of {', '.join(options)}")
     if not 0 <= capsules["dropout"] < 1:
         raise ValueError(f"capsules.dropout={capsules['dropout']} is out of range: it must be at least 0 and below 1")
 
@@ -138,9 +147,12 @@ def _primary(capsules: Mapping[str, Any], feature_shape: tuple[int, int, int]) -
     node = capsules["primary"]
     _check_counts("capsules.primary", node, ("num_capsules", "kernel_size", "stride"))
     _check_pose_size("capsules.primary", node["pose_size"], capsules["pose"] == "matrix")
-    _check_kernel("capsules.primary", node["kernel_size"], feature_shape[1:])
+    _check_kernel("capsules.primary", node, feature_shape[1:])
+    norm, padding = node.get("norm", "layer"), node.get("padding", 0)
+    if norm not in PRIMARY_NORMS:
+        raise ValueError(f"capsules.primary.norm={norm} is unknown: it must be one of {', '.join(PRIMARY_NORMS)}")
     sizes = {key: node[key] for key in ("num_capsules", "pose_size", "kernel_size", "stride")}
-    return PrimaryCapsules(feature_shape, **sizes)
+    return PrimaryCapsules(feature_shape, **sizes, padding=padding, norm=norm)
 
 
 def _layer(
@@ -150,14 +162,16 @@ def _layer(
     capsules: Mapping[str, Any],
     routing: Mapping[str, Any],
     votes: MakeVotes,
+    first: bool,
 ) -> CapsuleLayer:
     """The layer that the config node under `key` describes, above children of this shape."""
     matrix = capsules["pose"] == "matrix"
     _, height, width, child_size = child_shape
     num_capsules, pose_size = node["num_capsules"], node["pose_size"]
     _check_counts(key, node, ("num_capsules",))
-    _check_pose_size(key, pose_size, matrix)
-    if matrix and pose_size != child_size:
+    if pose_size or key != "capsules.classes":  # class capsules without poses: the routing checks that it can
+        _check_pose_size(key, pose_size, matrix)
+    if matrix and pose_size not in (child_size, 0):
         raise ValueError(
             f"{key}.pose_size={pose_size} differs from the {child_size} of the capsules below it: "
             "matrix poses have one size throughout the stack"
@@ -167,20 +181,25 @@ def _layer(
             if node.get(name) is None:
                 raise ValueError(f"{key}.{name} is missing: a conv layer needs it")
         _check_counts(key, node, ("kernel_size", "stride"))
-        _check_kernel(key, node["kernel_size"], (height, width))
-        kernel_size, stride = node["kernel_size"], node["stride"]
+        _check_kernel(key, node, (height, width))
+        kernel_size, stride, padding = node["kernel_size"], node["stride"], node.get("padding") or 0
     elif node["type"] == "fc":
-        for name in ("kernel_size", "stride"):
-            if node.get(name) is not None:
+        for name in ("kernel_size", "stride", "padding"):
+            if node.get(name):
                 raise ValueError(f"{key}.{name}={node[name]} has no meaning in an fc layer: remove it or use type conv")
-        kernel_size, stride = None, 1
+        kernel_size, stride, padding = None, 1, 0
     else:
         raise ValueError(f"{key}.type={node['type']} is unknown: it must be conv or fc")
     kernel = (kernel_size, kernel_size) if kernel_size else (height, width)
     shape = LayerShape(kernel, child_shape[0], child_size, num_capsules, pose_size)
     own = build(routing, shape=shape, dropout=capsules["dropout"])
-    interleaved = bool(capsules.get("interleaved")) and kernel_size is not None
-    return CapsuleLayer(child_shape, num_capsules, pose_size, kernel_size, stride, matrix, own, votes, interleaved)
+    options = {
+        "interleaved": bool(capsules.get("interleaved")) and kernel_size is not None,
+        "padding": padding,
+        "between": "none" if first else capsules.get("between", "none"),
+        "init": capsules.get("init", "normal"),
+    }
+    return CapsuleLayer(child_shape, num_capsules, pose_size, kernel_size, stride, matrix, own, votes, **options)
 
 
 def _check_counts(key: str, node: Mapping[str, Any], names: tuple[str, ...]) -> None:
@@ -200,9 +219,14 @@ def _check_pose_size(key: str, size: int, matrix: bool) -> None:
         )
 
 
-def _check_kernel(key: str, kernel_size: int, grid: tuple[int, ...]) -> None:
-    if kernel_size > min(grid):
+def _check_kernel(key: str, node: Mapping[str, Any], grid: tuple[int, ...]) -> None:
+    kernel_size, padding = node["kernel_size"], node.get("padding") or 0
+    if not 0 <= padding < kernel_size:
+        raise ValueError(
+            f"{key}.padding={padding} is out of range: it must be at least 0 and below {key}.kernel_size={kernel_size}"
+        )
+    if kernel_size > min(grid) + 2 * padding:
         raise ValueError(
             f"{key}.kernel_size={kernel_size} does not fit the {grid[0]}x{grid[1]} grid below it: "
-            f"it must be at most {min(grid)}"
+            f"it must be at most {min(grid) + 2 * padding}"
         )

@@ -1,8 +1,8 @@
 """What a model is made of, without training it: layers, grids, capsules, parameters, multiply-adds, memory of a step.
 
 Multiply-adds are those of convolutions, matrix products and routing for one image, forward, as the method asks for
-them: votes that our kernels compute again are counted once. What is done to each number for itself is not counted:
-norms, activations, softmax.
+them: a layer's votes are counted once as long as its children stay the same, however often our kernels compute them.
+What is done to each number for itself is not counted: norms, activations, softmax.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.networks.layers import CapsuleLayer, PrimaryCapsules
 from capsule_sweeps.profiling.steps import memory
 from capsule_sweeps.results.render import render
-from capsule_sweeps.routing.em import EM  # noqa: F401  its operator is counted here
+from capsule_sweeps.routing.base import LayerShape
 
 WHOLE = (BasicBlock, PrimaryCapsules, CapsuleLayer)  # layers, although they have parts
 COLUMNS = ["layer", "kind", "grid", "channels", "capsules", "pose_size", "parameters", "multiply_adds"]
@@ -50,23 +50,24 @@ def layer_table(config: DictConfig) -> pd.DataFrame:
     eager = config.copy()
     eager.training.compile = "off"
     seen: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # name → what goes in, what comes out
-    own = {
-        torch.ops.capsule_sweeps.routed: _routed_flops,
-        torch.ops.capsule_sweeps.em: _em_flops,
-        torch.ops.capsule_sweeps.by_place: _place_flops,
-    }
-    counter = FlopCounterMode(display=False, custom_mapping=own)
+    counter = FlopCounterMode(display=False)
+    steps: dict[str, list[tuple[Tensor, bool]]] = {}  # of a capsule layer: the children's poses, and whether the first
     with FakeTensorMode(), torch.no_grad():  # shapes without numbers, on a CPU: the meta device has no autocast
         model = build_model(eager).eval()
         layers = dict(_layers(model))
         for name, layer in layers.items():
             layer.register_forward_hook(partial(_look, seen, name))
+            if isinstance(layer, CapsuleLayer):
+                layer.register_forward_pre_hook(partial(_note_step, steps.setdefault(name, [])), with_kwargs=True)
         images = torch.empty(1, config.dataset.channels, config.dataset.image_size, config.dataset.image_size)
         with counter:
             model(images)
     counts = counter.get_flop_counts()
 
     def multiply_adds(name: str) -> int:
+        layer = layers[name]
+        if isinstance(layer, CapsuleLayer):
+            return _of_capsule_layer(layer, steps[name])
         return sum(counts.get(".".join(filter(None, (type(model).__name__, name))), {}).values()) // 2
 
     rows = []
@@ -75,7 +76,8 @@ def layer_table(config: DictConfig) -> pd.DataFrame:
         row |= {"parameters": _num_parameters(layers[name]), "multiply_adds": multiply_adds(name)}
         if row["parameters"] or row["multiply_adds"] or before != after:  # an activation alone is no layer
             rows.append(row)
-    rows.append({"layer": "total", "parameters": _num_parameters(model), "multiply_adds": multiply_adds("")})
+    total = sum(row["multiply_adds"] for row in rows)
+    rows.append({"layer": "total", "parameters": _num_parameters(model), "multiply_adds": total})
     return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(("channels", "capsules", "pose_size"), "Int64"))
 
 
@@ -155,22 +157,16 @@ def _num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _routed_flops(children: Any, parents: Any, weight: Any, stride: int, *settings: Any, out_shape: Any) -> int:
-    """Of Σ_i r V: each vote once, its product with the parent, and its part of the sum. Letters as in `routing`."""
-    k, l, num_children, x, num_parents, _ = weight  # noqa: E741
-    batch, _, h, w, size = parents
-    return 2 * batch * h * w * k * l * num_children * num_parents * (size * x + 2 * size)
+def _note_step(steps: list[tuple[Tensor, bool]], _: nn.Module, given: Any, named: Any) -> None:
+    children, *previous = given
+    steps.append((children.poses, not previous or previous[0] is None))
 
 
-def _place_flops(name: str, patches: Any, weight: Any, values: Any, *, out_shape: Any) -> int:
-    """Of `attend`: each vote once, its product with the parent, and its part of the sum."""
-    places, num_i, a, x = patches
-    _, _, num_parents, d = weight
-    return 2 * places * num_i * num_parents * a * d * (x + 2)
-
-
-def _em_flops(children: Any, activations: Any, weight: Any, centres: Any, *settings: Any, out_shape: Any) -> int:
-    """Of an E-step and an M-step: each vote once, its distance to the centre, its part of mean and of variance."""
-    k, l, num_children, x, num_parents, _ = weight  # noqa: E741
-    batch, _, h, w, size = centres
-    return 2 * batch * h * w * k * l * num_children * num_parents * (size * x + 3 * size)
+def _of_capsule_layer(layer: CapsuleLayer, steps: list[tuple[Tensor, bool]]) -> int:
+    """The votes of each new set of children, and what the routing does with them in each step."""
+    k, l, num_children, x, _, _ = layer.weight.shape  # noqa: E741
+    num_parents, h, w, parent_size = layer.out_shape
+    shape = LayerShape((k, l), num_children, steps[0][0].shape[4], num_parents, parent_size)
+    new = len({id(poses) for poses, _ in steps})
+    each = [layer.routing.multiply_adds(shape, first) for _, first in steps]
+    return h * w * (new * shape.num_votes * parent_size * x + sum(each))

@@ -66,6 +66,11 @@ class LayerShape(NamedTuple):
     num_parents: int
     parent_size: int
 
+    @property
+    def num_votes(self) -> int:
+        """Votes for the parents of one place."""
+        return self.kernel[0] * self.kernel[1] * self.num_children * self.num_parents
+
 
 class Routing(nn.Module):
     """One step of routing for one layer, with the parameters that it needs; made for every layer of a stack.
@@ -78,6 +83,7 @@ class Routing(nn.Module):
     iterates = True  # False: one step is all, whatever num_routing says; its YAML then sets num_routing: 1
     uses_activations = False  # True: primary capsules have activations
     has_class_logits = False  # True: `class_logits` takes the place of the model's head
+    allows_no_poses = False  # True: class capsules may have activations only
     vote_scale = 1.0  # a layer's weights are multiplied by it; they begin as they should for Σ_i V / M and a LayerNorm
 
     def forward(self, votes: Votes, children: Capsules, previous: Capsules | None) -> Capsules:
@@ -85,5 +91,20 @@ class Routing(nn.Module):
         raise NotImplementedError
 
     def class_logits(self, classes: Capsules) -> Tensor:
-        """(B, classes) of the last layer's parents; their sigmoids are the activations of the classes."""
+        """(B, classes) of the last layer's parents; their sigmoids are the activations of the classes.
+
+        With `routing.class_logits=log` these are the logarithms of the activations, so that the cross-entropy is the
+        negative log-likelihood of the activations divided by their sum.
+        """
         raise NotImplementedError
+
+    def multiply_adds(self, shape: LayerShape, first: bool) -> int:
+        """Of one step, for one place of the parents and without making the votes: each number of a vote once for the
+        sums, and after the first step once more for the agreement."""
+        return shape.num_votes * shape.parent_size * (1 if first else 2)
+
+
+def check_class_logits(value: str) -> str:
+    if value not in ("logit", "log"):
+        raise ValueError(f"routing.class_logits={value} is unknown: it must be logit or log")
+    return value

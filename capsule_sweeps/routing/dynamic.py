@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from capsule_sweeps.routing.base import Capsules, LayerShape, Routing, squash
+from capsule_sweeps.routing.base import Capsules, LayerShape, Routing, check_class_logits, squash
 from capsule_sweeps.routing.votes import Votes
 
 SMALLEST = 1e-12  # of squared lengths: the logarithm of 0 has no gradient
@@ -31,8 +31,9 @@ class Dynamic(Routing):
 
     has_class_logits = True
 
-    def __init__(self, shape: LayerShape, dropout: float) -> None:
+    def __init__(self, shape: LayerShape, dropout: float, class_logits: str = "logit") -> None:
         super().__init__()
+        self.logs = check_class_logits(class_logits) == "log"
         self.dropout = nn.Dropout(dropout)
         self.vote_scale = shape.num_parents**0.5
         self.root = shape.parent_size**0.5  # `routed` divides the agreement by it, the paper does not
@@ -48,6 +49,7 @@ class Dynamic(Routing):
         return Capsules(parents, state=DynamicState(previous.state.total + parents, sums))
 
     def class_logits(self, classes: Capsules) -> Tensor:
-        """log |s|² (B, classes), the sigmoid of which is |s|² / (1 + |s|²), the length of the capsule."""
+        """log |s|² (B, classes), the sigmoid of which is |s|² / (1 + |s|²), the length of the capsule; or its log."""
         squared: Tensor = classes.state.sums.float().square().sum(-1)
-        return squared.clamp_min(SMALLEST).log().flatten(1)
+        logits = squared.clamp_min(SMALLEST).log().flatten(1)
+        return nn.functional.logsigmoid(logits) if self.logs else logits

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from capsule_sweeps.routing.base import LEAST_ACTIVATION, Capsules, LayerShape, Routing
+from capsule_sweeps.routing.base import LEAST_ACTIVATION, Capsules, LayerShape, Routing, check_class_logits
 from capsule_sweeps.routing.kernels import add_weighted, vote_slices
 from capsule_sweeps.routing.passes import Layout, cache_slice
 from capsule_sweeps.routing.votes import Votes, over_children, places_first
@@ -57,9 +57,10 @@ class EM(Routing):
 
     A step is an E-step, unless it is the first, and an M-step. The parents of a place compete for a child, not those of
     different places. The inverse temperature of iteration t is λ_t = `inverse_temperature` · (1 − `rate`^t), divided by
-    the votes that a parent would get if all were shared out evenly, so that it suits layers of any size. Class
-    activations are those of the class capsules. In a stack the votes are scaled so that their even mean is as large as
-    the children's poses, and β_u begins where such a mean costs nothing.
+    the votes that a parent would get if all were shared out evenly, so that it suits layers of any size, unless
+    `per_share` is false. Class activations are those of the class capsules. In a stack the votes are scaled so that
+    their even mean is as large as the children's poses, and β_u begins where such a mean costs nothing (with
+    `per_share: false` at 0).
 
     `density`: how the log densities of a pose's E numbers are joined into the one that parents compete with. "sum" is
     the paper's (eq. 2): a product of E independent densities. With random weights such sums differ by several units
@@ -74,7 +75,14 @@ class EM(Routing):
     has_class_logits = True
 
     def __init__(
-        self, shape: LayerShape, dropout: float, inverse_temperature: float, rate: float, density: str = "sum"
+        self,
+        shape: LayerShape,
+        dropout: float,
+        inverse_temperature: float,
+        rate: float,
+        density: str = "sum",
+        per_share: bool = True,
+        class_logits: str = "logit",
     ) -> None:
         super().__init__()
         if dropout:
@@ -90,8 +98,9 @@ class EM(Routing):
         self.inverse_temperature, self.rate, self.density = inverse_temperature, rate, density
         num_votes = shape.kernel[0] * shape.kernel[1] * shape.num_children
         self.vote_scale = num_votes / math.sqrt(shape.num_parents)
-        self.fair_share = num_votes / shape.num_parents
-        self.beta_u = nn.Parameter(torch.full((shape.num_parents,), -0.5 * math.log(num_votes)))
+        self.fair_share = num_votes / shape.num_parents if per_share else 1.0
+        self.logs = check_class_logits(class_logits) == "log"
+        self.beta_u = nn.Parameter(torch.full((shape.num_parents,), -0.5 * math.log(num_votes) if per_share else 0.0))
         self.beta_a = nn.Parameter(torch.zeros(shape.num_parents))
 
     def forward(self, votes: Votes, children: Capsules, previous: Capsules | None) -> Capsules:
@@ -113,9 +122,13 @@ class EM(Routing):
             return Capsules(means, logits.sigmoid(), EMState(iteration, variances, logits), r)
 
     def class_logits(self, classes: Capsules) -> Tensor:
-        """λ (β_a − cost) (B, classes), the sigmoid of which is the activation."""
+        """λ (β_a − cost) (B, classes), the sigmoid of which is the activation; or the logarithm of the activation."""
         logits: Tensor = classes.state.logits.flatten(1)
-        return logits
+        return nn.functional.logsigmoid(logits) if self.logs else logits
+
+    def multiply_adds(self, shape: LayerShape, first: bool) -> int:
+        """Means and variances, and after the first step the distances to the centres."""
+        return shape.num_votes * shape.parent_size * (2 if first else 3)
 
 
 def explicit_step(

@@ -144,7 +144,7 @@ MakeVotes = Callable[[Tensor, int], Votes]  # weight, stride → the votes of on
 
 def _agreement(votes: Tensor, parents: Tensor) -> Tensor:
     """⟨V, parents⟩ / √E (B, h, w, N, M): votes (B, h, w, N, M, E), parents (B, h, w, M, E)."""
-    return (votes * parents.unsqueeze(3)).sum(-1) * parents.shape[-1] ** -0.5
+    return (votes * parents.unsqueeze(3)).sum(-1) * max(1, parents.shape[-1]) ** -0.5
 
 
 def places_first(parents: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.table import Table
 
-from capsule_sweeps.config.recipes import recipe_notes
 from capsule_sweeps.console import console, plain_text
 from capsule_sweeps.runs.provenance import changed_code
 from capsule_sweeps.runs.run import Run, find_runs
@@ -140,7 +139,6 @@ def show_plan(plan: Sequence[PlannedRun], asked: int, parallel: int) -> None:
     totals = ", ".join(f"{count} to {action}" for action, count in counts.items())
     same = f" ({asked} points, some with the same signature)" if asked > len(plan) else ""
     say = [f"{len(plan)} run{'s' if len(plan) > 1 else ''}{same}: {totals}{_estimate(plan, parallel)}."]
-    say += recipe_notes([point.config for point in plan])
     queued = sum(point.state == "queued" for point in plan)
     if queued:
         say.append(

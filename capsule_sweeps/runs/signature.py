@@ -19,6 +19,14 @@ NEUTRAL: dict[str, Any] = {
     "model.routing.norm": "layer",
     "model.head": "shared",
     "model.capsules.interleaved": False,
+    "model.capsules.primary.padding": 0,
+    "model.capsules.primary.norm": "layer",
+    "model.capsules.layers.padding": 0,  # of any of them
+    "model.capsules.between": "none",
+    "model.capsules.init": "normal",
+    "model.routing.class_logits": "logit",
+    "model.routing.bias": False,
+    "model.routing.per_share": True,
     "training.loss": "cross_entropy",
     "training.lr_schedule": "steps",
     "training.warmup": 0,
@@ -52,8 +60,13 @@ def signed_config(config: DictConfig) -> dict[str, Any]:
     return {
         key: value
         for key, value in flat.items()
-        if not (key.endswith(".name") and key != "dataset.name") and not (key in NEUTRAL and value == NEUTRAL[key])
+        if not (key.endswith(".name") and key != "dataset.name") and not _is_neutral(key, value)
     }
+
+
+def _is_neutral(key: str, value: Any) -> bool:
+    key = re.sub(r"\.\d+\.", ".", key)  # the number of a layer
+    return key in NEUTRAL and value == NEUTRAL[key]
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

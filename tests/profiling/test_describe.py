@@ -53,8 +53,11 @@ def test_a_small_stack_by_hand(pose, num_routing, schedule) -> None:
     num_votes = [3 * 3 * 3 * 3 * 3 * 5, 3 * 3 * 5 * 7, 7 * 10]  # places · children under the kernel · parents
     for layer, votes in enumerate(num_votes):
         iterations = num_routing if schedule == "sequential" else max(1, num_routing - (2 - layer))
-        routed = (iterations - 1) * votes * (a_vote + 4 + 4)  # agreement with the parent, and part of the sum
-        assert found.multiply_adds[f"capsules.layers.{layer}"] == votes * a_vote + routed, layer
+        # concurrent: the first two iterations read the same children, each later one those that are new
+        new = 1 if schedule == "sequential" or layer == 0 else max(1, iterations - 1)
+        step = votes * 4  # part of the sum, or the agreement with the parent
+        expected = new * votes * a_vote + step + (iterations - 1) * 2 * step
+        assert found.multiply_adds[f"capsules.layers.{layer}"] == expected, layer
     assert found.multiply_adds["backbone.layers.0"] == 16 * 16 * 6 * 9
     assert found.multiply_adds["capsules.primary"] == 8 * 8 * 12 * 6 * 4
     assert found.multiply_adds["head"] == 10 * 4
@@ -91,8 +94,29 @@ def test_routings_with_explicit_votes_by_hand(pose) -> None:
     for layer, (num_places, children, parents) in enumerate(places):
         votes = num_places * children * parents
         assert self_routing.multiply_adds[f"capsules.layers.{layer}"] == votes * (a_vote + 4 + 4), layer
-        assert em.multiply_adds[f"capsules.layers.{layer}"] == 3 * votes * (a_vote + 4 + 4 + 4), layer
+        assert em.multiply_adds[f"capsules.layers.{layer}"] == votes * (a_vote + 3 * (4 + 4) + 2 * 4), layer
     assert em.multiply_adds["capsules.primary"] == 8 * 8 * (12 + 3) * 6 * 4  # poses and activations
+
+
+SELF_ROUTING_TABLE = {  # parameters; multiply-adds of backbone, convolutions and linear layers; of capsule layers
+    "model=average_pool": (269_722, 40_550_400 + 640, 0),
+    "model=convolution": (893_210, 59_424_768 + 327_680, 0),
+    "capsules=sr_capsnet_1 routing=sr_dynamic": (5_807_888, 59_424_768, 6_881_280),
+    "capsules=sr_capsnet_2 routing=sr_dynamic": (4_236_048 - 1_024, 59_424_768, 51_265_536),  # less an unused BatchNorm
+    "capsules=sr_capsnet_1 routing=sr_em": (911_204, 60_604_416, 3_932_160),
+    "capsules=sr_capsnet_2 routing=sr_em": (813_988, 60_604_416, 29_294_592),
+    "capsules=sr_capsnet_1 routing=sr_self_routing": (931_664, 60_604_416, 327_680),
+    "capsules=sr_capsnet_2 routing=sr_self_routing": (3_187_536, 60_604_416, 42_549_248),
+}
+
+
+@pytest.mark.parametrize("words", SELF_ROUTING_TABLE)
+def test_networks_of_the_self_routing_paper_have_its_parameters_and_operations(words) -> None:
+    """Counted on the published code (coder3000/SR-CapsNet, commit 7622d38), 10 classes, 3 iterations."""
+    found = table("backbone=resnet20", "num_routing=3", *words.split())
+    in_capsules = found.multiply_adds[found.kind == "CapsuleLayer"].sum()
+    counted = found.parameters["total"], found.multiply_adds["total"] - in_capsules, in_capsules
+    assert counted == SELF_ROUTING_TABLE[words]
 
 
 def test_the_command(capsule_sweeps, place) -> None:
