@@ -88,10 +88,12 @@ def em(
     beta_a: list[float],
     heat: list[float],
     min_variance: float,
+    density_of: str = "sum",
 ) -> tuple[list[Tensor], list[Tensor], list[float], list[list[float]]]:
     """Procedure 1 of Hinton et al. 2018, not in the log domain: means, variances, activations, R.
 
-    `heat`: λ of each iteration; `min_variance` is added to the variances.
+    `heat`: λ of each iteration; `min_variance` is added to the variances. `density_of`: "mean" takes the geometric mean
+    of the densities of a pose's numbers in place of their product.
     """
     children, parents = range(len(votes)), range(len(votes[0]))
     r = [[1 / len(parents) for _ in parents] for _ in children]
@@ -106,7 +108,8 @@ def em(
                         variance = float(variances[m][h])
                         distance = float((vote - means[m][h]) ** 2)
                         density *= math.exp(-distance / (2 * variance)) / math.sqrt(2 * math.pi * variance)
-                    p.append(activations[m] * density)
+                    root = len(votes[i][m]) if density_of == "mean" else 1
+                    p.append(activations[m] * density ** (1 / root))
                 r[i] = [value / sum(p) for value in p]
         means, variances, activations = [], [], []
         for m in parents:

@@ -14,8 +14,8 @@ from capsule_sweeps.routing.em import EM, MIN_VARIANCE, Gaussians, explicit_step
 from capsule_sweeps.routing.votes import FastVotes, RecordingVotes
 
 
-def make_em(layer, inverse_temperature=0.5, rate=0.7) -> EM:
-    routing = randomise(EM(layer.shape, 0.0, inverse_temperature, rate))
+def make_em(layer, inverse_temperature=0.5, rate=0.7, **settings) -> EM:
+    routing = randomise(EM(layer.shape, 0.0, inverse_temperature, rate, **settings))
     return routing.to(layer.votes.weight.dtype)
 
 
@@ -24,11 +24,12 @@ def explicit(layer):
     return layer._replace(votes=RecordingVotes(layer.votes.weight, layer.votes.stride))
 
 
+@pytest.mark.parametrize("density", ["sum", "mean"])
 @pytest.mark.parametrize("num_routing", [1, 2, 3, 5])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_procedure_1(shape, num_routing) -> None:
+def test_procedure_1(shape, num_routing, density) -> None:
     layer = make_layer(shape)
-    routing = make_em(layer)
+    routing = make_em(layer, density=density)
     parents, watched = layer.step(routing, num_routing), explicit(layer).step(routing, num_routing)
     torch.testing.assert_close(watched[:2], parents[:2])
     torch.testing.assert_close(watched.state, parents.state)
@@ -37,7 +38,7 @@ def test_procedure_1(shape, num_routing) -> None:
     heat = [0.5 * (1 - 0.7**t) / share for t in range(1, num_routing + 1)]
     betas = routing.beta_u.tolist(), routing.beta_a.tolist()
     for image, row, column, votes, _, a in layer.places():
-        means, variances, activations, r = naive.em(votes, a, *betas, heat, MIN_VARIANCE)
+        means, variances, activations, r = naive.em(votes, a, *betas, heat, MIN_VARIANCE, density)
         at = (image, slice(None), row, column)
         torch.testing.assert_close(parents.poses[at], torch.stack(means))
         torch.testing.assert_close(parents.state.variances[at], torch.stack(variances))
@@ -176,6 +177,7 @@ def test_the_pass_and_its_gradients_are_autograds_over_slices_of_any_shape(
     [
         (r"capsules\.dropout=0\.1 has no place in routing=em", {"dropout": 0.1}),
         (r"routing\.inverse_temperature=0\.0 is out of range", {"inverse_temperature": 0.0}),
+        (r"routing\.density=product is unknown", {"density": "product"}),
         (r"routing\.rate=1 is out of range", {"rate": 1}),
     ],
 )

@@ -368,6 +368,16 @@ def test_optimizer_is_told_the_recipe(trained) -> None:
     assert (group["momentum"], group["weight_decay"]) == (0.7, 0.003)
 
 
+def test_gradients_are_clipped_to_a_norm_over_all_weights(trained) -> None:
+    """The momentum after the only step is its gradient; without clip_norm it is longer."""
+    folder = trained(
+        *("training.clip_norm=0.01", "training.epochs=1", "training.batch_size=40", "training.weight_decay=0")
+    )
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)["optimizer"]["state"]
+    gradient = torch.cat([entry["momentum_buffer"].flatten() for entry in state.values()])
+    assert gradient.norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
 def test_it_learns(launch, runs, data_dir) -> None:
     base = ["dataset=digits", "training=quick", "tracking=none", f"data_dir={data_dir}"]
     small = ["training.epochs=4", "dataset.train_size=500", "capsules.layers=[]", "backbone.channels=16"]
