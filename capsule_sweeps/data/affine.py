@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from capsule_sweeps.data.cache import Decoded, Images
@@ -49,6 +48,8 @@ class TurnedTest(Variant):
         return bool(dataset.test_rotation or dataset.test_shift)
 
     def apply(self, data: Data) -> Data:
+        import torch
+
         images = rotate_shift(data.test.images.cpu().numpy(), self.dataset.test_rotation, self.dataset.test_shift)
         return replace(data, test=Split(torch.from_numpy(images).to(data.test.images.device), data.test.labels))
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -53,6 +53,22 @@ class Decoded:
                 digest.update(str(array.shape).encode())
                 digest.update(array.data)
         return digest.hexdigest()
+
+
+class Identity(NamedTuple):
+    """What tells a data set from others: the hash of its images and labels, and what its labels are called."""
+
+    sha256: str
+    classes: tuple[str, ...]
+
+
+def stored_identity(stem: str, data_dir: Path, listing: Any) -> Identity | None:
+    """That of the cached data with this listing, without a look at the images; None if they are not cached."""
+    for folder in (data_dir / ".cache", _user_cache_folder()):
+        with suppress(Exception):  # a damaged one
+            about = json.loads((_path(folder, stem, listing) / "about.json").read_text())
+            return Identity(str(about["sha256"]), tuple(map(str, about["classes"])))
+    return None
 
 
 def open_decoded(

@@ -2,26 +2,19 @@
 
 Shapes: N images in a split, B in a batch, C channels, H rows, W columns (H = W = dataset.image_size), p padding.
 
-A data set is read from its source (sources/), changed as its configuration asks (VARIANTS), and cached (cache.py).
+A data set is read from its source (sources/), changed as its configuration asks (open.py), and cached (cache.py).
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from capsule_sweeps.data.affine import AffineTest, TurnedTest
-from capsule_sweeps.data.cache import Decoded, Images, Labels, open_decoded
-from capsule_sweeps.data.canvas import Canvas
-from capsule_sweeps.data.pairs import InPairs
-from capsule_sweeps.data.sources import find_source
+from capsule_sweeps.data.cache import Decoded, Images, Labels
+from capsule_sweeps.data.open import open_data, variants
 from capsule_sweeps.data.split import Data, Normalization, Split, split_indices
-from capsule_sweeps.data.variant import Variant
-
-VARIANTS: tuple[type[Variant], ...] = (Canvas, AffineTest, InPairs, TurnedTest)  # in the order in which they apply
 
 
 def load_data(dataset: Any, data_dir: str | Path, device: str | torch.device) -> Data:
@@ -39,7 +32,7 @@ def load_data(dataset: Any, data_dir: str | Path, device: str | torch.device) ->
 
     Raises ValueError (one sentence) for data that cannot be had or do not fit the config, and for impossible sizes.
     """
-    decoded, sha256, _ = _open(dataset, Path(data_dir))
+    decoded, sha256, _ = open_data(dataset, Path(data_dir))
     images, labels = decoded.train
     own_val = _own_val(dataset, decoded)
     train, val = split_indices(labels, dataset.train_size, dataset.val_size if own_val is None else 0)
@@ -56,42 +49,14 @@ def load_data(dataset: Any, data_dir: str | Path, device: str | torch.device) ->
         classes=decoded.classes,
         normalization=Normalization(*map(tuple, given)),
     )
-    for variant in _variants(dataset):
+    for variant in variants(dataset):
         data = variant.apply(data)
     return data
 
 
 def prepare(dataset: Any, data_dir: str | Path) -> Path:
     """Make sure that the decoded cache exists (download, read, convert) and return its path. Raises as `load_data`."""
-    return _open(dataset, Path(data_dir))[2]
-
-
-def _variants(dataset: Any) -> list[Variant]:
-    return [variant(dataset) for variant in VARIANTS if variant.asked(dataset)]
-
-
-def _open(dataset: Any, data_dir: Path) -> tuple[Decoded, str, Path]:
-    variants, origin = _variants(dataset), dataset
-    for variant in variants:
-        origin = variant.origin(origin)
-    source = find_source(origin.source)
-    keys = [variant.key for variant in variants if variant.key is not None]
-
-    def read() -> Decoded:
-        decoded = source.read_source(origin, data_dir)
-        for variant in variants:
-            decoded = variant.change(decoded)
-        _check_fit(dataset, decoded)
-        return decoded
-
-    decoded, sha256, path = open_decoded(
-        stem=re.sub(r"[^A-Za-z0-9_.+-]", "_", f"{dataset.name}-{dataset.source}"),
-        data_dir=data_dir,
-        list_source=lambda: [source.list_source(origin, data_dir), dataset.image_size, *keys],
-        read_source=read,
-    )
-    _check_fit(dataset, decoded)
-    return decoded, sha256, path
+    return open_data(dataset, Path(data_dir))[2]
 
 
 def _own_val(dataset: Any, decoded: Decoded) -> tuple[Images, Labels] | None:
@@ -102,16 +67,3 @@ def _own_val(dataset: Any, decoded: Decoded) -> tuple[Images, Labels] | None:
             f"dataset.val_size={number} to use them, or 0 to leave them out."
         )
     return decoded.val
-
-
-def _check_fit(dataset: Any, decoded: Decoded) -> None:
-    num_classes, (_, channels, height, width) = len(decoded.classes), decoded.train[0].shape
-    if num_classes != dataset.num_classes:
-        raise ValueError(
-            f"dataset.num_classes={dataset.num_classes} does not fit {dataset.name}: it has {num_classes}."
-        )
-    if (channels, height, width) != (dataset.channels, dataset.image_size, dataset.image_size):
-        raise ValueError(
-            f"dataset.channels={dataset.channels} and dataset.image_size={dataset.image_size} do not fit "
-            f"{dataset.name}: its images have {channels} channels and {height}x{width} pixels."
-        )

@@ -1,49 +1,15 @@
-"""`dataset.labels_per_image=2`: two overlapping digits in one image, made from single ones."""
+"""Two overlapping digits in one image, made from single ones."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from capsule_sweeps.data.augment import crop_and_flip
-from capsule_sweeps.data.cache import Decoded, measure_mean_std
-from capsule_sweeps.data.canvas import DIGIT_SIZE
-from capsule_sweeps.data.split import SPLIT_SEED, Data, Split
-from capsule_sweeps.data.variant import Variant
-
-
-class InPairs(Variant):
-    """The digits of each split in pairs: for training new ones in every epoch, others made once.
-
-    Mean and deviation are those of the pairs of all training digits in the first epoch.
-    """
-
-    key = "normalised in pairs"
-
-    @staticmethod
-    def asked(dataset: Any) -> bool:
-        return bool(dataset.labels_per_image == 2)
-
-    def __init__(self, dataset: Any) -> None:
-        super().__init__(dataset)
-        self.shift = int(dataset.image_size - DIGIT_SIZE) // 2  # pixels that a digit may move, in each direction
-
-    def change(self, decoded: Decoded) -> Decoded:
-        digits = Split(*map(torch.from_numpy, decoded.train))
-        mean, std = measure_mean_std(render(pair(digits, self.shift, [SPLIT_SEED, 0])).images.numpy())
-        return replace(decoded, mean=tuple(mean), std=tuple(std))
-
-    def apply(self, data: Data) -> Data:
-        return replace(
-            data,
-            train=pair(data.train, self.shift, [SPLIT_SEED, 0]),
-            val=render(pair(data.val, self.shift, SPLIT_SEED + 1)) if data.val else None,
-            test=render(pair(data.test, self.shift, SPLIT_SEED + 2)),
-        )
+from capsule_sweeps.data.split import SPLIT_SEED, Split
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from capsule_sweeps.data.cache import Labels
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Belongs to the data sets, not to a run: with config.seed in its place, two seeds would train and be judged on
 # different images, and their spread would no longer be that of training alone.

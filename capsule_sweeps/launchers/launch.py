@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
-from capsule_sweeps.launchers.preflight import preflight
+from capsule_sweeps.launchers.preflight import compare_data, preflight
 from capsule_sweeps.runs.plan import PlannedRun, Policy, make_plan, show_plan
 from capsule_sweeps.runs.queue import queue_names
 from capsule_sweeps.runs.record import read_summary
@@ -62,6 +62,7 @@ def launch(
         with TemporaryDirectory() as folder:
             return launch([scratch(config, folder) for config in configs], overrides, policy, launcher)
     plan = make_plan(configs, overrides, policy)
+    compare_data(plan)
     todo = [planned for planned in plan if planned.to_do]
     show_plan(plan, len(configs), launcher.num_parallel(todo, policy.dry_run))
     if policy.dry_run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -14,11 +15,17 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from capsule_sweeps.data.cache import Identity
+from capsule_sweeps.data.open import identify
 from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.run import check_runs_dir
 from capsule_sweeps.tracking.base import tracker_class
 
 FREE_GIB = 5
+SHOWN = ("train_size", "val_size", "mean", "std", "crop_padding", "flip", "test_shift", "test_rotation")  # what of the
+# configuration of a data set says how its images are used, and not which ones they are
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,10 +48,7 @@ def examine(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
 
 
 def preflight(plan: Sequence[PlannedRun], devices: bool = True) -> None:
-    """Raises ValueError for whatever would keep a run from starting: folders, device, stack, data. Starts nothing.
-
-    The data that are opened for it must be those of the runs of this plan that exist already.
-    """
+    """Raises ValueError for whatever would keep a run from starting: folders, device, stack, data. Starts nothing."""
     configs = [planned.config for planned in plan if planned.to_do]
     for check in CHECKS:
         if check.before_launch and (devices or check.look is not device):
@@ -56,8 +60,48 @@ def preflight(plan: Sequence[PlannedRun], devices: bool = True) -> None:
             same = all(planned.config[key] == config[key] for key in ("dataset", "data_dir"))
             if same and planned.to_do:
                 check_batch_size(planned.config, len(found.train))
-            if same and planned.action != "run anew":
-                planned.run.compare_data(found.sha256)
+
+
+def compare_data(plan: Sequence[PlannedRun]) -> None:
+    """Raises ValueError when a run that exists was trained on other images than those here, whatever its action, and
+    when points with one signature have different images.
+
+    Images are read only where the names, sizes and times of their files are new. Runs whose images are not here or
+    cannot be read are not compared; a warning says so.
+    """
+    known: dict[str, Identity | None] = {}
+    for planned in plan:
+        points = _distinct([planned.config, *planned.same], "dataset", "data_dir")
+        exists = planned.action != "run anew" and "data_sha256" in planned.run.record()
+        if not exists and len(points) == 1:
+            continue
+        first: Identity | None = None
+        for config in points:
+            content = {key: value for key, value in config.dataset.items() if key not in SHOWN}
+            if (key := repr([content, config.data_dir])) not in known:
+                known[key] = _identity(config)
+            if (found := known[key]) is None:
+                continue
+            if exists:
+                planned.run.compare_data(*found)
+            if first not in (None, found):
+                raise ValueError(
+                    f"{planned.run.folder.name} is asked for twice, with different images under one dataset.name; give "
+                    "each its own dataset.name"
+                )
+            first = found
+
+
+def _identity(config: DictConfig) -> Identity | None:
+    """What tells the images of a configuration from others; None, with a warning, where that is not known."""
+    reason = f"they are not in data_dir={config.data_dir}"
+    try:
+        if (found := identify(config.dataset, Path(config.data_dir))) is not None:
+            return found
+    except ValueError as error:
+        reason = str(error).rstrip(".")
+    log.warning("Runs that exist are not compared with the images of %s: %s.", config.dataset.name, reason)
+    return None
 
 
 def check_batch_size(config: DictConfig, num_images: int) -> None:

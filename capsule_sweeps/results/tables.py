@@ -130,7 +130,7 @@ def left_out(runs: pd.DataFrame, rule: str) -> str:
     finished, text = runs[runs.state == "finished"], "Only finished runs enter."
     if len(runs) > len(finished):
         text += f" Left out: {len(runs) - len(finished)} of {len(runs)} runs, not finished."
-    text += stale_note(runs)
+    text += stale_note(runs) + images_note(finished)
     needs = find_rule(rule).needs
     if needs and finished[f"accuracy_{rule}"].isna().any():
         text += f" Left out: runs without {needs.what} ({needs.key})."
@@ -144,3 +144,17 @@ def stale_note(runs: pd.DataFrame) -> str:
     names = list(runs.run[runs.stale])
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f" These are stale, made with code that changed since: {', '.join(names[:NAMED])}{more}." if names else ""
+
+
+def images_note(runs: pd.DataFrame) -> str:
+    """A sentence, with a space before it, that names runs which differ in their seed and in their images."""
+    columns = [column for column in ("data_sha256", "classes") if column in runs]
+    mixed = (runs.groupby("group")[columns].nunique() > 1).any(axis=1)
+    names = list(runs.run[runs.group.isin(mixed[mixed].index)])
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return (
+        " These differ in their seed alone but were trained on different images (data_sha256 and classes in run.json), "
+        f"so that their mean says nothing: {', '.join(names[:NAMED])}{more}."
+        if names
+        else ""
+    )

@@ -27,8 +27,9 @@ def load_runs(runs_dir: Path | str, imported: bool = False) -> pd.DataFrame:
     """One row a run folder under runs_dir, sorted by name; imported ones only if asked for.
 
     Columns: `frame_columns`, `stale` (finished, but with code that changed since), `device`, `imported` (weights from
-    the published code), and `signed_config`, a flat dict. Accuracies are fractions, NaN while
-    the run is not finished; seconds are those of its epochs, evaluation included.
+    the published code), `data_sha256` and `classes` (names, one a line) of its images, and `signed_config`, a flat
+    dict. Accuracies are fractions, NaN while the run is not finished; seconds are those of its
+    epochs, evaluation included.
     """
     runs = runs_frame(find_runs(Path(runs_dir)).values())
     return runs if imported else runs[~runs.imported].reset_index(drop=True)
@@ -51,8 +52,11 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
         stale = state == "finished" and bool(changed_code(record))
         device = record.get("execution", {}).get("device")
         row |= {"stale": stale, "device": device, "imported": "imported" in record}
+        row |= {"data_sha256": record.get("data_sha256"), "classes": "\n".join(record.get("classes") or ()) or None}
         rows.append({**row, "signed_config": record.get("signed_config", {})})
-    frame = pd.DataFrame(rows, columns=[*columns, "stale", "device", "imported", "signed_config"])
+    frame = pd.DataFrame(
+        rows, columns=[*columns, "stale", "device", "imported", "data_sha256", "classes", "signed_config"]
+    )
     frame["imported"] = frame.imported.astype(bool)  # of no rows, too
     frame = frame.astype(
         {**dict.fromkeys((*selection_rules.columns(), "seconds"), float), **dict.fromkeys(INTEGERS, "Int64")}

@@ -55,7 +55,8 @@ class PlannedRun:
     """One run that was asked for.
 
     `label` shows the overrides by which it differs from the others, `changed` the modules whose code differs from what
-    it was made with, `seconds` what is left of it by the epochs measured so far (None: nothing like it ran yet).
+    it was made with, `seconds` what is left of it by the epochs measured so far (None: nothing like it ran yet), `same`
+    the configurations of other points with its signature.
     """
 
     config: DictConfig
@@ -65,6 +66,7 @@ class PlannedRun:
     action: str
     changed: list[str] = field(default_factory=list)
     seconds: float | None = None
+    same: list[DictConfig] = field(default_factory=list)
 
     @property
     def signature(self) -> str:
@@ -93,6 +95,7 @@ def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]],
         flat = signed_config(config)
         identity = signature(flat)
         if identity in plan:
+            plan[identity].same.append(config)
             continue
         run = known[str(config.runs_dir)].get(identity) or Run(Path(config.runs_dir) / run_name(config, identity))
         record = run.record()

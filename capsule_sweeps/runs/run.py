@@ -18,7 +18,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,11 @@ def find_runs(runs_dir: Path) -> dict[str, Run]:
             f"runs_dir={runs_dir} cannot be read ({error.strerror}); set runs_dir to another one"
         ) from error
     return {name[-8:]: Run(runs_dir / name) for name in sorted(names)}
+
+
+def names_of(classes: Sequence[str]) -> str:
+    """The names of classes as a sentence shows them: the first 20."""
+    return ", ".join(classes[:20]) + (f" and {len(classes) - 20} more" if len(classes) > 20 else "")
 
 
 class Run:
@@ -191,13 +196,22 @@ class Run:
             differences = ", ".join(f"{key}={stored.get(key)} there and {asked.get(key)} here" for key in keys)
             raise ValueError(f"{self.folder} holds another run under the same signature: {differences}; move it away")
 
-    def compare_data(self, sha256: str) -> None:
-        """Raises ValueError when the run was trained on other data than those with this hash."""
-        if self.record().get("data_sha256", sha256) != sha256:
+    def compare_data(self, sha256: str, classes: Sequence[str]) -> None:
+        """Raises ValueError when the run was trained on other data than those with this hash and these classes.
+
+        A record that has none of the two is not compared: it was made before there was one.
+        """
+        record = self.record()
+        what, then = "", record.get("classes")
+        if record.get("data_sha256", sha256) != sha256:
+            what = "their hash differs"
+        elif then and list(classes) != then:
+            what = f"their classes are {names_of(classes)} instead of {names_of(then)}"
+        if what:
             raise ValueError(
-                f"the images under data_dir or dataset.root are not those that {self.folder} was trained on (their "
-                "hash differs); bring the old data back, give the new ones another dataset.name, or move the folder "
-                "away to train anew"
+                f"the images under data_dir or dataset.root are not those that {self.folder} was trained on ({what}); "
+                "bring the old data back, give the new ones another dataset.name, or move the folder away to train "
+                "from scratch"
             )
 
     @contextmanager

@@ -55,7 +55,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     run.compare(signed_config(config), record)
     device = choose_device(config.device, record.get("execution", {}).get("device"))
     data = load_data(config.dataset, Path(config.data_dir), device)
-    run.compare_data(data.sha256)
+    run.compare_data(data.sha256, data.classes)
     if recipe.amp == "bf16" and device.type == "mps":
         raise ValueError("training.amp=bf16 is not supported on device=mps; use training.amp=none")
 

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 from capsule_sweeps.data.cache import Decoded
 from capsule_sweeps.data.split import SPLIT_SEED
@@ -23,6 +21,9 @@ def list_source(dataset: Any, data_dir: Path) -> Any:
 
 def read_source(dataset: Any, data_dir: Path) -> Decoded:
     """The digits, resized bilinearly, split by SPLIT_SEED."""
+    import torch
+    from torch.nn import functional as F
+
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

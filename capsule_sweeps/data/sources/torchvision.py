@@ -11,8 +11,6 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from capsule_sweeps.data.cache import Decoded, Images
 from capsule_sweeps.data.sources.folder import list_files
 
@@ -50,6 +48,7 @@ def _find(name: str) -> DataSet:
 
 
 def _read(name: str, data_dir: Path, folder: str) -> Decoded:
+    import torch
     from torchvision import datasets
 
     splits = [getattr(datasets, name)(data_dir, train=train, download=True) for train in (True, False)]
