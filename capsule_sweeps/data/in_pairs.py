@@ -30,14 +30,14 @@ class InPairs(Variant):
     def change(self, decoded: Decoded) -> Decoded:
         import torch
 
-        from capsule_sweeps.data.pairs import render, pair
+        from capsule_sweeps.data.pairs import pair, render
 
         digits = Split(*map(torch.from_numpy, decoded.train))
         mean, std = measure_mean_std(render(pair(digits, self.shift, [SPLIT_SEED, 0])).images.numpy())
         return replace(decoded, mean=tuple(mean), std=tuple(std))
 
     def apply(self, data: Data) -> Data:
-        from capsule_sweeps.data.pairs import render, pair
+        from capsule_sweeps.data.pairs import pair, render
 
         return replace(
             data,
