@@ -7,6 +7,7 @@ imports every file, so heavy imports belong into `run`. This module holds the op
 from __future__ import annotations
 
 import argparse
+from os.path import expanduser
 from pathlib import Path
 
 from capsule_sweeps.config.selection_rules import names
@@ -26,13 +27,13 @@ def add_runs_dir(parser: argparse.ArgumentParser, default: Path | None = Path("r
 def add_runs(parser: argparse.ArgumentParser) -> None:
     """Any number of runs."""
     about = "run names, paths, beginnings of signatures, sweeps, or filters: dataset=CIFAR10 num_routing=2 state=failed"
-    parser.add_argument("runs", nargs="*", help=about)
+    parser.add_argument("runs", nargs="*", type=expanduser, help=about)
     add_runs_dir(parser)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """One run."""
-    parser.add_argument("run", help="name, path or beginning of a signature")
+    parser.add_argument("run", type=expanduser, help="name, path or beginning of a signature")
     add_runs_dir(parser)
 
 

@@ -12,7 +12,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from capsule_sweeps.config.compose import compose_config, sweep_points
+    from capsule_sweeps.config.compose import compose_config
+    from capsule_sweeps.config.points import sweep_points
     from capsule_sweeps.data.load import load_data
 
     for point in sweep_points(arguments.overrides):

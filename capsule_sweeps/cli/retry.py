@@ -1,4 +1,7 @@
-"""Run failed and interrupted runs again, as they were configured."""
+"""Run failed and interrupted runs again, as they were configured.
+
+Selects runs as `status` does; `all` stands for every one. data_dir=… and dataset.root=… say where the images are now.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,13 @@ def run(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.launchers.retry import retry
     from capsule_sweeps.runs.select import select
 
+    changes = [word for word in arguments.runs if word.startswith(("data_dir=", "dataset.root="))]
+    words = [word for word in arguments.runs if word not in changes]
+    if not words:
+        raise ValueError(
+            "retry needs to know what to run again: a run, a sweep, a filter such as num_routing=2, or all"
+        )
     parallel = int(arguments.parallel) if arguments.parallel.isdigit() else arguments.parallel
-    if not retry(arguments.runs_dir, select(arguments.runs_dir, arguments.runs), parallel):
+    runs = select(arguments.runs_dir, [word for word in words if word != "all"])
+    if not retry(arguments.runs_dir, runs, parallel, changes):
         sys.exit(1)

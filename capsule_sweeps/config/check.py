@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -37,6 +38,9 @@ def check_values(typed: DictConfig) -> DictConfig:
     """The same for a config that is under the schema and resolved: cheap enough for every point of a sweep."""
     if "compile" in typed.training and typed.training.compile in SPELLINGS:
         typed.training.compile = SPELLINGS[typed.training.compile]
+    for group, key in ((typed, "runs_dir"), (typed, "data_dir"), (typed.dataset, "root")):
+        if str(group.get(key) or "").startswith("~"):
+            group[key] = home(group[key])
     values: Any = OmegaConf.to_container(typed)  # plain dictionaries, which are read in a tenth of the time
     for key, value, metadata in _leaves(values, Config):
         if "test" in metadata and value is not None and not _passes(metadata["test"], value):
@@ -52,6 +56,14 @@ def check_values(typed: DictConfig) -> DictConfig:
             f"selection_rule={typed.selection_rule} needs {needs.what}: set {needs.key}, for instance {needs.example}"
         )
     return typed
+
+
+def home(path: str) -> str:
+    """The path, in which ~ is the home folder. Raises ValueError for the home of somebody who is not known here."""
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ValueError(f"{path}: the home folder of {path.partition('/')[0]} is unknown; set the whole path")
+    return expanded
 
 
 def _check_data(dataset: dict[str, Any]) -> None:

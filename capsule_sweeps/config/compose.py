@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import pickle
 import re
 from collections.abc import Iterator, Sequence
@@ -17,18 +15,18 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from capsule_sweeps.config.check import check, check_values, without_hydra
-from capsule_sweeps.config.errors import sentence
-from capsule_sweeps.config.schema import Config
+from capsule_sweeps.config.ablation import Change, ablation_changes, check_ablation
+from capsule_sweeps.config.check import check_values, without_hydra
+from capsule_sweeps.config.errors import one_sentence, sentence
+from capsule_sweeps.config.schema import OPEN_SCHEMA, closed
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONF_DIR = next(filter(Path.is_dir, [PACKAGE / "conf"]), PACKAGE.parent / "conf")  # of a wheel, of a checkout
-MAX_RUNS = 10_000
 
-ConfigStore.instance().store(name="schema", node=Config)  # the first of conf/config.yaml's defaults
+ConfigStore.instance().store(name="schema", node=OPEN_SCHEMA)  # the first of conf/config.yaml's defaults
 
 
 def store_settings(name: str, target: str, *classes: type) -> None:
@@ -50,27 +48,14 @@ def store_settings(name: str, target: str, *classes: type) -> None:
 
 
 @contextmanager
-def one_sentence() -> Iterator[None]:
-    """While open, what Hydra and OmegaConf raise becomes a ValueError of one sentence."""
-    from hydra.errors import HydraException
-
-    try:
-        yield
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(sentence(error)) from error
-    except RecursionError as error:
-        raise ValueError("an override is not readable: it has too many brackets within each other") from error
-
-
-@contextmanager
-def _hydra() -> Iterator[None]:
-    """Hydra's compose API, ready to use on conf/."""
+def _loader() -> Iterator[Any]:
+    """Hydra's loader of the configurations in conf/."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
     with one_sentence(), initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        yield
+        yield GlobalHydra.instance().config_loader()
 
 
 def compose_config(overrides: list[str]) -> DictConfig:
@@ -78,29 +63,30 @@ def compose_config(overrides: list[str]) -> DictConfig:
 
     Raises ValueError (one sentence) for what cannot be composed or is out of range.
     """
-    from hydra import compose
-
-    with _hydra():
-        return check(compose("config", overrides))
+    with _loader() as loader:
+        (config,) = compose_points(loader, None, [overrides])
+        return config
 
 
 def launcher_settings(overrides: list[str]) -> dict[str, Any]:
     """The settings `hydra.launcher` under these overrides, `_target_` among them. Raises ValueError as above."""
     from hydra import compose
 
-    with _hydra():
+    with _loader():
         composed = compose("config", overrides, return_hydra_config=True)
         return dict(OmegaConf.to_container(composed.hydra.launcher, resolve=True))  # type: ignore[arg-type]
 
 
-def compose_points(loader: Any, master: DictConfig, points: Sequence[Sequence[str]]) -> list[DictConfig]:
-    """The checked config of each point, a list of overrides.
+def compose_points(loader: Any, master: DictConfig | None, points: Sequence[Sequence[str]]) -> list[DictConfig]:
+    """The checked config of each point, a list of overrides; `master` has those that are for Hydra itself.
 
     Composing is slow (tenths of a second) and resolving is, too (milliseconds), so each choice of groups is composed
     once, resolved once for what interpolations look at, and the other overrides are applied to a copy of that. Raises
     ValueError or Hydra's own exceptions for the first point that is wrong.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
 
     @cache
     def is_group(key: str) -> bool:
@@ -112,26 +98,39 @@ def compose_points(loader: Any, master: DictConfig, points: Sequence[Sequence[st
             is_group(override.key_or_group) and not isinstance(override.value(), dict)
         )
 
+    def load(choices: Sequence[str]) -> DictConfig:
+        if master is not None:
+            return loader.load_sweep_config(master, list(choices))
+        return loader.load_configuration("config", list(choices), RunMode.RUN, from_shell=False)
+
     def apply(texts: Sequence[str], config: DictConfig) -> None:
         # Private: there is no public way to apply overrides to a composed configuration
         loader._apply_overrides_to_config([parsed[text] for text in texts], config)
 
     parser = OverridesParser.create(config_loader=loader)
-    parsed = {text: parser.parse_override(text) for text in dict.fromkeys(text for point in points for text in point)}
+    words = list(dict.fromkeys(text for point in points for text in point))
+    parsed = dict(zip(words, parser.parse_overrides(words), strict=True))
+    meant = {text: f"{override.get_key_element()}={override.value()}" for text, override in parsed.items()}  # unescaped
+    check_interpolations(list(meant.values()))
+    loader.validate_sweep_overrides_legal(list(parsed.values()), RunMode.RUN, from_shell=False)
     choice = {text: is_choice(override) for text, override in parsed.items()}
-    composed: dict[tuple[str, ...], tuple[bytes, str]] = {}
+    composed: dict[tuple[str, ...], tuple[bytes, str, list[Change]]] = {}
     resolved: dict[tuple[tuple[str, ...], tuple[str, ...]], bytes] = {}
-    configs = []
-    for point in points:
+
+    def compose_point(point: Sequence[str]) -> DictConfig:
         choices = tuple(text for text in point if choice[text])
         if choices not in composed:
-            config = without_hydra(loader.load_sweep_config(master, list(choices)))
-            composed[choices] = pickle.dumps(config), _interpolations(config)
-        pickled, looked_at = composed[choices]
-        looked_at += " ".join(f"{text.partition('.')[0]} {text}" for text in point if "${" in text)
-        words = set(re.findall(r"\w+", looked_at))
+            loaded = load(choices)
+            config = closed(without_hydra(loaded))
+            ablations = [parsed[text].value() for text in choices if parsed[text].key_or_group == "ablation"]
+            changes = ablation_changes(loaded.hydra.runtime, ablations[-1] if ablations else None)
+            composed[choices] = pickle.dumps(config), _interpolations(config), changes
+            check_interpolations(config)
+        pickled, looked_at, changes = composed[choices]
+        looked_at += " ".join(f"{text.partition('.')[0]} {meant[text]}" for text in point if "${" in meant[text])
+        seen = set(re.findall(r"\w+", looked_at))
         values = [text for text in point if not choice[text]]
-        first = tuple(text for text in values if re.split(r"[.=]", text.lstrip("+~"))[0] in words)
+        first = tuple(text for text in values if re.split(r"[.=]", text.lstrip("+~"))[0] in seen)
         if (choices, first) not in resolved:
             config = pickle.loads(pickled)
             apply(first, config)
@@ -139,8 +138,31 @@ def compose_points(loader: Any, master: DictConfig, points: Sequence[Sequence[st
             resolved[choices, first] = pickle.dumps(config)
         config = pickle.loads(resolved[choices, first])  # a copy: four times as fast as copy.deepcopy
         apply([text for text in values if text not in first], config)
-        configs.append(check_values(config))
+        check_ablation(check_values(config), changes, values)
+        return config
+
+    configs = []
+    common = set.intersection(*map(set, points)) if points else set()
+    for point in points:
+        try:
+            configs.append(compose_point(point))
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            own = " ".join(text for text in point if text not in common)
+            text = str(error) if isinstance(error, ValueError) else sentence(error)
+            raise ValueError(f"{text} (at the point {own})" if own and own not in text else text) from error
     return configs
+
+
+def check_interpolations(config: DictConfig | Sequence[str]) -> None:
+    """Raises ValueError for what a config or overrides ask of Hydra's jobs, which nobody numbers."""
+    texts = config if not isinstance(config, DictConfig) else OmegaConf.to_yaml(config).splitlines()
+    for text in texts:
+        if re.search(r"\$\{hydra[:.](job|sweep|sweeper)\b", text):
+            values = "seed=range(n)" if re.match(r"\W*seed\b", text) else "values, KEY=1,2,3"
+            raise ValueError(
+                f"{text.strip()} is not available, because all runs of a sweep are planned at once and have no number: "
+                f"set {values}"
+            )
 
 
 def _interpolations(config: DictConfig) -> str:
@@ -150,63 +172,3 @@ def _interpolations(config: DictConfig) -> str:
         text = repr(value)
         found += [str(key), *re.findall(r"\$\{.*", text)] if "${" in text else []
     return " ".join(found)
-
-
-def sweep_points(
-    overrides: Sequence[str], params: Sequence[str] = (), loader: Any = None, max_runs: int = MAX_RUNS
-) -> list[list[str]]:
-    """The points of a sweep, each a list of overrides: every combination of the values that overrides give.
-
-    Of two overrides of one key the last counts; a choice of a group and values for it, {key: value}, are two things.
-    `params` give way to overrides. Raises ValueError for more than max_runs points, before any is made.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    with one_sentence():
-        parser = OverridesParser.create(config_loader=loader)
-        parsed = parser.parse_overrides(list(overrides))
-        given = {_same(override, override.key_or_group) for override in parsed}
-        parsed = [o for o in parser.parse_overrides(list(params)) if _same(o, o.key_or_group) not in given] + parsed
-        last = {_same(override, override.get_key_element()): override for override in parsed}
-        sizes = [_num_values(override) for override in last.values()]
-        if (size := math.prod(sizes)) > max_runs:
-            words = " × ".join(str(size) for size in sizes if size > 1)
-            raise ValueError(
-                f"this sweep has {words} = {size} points, more than hydra.sweeper.max_runs={max_runs}: "
-                "sweep over fewer values, or set hydra.sweeper.max_runs"
-            )
-        return [list(point) for point in itertools.product(*map(_values, last.values()))]
-
-
-def _same(override: Override, key: str) -> tuple[str, bool]:
-    """What two overrides share of which only the last counts."""
-    value = override.value()
-    values = getattr(value, "list", [value])  # of a choice
-    return key, any(isinstance(item, dict) for item in values)
-
-
-def _num_values(override: Override) -> int:
-    """How many values an override gives, without making them. Raises ValueError for none and for no end of them."""
-    from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
-
-    value, word = override.value(), override.input_line
-    if not override.is_sweep_override():
-        return 1
-    if not override.is_discrete_sweep():
-        raise ValueError(f"{word} is not available: a grid needs values to choose from, such as 1,2,3 or range(1,4)")
-    if isinstance(value, RangeSweep):
-        if not value.step:
-            raise ValueError(f"{word} has no end: a range needs a step other than 0")
-        count = math.ceil((float(value.stop or 0) - float(value.start or 0)) / float(value.step))
-    else:
-        count = len(value.list) if isinstance(value, ChoiceSweep) else len(list(override.sweep_iterator()))
-    if count < 1:
-        raise ValueError(f"{word} has no values: give at least one")
-    return count
-
-
-def _values(override: Override) -> list[str]:
-    key = override.get_key_element()
-    if override.is_sweep_override():
-        return [f"{key}={value}" for value in override.sweep_string_iterator()]
-    return [f"{key}={override.get_value_element_as_str()}"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 from omegaconf import OmegaConf
@@ -17,6 +19,19 @@ KINDS = {  # what OmegaConf says of a wrong type → what it must be
     "not a valid bool": "it must be true or false",
     "is not Optional": "null is not possible here",
 }
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """While open, what Hydra and OmegaConf raise becomes a ValueError of one sentence."""
+    from hydra.errors import HydraException
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(sentence(error)) from error
+    except RecursionError as error:
+        raise ValueError("an override is not readable: it has too many brackets within each other") from error
 
 
 def sentence(error: BaseException) -> str:
@@ -33,10 +48,15 @@ def sentence(error: BaseException) -> str:
         return f"{group}={option} is unknown: {_suggest(option, error.options, f'{group}=')}"
     if isinstance(error, OverrideParseException):
         text = re.sub(r"\s*See https?://.*", "", text)
-        return f"{error.override} is not readable ({text}); quote values with special characters: 'KEY=\"VALUE\"'"
+        text = "it has characters that mean something to Hydra" if "LexerNoViableAlt" in text else text
+        word = error.override
+        return f"{word} is not readable ({text}); quote values with special characters: {_quoted(word)}"
     if several := re.match(r"Ambiguous value for argument '(.*)'", str(error)):
         key = several[1].partition("=")[0]
-        return f"{several[1]} has several values: add -m (--multirun) to sweep over them, or set a list, {key}=[…]"
+        return (
+            f"{several[1]} has several values: add -m (--multirun) to sweep over them, set a list, {key}=[…], or quote "
+            f"one value that has commas: {_quoted(several[1])}"
+        )
     source, word = _origin(str(error))
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and "not" in text:
         key, parent = str(cause.full_key or word.partition("=")[0]), cause.parent_node
@@ -49,6 +69,13 @@ def sentence(error: BaseException) -> str:
     full_key = str(getattr(cause, "full_key", None) or "")
     full_key = _in_a_layer(full_key) if "'Config'" not in text else full_key
     return f"{full_key}: {text}" if full_key and full_key not in text else text
+
+
+def _quoted(word: str) -> str:
+    """How an override is typed in a shell so that Hydra takes its value as it is."""
+    key, _, value = word.partition("=")
+    value = re.sub(r"""^(['"])(.*)\1$""", r"\2", value).replace("\\", "\\\\").replace('"', '\\"')
+    return shlex.quote(f'{key}="{value}"')
 
 
 def _origin(text: str) -> tuple[str, str]:

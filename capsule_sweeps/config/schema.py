@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from capsule_sweeps.config import selection_rules
 
@@ -167,6 +167,21 @@ class Config:
 _SCHEMA = OmegaConf.structured(Config)
 OmegaConf.set_struct(_SCHEMA.tracking, False)
 
+# The groups of which an option may have keys of its own. For a sweep, Hydra first composes a configuration without the
+# choices that are swept over, in which such a key may be missing: any key is possible there, in a run (`closed`) only
+# those of its option.
+OPEN = ("backbone", "routing", "model", "tracking")
+OPEN_SCHEMA = OmegaConf.structured(Config)
+for _group in OPEN:
+    OPEN_SCHEMA._get_node(_group)._set_flag("struct", False)
+
+
+def closed(config: DictConfig) -> DictConfig:
+    """The config, in which from now on an unknown key is an error in every group."""
+    for group in OPEN:
+        OmegaConf.set_struct(config[group], None)
+    return config
+
 
 # What a config can ask for as ${name:argument,…}; looked up when it is checked
 
@@ -178,7 +193,7 @@ def _measured(source: str, root: str | None, what: str) -> Any:
     if not root:
         raise ValueError("dataset.root has no value; say where your images are, dataset.root=…")
     measure = getattr(find_source(source), "measure", None)
-    measured = measure(Path(root)) if measure else {}
+    measured = measure(Path(root).expanduser()) if measure else {}
     if what not in measured:
         raise ValueError(f"dataset.source={source} does not measure dataset.{what}; set dataset.{what} to a value")
     return measured[what]

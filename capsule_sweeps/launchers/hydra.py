@@ -11,6 +11,7 @@ from dataclasses import fields
 from functools import partial
 from typing import Any, cast
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log, env_override
@@ -22,8 +23,9 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from capsule_sweeps.config.check import check
-from capsule_sweeps.config.compose import MAX_RUNS, compose_points, one_sentence, store_settings, sweep_points
+from capsule_sweeps.config.compose import compose_points, store_settings
+from capsule_sweeps.config.errors import one_sentence
+from capsule_sweeps.config.points import MAX_RUNS, sweep_points
 from capsule_sweeps.launchers.launch import Launcher as RunLauncher
 from capsule_sweeps.launchers.launch import find_launcher, launch
 from capsule_sweeps.launchers.seeds import MAX_SEEDS, MIN_SEEDS, Procedure, group_seeds, launch_seeds
@@ -36,22 +38,27 @@ for kind, cls in (("local", "LocalLauncher"), ("slurm", "SlurmLauncher")):
     store_settings(kind, f"hydra_plugins.capsule_sweeps.{cls}", Policy, find_launcher(kind))
 
 
+def plain(value: Any) -> Any:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
 class GridSweeper(Sweeper):
     """Every combination of the values given, in one batch. Unlike Hydra's own it writes no files of its own.
 
-    `params` (hydra.sweeper.params, which an experiment sets) are overrides as well; those of the command line win.
+    `params` and `points` (hydra.sweeper.params and points, which an experiment sets): see `sweep_points`.
     """
 
     def __init__(
         self,
-        params: dict[str, Any] | None = None,
+        params: Any = None,
+        points: Any = None,
         max_runs: int = MAX_RUNS,
         half_width: float | None = None,
         min_seeds: int = MIN_SEEDS,
         max_seeds: int = MAX_SEEDS,
         resolve: str | None = None,
     ) -> None:
-        self.params, self.max_runs = params or {}, max_runs
+        self.params, self.points, self.max_runs = plain(params or {}), plain(points or []), max_runs
         self.half_width = half_width
         self.more: dict[str, Any] = {"min_seeds": min_seeds, "max_seeds": max_seeds, "resolve": resolve}
 
@@ -63,8 +70,7 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
         with user_errors():
-            params = [f"{key}={value}" for key, value in self.params.items()]
-            points = sweep_points(arguments, params, self.loader, self.max_runs)
+            points = sweep_points(arguments, self.params, self.points, self.loader, self.max_runs)
             experiments = {word for point in points for word in point if word.lstrip("+").startswith("experiment=")}
             if len(experiments) > 1:
                 raise ValueError("experiment takes one name: each experiment is a sweep of its own")
@@ -99,10 +105,7 @@ class SweepLauncher(Launcher):
     procedure: Procedure | None = None  # a sweeper may set how many seeds each point gets
 
     def __init__(self, **settings: Any) -> None:
-        self.settings = {
-            key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-            for key, value in settings.items()
-        }
+        self.settings = {key: plain(value) for key, value in settings.items()}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.loader, self.master = hydra_context.config_loader, config
@@ -177,10 +180,15 @@ def launch_one(config: DictConfig) -> float | None:
             )
         if launcher != "local":
             raise ValueError(f"hydra/launcher={launcher} is for sweeps: add -m behind launch.py")
-        if (width := hydra.sweeper.get("half_width")) is not None:
-            raise ValueError(f"hydra.sweeper.half_width={width} is for sweeps: add -m behind launch.py")
+        if named := [key for key in ("params", "points", "half_width") if hydra.sweeper.get(key) not in (None, {}, [])]:
+            raise ValueError(
+                f"hydra.sweeper.{named[0]}={hydra.sweeper[named[0]]} is for sweeps: add -m behind launch.py"
+            )
         policy = Policy(**{entry.name: hydra.launcher[entry.name] for entry in fields(Policy)})
-        (accuracy,) = launch([check(config)], [hydra.overrides.task], policy, find_launcher("local")())
+        loader, master = GlobalHydra.instance().config_loader(), cast(DictConfig, HydraConfig.instance().cfg)
+        words = plain(hydra.overrides.task)
+        configs = compose_points(loader, master, [words])  # as a sweep of one point
+        (accuracy,) = launch(configs, [words], policy, find_launcher("local")())
     if accuracy is None and not policy.dry_run:
         sys.exit(1)
     return accuracy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from tempfile import TemporaryDirectory
@@ -61,6 +62,8 @@ def launch(
             raise ValueError("debug=true runs here and leaves nothing: leave out hydra/launcher")
         with TemporaryDirectory() as folder:
             return launch([scratch(config, folder) for config in configs], overrides, policy, launcher)
+    for config in configs:
+        absolute(config)
     plan = make_plan(configs, overrides, policy)
     compare_data(plan)
     todo = [planned for planned in plan if planned.to_do]
@@ -82,6 +85,13 @@ def launch(
         sys.exit(128 + signum)
     accuracies = {planned.signature: accuracy(planned) for planned in plan}
     return [accuracies[signature(signed_config(config))] for config in configs]
+
+
+def absolute(config: DictConfig) -> None:
+    """Make the places of images absolute, so that they are found from any folder when the run is continued there."""
+    config.data_dir = os.path.abspath(config.data_dir)
+    if config.dataset.root is not None:
+        config.dataset.root = os.path.abspath(config.dataset.root)
 
 
 def scratch(config: DictConfig, folder: str) -> DictConfig:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from capsule_sweeps.config.check import check
+from capsule_sweeps.config.check import check, home
 from capsule_sweeps.launchers.launch import Launcher, find_launcher, launch
 from capsule_sweeps.launchers.local import Launcher as LocalLauncher
 from capsule_sweeps.runs.files import read_json
@@ -18,8 +19,10 @@ from capsule_sweeps.runs.signature import signature, signed_config
 from capsule_sweeps.runs.where import lost
 
 
-def retry(runs_dir: Path, runs: pd.DataFrame, parallel: int | str) -> bool:
+def retry(runs_dir: Path, runs: pd.DataFrame, parallel: int | str, changes: Sequence[str] = ()) -> bool:
     """Run the failed and interrupted among these runs again, from their stored configurations. True if all finish.
+
+    `changes` are overrides that say where the images are now: data_dir=…, dataset.root=….
 
     Those that a queue ran are given to it again, with the settings of that submission, where that queue is available.
     """
@@ -32,6 +35,9 @@ def retry(runs_dir: Path, runs: pd.DataFrame, parallel: int | str) -> bool:
     configs: dict[Path | None, dict[str, DictConfig]] = defaultdict(dict)
     for name in names:
         run, config = Run(runs_dir / name), stored_config(runs_dir, name)
+        for change in changes:
+            key, _, value = change.partition("=")
+            OmegaConf.update(config, key, home(value))
         entry = run.entry()
         folder = None if entry is None else entry.folder
         if entry is not None and folder is not None and folder not in launchers:

@@ -293,7 +293,7 @@ def test_retry_takes_runs_whose_job_ended_without_them(submit, queue, capsule_sw
     submit(0, 1)
     queue.jobs.clear()
     assert states() == {0: "new", 1: "new"}
-    ended = capsule_sweeps("retry")
+    ended = capsule_sweeps("retry", "all")
     assert ended.code == 0 and "2 runs queued" in ended.out and states() == {0: "queued", 1: "queued"}
 
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from capsule_sweeps.runs import garbage
 from capsule_sweeps.runs import lock as owner
@@ -128,7 +129,29 @@ def test_retry_ends_with_the_numbers_of_an_untouched_run(launch, capsule_sweeps,
     assert ended.code == 0, ended.text
     (resumed,) = [folder for folder in runs.folders() if (folder / "run.json").read_bytes() != before[folder]]
     runs.assert_same(resumed, runs.only("untouched"))
-    assert capsule_sweeps("retry").code == 1
+    assert "nothing to retry" in capsule_sweeps("retry", "all").err
+
+
+def test_retry_asks_what_to_run(launch, capsule_sweeps, runs) -> None:
+    launch(signal_at=(signal.SIGTERM, 3))
+    before = (runs.only() / "run.json").read_bytes()
+    ended = capsule_sweeps("retry")
+    assert ended.code == 1 and "or all" in ended.err and (runs.only() / "run.json").read_bytes() == before
+
+
+def test_images_are_found_from_another_folder_and_after_a_move(launch, capsule_sweeps, runs, tmp_path, monkeypatch):
+    """data_dir is recorded as an absolute path; an override says where the images are now."""
+    here = Path.cwd()
+    for seed in (0, 1):
+        launch("data_dir=images", f"seed={seed}", signal_at=(signal.SIGTERM, 3))
+    stored = [OmegaConf.load(folder / "config.yaml") for folder in runs.folders()]
+    assert [config.data_dir for config in stored] == [str(here / "images")] * 2
+    monkeypatch.chdir(tmp_path)
+    assert capsule_sweeps("retry", "seed=0", "--runs-dir", str(here / "runs")).code == 0
+    (here / "images").rename(tmp_path / "home" / "moved")
+    ended = capsule_sweeps("retry", "all", "data_dir=~/moved", "--runs-dir", str(here / "runs"))
+    assert ended.code == 0, ended.text
+    assert not (here / "images").exists() and not (tmp_path / "data").exists()
 
 
 def test_retry_that_fails_again_says_so(launch, capsule_sweeps, runs) -> None:
@@ -141,7 +164,7 @@ def test_retry_that_fails_again_says_so(launch, capsule_sweeps, runs) -> None:
 def test_retry_of_a_moved_folder_stays_in_it(launch, capsule_sweeps, runs) -> None:
     launch(signal_at=(signal.SIGTERM, 3))
     Path("runs").rename("moved")
-    assert capsule_sweeps("retry", "--runs-dir", "moved").code == 0
+    assert capsule_sweeps("retry", "all", "--runs-dir", "moved").code == 0
     assert runs.record(runs.only("moved"))["state"] == "finished" and not Path("runs").exists()
 
 
@@ -149,10 +172,8 @@ def test_retry_of_a_moved_folder_stays_in_it(launch, capsule_sweeps, runs) -> No
 def test_retry_with_a_bad_number(tiny_config, capsule_sweeps, parallel) -> None:
     run = make_run(tiny_config(), "failed")
     (run.folder / "config.yaml").write_text("{}")
-    from omegaconf import OmegaConf
-
     (run.folder / "config.yaml").write_text(OmegaConf.to_yaml(tiny_config()))
-    ended = capsule_sweeps("retry", f"--parallel={parallel}")
+    ended = capsule_sweeps("retry", "all", f"--parallel={parallel}")
     assert ended.code == 1 and "parallel" in ended.err and "Error: " in ended.err
 
 
