@@ -29,7 +29,7 @@ from capsule_sweeps.evaluation.weights import load_checkpoint
 from capsule_sweeps.networks.capsnet import CapsNet
 from capsule_sweeps.results.render import render
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.training.evaluation import EVAL_BATCH, num_correct
+from capsule_sweeps.training.evaluation import evaluation_batch, num_correct
 from capsule_sweeps.training.execution import choose_device
 from capsule_sweeps.training.losses import LOSSES
 
@@ -144,14 +144,14 @@ def evaluations(
 ) -> list[Evaluation]:
     """One for each number of iterations."""
     model = model.to(data.test.labels.device).eval()
-    found = []
+    found, size = [], evaluation_batch(config)
     with bar(name, len(data.test) * len(iterations)) as advance:
         for number in iterations:
             if number is not None:
                 model.capsules.num_routing = number  # type: ignore[union-attr]
             logits = []
-            for first in range(0, len(data.test), EVAL_BATCH):
-                logits.append(batch_logits(model, config, data.test.images[first : first + EVAL_BATCH]))
+            for first in range(0, len(data.test), size):
+                logits.append(batch_logits(model, config, data.test.images[first : first + size]))
                 advance(len(logits[-1]))
             found.append(measure(torch.cat(logits).cpu(), data.test.labels.cpu(), config.training.get("loss"), number))
     return found

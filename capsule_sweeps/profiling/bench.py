@@ -137,8 +137,6 @@ def machine(config: DictConfig) -> str:
     from capsule_sweeps.profiling.steps import device_of
     from capsule_sweeps.runs.provenance import provenance
 
-    known = provenance()
-    device = (
-        known["gpu"] if device_of(config).type == "cuda" else f"{known['processor']}, {torch.get_num_threads()} threads"
-    )
+    known = provenance(device=device_of(config))
+    device = known["gpu"] or f"{known['processor']}, {torch.get_num_threads()} threads"
     return f"{device}, torch {torch.__version__}"

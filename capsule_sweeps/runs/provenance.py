@@ -113,9 +113,9 @@ def _flat_code() -> dict[str, tuple[list[str], dict[str, str]]]:
     return json.loads(FLAT_CODE.read_text())
 
 
-def provenance(*packages: str) -> dict[str, Any]:
-    """Commit, whether the tree was dirty, versions (also of these packages), host, processor, GPU, job of a queue,
-    the snapshot that ran."""
+def provenance(*packages: str, device: Any = None) -> dict[str, Any]:
+    """Commit, whether the tree was dirty, versions (also of these packages), host, processor, job of a queue,
+    the snapshot that ran, and the GPU that `device` (a torch.device) is; None for any other."""
     manifest = read_json(ROOT / MANIFEST)
     return {
         "commit": (manifest["commit"] if manifest else git("rev-parse", "HEAD")).strip() or None,
@@ -126,7 +126,7 @@ def provenance(*packages: str) -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "processor": _processor(),
-        "gpu": _gpu(),
+        "gpu": _gpu(device),
         **this_job(),
         "submission": os.environ.get(SUBMISSION),
     }
@@ -158,7 +158,9 @@ def _processor() -> str:
         return platform.processor()
 
 
-def _gpu() -> str | None:
+def _gpu(device: Any) -> str | None:
+    if device is None or device.type != "cuda":
+        return None
     import torch
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return torch.cuda.get_device_name(device)

@@ -127,7 +127,7 @@ ATTEMPT = table(
     {
         **dict.fromkeys(("commit", "python", "host", "processor", "gpu", "job"), text()),
         **dict.fromkeys(("snapshot", "submission"), IDENTIFIER),
-        **dict.fromkeys(("pid", "restart"), count()),
+        **dict.fromkeys(("pid", "restart", "steps_done"), count()),
         "started": CLOCK,
         "dirty": flag,
         "code": table(others=text()),
@@ -141,6 +141,7 @@ RECORD: dict[str, Check] = {  # run.json and summary.json
     "failure": text(),
     "error": text(MAX_TEXT),
     "ended": CLOCK,
+    "steps_done": count(),
     "signed_config": SIGNED_CONFIG,
     "execution": EXECUTION,
     "attempts": each(ATTEMPT, MAX_ATTEMPTS),
@@ -151,7 +152,7 @@ RECORD: dict[str, Check] = {  # run.json and summary.json
     "normalization": table(others=each(number())),
     "imported": table(),
 }
-NO_NULL = ("signed_config", "execution", "attempts", "epochs_done", "seconds", "data_sha256", "imported")
+NO_NULL = ("signed_config", "execution", "attempts", "epochs_done", "steps_done", "seconds", "data_sha256", "imported")
 QUEUE_ENTRY: dict[str, Check] = {  # queued.json
     "queue": text(),
     "submission": text(),

@@ -10,6 +10,8 @@ import torch
 
 from capsule_sweeps.runs.files import write_atomic
 
+BEST = "best.pt"  # in a run folder: the weights of the best epoch, where config.selection_rule chooses one
+
 
 def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     """A checkpoint's content. Raises ValueError that names the file when it is damaged."""
@@ -27,14 +29,17 @@ def damaged(path: Path, error: Exception) -> str:
     return f"{path} is damaged ({reason}); remove it and the run starts anew"
 
 
-def keep_rows(path: Path, epochs: int) -> list[dict[str, Any]]:
+def keep_rows(path: Path, epochs: int, unless_last: bool = False) -> list[dict[str, Any]]:
     """The metrics of the epochs that the checkpoint knows; what was written after it is dropped from the file.
 
-    Raises ValueError when one of them is missing or damaged.
+    The last of them may be missing with `unless_last`: its evaluation had not ended. Raises ValueError when another one
+    is missing or damaged.
     """
     lines = path.read_text().splitlines() if path.exists() else []
     try:
         rows = [json.loads(line) for line in lines[:epochs]]
+        if unless_last and len(rows) == epochs - 1:
+            epochs -= 1
         if [row["epoch"] for row in rows] != list(range(1, epochs + 1)):
             raise ValueError(f"it has {len(rows)} epochs, the checkpoint beside it {epochs}")
     except (ValueError, KeyError, TypeError) as error:

@@ -11,23 +11,38 @@ from capsule_sweeps.data.load import Data
 from capsule_sweeps.data.split import Split
 from capsule_sweeps.training.losses import LOSSES
 
-EVAL_BATCH = 256
+MAX_BATCH = 256
+
+
+def evaluation_batch(config: DictConfig) -> int:
+    """How many images are evaluated at once: no more than a step trains on, so that memory for a step is enough.
+
+    Configurations of imported checkpoints have no training.batch_size.
+    """
+    return min(MAX_BATCH, config.training.get("batch_size", MAX_BATCH))
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, data: Data, split: Split, config: DictConfig) -> tuple[float, float]:
-    """Mean loss and accuracy on a split of some data, in evaluation mode."""
+    """Mean loss and accuracy on a split of some data, in evaluation mode.
+
+    Losses of batches are added in double precision on the host: not every device has it (mps).
+    """
     model.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=split.labels.device)
-    correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
-    for first in range(0, len(split.labels), EVAL_BATCH):
-        labels = split.labels[first : first + EVAL_BATCH]
-        images = normalize(split.images[first : first + EVAL_BATCH], *data.normalization)
-        with torch.autocast(labels.device.type, torch.bfloat16, enabled=config.training.amp == "bf16"):
+    size, device = evaluation_batch(config), split.labels.device
+    losses = []
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    for first in range(0, len(split.labels), size):
+        labels = split.labels[first : first + size]
+        images = normalize(split.images[first : first + size], *data.normalization)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.training.amp == "bf16"):
             logits = model(images)
-        loss += LOSSES[config.training.loss](logits.float(), labels, 1.0, "sum")
+        losses.append(LOSSES[config.training.loss](logits.float(), labels, 1.0, "sum"))
         correct += num_correct(logits, labels)
-    return float(loss) / len(split.labels), int(correct) / len(split.labels)
+    loss = 0.0
+    for value in torch.stack(losses).tolist():  # in this order: sum() differs between versions of Python
+        loss += value
+    return loss / len(split.labels), int(correct) / len(split.labels)
 
 
 def num_correct(logits: Tensor, labels: Tensor) -> Tensor:

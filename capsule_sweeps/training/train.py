@@ -22,7 +22,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from capsule_sweeps.config.selection_rules import summarize
+from capsule_sweeps.config.selection_rules import find_rule, summarize
 from capsule_sweeps.console import Observer
 from capsule_sweeps.data.augment import augment, normalize
 from capsule_sweeps.data.load import load_data
@@ -33,7 +33,7 @@ from capsule_sweeps.runs.run import Claim, Run
 from capsule_sweeps.runs.signals import Interrupted, Stop
 from capsule_sweeps.runs.signature import columns, signed_config
 from capsule_sweeps.tracking.base import track, tracker_class
-from capsule_sweeps.training.checkpoint import damaged, keep_rows, read_checkpoint
+from capsule_sweeps.training.checkpoint import BEST, damaged, keep_rows, read_checkpoint
 from capsule_sweeps.training.ema import Average
 from capsule_sweeps.training.evaluation import evaluate, num_correct
 from capsule_sweeps.training.execution import choose_device, num_threads, pin_execution
@@ -51,7 +51,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     Raises ValueError for what a user can mend (nothing of a new run is on disk then), store.Busy when another process
     has the folder, FloatingPointError when the loss is not finite, Interrupted once `stop` holds a signal.
     """
-    recipe, record = config.training, run.record()
+    recipe, record, rule = config.training, run.record(), find_rule(config.selection_rule)
     run.compare(signed_config(config), record)
     device = choose_device(config.device, record.get("execution", {}).get("device"))
     data = load_data(config.dataset, Path(config.data_dir), device)
@@ -89,9 +89,14 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
         stack.enter_context(log_to(run.folder / "log.txt"))
         stack.enter_context(record_outcome(claim))
         write_atomic(run.folder / "config.yaml", OmegaConf.to_yaml(config).encode())
-        attempt = {"started": time.time(), **provenance(*tracking.packages), "code": code(signed_config(config))}
-        attempt["execution"] = execution
-        attempts = [*run.record().get("attempts", []), attempt]
+        before = run.record()
+        attempt = {"started": time.time(), **provenance(*tracking.packages, device=device)}
+        attempt |= {
+            "code": code(signed_config(config)),
+            "execution": execution,
+            "steps_done": before.get("steps_done", 0),
+        }
+        attempts = [*before.get("attempts", []), attempt]
         claim.update(
             **columns(config),
             state="running",
@@ -107,7 +112,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             **tracking.identity(config, run),
         )
         (run.folder / "error.txt").unlink(missing_ok=True)
-        first_epoch, first_batch = 0, 0
+        first_epoch, first_batch, seconds, whole = 0, 0, 0.0, False
         checkpoint_path, metrics_path = run.folder / "checkpoint.pt", run.folder / "metrics.jsonl"
         if checkpoint_path.exists():
             checkpoint = read_checkpoint(checkpoint_path, device)
@@ -117,36 +122,45 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                 if average is not None:
                     average.model.load_state_dict(checkpoint["ema"])
                 first_epoch, first_batch = checkpoint["epoch"], checkpoint["batch"]
-                losses[:first_batch] = checkpoint["losses"]
+                losses[: len(checkpoint["losses"])] = checkpoint["losses"]
                 correct += checkpoint["correct"]
+                seconds = checkpoint.get("seconds", 0.0)
+                whole = not first_batch and len(checkpoint["losses"]) == num_batches  # of the epoch before
             except (KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise ValueError(damaged(checkpoint_path, error)) from error
-        rows = keep_rows(metrics_path, first_epoch)
+        rows = keep_rows(metrics_path, first_epoch, unless_last=whole)
+        if len(rows) < first_epoch:  # the last one is trained, and still to be evaluated
+            first_epoch, first_batch = first_epoch - 1, num_batches
+        elif not first_batch:
+            losses.zero_()
+            correct.zero_()
+            seconds = 0.0
         mirror = stack.enter_context(track(config, run, sweep, rows))
-        claim.update(**mirror.located())
+        attempt["steps_done"] = first_epoch * num_batches + first_batch
+        claim.update(**mirror.located(), attempts=attempts, steps_done=attempt["steps_done"])
         log.info("%s: from epoch %d, batch %d, on %s", run.folder.name, first_epoch + 1, first_batch + 1, device)
 
         def save(epoch: int, batch: int) -> None:
-            """What is needed to go on at this batch of this epoch (both counted from 0)."""
+            """What is needed to go on at this batch of this epoch (both counted from 0).
+
+            At an epoch's first batch the losses are those of the epoch before, whose evaluation may not have ended.
+            """
             claim.check()
-            buffer = io.BytesIO()
-            torch.save(
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    **({} if average is None else {"ema": average.model.state_dict()}),
-                    "epoch": epoch,
-                    "batch": batch,
-                    "losses": losses[:batch].clone(),
-                    "correct": correct if batch else torch.zeros_like(correct),
-                },
-                buffer,
-            )
-            write_atomic(checkpoint_path, buffer.getvalue())
+            content = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                **({} if average is None else {"ema": average.model.state_dict()}),
+                "epoch": epoch,
+                "batch": batch,
+                "losses": losses[: batch or num_batches].clone(),
+                "correct": correct,
+                "seconds": time.perf_counter() - started,
+            }
+            write_atomic(checkpoint_path, serialized(content))
 
         observer.start(run.folder.name, recipe.epochs, first_epoch, num_batches)
         for epoch in range(first_epoch, recipe.epochs):
-            started, first_of_epoch = time.perf_counter(), first_batch
+            started = time.perf_counter() - seconds  # as if it had not been interrupted
             torch.manual_seed(derive_seed(config.seed, epoch))
             order = torch.randperm(num_images).to(device)
             examples = data.train.of_epoch(epoch)
@@ -154,7 +168,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             for batch in range(first_batch, num_batches):
                 torch.manual_seed(derive_seed(config.seed, epoch, batch))
                 step = epoch * num_batches + batch
-                lr = optimizer.param_groups[0]["lr"] = learning_rate(recipe, step, num_batches)
+                optimizer.param_groups[0]["lr"] = learning_rate(recipe, step, num_batches)
                 index = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
                 images, labels = examples.batch(index)
                 images = augment(images, config.dataset.crop_padding, config.dataset.flip)
@@ -177,12 +191,18 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                 if done % read_every == 0 or done == num_batches or asked_to_stop:
                     check_finite(losses[:done], epoch, num_batches)
                     seen = min(done * recipe.batch_size, num_images)
-                    rate = (done - first_of_epoch) * recipe.batch_size / (time.perf_counter() - started)
+                    rate = done * recipe.batch_size / (time.perf_counter() - started)
                     observer.batch(done, float(losses[:done].sum()) / seen, int(correct) / seen, rate)
                 if asked_to_stop and done < num_batches:
                     save(epoch, done)
+                    claim.update(steps_done=step + 1)
                     raise Interrupted(stop.signum)
             trained = time.perf_counter() - started
+            last = epoch + 1 == recipe.epochs
+            due = recipe.checkpoint_epochs and (epoch + 1) % recipe.checkpoint_epochs == 0
+            if saved := bool(last or due or stop.signum or claim.cancelled):
+                # Before the evaluation, which may take long, or more memory than there is
+                save(epoch + 1, 0)
             row: dict[str, Any] = {"epoch": epoch + 1}
             row |= {"train_loss": float(losses.sum()) / num_images, "train_accuracy": int(correct) / num_images}
             for prefix, network in ("", model), ("ema_", average.model if average else None):
@@ -191,23 +211,27 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                         found = evaluate(network, data, split, config)
                         row[f"{prefix}{name}_loss"], row[f"{prefix}{name}_accuracy"] = found
             check_evaluation(row, (epoch + 1) * num_batches)
-            row |= {"lr": lr, "seconds": time.perf_counter() - started}
-            row |= {"images_per_second": (num_batches - first_of_epoch) * recipe.batch_size / trained}
+            row |= {"lr": optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - started}
+            row |= {"images_per_second": num_batches * recipe.batch_size / trained}
             rows.append(row)
             claim.check()
+            if rule.chooses and rule.pick(rows) == (row["test_accuracy"], epoch + 1):  # the best epoch so far
+                best = {"model": model.state_dict(), "epoch": epoch + 1, "batch": 0}
+                write_atomic(run.folder / BEST, serialized(best))
             append_line(metrics_path, json.dumps(row))
             mirror.log(row)
             observer.epoch(row)
-            losses.zero_()
-            correct.zero_()
-            first_batch = 0
-            last = epoch + 1 == recipe.epochs
             asked_to_stop = bool(stop.signum or claim.cancelled)
-            if asked_to_stop or last or (recipe.checkpoint_epochs and (epoch + 1) % recipe.checkpoint_epochs == 0):
+            if asked_to_stop and not saved:
                 save(epoch + 1, 0)
-                claim.update(epochs_done=epoch + 1, seconds=sum(row["seconds"] for row in rows))
+            if asked_to_stop or saved:
+                seconds = sum(row["seconds"] for row in rows)
+                claim.update(epochs_done=epoch + 1, steps_done=(epoch + 1) * num_batches, seconds=seconds)
             if asked_to_stop and not last:
                 raise Interrupted(stop.signum)
+            losses.zero_()
+            correct.zero_()
+            first_batch, seconds = 0, 0.0
         summary = {
             **summarize(rows),
             "parameters": parameters,
@@ -219,6 +243,12 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
         run.dequeue()
         mirror.summary(summary)
     return summary
+
+
+def serialized(content: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
 def derive_seed(*numbers: int) -> int:

@@ -10,15 +10,17 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn.functional import cross_entropy
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from capsule_sweeps import build_model, compose_config, load_runs
 from capsule_sweeps.data.augment import normalize
 from capsule_sweeps.data.load import load_data
 from capsule_sweeps.evaluation.weights import load_trained
+from capsule_sweeps.runs.provenance import provenance
 from capsule_sweeps.training import train as training
-from capsule_sweeps.training.evaluation import num_correct
-from capsule_sweeps.training.losses import targets
+from capsule_sweeps.training.evaluation import evaluate, evaluation_batch, num_correct
+from capsule_sweeps.training.losses import LOSSES, targets
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCHES = 5  # of an epoch of the tiny run
@@ -54,8 +56,8 @@ def test_run_killed_between_and_inside_epochs_ends_as_if_untouched(hold, launch,
 
 
 def test_run_killed_while_it_saves_ends_as_if_untouched(hold, launch, reference, runs) -> None:
-    hold("save", 2).kill()  # the metrics have the second epoch, the checkpoint has the first
-    assert [row["epoch"] for row in runs.metrics(runs.only())] == [1, 2]
+    hold("save", 2).kill()  # the second epoch is trained
+    assert [row["epoch"] for row in runs.metrics(runs.only())] == [1]
     hold("replace", 1).kill()  # the new checkpoint lies beside the old one
     assert launch().code == 0
     runs.assert_same(runs.only(), reference())
@@ -555,3 +557,56 @@ def test_own_images_are_trained_with_what_was_measured_on_them(launch, capsule_s
     config = load_trained(runs.only())[1]
     assert list(config.dataset.mean) == record["normalization"]["mean"]
     assert re.search("ok +data +shapes: 40 training and 10 test images", capsule_sweeps("doctor", *base).out)
+
+
+# Evaluation
+
+
+def test_evaluation_takes_no_more_images_than_a_step(tiny_config) -> None:
+    assert [evaluation_batch(tiny_config(f"training.batch_size={size}")) for size in (4, 128, 1000)] == [4, 128, 256]
+
+
+def test_epoch_is_safe_before_its_evaluation(launch, reference, runs, monkeypatch) -> None:
+    """An evaluation that fails costs no training: the next attempt evaluates, and trains only what is left."""
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "evaluate", lambda *_: 1 / 0)
+        assert launch().code == 1
+    checkpoint = torch.load(runs.only() / "checkpoint.pt", weights_only=True)
+    assert (checkpoint["epoch"], checkpoint["batch"]) == (1, 0) and not (runs.only() / "metrics.jsonl").exists()
+    ended = launch(signal_at=(signal.SIGTERM, BATCHES))  # the last step of the second epoch: no step of the first
+    assert ended.code == 0, ended.text
+    assert all(row["images_per_second"] > 0 for row in runs.metrics(runs.only()))
+    runs.assert_same(runs.only(), reference())
+
+
+class NoDoubles(TorchFunctionMode):
+    """While open, torch refuses double precision on a device, as Apple's GPUs do."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if kwargs.get("device") is not None and kwargs.get("dtype") is torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+        return function(*args, **kwargs)
+
+
+def test_no_double_precision_is_needed_on_the_device(launch) -> None:
+    with NoDoubles():
+        ended = launch("training.ema=0.9", "dataset.val_size=10", "capsules.dropout=0.1", "dataset.crop_padding=2")
+    assert ended.code == 0, ended.text
+
+
+def test_losses_of_evaluation_are_added_in_double_precision(tiny_config, data_dir, monkeypatch) -> None:
+    config = tiny_config("training.batch_size=1")
+    data = load_data(config.dataset, data_dir, torch.device("cpu"))
+    values = iter([2.0**24] + [1.0] * (len(data.test) - 1))
+    monkeypatch.setitem(LOSSES, "cross_entropy", lambda *_: torch.tensor(next(values)))
+    loss, _ = evaluate(build_model(config), data, data.test, config)
+    assert loss * len(data.test) == 2**24 + len(data.test) - 1  # in float32 each 1 would be lost
+
+
+def test_gpu_of_the_record_is_that_of_the_run(launch, runs, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device=None: f"GPU {torch.device(device).index}")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert provenance(device=torch.device("cuda:1"))["gpu"] == "GPU 1"
+    assert launch("device=cpu").code == 0
+    assert runs.record(runs.only())["attempts"][0]["gpu"] is None
