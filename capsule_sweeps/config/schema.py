@@ -60,7 +60,9 @@ class Dataset:
     std: list[float] | None = _rule(
         lambda value: all(0 < v < float("inf") for v in value), "greater than 0 for every channel", default=None
     )
+    views: str | None = None  # which views a source with viewpoints trains on
     crop_padding: int = _at_least(0)
+    crop_margin: int = _at_least(0, default=0)  # pixels that training images have around a window of image_size
     flip: bool = MISSING
     train_size: int | None = _at_least(1, default=None)  # a class-balanced subset of the training images; null: all
     val_size: int = _at_least(0, default=0)  # a class-balanced part of the training images, held out

@@ -10,27 +10,35 @@ from torch.nn import functional as F
 # Batches: a few tensor operations on the device, no loop over images and nothing that waits for the device.
 
 
-def augment(images: Tensor, crop_padding: int, flip: bool) -> Tensor:
+def augment(images: Tensor, crop_padding: int, flip: bool, margin: int = 0) -> Tensor:
     """Random crop after zero padding and, with `flip`, a horizontal flip of every other image or so.
 
-    images (B, C, H, W) uint8 → the same shape and type. The padding is black: it comes before normalisation. Draws
-    from the global generator of the images' device: first the 2·B offsets (if crop_padding > 0), then the B flips.
+    images (B, C, H, W) uint8 → (B, C, H − 2·margin, W − 2·margin) uint8. The padding is black: it comes before
+    normalisation. Draws from the global generator of the images' device: first the 2·B offsets (if there is something
+    to choose), then the B flips.
     """
-    if crop_padding == 0 and not flip:
+    free = crop_padding + margin  # places to either side of the middle
+    if free == 0 and not flip:
         return images
     num_images, device = len(images), images.device
     top = left = torch.zeros(num_images, dtype=torch.int64, device=device)
     mirrored = torch.zeros(num_images, dtype=torch.bool, device=device)
-    if crop_padding:
-        top, left = torch.randint(2 * crop_padding + 1, (2, num_images), device=device)
+    if free:
+        top, left = torch.randint(2 * free + 1, (2, num_images), device=device)
     if flip:
         mirrored = torch.rand(num_images, device=device) < 0.5
-    return crop_and_flip(images, top, left, mirrored, crop_padding)
+    return crop_and_flip(images, top, left, mirrored, crop_padding, margin)
 
 
-def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, crop_padding: int) -> Tensor:
-    """Cut H×W windows out of the padded images (B, C, H, W) at (top, left), each 0..2p (B,), and mirror some (B,)."""
-    B, C, H, W = images.shape
+def crop_and_flip(
+    images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, crop_padding: int, margin: int = 0
+) -> Tensor:
+    """Cut windows, smaller than the images (B, C, H, W) by 2·margin, out of the padded images and mirror some (B,).
+
+    (top, left), each 0..2·(crop_padding + margin) (B,), is their first pixel.
+    """
+    B, C = images.shape[:2]
+    H, W = (size - 2 * margin for size in images.shape[2:])
     padded = F.pad(images, (crop_padding,) * 4)
     rows = top[:, None] + torch.arange(H, device=images.device)
     columns = torch.arange(W, device=images.device)

@@ -31,12 +31,10 @@ class Canvas(Variant):
 
     def change(self, decoded: Decoded) -> Decoded:
         (train, train_labels), (test, test_labels), size = decoded.train, decoded.test, self.dataset.image_size
-        return replace(
-            decoded, train=(_on_canvas(train, size), train_labels), test=(_on_canvas(test, size), test_labels)
-        )
+        return replace(decoded, train=(on_canvas(train, size), train_labels), test=(on_canvas(test, size), test_labels))
 
 
-def _on_canvas(images: Images, size: int) -> Images:
+def on_canvas(images: Images, size: int) -> Images:
     """Images (N, C, H, W) in the middle of black ones (N, C, size, size)."""
     before = [(size - length) // 2 for length in images.shape[2:]]
     after = [size - length - margin for length, margin in zip(images.shape[2:], before, strict=True)]

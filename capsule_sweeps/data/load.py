@@ -37,13 +37,15 @@ def load_data(dataset: Any, data_dir: str | Path, device: str | torch.device) ->
     own_val = _own_val(dataset, decoded)
     train, val = split_indices(labels, dataset.train_size, dataset.val_size if own_val is None else 0)
 
+    margin = slice(dataset.crop_margin, images.shape[3] - dataset.crop_margin)
+
     def to_split(images: Images, labels: Labels) -> Split:
         return Split(torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device))
 
     given = (dataset.mean, dataset.std) if dataset.mean is not None else (decoded.mean, decoded.std)
     data = Data(
         train=to_split(images, labels) if len(train) == len(labels) else to_split(images[train], labels[train]),
-        val=to_split(*(own_val or (images[val], labels[val]))) if dataset.val_size else None,
+        val=to_split(*(own_val or (images[val][:, :, margin, margin], labels[val]))) if dataset.val_size else None,
         test=to_split(*decoded.test),
         sha256=sha256,
         classes=decoded.classes,

@@ -75,7 +75,8 @@ def _check_fit(dataset: Any, decoded: Decoded) -> None:
         raise ValueError(
             f"dataset.num_classes={dataset.num_classes} does not fit {dataset.name}: it has {num_classes}."
         )
-    if (channels, height, width) != (dataset.channels, dataset.image_size, dataset.image_size):
+    size = dataset.image_size + 2 * dataset.crop_margin
+    if (channels, height, width) != (dataset.channels, size, size):
         raise ValueError(
             f"dataset.channels={dataset.channels} and dataset.image_size={dataset.image_size} do not fit "
             f"{dataset.name}: its images have {channels} channels and {height}x{width} pixels."

@@ -117,7 +117,8 @@ def _prepare_batch(config: DictConfig) -> Callable[[], None]:
     from capsule_sweeps.profiling.steps import device_of
 
     device, dataset = device_of(config), config.dataset
-    shape = (EPOCH_IMAGES, dataset.channels, dataset.image_size, dataset.image_size)
+    size = dataset.image_size + 2 * dataset.crop_margin
+    shape = (EPOCH_IMAGES, dataset.channels, size, size)
     images = torch.randint(256, shape, dtype=torch.uint8, device=device)
     split = Split(images, torch.zeros(EPOCH_IMAGES, dtype=torch.int64, device=device))
     mean, std = dataset.mean or [0.0] * dataset.channels, dataset.std or [1.0] * dataset.channels
@@ -125,7 +126,7 @@ def _prepare_batch(config: DictConfig) -> Callable[[], None]:
     index = torch.randperm(EPOCH_IMAGES, device=device)[: config.training.batch_size]  # once an epoch, as in training
 
     def prepare() -> None:
-        normalize(augment(split.batch(index)[0], dataset.crop_padding, dataset.flip), mean, std)
+        normalize(augment(split.batch(index)[0], dataset.crop_padding, dataset.flip, dataset.crop_margin), mean, std)
 
     return prepare
 

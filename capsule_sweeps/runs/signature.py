@@ -35,6 +35,8 @@ NEUTRAL: dict[str, Any] = {
     "training.clip_norm": None,
     "training.ema": None,
     "dataset.base": None,
+    "dataset.views": None,
+    "dataset.crop_margin": 0,
     "dataset.labels_per_image": 1,
     "dataset.affine_test": False,
     "dataset.test_shift": 0,

@@ -171,7 +171,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                 optimizer.param_groups[0]["lr"] = learning_rate(recipe, step, num_batches)
                 index = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
                 images, labels = examples.batch(index)
-                images = augment(images, config.dataset.crop_padding, config.dataset.flip)
+                images = augment(images, config.dataset.crop_padding, config.dataset.flip, config.dataset.crop_margin)
                 images = normalize(images, *data.normalization).to(memory_format=layout)
                 with torch.autocast(device.type, torch.bfloat16, enabled=recipe.amp == "bf16"):
                     logits = model(images)
