@@ -36,9 +36,16 @@ def run(arguments: argparse.Namespace) -> None:
         print(render(table, arguments.format, title="Results", note=note))
         return
     from capsule_sweeps.results.ablation import ablation_notes, ablation_table
+    from capsule_sweeps.results.settle import settle_ablations
 
     table = ablation_table(runs, rule)
     note = ablation_notes(table, runs, rule)
+    if arguments.format not in ("csv", "json") and (
+        commands := settle_ablations(table, runs, rule, arguments.runs_dir)
+    ):
+        note = "\n".join(
+            [note, "Differences that are not told from 0 yet would be settled by:", *map("    {}".format, commands)]
+        )
     print(render(table, arguments.format, title="Ablations", note=note))
     if arguments.figure:
         from capsule_sweeps.results.figures import forest_plot, save_as
@@ -60,6 +67,6 @@ def published(arguments: argparse.Namespace) -> None:
     nothing_yet = arguments.runs_dir == Path("runs") and not arguments.runs_dir.exists() and not arguments.runs
     runs = load_runs(arguments.runs_dir) if nothing_yet else select(arguments.runs_dir, arguments.runs)
     table = published_table(runs, cells, arguments.runs_dir)
-    note = published_notes(cells, runs, table)
+    note = published_notes(cells, runs, table, arguments.runs_dir)
     shown = table if arguments.format in ("csv", "json") else table.drop(columns=NOTED)
     print(render(shown, arguments.format, title=f"{arguments.published}, runs in {arguments.runs_dir}", note=note))

@@ -63,6 +63,14 @@ def ablation_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
     return table.astype({"n": "Int64", "seeds_needed": "Int64", "mean": float, "difference": float})
 
 
+def base_groups(runs: pd.DataFrame, rule: str) -> dict[str, pd.Series]:
+    """What the table calls a base → one of its runs, a row of `load_runs`."""
+    finished = finished_runs(runs, rule).dropna(subset=["group", "seed"]).drop_duplicates(["group", "seed"])
+    first = finished.drop_duplicates("group").set_index("group")
+    own = first.loc[list(_bases({str(group): signed for group, signed in first.signed_config.items()}))]
+    return {name: run for name, (_, run) in zip(_names(own), own.iterrows(), strict=True)}
+
+
 def _bases(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
     """Group of each base → ablation → group; a base is what has ablations and is itself no ablation of another group.
 

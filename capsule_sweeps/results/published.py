@@ -7,8 +7,7 @@ nor the spread is known, so it counts as exact.
 from __future__ import annotations
 
 import math
-import re
-import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -20,13 +19,17 @@ from omegaconf import OmegaConf
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
 from capsule_sweeps.config.selection_rules import find_rule, names
 from capsule_sweeps.results.intervals import seeds_for_half_width, summarize
-from capsule_sweeps.results.tables import left_out
+from capsule_sweeps.results.settle import seed_words, sweep_command
+from capsule_sweeps.results.stein import half_widths, two_stage_note
+from capsule_sweeps.results.tables import finished_runs, left_out
 from capsule_sweeps.runs.signature import columns
+from capsule_sweeps.runs.sweep import first_seeds
 
 PATH = CONF_DIR.parent / "analysis" / "published.yaml"
 AGGREGATES = ("mean over seeds", "best run", "count")
 SEEDS = range(5)  # that a missing cell is filled with; those of conf/experiment/readme_table.yaml
 TOLERANCE = 0.5  # points
+OPEN = "too few seeds to say"
 NOTED = ["rule", "command"]  # columns for files; beneath a printed table its note says them
 
 
@@ -57,19 +60,10 @@ class Cell:
         if {"citation", "where"} - self.source.keys():
             raise ValueError(f"{where} needs a source with citation and where")
 
-    def command(self, runs_dir: Path | str = "runs") -> str:
-        """What fills the cell with runs in runs_dir; those that are there already are not repeated."""
-        words = [*self.overrides, f"seed={','.join(map(str, SEEDS))}"]
-        if str(runs_dir) != "runs":
-            plain = re.fullmatch(r"[\w./-]+", str(runs_dir))
-            words.append(f"runs_dir={runs_dir if plain else _quoted(str(runs_dir))}")
-        return "python launch.py -m " + " ".join(map(shlex.quote, words))
-
-
-def _quoted(text: str) -> str:
-    """Text as a value that Hydra takes as it is."""
-    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text)
-    return f"'{escaped}'"
+    def command(self, runs_dir: Path | str = "runs", seeds: Sequence[str] = ()) -> str:
+        """What fills the cell with runs in runs_dir; those that are there already are not repeated. `seeds`: overrides
+        that say how many, instead of the usual ones."""
+        return sweep_command([*self.overrides, *(seeds or [f"seed={','.join(map(str, SEEDS))}"])], runs_dir)
 
 
 def table_names(path: Path = PATH) -> list[str]:
@@ -106,30 +100,45 @@ def read_cells(table: str, path: Path = PATH) -> list[Cell]:
 
 def published_table(runs: pd.DataFrame, cells: list[Cell], runs_dir: Path | str = "runs") -> pd.DataFrame:
     """One row a cell: row, column (with unit), published, ours, n, ± (half-width of the 95 % interval), difference
-    (ours − published), verdict, rule, and for a missing cell the command that fills it with runs in runs_dir."""
-    rows = []
+    (ours − published), verdict, rule, and the command that fills a missing cell or settles an open verdict with runs in
+    runs_dir."""
+    rows, first = [], first_seeds(Path(runs_dir))
     for cell in cells:
-        found = _ours(runs, cell)
+        found = _ours(runs, cell, first)
         row: dict[str, Any] = {"row": cell.row, "column": f"{cell.column} ({cell.unit})", "published": cell.value}
         row |= {"ours": found["ours"], "n": found["n"], "±": found["half_width"]}
         row |= {"difference": found["ours"] - cell.value, "verdict": verdict(cell, **found)}
-        command = cell.command(runs_dir) if row["verdict"] == "missing" else None
-        rows.append({**row, "rule": cell.rule, "command": command})
+        rows.append({**row, "rule": cell.rule, "command": _command(cell, row["verdict"], runs_dir, **found)})
     return pd.DataFrame(rows).astype({"n": "Int64"})
 
 
-def _ours(runs: pd.DataFrame, cell: Cell) -> dict[str, Any]:
-    """Our number for a cell: ours, n, std, half_width; NaN where there is none."""
+def _command(
+    cell: Cell, said: str, runs_dir: Path | str, ours: float, n: Any, std: float, half_width: float
+) -> str | None:
+    """The command that fills a missing cell, or settles the verdict on it if it takes more seeds; else None."""
+    if said == "missing":
+        return cell.command(runs_dir)
+    if not said.startswith(OPEN):
+        return None
+    beyond = abs(ours - cell.value) - cell.tolerance
+    seeds = seed_words(std, n, cell.tolerance if beyond <= 0 else beyond)
+    return cell.command(runs_dir, [f"selection_rule={cell.rule}", *seeds]) if seeds else None
+
+
+def _ours(runs: pd.DataFrame, cell: Cell, first: Mapping[str, int]) -> dict[str, Any]:
+    """Our number for a cell: ours, n, std, half_width; NaN where there is none. `first` as for `accuracy_table`."""
     if cell.aggregate == "count":
         return {"ours": _million_parameters(tuple(cell.overrides)), "n": None, "std": math.nan, "half_width": math.nan}
     group = _group(tuple(cell.overrides))
-    accuracies = 100 * runs[(runs.state == "finished") & (runs.group == group)][f"accuracy_{cell.rule}"].dropna()
+    finished = finished_runs(runs[runs.group == group], str(cell.rule))
+    accuracies = 100 * finished[f"accuracy_{cell.rule}"]
     if accuracies.empty:
         return {"ours": math.nan, "n": 0, "std": math.nan, "half_width": math.nan}
     found = summarize(accuracies)
     if cell.aggregate == "best run":
         return {"ours": found.best, "n": found.n, "std": math.nan, "half_width": math.nan}
-    return {"ours": found.mean, "n": found.n, "std": found.std, "half_width": found.half_width}
+    width = half_widths(finished, str(cell.rule), first).get(group, found.half_width)
+    return {"ours": found.mean, "n": found.n, "std": found.std, "half_width": width}
 
 
 @cache
@@ -166,14 +175,14 @@ def verdict(cell: Cell, ours: float, n: int | None, std: float, half_width: floa
     if cell.aggregate != "mean over seeds":
         return "reproduced" if within else side
     if n == 1:
-        return "too few seeds to say: at least 1 more needed"
+        return f"{OPEN}: at least 1 more needed"
     if within and half_width <= cell.tolerance + margin:
         return "reproduced"
     if abs(difference) - half_width > cell.tolerance:
         return side
     assert n
     needed = seeds_for_half_width(std, cell.tolerance if within else abs(difference) - cell.tolerance)
-    return f"too few seeds to say: {max(1, needed - n) if needed else 'very many'} more needed"
+    return f"{OPEN}: {max(1, needed - n) if needed else 'very many'} more needed"
 
 
 def marks(cells: list[Cell]) -> pd.DataFrame:
@@ -191,7 +200,7 @@ def of_table(runs: pd.DataFrame, cells: list[Cell]) -> pd.DataFrame:
     return runs[runs.group.isin({_group(tuple(cell.overrides)) for cell in cells})]
 
 
-def published_notes(cells: list[Cell], runs: pd.DataFrame, table: pd.DataFrame) -> str:
+def published_notes(cells: list[Cell], runs: pd.DataFrame, table: pd.DataFrame, runs_dir: Path | str = "runs") -> str:
     """What must be said under a published table: rule, tolerance, sources, what was left out, and commands."""
     rule = next((cell.rule for cell in cells if cell.rule), None)
     own = of_table(runs, cells)
@@ -205,8 +214,14 @@ def published_notes(cells: list[Cell], runs: pd.DataFrame, table: pd.DataFrame) 
     for citation in dict.fromkeys(cell.source["citation"] for cell in cells):
         places = dict.fromkeys(cell.source["where"] for cell in cells if cell.source["citation"] == citation)
         said.append(f"Published: {citation}; {', '.join(places)}.")
-    commands = dict.fromkeys(table.command.dropna())
-    return "\n".join([*said, *(["Missing cells are filled by:", *(f"    {c}" for c in commands)] if commands else [])])
+    said[1] += two_stage_note(finished_runs(own, str(rule)), first_seeds(Path(runs_dir)))
+    for what, these in (
+        ("Missing cells are filled by:", table.verdict == "missing"),
+        ("Open verdicts would be settled by:", table.verdict.str.startswith(OPEN)),
+    ):
+        commands = dict.fromkeys(table.command[these].dropna())
+        said += [what, *(f"    {command}" for command in commands)] if commands else []
+    return "\n".join(said)
 
 
 def _points(unit: str) -> str:

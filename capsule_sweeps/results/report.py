@@ -162,7 +162,7 @@ def _published(runs_dir: Path, runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
         cells = read_cells(name)
         if len(of_table(runs, cells)):
             table = published_table(runs, cells, runs_dir)
-            note = published_notes(cells, runs, table)
+            note = published_notes(cells, runs, table, runs_dir)
             yield _section(f"Published numbers: {name}", table.drop(columns=NOTED), note)
 
 

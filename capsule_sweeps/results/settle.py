@@ -1,0 +1,141 @@
+"""Commands that settle open verdicts: more seeds, by the two-stage procedure, for what a run's configuration says."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from capsule_sweeps.config.compose import CONF_DIR, compose_config
+from capsule_sweeps.results.ablation import base_groups
+from capsule_sweeps.results.stein import num_seeds
+from capsule_sweeps.runs.signature import NEUTRAL, signed_config
+
+FIRST, MOST = 5, 20  # the defaults of hydra.sweeper.min_seeds and max_seeds
+TOO_MANY = 1000  # seeds: nobody runs so many
+IN_MODEL = ("backbone.", "capsules.", "routing.", "num_routing")  # top-level keys that are signed as a part of model
+
+
+def seed_words(std: float, n: int, wanted: float) -> list[str]:
+    """The overrides that bring an interval of n values with this deviation to `wanted` points; [] for too many seeds.
+
+    The n values count as the first ones of the procedure, which is what asks for the fewest more.
+    """
+    if not 0 < wanted < 100:
+        return []
+    digits = 1 - math.floor(math.log10(wanted))
+    wanted = math.floor(wanted * 10**digits * (1 + 1e-9)) / 10**digits  # two digits, and no more than asked for
+    first = max(FIRST, n)
+    asked = int(num_seeds(0.0 if math.isnan(std) else std, first, wanted))
+    if asked > TOO_MANY:
+        return []
+    words = [f"hydra.sweeper.half_width={wanted:.10g}"]
+    words += [f"hydra.sweeper.min_seeds={first}"] if first > FIRST else []
+    return words + ([f"hydra.sweeper.max_seeds={asked}"] if asked > MOST else [])
+
+
+def sweep_command(words: Sequence[str], runs_dir: Path | str) -> str:
+    """`python launch.py -m …` as it is typed in a shell, for runs in runs_dir."""
+    words = list(words)
+    if str(runs_dir) != "runs":
+        plain = re.fullmatch(r"[\w./-]+", str(runs_dir))
+        words.append(f"runs_dir={runs_dir if plain else quoted(str(runs_dir))}")
+    return "python launch.py -m " + " ".join(map(shlex.quote, words))
+
+
+def quoted(text: str) -> str:
+    """Text as a value that Hydra takes as it is."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text)
+    return f"'{escaped}'"
+
+
+def settle_ablations(table: pd.DataFrame, runs: pd.DataFrame, rule: str, runs_dir: Path | str) -> list[str]:
+    """A command for each ablation whose difference to its base is not told from 0 yet; none for a difference of 0.
+
+    Left out are bases whose configuration has no short spelling as overrides.
+    """
+    bases, commands = base_groups(runs, rule), []
+    for row in table.itertuples():
+        open_yet = row.ablation != "none" and not abs(row.difference) > row.half_width
+        if not open_yet or row.base not in bases:
+            continue
+        first = bases[row.base]
+        words = overrides_of(json.dumps(first.signed_config), str(first.dataset), str(first.model))
+        deviation = 0.0 if math.isnan(row.half_width) else _deviation(row.half_width, int(row.n))
+        seeds = seed_words(deviation, int(row.n), abs(row.difference))
+        if words is not None and seeds:
+            more = [f"ablation=none,{row.ablation}", "hydra.sweeper.resolve=ablation", f"selection_rule={rule}"]
+            commands.append(sweep_command([*words, *(more if rule != "last" else more[:2]), *seeds], runs_dir))
+    return commands
+
+
+def _deviation(half_width: float, n: int) -> float:
+    from capsule_sweeps.results.intervals import t_quantile
+
+    return float(half_width * math.sqrt(n) / t_quantile(n - 1))
+
+
+@cache
+def overrides_of(signed: str, dataset: str, model: str) -> list[str] | None:
+    """Overrides that compose to a signed configuration (as JSON), whatever its seed; None where these are not found.
+
+    Options of groups are chosen where they bring the configuration nearer, then single keys are set. The result is
+    composed once more and compared, so that a command that is shown is right.
+    """
+    wanted = {key: value for key, value in json.loads(signed).items() if key != "seed"}
+
+    def left(words: list[str]) -> set[str]:
+        own = signed_config(compose_config(words))
+        keys = own.keys() | wanted.keys()
+        return {key for key in keys - {"seed"} if wanted.get(key, NEUTRAL.get(key)) != own.get(key, NEUTRAL.get(key))}
+
+    try:
+        words = [f"dataset={dataset}"] if dataset in _options("dataset") else []
+        words += [f"model={model}"] if model in set(_options("model")) - {"capsnet"} else []
+        words += [f"num_routing={wanted['model.num_routing']}"] if "model.num_routing" in wanted else []
+        differing = left(words)
+        for group, start in (
+            *(("backbone", "model.backbone."), ("capsules", "model.capsules."), ("routing", "model.routing.")),
+            ("training", "training."),
+        ):
+            if any(key.startswith(start) for key in differing):
+                for option in _options(group):
+                    try:
+                        nearer = left([*words, f"{group}={option}"])
+                    except ValueError:
+                        continue
+                    if len(nearer) < len(differing):
+                        words = [*(word for word in words if not word.startswith(f"{group}=")), f"{group}={option}"]
+                        differing = nearer
+        words += [f"{_key(key)}={_value(wanted.get(key, NEUTRAL.get(key)))}" for key in sorted(differing)]
+        return None if differing and left(words) else words
+    except ValueError:
+        return None
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+
+
+def _key(signed: str) -> str:
+    """How the command line spells a signed key."""
+    short = signed.removeprefix("model.")
+    return short if short.startswith(IN_MODEL) else signed
+
+
+def _value(value: Any) -> str:
+    """A value as Hydra reads it. Raises ValueError for text that is more than a word: it comes from a run folder."""
+    if isinstance(value, list):
+        return "[" + ",".join(map(_value, value)) + "]"
+    if value is None or isinstance(value, bool | int | float):
+        return json.dumps(value)
+    if not re.fullmatch(r"[A-Za-z][\w.-]*", str(value), re.ASCII):
+        raise ValueError(f"{value} is not a word")
+    return str(value)
