@@ -154,7 +154,7 @@ class WandbServer:
         return {"entity": {"organization": {"coreWeaveOrganizationId": None}}}
 
     def gql_UpsertBucket(self, v: Any) -> Any:
-        identity = v.get("name") or v.get("id")
+        identity = v.get("name") or v["id"].removeprefix("b-")
         new = identity not in self.runs
         if new:
             empty: dict[str, Any] = {stream: {} for stream in ("history", "events", "output", "config", "summary")}
@@ -162,7 +162,7 @@ class WandbServer:
             self.runs[identity]["sweep"] = v.get("sweep")
             self.runs[identity]["complete"] = True
         run = self.runs[identity]
-        if run["complete"]:  # it begins, or goes on
+        if run["complete"] and not v.get("id"):  # it begins, or goes on; with an id the page, or the API, edits it
             run |= {"complete": False, "exitcode": None, "preempting": False}
         names = {
             "project": "project",
@@ -170,6 +170,7 @@ class WandbServer:
             "jobType": "jobType",
             "displayName": "name",
             "tags": "tags",
+            "notes": "notes",
         }
         run |= {ours: v[theirs] for theirs, ours in names.items() if v.get(theirs) is not None}
         if v.get("config"):
@@ -227,7 +228,7 @@ class WandbServer:
             "readOnly": False,
             "createdAt": WHEN,
             "heartbeatAt": WHEN,
-            "notes": "",
+            "notes": run.get("notes") or "",
             "systemMetrics": "{}",
             "summaryMetrics": json.dumps(run["summary"]),
             "user": {"name": ENTITY, "username": ENTITY},

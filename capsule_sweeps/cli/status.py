@@ -24,7 +24,8 @@ def run(arguments: argparse.Namespace) -> None:
         runs = select(arguments.runs_dir, arguments.runs, imported=True)
         runs["state"] = runs.state.mask(runs.stale, "stale").mask(runs.imported, "imported")
         counts = ", ".join(f"{count} {state}" for state, count in runs.state.value_counts().items()) or "none"
-        shown = runs[STATUS_COLUMNS].assign(slurm=where(arguments.runs_dir, runs))
+        labels = [column for column in ("tags", "note") if runs[column].any()]
+        shown = runs[[*STATUS_COLUMNS, *labels]].assign(slurm=where(arguments.runs_dir, runs))
         shown = shown if shown.slurm.any() else shown.drop(columns="slurm")
         text = render(shown, arguments.format, title=f"Runs in {arguments.runs_dir}", note=counts)
         if arguments.watch:

@@ -10,6 +10,7 @@ from capsule_sweeps.cli import add_runs
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_runs(parser)
+    parser.add_argument("--merged", action="store_true", help="also runs that `merge` took from others")
     parser.add_argument("--rebuild", action="store_true", help="also untracked runs, and again what W&B has wrong")
 
 
@@ -19,7 +20,8 @@ def run(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.tracking.wandb_sync import sync
 
     runs, outcomes = select(arguments.runs_dir, arguments.runs), []
-    for name, arrived, text in sync([Run(arguments.runs_dir / name) for name in runs.run], arguments.rebuild):
+    folders = [Run(arguments.runs_dir / name) for name in runs.run]
+    for name, arrived, text in sync(folders, arguments.rebuild, arguments.merged):
         outcomes.append(arrived)
         print(f"{'ok     ' if arrived else 'MISSING'}  {name}: {text}", flush=True)
     if not outcomes:

@@ -91,6 +91,7 @@ def _runs(runs_dir: Path, runs: pd.DataFrame, records: dict[str, dict[str, Any]]
         rows.append(
             {
                 "name": run.run,
+                "labels": "; ".join(filter(None, [run.tags, run.note])),
                 "state": "stale" if run.stale else run.state,
                 "settings": " ".join(f"{key}={json.dumps(run.signed_config.get(key))}" for key in keys) or "–",
                 "epochs": f"{0 if run.epochs_done is pd.NA else run.epochs_done} of {cell_text(run.epochs)}",

@@ -14,6 +14,7 @@ from capsule_sweeps.results.render import render
 from capsule_sweeps.results.tables import setting
 from capsule_sweeps.runs.files import last_lines
 from capsule_sweeps.runs.frame import load_runs
+from capsule_sweeps.runs.labels import read_labels
 from capsule_sweeps.runs.metrics import read_metrics
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.where import queue_log
@@ -33,16 +34,19 @@ def show(run: Run, form: str) -> str:
     attempts = record.pop("attempts", [])
     signed = record.pop("signed_config", {})
     rows, damage = read_metrics(run)
+    found = read_labels(run.folder)
+    labels = {**({"tags": list(found.tags)} if found.tags else {}), **({"note": found.note} if found.note else {})}
     if form == "json":
         everything = {
             **record,
+            **labels,
             "state": run.state(record),
             "signed_config": signed,
             "attempts": attempts,
             "metrics": rows,
         }
         return json.dumps({**everything, "why": json.loads(why(run, form))}, indent=1)
-    facts = {**record, "state": run.state(record), "folder": run.folder}
+    facts = {**record, **labels, "state": run.state(record), "folder": run.folder}
     parts = [_pairs(facts, form, run.folder.name)]
     for number, attempt in enumerate(attempts, 1):
         told = {key: value for key, value in attempt.items() if key not in ("code", "versions", "execution", "started")}

@@ -52,7 +52,7 @@ def read_file(path: Path, most: int) -> bytes:
 
     Raises OSError when the file cannot be opened, ValueError when it is none of these or larger.
     """
-    with _open_regular(path) as file:
+    with open_regular(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise ValueError(f"larger than {most:,} bytes")
@@ -62,14 +62,14 @@ def read_file(path: Path, most: int) -> bytes:
 def last_lines(path: Path, count: int) -> list[str]:
     """The last lines of a regular file, without reading all of it; none when it cannot be read."""
     try:
-        with _open_regular(path) as file:
+        with open_regular(path) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
             return file.read(TAIL_BYTES).decode(errors="replace").splitlines()[-count:]
     except (OSError, ValueError):
         return []
 
 
-def _open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BinaryIO:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:

@@ -20,8 +20,9 @@ def select(runs_dir: Path, words: Sequence[str], imported: bool = False) -> pd.D
     """The rows of `load_runs` that fit all filters and, where runs or sweeps are named, are among these.
 
     A filter is column=value, or key=value for a key of the signed configuration (training.lr=0.1), also one that is
-    left at its default; several values are separated by commas (seed=0,1) and compared as they are written. Imported
-    runs are among them if they are named, with imported=true (only these) or imported=any (also these), or if the
+    left at its default; several values are separated by commas (seed=0,1) and compared as they are written. tag=TAG
+    selects runs that have this tag. Imported runs are among them if they are named, with imported=true (only these) or
+    imported=any (also these), or if the
     caller asks for them. Raises ValueError for an unknown word.
     """
     if not runs_dir.is_dir():
@@ -39,6 +40,8 @@ def select(runs_dir: Path, words: Sequence[str], imported: bool = False) -> pd.D
         key, _, value = word.partition("=")
         if key == "sweep":
             runs = runs[runs.signature.isin(_sweep(runs_dir, value))]
+        elif key in ("tag", "tags"):
+            runs = runs[[bool({*tags.split()} & {*value.split(",")}) for tags in runs.tags]]
         elif key in runs.columns and key != "signed_config":
             runs = runs[np.array([_among(found, value) for found in runs[key]], bool)]
         elif signed := _signed(runs, key):

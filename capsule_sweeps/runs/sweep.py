@@ -7,17 +7,23 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.plan import PlannedRun
-from capsule_sweeps.runs.record import SEEDS, read_typed
+from capsule_sweeps.runs.record import SEEDS, SWEEP, read_typed
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def sweep_name(plan: Sequence[PlannedRun]) -> str:
     """The same for the same set of runs."""
-    signatures = sorted(planned.signature for planned in plan)
-    return "sweep-" + hashlib.sha256(" ".join(signatures).encode()).hexdigest()[:8]
+    return signatures_name([planned.signature for planned in plan])
+
+
+def signatures_name(signatures: Sequence[str]) -> str:
+    return "sweep-" + hashlib.sha256(" ".join(sorted(signatures)).encode()).hexdigest()[:8]
 
 
 def record_sweep(plan: Sequence[PlannedRun], launcher: dict[str, Any]) -> str:
@@ -32,11 +38,15 @@ def record_sweep(plan: Sequence[PlannedRun], launcher: dict[str, Any]) -> str:
 def record_seeds(runs_dir: Path, procedure: dict[str, Any], groups: Sequence[str]) -> None:
     """Record that the seeds of some groups are chosen by a procedure with these settings; nothing when it is known."""
     content = {**procedure, "groups": list(groups)}
-    name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
-    path = runs_dir / ".sweeps" / f"seeds-{name}.json"
+    path = runs_dir / ".sweeps" / f"{seeds_name(content)}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, content)
+
+
+def seeds_name(content: dict[str, Any]) -> str:
+    """The name of the file that holds a procedure's settings and groups."""
+    return "seeds-" + hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def first_seeds(runs_dir: Path) -> dict[str, int]:
@@ -51,4 +61,15 @@ def first_seeds(runs_dir: Path) -> dict[str, int]:
         if record.get("resolve") is None and record.get("min_seeds", 0) >= 2:
             for group in record.get("groups", []):
                 found[group] = max(found.get(group, 0), record["min_seeds"])
+    return found
+
+
+def sweeps_of(runs_dir: Path, runs: pd.DataFrame) -> list[Path]:
+    """The files that say of these rows of `load_runs` which were asked for together, and which seeds were chosen."""
+    found, signatures, groups = [], set(runs.signature), set(runs.group)
+    for path in sorted((runs_dir / ".sweeps").glob("*.json")):
+        asked = read_typed(path, SWEEP).get("signatures", []) if path.stem.startswith("sweep-") else []
+        chosen = read_typed(path, SEEDS).get("groups", []) if path.stem.startswith("seeds-") else []
+        if signatures & {*asked} or groups & {*chosen}:
+            found.append(path)
     return found

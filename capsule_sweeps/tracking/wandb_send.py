@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from capsule_sweeps.config import selection_rules
 from capsule_sweeps.config.check import check
 from capsule_sweeps.runs.files import read_json
+from capsule_sweeps.runs.labels import Labels, read_labels
 from capsule_sweeps.runs.metrics import read_metrics
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.tracking.base import Tracker, one_line
@@ -86,6 +87,7 @@ class Folder:
     sweep: str | None
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
+    labels: Labels
 
     @classmethod
     def read(cls, run: Run) -> Folder:
@@ -101,7 +103,8 @@ class Folder:
             raise ValueError(damage)
         told = read_json(run.folder / "summary.json")
         summary = {key: told[key] for key in summary_keys() if told.get(key) is not None}
-        return cls(run, config, run.state(record), wandb_id(run), place, record.get("sweep"), rows, summary)
+        labels = read_labels(run.folder)
+        return cls(run, config, run.state(record), wandb_id(run), place, record.get("sweep"), rows, summary, labels)
 
 
 def send(folder: Folder, identity: str) -> None:

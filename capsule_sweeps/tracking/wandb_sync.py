@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from capsule_sweeps.runs.labels import Labels
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.tracking.base import one_line, tracker_class
 from capsule_sweeps.tracking.wandb import WandbTracker
@@ -21,11 +22,12 @@ ABSENT = "does not exist"
 LOOK_AGAIN = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds; what has arrived is not always shown at once
 
 
-def sync(runs: Sequence[Run], rebuild: bool) -> Iterator[tuple[str, bool, str]]:
+def sync(runs: Sequence[Run], rebuild: bool, merged: bool = False) -> Iterator[tuple[str, bool, str]]:
     """(run, is all of it in W&B?, what was done or is missing), one run after the other.
 
-    Runs that have not begun and imported ones, which have no epochs, are left out, and those with tracking=none unless
-    `rebuild`, which also sends anew, under another id, what W&B has wrong.
+    Runs that have not begun and imported ones, which have no epochs, are left out, those that were taken from others
+    unless `merged`, and those with tracking=none unless `rebuild`, which also sends anew, under another id, what W&B
+    has wrong.
     Raises ValueError when there is no key or no server.
     """
     trouble = obstacle()
@@ -38,7 +40,7 @@ def sync(runs: Sequence[Run], rebuild: bool) -> Iterator[tuple[str, bool, str]]:
         for run in runs:
             if run.state() in ("new", "queued") and not (run.folder / "config.yaml").exists():
                 continue
-            if "imported" in run.record():
+            if "imported" in (record := run.record()) or ("merged" in record and not merged):
                 continue
             try:
                 folder = Folder.read(run)
@@ -46,6 +48,8 @@ def sync(runs: Sequence[Run], rebuild: bool) -> Iterator[tuple[str, bool, str]]:
                     continue
                 api = api or wandb.Api(timeout=30)
                 arrived, text = sync_folder(api, folder, rebuild)
+                if arrived and folder.labels != Labels():
+                    mirror_labels(api, folder)
             except Exception as error:
                 arrived, text = False, one_line(error)
                 api = None
@@ -92,6 +96,18 @@ def sync_folder(api: Any, folder: Folder, rebuild: bool) -> tuple[bool, str]:
                     Path(f"{path}.synced").touch()  # so that `wandb sync` leaves it alone
             return True, f"sent, {len(folder.rows)} epochs are there as {identity}{deleted}"
     return False, f"did not arrive: {identity} in W&B {lacks}"
+
+
+def mirror_labels(api: Any, folder: Folder) -> None:
+    """Give the W&B run of a folder the folder's tags and note, and leave what else W&B has."""
+    project, labels = f"{folder.home[0] or api.default_entity}/{folder.home[1]}", folder.labels
+    signature = folder.run.folder.name[-8:]
+    for remote in api.runs(project, filters={"config.signature": signature}, lazy=False):
+        tags = [*(tag for tag in remote.tags if tag not in labels.removed), *labels.tags]
+        note = labels.note or remote.notes
+        if (tags := list(dict.fromkeys(tags))) != list(remote.tags) or note != remote.notes:
+            remote.tags, remote.notes = tags, note
+            remote.update()
 
 
 def look(api: Any, path: str, folder: Folder) -> tuple[str, bool]:

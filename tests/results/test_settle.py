@@ -44,7 +44,11 @@ def test_seeds_that_bring_an_interval_to_a_half_width(std, n, wanted, words) -> 
 def test_overrides_of_a_signed_configuration_compose_to_it(words) -> None:
     config = compose_config(words)
     found = overrides_of(json.dumps(signed_config(config)), config.dataset.name, config.model.name)
-    assert found is not None and signed_config(compose_config(found)) == signed_config(config) and len(found) <= len(words) + 1
+    assert (
+        found is not None
+        and signed_config(compose_config(found)) == signed_config(config)
+        and len(found) <= len(words) + 1
+    )
 
 
 def test_text_from_a_run_folder_is_in_no_command() -> None:

@@ -291,3 +291,31 @@ def test_agent_drives_launch(launch, tiny, runs, place, wandb_server, monkeypatc
         assert config["resolved"]["dataset"]["name"] == config["dataset"] == "digits"
         assert wandb_server.state(wandb_server.runs[identity]) == "finished"
         assert wandb_server.runs[identity]["summary"]["accuracy_last"] >= 0
+
+
+def test_tags_and_notes_are_mirrored_and_merged_runs_are_sent_only_if_asked(
+    offline, sync, runs, capsule_sweeps, wandb_server
+) -> None:
+    (folder,) = offline()
+    identity = folder.name[-8:]
+    capsule_sweeps("tag", identity, "+good", "+bad")
+    capsule_sweeps("note", identity, "look at the margins")
+    assert sync().code == 0
+    run = wandb_server.runs[identity]
+    before = set(run["tags"])
+    assert {"good", "bad", "digits"} <= before and run["notes"] == "look at the margins"
+    run["tags"] = [*run["tags"], "theirs"]  # set on the page
+    capsule_sweeps("tag", identity, "-bad")
+    ended = sync()
+    assert ended.code == 0 and "is there" in ended.out, ended.text
+    assert set(run["tags"]) == (before - {"bad"}) | {"theirs"} and run["notes"] == "look at the margins"
+    assert wandb_server.state(run) == "finished"
+
+    assert capsule_sweeps("bundle", "--out", "b.tar.gz").code == 0
+    assert capsule_sweeps("merge", "b.tar.gz", "--runs-dir", "merged").code == 0
+    num_requests = wandb_server.num_requests
+    assert "nothing to send" in sync("--runs-dir", "merged").out
+    assert len(wandb_server.runs) == 1
+    ended = sync("--runs-dir", "merged", "--merged")
+    assert ended.code == 0 and "is there" in ended.out, ended.text
+    assert wandb_server.num_requests > num_requests and len(wandb_server.runs) == 1 and not wandb_server.unknown

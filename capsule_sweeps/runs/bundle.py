@@ -1,0 +1,185 @@
+"""Run folders as one file that can be sent: a tar archive, compressed with gzip. Nothing in an archive is trusted.
+
+<run>/<file>             the files FILES of each run
+.sweeps/<sweep>.json     which runs were asked for together, and which seeds a procedure chose
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import re
+import shutil
+import tarfile
+import threading
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from capsule_sweeps.runs.files import MAX_BYTES, open_regular
+from capsule_sweeps.runs.labels import FILE as LABELS_FILE
+from capsule_sweeps.runs.metrics import MAX_METRICS
+from capsule_sweeps.runs.run import Run
+
+CHECKPOINT = "checkpoint.pt"
+FILES = {  # what travels of a run folder → the most bytes that are taken of it
+    "config.yaml": 2**20,
+    "run.json": MAX_BYTES,
+    "metrics.jsonl": MAX_METRICS,
+    "summary.json": MAX_BYTES,
+    LABELS_FILE: 2**20,
+    "log.txt": 2**26,
+    "error.txt": 2**24,
+    CHECKPOINT: 2**33,
+}
+RUN_NAME = r"[A-Za-z0-9_+][A-Za-z0-9_.+-]{0,200}-[0-9a-f]{8}"
+SWEEPS = ".sweeps"
+SWEEP_NAME = r"(?:sweep|seeds)-[0-9a-f]{8}\.json"
+MAX_MEMBERS = 200_000
+MAX_READ = 2**20  # bytes at once: an archive's own headers, which nobody needs to be large
+WRONG = (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, OverflowError, IndexError, RecursionError)
+
+
+def write_bundle(runs: Iterable[Run], sweeps: Iterable[Path], out: Path, checkpoints: bool) -> int:
+    """Write the folders of some runs, and sweep files, to a new archive. Returns the number of files in it.
+
+    The same folders give the same bytes. Raises ValueError when `out` exists, and OSError when it cannot be written.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists: set --out to the name of a new file")
+    beside, count = out.with_name(f".{out.name}.{os.getpid()}.{threading.get_ident()}.tmp"), 0
+    try:
+        with (
+            open(beside, "wb") as raw,
+            gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+        ):
+            for run in runs:
+                for name, most in FILES.items():
+                    if name != CHECKPOINT or checkpoints:
+                        count += _add(archive, run.folder / name, f"{run.folder.name}/{name}", most)
+            for path in sweeps:
+                count += _add(archive, path, f"{SWEEPS}/{path.name}", MAX_BYTES)
+        beside.rename(out)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    return count
+
+
+def _add(archive: tarfile.TarFile, path: Path, name: str, most: int) -> int:
+    try:
+        with open_regular(path) as file:
+            member = tarfile.TarInfo(name)
+            member.size = os.fstat(file.fileno()).st_size
+            if member.size > most:
+                raise ValueError(f"{path} is larger than {most:,} bytes: leave its run out")
+            archive.addfile(member, file)
+    except FileNotFoundError:
+        return 0
+    return 1
+
+
+def unpack(path: Path, into: Path) -> None:
+    """Unpack an archive below an empty folder. Raises ValueError (one sentence) for one that is not a bundle.
+
+    Only regular files with the names of a bundle are written, each once and within its size.
+    """
+    try:
+        with (
+            open_regular(path) as raw,
+            gzip.GzipFile(fileobj=raw) as packed,
+            tarfile.open(fileobj=_Bounded(packed), mode="r:") as archive,
+        ):
+            _unpack(archive, into)
+            if sum(len(packed.read(MAX_READ)) for _ in range(2)) > MAX_READ:  # reads its checksum as well
+                raise ValueError("it goes on behind its end")
+    except WRONG as error:
+        if isinstance(error, FileNotFoundError):
+            raise ValueError(f"{path} does not exist: give a bundle or a folder of runs") from error
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{path} is refused: {reason}") from error
+
+
+def _unpack(archive: tarfile.TarFile, into: Path) -> None:
+    seen: set[str] = set()
+    free = shutil.disk_usage(into).free
+    while (member := archive.next()) is not None:
+        archive.members = []  # type: ignore[attr-defined]  # a list of all of them would grow with the archive
+        run, _, name = member.name.partition("/")
+        most = FILES.get(name, 0) if re.fullmatch(RUN_NAME, run) else 0
+        if run == SWEEPS and re.fullmatch(SWEEP_NAME, name):
+            most = MAX_BYTES
+        if not most:
+            raise ValueError(f"it has {member.name[:100]!a}, which is no file of a run folder")
+        if not member.isreg() or member.issparse():
+            raise ValueError(f"it has {member.name[:100]!a}, which is a link, a device or a folder, not a file")
+        if member.name in seen or len(seen) >= MAX_MEMBERS:
+            raise ValueError(f"it has {member.name[:100]!a} twice" if member.name in seen else "it has too many files")
+        free -= member.size
+        if member.size > most or free < 0:
+            raise ValueError(f"{member.name} has {member.size:,} bytes, more than {min(most, free + member.size):,}")
+        seen.add(member.name)
+        source = archive.extractfile(member)
+        assert source is not None
+        (into / run).mkdir(exist_ok=True)
+        with open(into / run / name, "xb") as file:
+            shutil.copyfileobj(source, file, MAX_READ)
+            if file.tell() != member.size:
+                raise ValueError(f"{member.name} ends too early")
+    if not seen:
+        raise ValueError("it is empty")
+
+
+class _Bounded(io.RawIOBase):
+    """A file that is read forwards, by at most MAX_READ bytes at once, whatever a header asks for.
+
+    tarfile looks at the last byte before each header again; of a compressed file that would start from the beginning.
+    """
+
+    def __init__(self, file: gzip.GzipFile) -> None:
+        self._file, self._place, self._last, self._again = file, 0, b"", False
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_READ:
+            raise ValueError("it has a header that is too large")
+        known = self._last[:size] if self._again else b""
+        self._again = self._again and not known
+        data = known + self._file.read(size - len(known))
+        self._place, self._last = self._place + len(data), data[-1:] or self._last
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        if offset == self._place - 1 and self._last and not self._again:
+            self._again, self._place = True, offset
+        elif offset > self._place:
+            self._again, self._last = False, b""
+            self._place = self._file.seek(offset)
+        elif offset < self._place:
+            raise ValueError("its files are out of order")
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+def copy_run(folder: Path, into: Path) -> None:
+    """Copy the files FILES of a run folder to a new folder. Raises ValueError for links and too large files."""
+    into.mkdir()
+    for name, most in FILES.items():
+        try:
+            with open_regular(folder / name) as source, open(into / name, "xb") as file:
+                if os.fstat(source.fileno()).st_size > most:
+                    raise ValueError(f"larger than {most:,} bytes")
+                shutil.copyfileobj(source, file, MAX_READ)
+        except FileNotFoundError:
+            (into / name).unlink(missing_ok=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{name} cannot be read ({getattr(error, 'strerror', None) or error})") from error

@@ -1,0 +1,62 @@
+"""Tags and a note of a run: `labels.json` in its folder. They are not signed, and change nothing but what is shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from capsule_sweeps.runs.files import write_json
+from capsule_sweeps.runs.record import Check, each, read_typed, text
+
+FILE = "labels.json"
+TAG = r"[^\W_][\w.-]{0,49}"  # letters and digits of any language, _ . -
+MAX_NOTE = 2000  # letters
+MAX_TAGS = 100
+LABELS: dict[str, Check] = {
+    **dict.fromkeys(("tags", "removed"), each(text(50, TAG), MAX_TAGS)),
+    "note": text(MAX_NOTE),
+}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """`removed` are tags that the run once had: a mirror takes them away as well."""
+
+    tags: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    note: str = ""
+
+
+def read_labels(folder: Path) -> Labels:
+    """The labels of a run folder; empty ones where there are none. What is damaged is left out and reported."""
+    found = read_typed(folder / FILE, LABELS) if (folder / FILE).exists() else {}
+    return Labels(tuple(found.get("tags", ())), tuple(found.get("removed", ())), str(found.get("note", "")))
+
+
+def change_tags(folder: Path, add: Iterable[str], remove: Iterable[str]) -> Labels:
+    """Add and remove tags of a run. Raises ValueError for what is no tag."""
+    before, add, remove = read_labels(folder), list(add), list(remove)
+    for tag in (*add, *remove):
+        if not re.fullmatch(TAG, tag):
+            raise ValueError(f"tag={tag} is invalid: a tag is up to 50 letters, digits, dots, - and _")
+    tags = tuple(sorted({*before.tags, *add} - {*remove}))
+    removed = tuple(sorted(({*before.removed, *before.tags} - {*tags}) - {*add}))
+    if len(tags) > MAX_TAGS:
+        raise ValueError(f"{folder.name} would have {len(tags)} tags, more than {MAX_TAGS}: remove some with -TAG")
+    return _write(folder, Labels(tags, removed[:MAX_TAGS], before.note))
+
+
+def change_note(folder: Path, note: str) -> Labels:
+    """Set the note of a run; an empty one removes it. Raises ValueError for one that is too long."""
+    if len(note) > MAX_NOTE:
+        raise ValueError(f"the note has {len(note):,} letters: a note has up to {MAX_NOTE:,}")
+    before = read_labels(folder)
+    return _write(folder, Labels(before.tags, before.removed, note.strip()))
+
+
+def _write(folder: Path, labels: Labels) -> Labels:
+    if labels != read_labels(folder):
+        write_json(folder / FILE, {"tags": labels.tags, "removed": labels.removed, "note": labels.note})
+    return labels

@@ -1,0 +1,272 @@
+"""Takes run folders of others, from a bundle or from another runs folder, into a runs folder.
+
+Nothing of theirs is trusted: a run is taken only if its name, its columns and its accuracies follow from its own
+configuration and epochs. What is here stays. Each folder is prepared beside its place and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from capsule_sweeps.config import selection_rules
+from capsule_sweeps.config.check import check
+from capsule_sweeps.runs.bundle import FILES, RUN_NAME, SWEEP_NAME, SWEEPS, copy_run, unpack
+from capsule_sweeps.runs.files import create_json, read_file, write_json
+from capsule_sweeps.runs.labels import FILE as LABELS_FILE
+from capsule_sweeps.runs.lock import alive
+from capsule_sweeps.runs.metrics import read_metrics
+from capsule_sweeps.runs.record import SEEDS, SWEEP, read_record, read_summary, read_typed
+from capsule_sweeps.runs.run import Busy, Run, check_runs_dir, find_runs
+from capsule_sweeps.runs.signature import columns, signature, signed_config
+from capsule_sweeps.runs.sweep import seeds_name, signatures_name
+
+CONFLICTS = ".conflicts"
+TIMES = ("seconds", "images_per_second")  # of an epoch: the only numbers in which equal runs differ
+MACHINE = ("host", "processor", "gpu")
+
+
+def merge(path: Path, runs_dir: Path) -> Iterator[tuple[str, str, str]]:
+    """(run, outcome, what was done) for each run of a bundle or runs folder; outcomes are the keys of OUTCOMES.
+
+    Raises ValueError, with nothing taken, for a file that is no bundle; OSError when runs_dir cannot be written.
+    """
+    check_runs_dir(runs_dir)
+    if path.is_dir() and runs_dir.is_dir() and path.samefile(runs_dir):
+        raise ValueError(f"{path} is the folder to merge into: give another one, or set --runs-dir")
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    staged = runs_dir / f".merge.{os.getpid()}.{threading.get_ident()}.tmp"
+    staged.mkdir()
+    try:
+        if not path.is_dir():
+            unpack(path, staged)
+        here = {run.folder.name[-8:]: run for run in find_runs(runs_dir).values()}
+        images = _images(here)
+        for name in sorted(os.listdir(path if path.is_dir() else staged)):
+            if not re.fullmatch(RUN_NAME, name):
+                continue
+            try:
+                if path.is_dir():
+                    _stage(path / name, staged / name)
+                record = verify(staged / name)
+                _compare_images(record, images)
+            except ValueError as error:
+                yield name, "refused", str(error)
+            else:
+                local = here.get(name[-8:])
+                outcome, words = _take(staged / name, local, runs_dir, path.name)
+                if outcome == "taken" and "data_sha256" in record:
+                    images.setdefault(_data(record), (record["data_sha256"], name))
+                yield name, outcome, words
+            shutil.rmtree(staged / name, ignore_errors=True)
+        _take_sweeps((path if path.is_dir() else staged) / SWEEPS, runs_dir / SWEEPS)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+OUTCOMES = {
+    "taken": "taken",
+    "same": "here already, with equal numbers",
+    "left": "left out, what is here knows more",
+    "different": "with other numbers than here",
+    "refused": "refused",
+}
+
+
+def _stage(folder: Path, into: Path) -> None:
+    if folder.is_symlink():
+        raise ValueError("it is a link")
+    if any(map(alive, folder.glob("attempt-*.json"))):
+        raise ValueError("it is at work there: merge again when it has ended")
+    copy_run(folder, into)
+
+
+# ── what is believed ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The record of a run folder of somebody else. Raises ValueError for one that does not agree with itself."""
+    record, summary = read_record(folder), read_summary(folder)
+    signed = record.get("signed_config")
+    if not signed or signature(signed) != folder.name[-8:]:
+        raise ValueError("its signature is not that of its configuration")
+    if ("imported" in record) != ("imported.sha256" in signed):
+        raise ValueError("it says that it is imported and that it is not")
+    config = _config(folder / "config.yaml")
+    if "imported" in record:
+        expected = {"group": signature(signed), "seed": None, "epochs": None}
+    else:
+        try:
+            config = check(config)
+            own = signed_config(config)
+        except Exception as error:
+            raise ValueError(f"its config.yaml cannot be used ({' '.join(str(error).split())[:200]})") from error
+        if own != signed:
+            keys = sorted(key for key in own.keys() | signed.keys() if own.get(key) != signed.get(key))
+            raise ValueError(f"its signature is not that of its config.yaml ({', '.join(keys[:3])})")
+        expected = columns(config)
+        del expected["run"]
+        expected |= _accuracies(folder, config, bool(summary))
+    for file, found in (("run.json", record), ("summary.json", summary)):
+        for key, value in expected.items():
+            if found.get(key) is not None and found[key] != value:
+                raise ValueError(f"its {file} has {key}={found[key]}, its own files say {value}")
+    return record
+
+
+def _config(path: Path) -> DictConfig:
+    """A stored configuration, with no interpolation in it and no part that is written once and used often."""
+    try:
+        text = read_file(path, FILES[path.name]).decode()
+        if "${" in text:
+            raise ValueError("it has an interpolation")
+        if any(isinstance(token, yaml.AliasToken | yaml.AnchorToken | yaml.TagToken) for token in yaml.scan(text)):
+            raise ValueError("it has an anchor or a tag")
+        found = OmegaConf.create(text)
+        if not isinstance(found, DictConfig):
+            raise ValueError("it holds no mapping")
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise ValueError(f"its {path.name} cannot be used ({reason})") from error
+    return found
+
+
+def _accuracies(folder: Path, config: DictConfig, finished: bool) -> dict[str, Any]:
+    """What a run's epochs say of its accuracies under each rule. Raises ValueError when they are not complete."""
+    rows, damage = read_metrics(Run(folder))
+    if damage:
+        raise ValueError(f"its metrics.jsonl is damaged ({damage.rpartition(' ')[2]})" if "line" in damage else damage)
+    if finished and (not rows or [row.get("epoch") for row in rows] != list(range(1, config.training.epochs + 1))):
+        raise ValueError(f"it is finished, and metrics.jsonl has not its {config.training.epochs} epochs")
+    return selection_rules.summarize(rows) if finished else {}
+
+
+def _data(record: dict[str, Any]) -> str:
+    return json.dumps({key: value for key, value in record["signed_config"].items() if key.startswith("dataset.")})
+
+
+def _images(here: dict[str, Run]) -> dict[str, tuple[str, str]]:
+    """Settings of a data set → hash of the images that runs here were trained on, and one of these runs."""
+    found: dict[str, tuple[str, str]] = {}
+    for run in here.values():
+        record = run.record()
+        if "data_sha256" in record and "signed_config" in record:
+            found.setdefault(_data(record), (record["data_sha256"], run.folder.name))
+    return found
+
+
+def _compare_images(record: dict[str, Any], images: dict[str, tuple[str, str]]) -> None:
+    known, name = images.get(_data(record), (None, ""))
+    if known is not None and record.get("data_sha256", known) != known:
+        raise ValueError(f"it was trained on other images than {name} (their hash differs), under one dataset.name")
+
+
+# ── what becomes of it ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _take(folder: Path, local: Run | None, runs_dir: Path, source: str) -> tuple[str, str]:
+    """Outcome and a sentence. What is here is moved aside only if it is unfinished and the other one is finished."""
+    theirs, state = Run(folder), local.state() if local else "new"
+    done = (folder / "summary.json").exists()
+    if state in ("running", "queued"):
+        return "left", f"it is {state} here"
+    if local is not None and state == "finished" and done:
+        if _numbers(local.folder) == _numbers(folder):
+            if (folder / LABELS_FILE).exists() and not (local.folder / LABELS_FILE).exists():
+                os.replace(folder / LABELS_FILE, local.folder / LABELS_FILE)
+            return "same", ""
+        words = _differences(local, theirs)
+        aside = _keep_aside(folder, runs_dir / CONFLICTS)
+        return "different", f"{words}. The run that is here stays, the other one is in {aside}"
+    if local is not None and state != "new" and not done:
+        return "left", f"it is unfinished there and {state} here"
+    record = theirs.record()
+    told = {key: record.pop(key) for key in list(record) if key.startswith("wandb_")}  # where it is in their W&B
+    record["merged"] = {"from": source, "time": time.time(), **told}
+    write_json(folder / "run.json", record)
+    if not done and record.get("attempts"):  # so that it is resumed, not begun
+        (folder / f"attempt-{len(record['attempts'])}.released").touch()
+    try:
+        if local is not None and state != "new":
+            if (local.folder / LABELS_FILE).is_file():
+                shutil.copy(local.folder / LABELS_FILE, folder / LABELS_FILE)
+            local.put_aside()
+        target = runs_dir / folder.name
+        with suppress(OSError):
+            target.rmdir()  # an empty one
+        folder.rename(target)
+    except (OSError, Busy) as error:
+        return "left", f"its place was taken a moment ago ({error})"
+    return "taken", "" if done else "unfinished: the command that asks for it resumes it"
+
+
+def _numbers(folder: Path) -> list[dict[str, Any]]:
+    """All numbers of a finished run but its times."""
+    rows = [{key: value for key, value in row.items() if key not in TIMES} for row in read_metrics(Run(folder))[0]]
+    summary = read_summary(folder)
+    rows.append({key: summary.get(key) for key in selection_rules.summary_keys()})
+    return json.loads(json.dumps(rows))  # NaN is unequal to itself, its text is not
+
+
+def _differences(here: Run, there: Run) -> str:
+    """What may be the reason for other numbers: accuracies, code, versions and device of both."""
+    ours, theirs, words = here.record(), there.record(), []
+    for rule in selection_rules.RULES:
+        pair = [read_summary(run.folder).get(rule.column) for run in (here, there)]
+        if pair[0] != pair[1]:
+            words.append(f"accuracy_{rule.name} {_percent(pair[0])} here and {_percent(pair[1])} there")
+    words = words[:1] or ["numbers of an epoch differ"]
+    mine, other = (([{}, *record.get("attempts", [])])[-1] for record in (ours, theirs))
+    code = [name for name, known in mine.get("code", {}).items() if other.get("code", {}).get(name) != known]
+    words += [f"code differs in {', '.join(code[:3])}"] if code else []
+    mine, other = ({**attempt, "machine": {key: attempt.get(key) for key in MACHINE}} for attempt in (mine, other))
+    for part in ("versions", "execution", "machine"):
+        a, b = mine.get(part) or ours.get(part, {}), other.get(part) or theirs.get(part, {})
+        words += [f"{key} {a.get(key)} here and {b.get(key)} there" for key in a if a.get(key) != b.get(key)]
+    if ours.get("data_sha256") != theirs.get("data_sha256"):
+        words.append("the images differ")
+    return "; ".join(words)
+
+
+def _percent(value: Any) -> str:
+    return f"{value:.2%}" if isinstance(value, int | float) else "unknown"
+
+
+def _keep_aside(folder: Path, shelf: Path) -> Path:
+    """Move a folder to `.conflicts/<name>.<n>`, once."""
+    shelf.mkdir(exist_ok=True)
+    number, numbers = 1, _numbers(folder)
+    while (target := shelf / f"{folder.name}.{number}").exists():
+        if _numbers(target) == numbers:
+            return target
+        number += 1
+    folder.rename(target)
+    return target
+
+
+def _take_sweeps(there: Path, here: Path) -> None:
+    """Which runs were asked for together, and which seeds a procedure chose; only files that are named after that."""
+    for path in sorted(there.iterdir()) if there.is_dir() and not there.is_symlink() else ():
+        if not re.fullmatch(SWEEP_NAME, path.name):
+            continue
+        if path.name.startswith("seeds-"):
+            kept = {key: value for key, value in read_typed(path, SEEDS, nulls=True).items() if key in SEEDS}
+            name = seeds_name(kept)
+        else:
+            kept = {key: value for key, value in read_typed(path, SWEEP).items() if key in SWEEP}
+            name = signatures_name(kept.get("signatures", []))
+        if path.stem == name:
+            here.mkdir(exist_ok=True)
+            with suppress(FileExistsError):
+                create_json(here / path.name, kept)
