@@ -29,8 +29,8 @@ def load_runs(runs_dir: Path | str, imported: bool = False) -> pd.DataFrame:
 
     Columns: `frame_columns`, `stale` (finished, but with code that changed since), `device`, `imported` (weights from
     the published code), `data_sha256` and `classes` (names, one a line) of its images, `tags` (with spaces between
-    them), `note`, and `signed_config`, a flat dict. Accuracies are fractions, NaN while the run is not finished; seconds
-    are those of its epochs, evaluation included.
+    them), `note`, and `signed_config`, a flat dict. Accuracies are fractions, NaN while the run is not finished;
+    seconds are those of its epochs, evaluation included.
     """
     runs = runs_frame(find_runs(Path(runs_dir)).values())
     return runs if imported else runs[~runs.imported].reset_index(drop=True)

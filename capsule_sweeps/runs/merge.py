@@ -67,7 +67,7 @@ def merge(path: Path, runs_dir: Path) -> Iterator[tuple[str, str, str]]:
                 local = here.get(name[-8:])
                 outcome, words = _take(staged / name, local, runs_dir, path.name)
                 if outcome == "taken" and "data_sha256" in record:
-                    images.setdefault(_data(record), (record["data_sha256"], name))
+                    images.setdefault(_data(record), Run(runs_dir / name))
                 yield name, outcome, words
             shutil.rmtree(staged / name, ignore_errors=True)
         _take_sweeps((path if path.is_dir() else staged) / SWEEPS, runs_dir / SWEEPS)
@@ -156,20 +156,23 @@ def _data(record: dict[str, Any]) -> str:
     return json.dumps({key: value for key, value in record["signed_config"].items() if key.startswith("dataset.")})
 
 
-def _images(here: dict[str, Run]) -> dict[str, tuple[str, str]]:
-    """Settings of a data set → hash of the images that runs here were trained on, and one of these runs."""
-    found: dict[str, tuple[str, str]] = {}
+def _images(here: dict[str, Run]) -> dict[str, Run]:
+    """Settings of a data set → a run here that was trained on it."""
+    found: dict[str, Run] = {}
     for run in here.values():
         record = run.record()
         if "data_sha256" in record and "signed_config" in record:
-            found.setdefault(_data(record), (record["data_sha256"], run.folder.name))
+            found.setdefault(_data(record), run)
     return found
 
 
-def _compare_images(record: dict[str, Any], images: dict[str, tuple[str, str]]) -> None:
-    known, name = images.get(_data(record), (None, ""))
-    if known is not None and record.get("data_sha256", known) != known:
-        raise ValueError(f"it was trained on other images than {name} (their hash differs), under one dataset.name")
+def _compare_images(record: dict[str, Any], images: dict[str, Run]) -> None:
+    """Raises ValueError when a run here with the same settings was trained on other images."""
+    if "data_sha256" in record and (known := images.get(_data(record))) is not None:
+        try:
+            known.compare_data(record["data_sha256"], record.get("classes") or known.record().get("classes") or [])
+        except ValueError as error:
+            raise ValueError(f"it was trained on other images than {known.folder.name}, of the same name") from error
 
 
 # ── what becomes of it ───────────────────────────────────────────────────────────────────────────────────────────────
