@@ -12,6 +12,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     about = "dataset.test_shift=2 dataset.test_rotation=15 dataset.affine_test=true dataset=… data_dir=… device=…"
     add_overrides(parser, about)
     parser.add_argument("--num-routing", metavar="1,2,3", help="routing iterations (those it was trained with)")
+    order = "take the classes of the images for those of the run in their order, whatever their names"
+    parser.add_argument("--classes-in-order", action="store_true", help=order)
     add_format(parser)
     parser.add_argument("--figure", type=path, metavar="PATH", help="confusion matrices, PATH.png and .pdf")
 
@@ -22,4 +24,5 @@ def run(arguments: argparse.Namespace) -> None:
 
     found = find_run(arguments.runs_dir, arguments.run)
     iterations = parse_iterations(arguments.num_routing)
-    print(evaluate(found, arguments.overrides, iterations, arguments.format, arguments.figure))
+    options = arguments.format, arguments.figure, arguments.classes_in_order
+    print(evaluate(found, arguments.overrides, iterations, *options))

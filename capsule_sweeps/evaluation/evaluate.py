@@ -25,6 +25,7 @@ from capsule_sweeps.config.selection_rules import names
 from capsule_sweeps.console import bar
 from capsule_sweeps.data.augment import normalize
 from capsule_sweeps.data.load import Data, load_data
+from capsule_sweeps.evaluation.class_names import match_classes
 from capsule_sweeps.evaluation.weights import load_checkpoint
 from capsule_sweeps.networks.capsnet import CapsNet
 from capsule_sweeps.results.render import render
@@ -55,14 +56,22 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    run: Run, overrides: Sequence[str], iterations: Sequence[int] = (), form: str = "table", figure: Path | None = None
+    run: Run,
+    overrides: Sequence[str],
+    iterations: Sequence[int] = (),
+    form: str = "table",
+    figure: Path | None = None,
+    classes_in_order: bool = False,
 ) -> str:
     """The text that the command prints; draws the figure. Raises ValueError for what cannot be evaluated.
 
-    `iterations`: routing iterations to evaluate with; none stands for those of the run.
+    `iterations`: routing iterations to evaluate with; none stands for those of the run. Labels are matched by the names
+    of the classes (`match_classes`).
     """
     model, config, checkpoint = load_checkpoint(run.folder)
     config, data = load_test_data(config, overrides)
+    if trained := run.record().get("classes"):
+        data = match_classes(data, trained, classes_in_order)
     iterates = isinstance(model, CapsNet) and model.capsules.class_routing.iterates
     said = []
     if iterations and not iterates:
