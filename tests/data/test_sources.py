@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from capsule_sweeps import compose_config
+from capsule_sweeps.data import pictures
 from capsule_sweeps.data.canvas import DIGIT_SIZE
 from capsule_sweeps.data.load import load_data, prepare
 from capsule_sweeps.data.sources import folder
@@ -181,14 +182,20 @@ def test_given_values_win_over_measured_ones(tree, tmp_path):
     [
         (lambda root: root.rename(root.parent / "gone"), ["dataset.root=", "{train,test}/<class>/", "No such file"]),
         (lambda root: [p.unlink() for p in (root / "train" / "cat").iterdir()], ["train/cat holds none"]),
-        (lambda root: Image.new("P", (9, 9)).save(root / "train" / "cat" / "0.png"), ["9x9 P", "L (grey) or RGB"]),
-        (lambda root: Image.new("RGB", (9, 8)).save(root / "train" / "cat" / "0.png"), ["9x8 RGB", "square"]),
+        (
+            lambda root: Image.new("P", (9, 9)).save(root / "train" / "cat" / "0.png"),
+            ["cat/0.png is 9x9 P", "12x12 RGB; convert or remove it"],
+        ),
+        (
+            lambda root: Image.new("RGB", (9, 8)).save(root / "train" / "cat" / "0.png"),
+            ["cat/0.png is 9x8 RGB", "12x12 RGB"],
+        ),
         (lambda root: (root / "train" / "cat" / "0.png").write_bytes(b"no"), ["cannot be read as an image"]),
         (
             lambda root: Image.new("RGB", (9, 9)).save(root / "test" / "dog" / "1.png"),
             ["dog/1.png is 9x9 RGB", "12x12"],
         ),
-        (lambda root: (root / "test" / "dog").rename(root / "test" / "fox"), ["dog is a class in only one of"]),
+        (lambda root: (root / "test" / "dog").rename(root / "test" / "fox"), ["dog, fox are classes in only one of"]),
         (
             lambda root: [shutil.rmtree(root / split / "dog") for split in ("train", "test")],
             ["train has one class folder, cat", "two or more"],
@@ -227,7 +234,7 @@ def test_orientation_of_a_camera_is_applied(tree, tmp_path) -> None:
             exif[0x0112] = orientation
             path = root / "train" / "cat" / f"0.{suffix}"
             Image.fromarray(np.rot90(upright, turns)).convert("L" if suffix != "webp" else "RGB").save(path, exif=exif)
-            pixels, _ = folder._decode(path)
+            pixels = pictures.decode(path, pictures.look(path))[1]
             shown = pixels if pixels.ndim == 2 else pixels[..., 0]
             assert ((shown > 127) == (upright > 127)).mean() > 0.9, (suffix, orientation)
             path.unlink()
@@ -298,7 +305,9 @@ def test_every_image_is_read_and_what_is_left_out_is_named(tree, tmp_path, caplo
     added = (loaded.train.images == torch.tensor([1, 2, 3], dtype=torch.uint8)[:, None, None]).flatten(1).all(1)
     assert added.tolist() == [False] * 3 + [True] * 4 + [False] * 3  # sorted by path: 0, 1, 2, a, b, images/…
     (record,) = caplog.records
-    assert "4 files, for instance train/cat/notes, are left out" in record.getMessage()
+    assert "4 files are left out, no image by name or content: train/cat/notes, train/cat/notes.txt" in (
+        record.getMessage()
+    )
     assert columns(compose_config(of_tree(root)))["signature"] == signed
 
 

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from capsule_sweeps.data.cache import Decoded, Images
+from capsule_sweeps.data.pictures import MAX_SIDE, MODES, NAMED, Kind, Refused, channels_of, check_alike, decode, look
 
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"),
     *(".apng", ".dib", ".gif", ".jfif", ".jpe", ".pbm", ".pcx", ".pnm", ".tga"),
 )
 BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")  # of image files whose names have no suffix
-IMAGE_MODES = {1: "L", 3: "RGB"}
+LOOK_AT = 200  # images, at most, when the first one is not as images must be
 
 log = logging.getLogger(__name__)
 
@@ -47,16 +49,16 @@ def _root(dataset: Any, data_dir: Path) -> Path:
 def list_files(folder: Path) -> Files:
     """The files in `folder` and in the folders below it, sorted; empty if there is no such folder.
 
-    Hidden folders do not count. Raises ValueError for an image's link that leads nowhere, since it would be missed
-    silently, and for a link to a folder that the link is in.
+    Hidden folders do not count. An image's link that leads nowhere, which would be missed silently, has -1 bytes.
+    Raises ValueError for a link to a folder that the link is in.
     """
     files = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if has_suffix(entry.name) and entry.is_symlink() and not os.path.exists(entry.path):
-                    raise ValueError(f"{entry.path} is a link that leads nowhere; bring its file, or remove it.")
-                if entry.is_dir() and not entry.name.startswith("."):
+                    files.append((entry.name, -1, 0))
+                elif entry.is_dir() and not entry.name.startswith("."):
                     if entry.is_symlink() and Path(folder).resolve().is_relative_to(Path(entry.path).resolve()):
                         raise ValueError(f"{entry.path} is a link to a folder that it is in; remove it.")
                     files += [(f"{entry.name}/{file[0]}", *file[1:]) for file in list_files(Path(entry.path))]
@@ -90,10 +92,17 @@ def list_class_tree(dataset: Any, root: Path) -> dict[str, dict[str, Files]]:
         except OSError as error:
             place = error.filename or folder
             raise ValueError(f"{dataset.name} cannot be read from {place} ({error.strerror}); {layout}.") from error
+        if gone := [f"{name}/{file[0]}" for name, files in tree[split].items() for file in files if file[1] < 0]:
+            what = "is a link that leads" if len(gone) == 1 else "are links that lead"
+            files = "its file" if len(gone) == 1 else "their files"
+            raise ValueError(
+                f"{folder}/{_some(gone)} {what} nowhere; bring {files}, or remove {'it' if len(gone) == 1 else 'them'}."
+            )
         if empty := [name for name, files in tree[split].items() if not files]:
-            raise ValueError(f"{folder / empty[0]} holds no images; {layout}.")
+            raise ValueError(f"{folder}/{_some(empty)} hold{'s' * (len(empty) == 1)} no images; {layout}.")
     if odd := sorted(tree["train"].keys() ^ tree["test"].keys()):
-        raise ValueError(f"{odd[0]} is a class in only one of {root}/train and {root}/test; both need the same.")
+        what = "is a class" if len(odd) == 1 else "are classes"
+        raise ValueError(f"{_some(odd)} {what} in only one of {root}/train and {root}/test; both need the same.")
     if (num_classes := len(tree["train"])) != dataset.num_classes:
         raise ValueError(
             f"dataset.num_classes={dataset.num_classes}, but {root}/train has {num_classes} class folders."
@@ -122,17 +131,41 @@ def measure(root: Path) -> dict[str, Any]:
     if len(classes) == 1:
         raise ValueError(f"{root / 'train'} has one class folder, {classes[0].name}; a data set needs two or more")
     path = classes[0] / min(images)
-    pixels, mode = _decode(path)
-    channels = next((number for number, known in IMAGE_MODES.items() if known == mode), None)
-    height, width = pixels.shape[:2]
-    if channels is None or height != width:
-        raise ValueError(f"{path} is {width}x{height} {mode}: images must be square, and L (grey) or RGB; convert them")
+    try:
+        kind: Kind | Refused = look(path)
+    except Refused as error:
+        kind = error
+    if not (isinstance(kind, Kind) and kind.usable):  # reading all of them names it, if others are as they must be
+        kind = _usual(classes) or kind
+    if not (isinstance(kind, Kind) and kind.usable):
+        what = f"is {kind}" if isinstance(kind, Kind) else str(kind)
+        raise ValueError(
+            f"{path} {what}: images must be square, of at most {MAX_SIDE} pixels a side, and L (grey) or RGB; convert "
+            "them"
+        )
     return {
         "name": _text(Path(os.path.abspath(root)).name),
         "num_classes": len(classes),
-        "channels": channels,
-        "image_size": height,
+        "channels": channels_of(kind),
+        "image_size": kind.width,
     }
+
+
+def _usual(classes: list[Path]) -> Kind | None:
+    """The most frequent kind of image that can be used, of the first ones of each class."""
+    kinds: Counter[Kind] = Counter()
+    for folder in classes:
+        images = [folder / file[0] for file in list_files(folder) if _is_image(folder, file[0])]
+        for path in images[: max(1, LOOK_AT // len(classes))]:
+            with suppress(Refused):
+                kinds[look(path)] += 1
+    return next((kind for kind, _ in kinds.most_common() if kind.usable), None)
+
+
+def _some(names: list[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return _text(", ".join(names[:NAMED]) + more)
 
 
 def _text(name: str) -> str:
@@ -155,16 +188,19 @@ def _is_image(folder: Path, place: str) -> bool:
 
 
 def _report_left_out(root: Path, tree: dict[str, dict[str, Files]]) -> None:
-    """Names files below train and test that are not read, hidden ones aside."""
+    """Names files below train and test that are not read, hidden ones aside, and folders beside these two."""
     read = {
         f"{split}/{name}/{f[0]}" for split, classes in tree.items() for name, files in classes.items() for f in files
     }
     found = [f"{split}/{file[0]}" for split in tree for file in list_files(root / split)]
     left_out = [name for name in found if name not in read and not Path(name).name.startswith(".")]
     if left_out:
-        files = f"{len(left_out):,} files, for instance {left_out[0]}," if len(left_out) > 1 else left_out[0]
-        verb = "are" if len(left_out) > 1 else "is"
-        log.warning(_text(f"In {root}, {files} {verb} left out: no image by name or content."))
+        verb, files = ("are", f"{len(left_out):,} files") if len(left_out) > 1 else ("is", "1 file")
+        log.warning("In %s, %s %s left out, no image by name or content: %s.", root, files, verb, _some(left_out))
+    with os.scandir(root) as entries:
+        beside = sorted(e.name for e in entries if e.is_dir() and e.name not in tree and not e.name.startswith("."))
+    if beside:
+        log.warning("In %s, only train and test are read, not %s.", root, _some(beside))
 
 
 def read_class_tree(dataset: Any, root: Path, tree: dict[str, dict[str, Files]]) -> Decoded:
@@ -175,59 +211,32 @@ def read_class_tree(dataset: Any, root: Path, tree: dict[str, dict[str, Files]])
     from rich.console import Console
     from rich.progress import Progress
 
-    if dataset.channels not in IMAGE_MODES:
+    if dataset.channels not in MODES:
         raise ValueError(f"dataset.channels={dataset.channels} is neither 1 (grey) nor 3 (RGB).")
-    shape = (dataset.channels, dataset.image_size, dataset.image_size)
-    decoded = []
+    size, wanted = dataset.image_size, Kind(dataset.image_size, dataset.image_size, MODES[dataset.channels])
+    decoded, found = [], dict[Path, Kind | Refused]()
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
         for split, classes in tree.items():
             files = [(root / split / name / file[0], i) for i, name in enumerate(classes) for file in classes[name]]
-            images = np.empty((len(files), *shape), np.uint8)
+            images = _room(len(files), dataset.channels, size)
             for n, (path, _) in enumerate(progress.track(files, description=f"Decoding {dataset.name} {split}")):
-                images[n] = _read_image(path, shape)
+                try:
+                    found[path], pixels = decode(path, wanted)
+                except Refused as error:
+                    found[path] = error
+                    continue
+                if pixels is not None and found[path] == wanted:
+                    images[n] = pixels.reshape(size, size, dataset.channels).transpose(2, 0, 1)
             decoded.append((images, np.array([label for _, label in files], np.int64)))
+    check_alike(found, wanted, root)
     return Decoded(decoded[0], decoded[1], tuple(map(_text, tree["train"])))
 
 
-def _read_image(path: Path, shape: tuple[int, int, int]) -> Images:
-    """(C, H, W); nothing is resized or converted silently."""
-    channels, height, width = shape
-    pixels, mode = _decode(path)
-    if mode != IMAGE_MODES[channels] or pixels.shape[:2] != (height, width):
-        raise ValueError(
-            f"{path} is {pixels.shape[1]}x{pixels.shape[0]} {mode}, but dataset.image_size={height} and "
-            f"dataset.channels={channels} ask for {width}x{height} {IMAGE_MODES[channels]}; convert or remove it."
-        )
-    return pixels.reshape(height, width, channels).transpose(2, 0, 1)
-
-
-def _decode(path: Path) -> tuple[Images, str]:
-    """The pixels (H, W) or (H, W, C) as a viewer shows them, and Pillow's name of their mode.
-
-    Raises ValueError for a file of which only a part would count.
-    """
-    from PIL import Image, ImageOps
-
+def _room(number: int, channels: int, size: int) -> Images:
     try:
-        with Image.open(path) as image:
-            lost = _lost(image)
-            if lost is None:
-                image.load()
-                shown = ImageOps.exif_transpose(image) or image
-                return np.asarray(shown), shown.mode
-    except Exception as error:  # Pillow has many for a broken file
-        raise ValueError(f"{path} cannot be read as an image; replace or remove it.") from error
-    raise ValueError(f"{path} has {lost}, which would be lost; convert or remove it.")
-
-
-def _lost(image: Any) -> str | None:
-    """What an opened file has that Pillow leaves out without an error when it becomes 8 bits of grey or RGB."""
-    if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":  # a camera's JPEG with a preview
-        return f"{frames} frames"
-    if "transparency" in image.info:
-        return "transparency"
-    raw = " ".join(str(tile[3]) for tile in image.tile)  # how the file stores pixels: 'RGB;16B'
-    maxima = re.findall(r"\d+", raw) if image.format == "PPM" else []
-    if re.search(r"\b(L|LA|RGB|RGBX|RGBA);16", raw) or any(int(largest) > 255 for largest in maxima):
-        return "more than 8 bits per channel"
-    return None
+        return np.empty((number, channels, size, size), np.uint8)
+    except MemoryError as error:
+        raise ValueError(
+            f"{number:,} images of {size}x{size} pixels need {number * channels * size**2 / 2**30:,.0f} GiB of memory, "
+            "which is not available; make them smaller."
+        ) from error
