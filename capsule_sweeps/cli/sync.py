@@ -6,11 +6,15 @@ import argparse
 import sys
 
 from capsule_sweeps.cli import add_runs
+from capsule_sweeps.console import plain_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_runs(parser)
     parser.add_argument("--merged", action="store_true", help="also runs that `merge` took from others")
+    parser.add_argument(
+        "--to", metavar="ENTITY/PROJECT", help="where to (default: the place that your own configuration names)"
+    )
     parser.add_argument("--rebuild", action="store_true", help="also untracked runs, and again what W&B has wrong")
 
 
@@ -19,11 +23,11 @@ def run(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.runs.select import select
     from capsule_sweeps.tracking.wandb_sync import sync
 
-    runs, outcomes = select(arguments.runs_dir, arguments.runs), []
-    folders = [Run(arguments.runs_dir / name) for name in runs.run]
-    for name, arrived, text in sync(folders, arguments.rebuild, arguments.merged):
+    found, outcomes = select(arguments.runs_dir, arguments.runs), []
+    runs = [Run(arguments.runs_dir / name) for name in found.run]
+    for name, arrived, text in sync(runs, arguments.rebuild, arguments.merged, arguments.to):
         outcomes.append(arrived)
-        print(f"{'ok     ' if arrived else 'MISSING'}  {name}: {text}", flush=True)
+        print(f"{'ok     ' if arrived else 'MISSING'}  {plain_text(f'{name}: {text}')}", flush=True)
     if not outcomes:
         print("nothing to send: no run with tracking=wandb; --rebuild takes the others too")
     if not all(outcomes):

@@ -17,6 +17,7 @@ from capsule_sweeps.runs.plan import Policy
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import signature, signed_config
 from capsule_sweeps.runs.where import lost
+from capsule_sweeps.tracking.base import distrust
 
 
 def retry(runs_dir: Path, runs: pd.DataFrame, parallel: int | str, changes: Sequence[str] = ()) -> bool:
@@ -45,6 +46,7 @@ def retry(runs_dir: Path, runs: pd.DataFrame, parallel: int | str, changes: Sequ
             again = None if settings is None else find_launcher(entry.queue)(**settings)
             launchers[folder] = again if again is not None and again.available() else here
         configs[None if folder is None or launchers[folder] is here else folder][name] = config
+    distrust([config for some in configs.values() for config in some.values()])
     finished = True
     for folder, some in sorted(configs.items(), key=lambda item: item[0] is None):  # here last: it takes its time
         launcher = here if folder is None else launchers[folder]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -36,6 +39,13 @@ class Tracker:
         """Called once per command, before any of these runs starts. May decide settings `tracking.*`, in place.
 
         Raises ValueError for what would keep the runs from being tracked.
+        """
+
+    @classmethod
+    def distrust(cls, configs: Sequence[DictConfig]) -> None:
+        """Called with configurations that were read from run folders, which anybody may have written.
+
+        May change settings `tracking.*`, in place, so that nothing is sent to a place that the user did not choose.
         """
 
     @classmethod
@@ -92,6 +102,12 @@ def prepare(configs: Sequence[DictConfig]) -> None:
     classes = [tracker_class(config) for config in configs]
     for cls in dict.fromkeys(classes):
         cls.prepare([config for config, own in zip(configs, classes, strict=True) if own is cls])
+
+
+def distrust(configs: Sequence[DictConfig]) -> None:
+    """`Tracker.distrust` of each class that these configs name."""
+    for cls in dict.fromkeys(map(tracker_class, configs)):
+        cls.distrust([config for config in configs if tracker_class(config) is cls])
 
 
 def nothing_to_train(runs: Sequence[tuple[DictConfig, Run]]) -> None:
@@ -153,4 +169,16 @@ class Shield(Tracker):
 
 
 def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """What an error says, without keys: the user and password of a URL, and the key of W&B."""
+    text = re.sub(r"://[^/@\s]*@", "://", " ".join(str(error).split()))
+    if key := os.environ.get("WANDB_API_KEY"):
+        text = text.replace(key, "…")
+    return text or type(error).__name__
+
+
+def own_folder(run: Run, name: str) -> Path:
+    """`<run folder>/<name>`, in which a tracker may write and remove. Raises ValueError when it is a link."""
+    path = run.folder / name
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link, and nothing is written through links; remove it")
+    return path

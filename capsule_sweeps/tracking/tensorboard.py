@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns, flatten
-from capsule_sweeps.tracking.base import Tracker
+from capsule_sweeps.tracking.base import Tracker, own_folder
 
 
 class TensorBoardTracker(Tracker):
@@ -39,7 +39,7 @@ class TensorBoardTracker(Tracker):
     def __init__(self, config: DictConfig, run: Run, sweep: str, rows: Sequence[dict[str, Any]]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = run.folder / "tensorboard"
+        folder = own_folder(run, "tensorboard")
         earlier = sorted(folder.glob("events.out.tfevents.*"))
         for path in earlier:
             path.unlink() if path != earlier[-1] else path.write_bytes(b"")

@@ -10,21 +10,34 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from omegaconf import DictConfig
 
+from capsule_sweeps.config.compose import compose_config
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.tracking.base import one_line
-from capsule_sweeps.tracking.wandb_client import FINISH_SECONDS, end_service, init, obstacle, settings
+from capsule_sweeps.tracking.base import one_line, own_folder
+from capsule_sweeps.tracking.wandb_client import (
+    FINISH_SECONDS,
+    end_service,
+    find,
+    init,
+    make_settings,
+    obstacle,
+    settings,
+)
 from capsule_sweeps.tracking.wandb_send import (
     DELETED,
     SEND_SECONDS,
     Folder,
     Sender,
     agent_id,
+    facts_of,
     following,
     home,
+    is_foreign,
+    place,
     send,
     wandb_id,
 )
@@ -61,12 +74,29 @@ class WandbTracker(Sender):
             config.tracking.mode = online if mode in ("auto", "online") else mode
             if mode != "disabled":
                 config.tracking.entity, config.tracking.project = home(config)
+                check_settings(config)
+
+    @classmethod
+    def distrust(cls, configs: Sequence[DictConfig]) -> None:
+        """A place that the user's own configuration does not name gets nothing: these runs are tracked offline."""
+        mine, said = place(compose_config(["tracking=wandb"])), set()
+        for config in configs:
+            if (named := place(config)) == mine or requested_mode(config) == "disabled":
+                continue
+            config.tracking.mode = "offline"
+            trouble = f"W&B: offline, a run folder names {named} and your own configuration {mine}"
+            if requested_mode(config) != "offline":
+                raise ValueError(f"{trouble}, so WANDB_MODE={os.environ['WANDB_MODE']} has no effect: unset it")
+            if trouble not in said:
+                log.warning("%s; `sync --to %s` sends it", trouble, named if "/" in named else f"ENTITY/{named}")
+            said.add(trouble)
 
     @classmethod
     def check(cls, config: DictConfig) -> str:
         mode = requested_mode(config)
         if mode == "disabled":
             return "off"
+        check_settings(config)
         trouble = obstacle() if mode != "offline" else None
         if mode == "online" and trouble:
             raise ValueError(f"{trouble}; set tracking.mode=offline")
@@ -82,7 +112,7 @@ class WandbTracker(Sender):
             try:
                 for config, run in runs:
                     if config.tracking.mode == "online":
-                        send(Folder.read(run), str(agent_id()))
+                        send(Folder.read(run), str(agent_id()), home(config))
             except Exception as error:
                 log.warning("W&B: %s; %s", one_line(error), cls.remedy)
             finally:
@@ -110,6 +140,13 @@ class WandbTracker(Sender):
             end_service(FINISH_SECONDS)
 
 
+def check_settings(config: DictConfig) -> None:
+    """Raises ValueError for a project or entity that W&B cannot have. Nothing is checked where wandb is missing."""
+    entity, project = home(config)
+    with suppress(ImportError):
+        make_settings(entity=entity, project=project)
+
+
 def requested_mode(config: DictConfig) -> str:
     """The mode that is asked for: WANDB_MODE, else tracking.mode, else that of `wandb offline` and `wandb disabled`."""
     said = os.environ.get("WANDB_MODE")
@@ -124,21 +161,29 @@ def requested_mode(config: DictConfig) -> str:
 
 def start(config: DictConfig, run: Run, sweep: str) -> Any:
     """The W&B run of a run folder, offline when it was to be online and that is not possible."""
-    identity = wandb_id(run)
+    identity, record, to = wandb_id(run), run.record(), home(config)
+    folder, facts = own_folder(run, "wandb"), facts_of(record)
+    known_there = bool(agent_id()) or (record.get("wandb_url") and record.get("wandb_id") == identity)
+    resumed = len(record.get("attempts") or []) > 1
     if config.tracking.mode == "online":
         trouble = obstacle()
         while trouble is None:
             try:
-                return init("online", config, run.folder, identity, sweep, home(config))
+                taken = None if known_there else find(*to, identity)
+                if taken is not None and is_foreign(taken, record, resumed):
+                    other, identity = identity, following(identity)
+                    log.warning("W&B: %s is the run of another run folder; this run is sent as %s", other, identity)
+                    continue
+                return init("online", config, run.folder, identity, sweep, to, facts)
             except Exception as error:
                 if DELETED in str(error):
-                    deleted, identity = identity, following(identity)
+                    deleted, identity, known_there = identity, following(identity), False
                     log.warning("W&B: the run %s was deleted there; this run is sent as %s", deleted, identity)
                     continue
                 trouble = one_line(error)
                 end_service(5)  # it would say that the run's id is in use
         log.warning("W&B: this run is offline, %s; %s", trouble, HOW_TO_SYNC.format(config.runs_dir))
-    for old in run.folder.glob(f"wandb/offline-run-*-{identity}"):
+    for old in folder.glob(f"offline-run-*-{identity}"):
         if not any(old.glob("*.synced")):  # the log that begins now has all that this one has
             shutil.rmtree(old, ignore_errors=True)
-    return init("offline", config, run.folder, identity, sweep, home(config))
+    return init("offline", config, run.folder, identity, sweep, to, facts)

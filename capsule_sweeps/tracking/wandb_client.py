@@ -1,7 +1,7 @@
 """The calls of wandb's library: its settings, its server, its service process, and `wandb.init`.
 
 What is private in wandb is used in this file only: `wandb.sdk.wandb_setup` in `settings`, the name of the service's
-process in `end_service`, and the `x_` settings in `init`.
+process in `end_service`, and the `x_` settings in `make_settings`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from capsule_sweeps.tracking.base import one_line
 
 ANSWER_SECONDS = 5.0
 FINISH_SECONDS = 15.0
+MAX_NAME, MAX_TAG = 128, 64  # letters that W&B takes of names and groups, and of tags
 
 
 def settings() -> Any:
@@ -44,25 +45,26 @@ def settings() -> Any:
 def obstacle() -> str | None:
     """Why no run can be online: no key, or no server that answers within seconds. Without a key, no server is asked."""
     path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    if settings() is None:
+        return "the package wandb is not installed (`pip install wandb`, or set tracking=none)"
     if not (os.environ.get("WANDB_API_KEY") or path.exists()):
         return "no API key is set (`wandb login`, or WANDB_API_KEY)"
     host = "the W&B server"
     try:
         url = server_url()
-        host = urlsplit(url).netloc
+        host = urlsplit(url).netloc.rpartition("@")[2]
         if not os.environ.get("WANDB_API_KEY") and not netrc.netrc(path).authenticators(host):
             return f"no API key is set for {host} (`wandb login`, or WANDB_API_KEY)"
         with_timeout(ANSWER_SECONDS, lambda: _ask(url))
+    except netrc.NetrcParseError as error:  # its text quotes the file, which holds keys
+        return f"{path} is damaged near line {error.lineno}: fix it, or use WANDB_API_KEY"
     except Exception as error:
         return f"{host} does not answer ({one_line(error)})"
     return None
 
 
 def server_url() -> str:
-    found = settings()
-    if found is None:
-        raise ValueError("the package wandb is not installed")
-    return str(found.base_url)
+    return str(settings().base_url)
 
 
 def _ask(url: str) -> None:
@@ -129,19 +131,25 @@ def end_service(patience: float) -> None:
             with_timeout(5, wandb.teardown)
 
 
-def init(
-    mode: Any,
-    config: DictConfig,
-    folder: Path,
-    identity: str,
-    sweep: str | None,
-    home: tuple[str | None, str],
-    **more: Any,
-) -> Any:
-    """A W&B run whose own files are in `folder`; `home` is its entity and project, `more` are settings of wandb."""
+def find(entity: str | None, project: str, identity: str, api: Any = None) -> Any:
+    """The run of that id in W&B; None when there is none. Raises when the server does not answer."""
     import wandb
 
-    settings = {
+    api = api or wandb.Api(timeout=30)
+    api.flush()  # it would answer from memory
+    try:
+        return api.run(f"{entity or api.default_entity}/{project}/{identity}")
+    except Exception as error:
+        if not isinstance(getattr(error, "exc", None), ValueError):  # as which wandb wraps that there is none
+            raise
+        return None
+
+
+def make_settings(**more: Any) -> Any:
+    """The settings of every W&B run, those that this version of wandb has. Raises ValueError for invalid ones."""
+    import wandb
+
+    wanted = {
         "init_timeout": 15,
         "finish_timeout": FINISH_SECONDS,  # without it `finish` waits for ever when the server went away
         "finish_timeout_raises": True,
@@ -150,24 +158,53 @@ def init(
         "console": "off",
         "silent": True,
         "disable_git": True,
-        "x_disable_stats": True,
         "x_save_requirements": False,
+        **more,
     }
+    known = getattr(wandb.Settings, "model_fields", wanted)
+    try:
+        return wandb.Settings(**{name: value for name, value in wanted.items() if name in known})
+    except Exception as error:
+        raise ValueError(f"W&B refuses its settings: {one_line(error)}") from error
+
+
+def shortened(text: str, longest: int) -> str:
+    """Text as W&B takes it: cut in the middle, because the end of a run's name is its signature."""
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[: longest - half - 1]}…{text[-half:]}"
+
+
+def init(
+    mode: Any,
+    config: DictConfig,
+    folder: Path,
+    identity: str,
+    sweep: str | None,
+    home: tuple[str | None, str],
+    facts: dict[str, Any],
+    **more: Any,
+) -> Any:
+    """A W&B run whose own files are in `folder`.
+
+    `home` is its entity and project, `facts` are added to its configuration, `more` are settings of wandb.
+    """
+    import wandb
+
     known, resolved = columns(config), OmegaConf.to_container(config)
-    tags = dict.fromkeys(str(known[key])[:64] for key in ("dataset", "model", "backbone", "routing") if known[key])
+    tags = [shortened(str(known[key]), MAX_TAG) for key in ("dataset", "model", "backbone", "routing") if known[key]]
     run = wandb.init(
         mode=mode,
         entity=home[0],
         project=home[1],
         id=identity,
-        name=known["run"],
-        group=sweep,
+        name=shortened(known["run"], MAX_NAME),
+        group=sweep and shortened(sweep, MAX_NAME),
         job_type="train",
-        tags=list(tags),
-        config={**known, "resolved": resolved},
+        tags=list(dict.fromkeys(tags)),
+        config={**known, **facts, "resolved": resolved},
         dir=str(folder),
         resume="allow",
-        settings=wandb.Settings(**{**settings, **more}),
+        settings=make_settings(**more),
     )
     run.define_metric("*", step_metric="epoch")
     return run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from dataclasses import dataclass
@@ -77,11 +79,12 @@ class Sender(Tracker):
 
 @dataclass
 class Folder:
-    """What a run folder says; `identity` is the run's id in W&B, `home` its entity (None: own) and project."""
+    """What a run folder says; `identity` is the run's id in W&B, `home` the entity (None: own) and project it names."""
 
     run: Run
     config: DictConfig
     state: str
+    record: dict[str, Any]
     identity: str
     home: tuple[str | None, str]
     sweep: str | None
@@ -103,16 +106,18 @@ class Folder:
             raise ValueError(damage)
         told = read_json(run.folder / "summary.json")
         summary = {key: told[key] for key in summary_keys() if told.get(key) is not None}
-        labels = read_labels(run.folder)
-        return cls(run, config, run.state(record), wandb_id(run), place, record.get("sweep"), rows, summary, labels)
+        labels, state = read_labels(run.folder), run.state(record)
+        return cls(run, config, state, record, wandb_id(run), place, record.get("sweep"), rows, summary, labels)
 
 
-def send(folder: Folder, identity: str) -> None:
+def send(folder: Folder, identity: str, home: tuple[str | None, str]) -> None:
     """Append to a W&B run what it lacks of a folder, and end it as the folder's run ended."""
     running = folder.state == "running"
     with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         more = {"finish_timeout": SEND_SECONDS, "x_update_finish_state": not running}
-        started = init("online", folder.config, Path(scratch), identity, folder.sweep, folder.home, **more)
+        more["x_disable_stats"] = True  # the use of this machine is not that of the run
+        facts = facts_of(folder.record)
+        started = init("online", folder.config, Path(scratch), identity, folder.sweep, home, facts, **more)
         sender = Sender(started)
         for row in folder.rows:
             sender.log(row)
@@ -127,6 +132,11 @@ def home(config: DictConfig) -> tuple[str | None, str]:
     return tracking.get("entity") or getattr(known, "entity", None), project
 
 
+def place(config: DictConfig) -> str:
+    """`home` as ENTITY/PROJECT, or PROJECT alone in the account's own entity."""
+    return "/".join(filter(None, home(config)))
+
+
 def agent_id() -> str | None:
     """The id that W&B's own agent gives the run that it starts."""
     return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
@@ -137,12 +147,34 @@ def wandb_id(run: Run) -> str:
 
     Once in run.json it stays. A new one counts on from the folders that were put aside."""
     signature = run.folder.name[-8:]
-    if known := agent_id() or run.record().get("wandb_id"):
-        return str(known)
+    known = str(agent_id() or run.record().get("wandb_id"))
+    if known != "None" and re.fullmatch("[A-Za-z0-9_-]{1,128}", known):  # it becomes part of a path
+        return known
     before = [Run(path) for path in (run.folder.parent / ".superseded").glob(f"{run.folder.name}.*")]
     numbers = [re.fullmatch(rf"{signature}-(\d+)", str(old.record().get("wandb_id"))) for old in before]
     latest = max([len(before), *(int(found[1]) for found in numbers if found)])
     return f"{signature}-{latest + 1}" if latest else signature
+
+
+def facts_of(record: dict[str, Any]) -> dict[str, Any]:
+    """What W&B is told of a run besides its configuration.
+
+    `origin` is the same for all attempts in one run folder, also when the folder is moved or copied, and another for
+    every other run folder: two people, or two trees of images of one name, share a signature.
+    """
+    first = (record.get("attempts") or [{}])[0]
+    begun = [record.get("data_sha256"), *(first.get(key) for key in ("host", "pid", "started"))]
+    origin = hashlib.sha256(json.dumps(begun).encode()).hexdigest()[:12] if first else None
+    return {"origin": origin, "data_sha256": record.get("data_sha256")}
+
+
+def is_foreign(remote: Any, record: dict[str, Any], resumed: bool) -> bool:
+    """Whether a run in W&B is that of another run folder.
+
+    Runs from before `origin` existed belong to a folder that was `resumed`: one that has had an attempt before.
+    """
+    theirs, ours = remote.config.get("origin"), facts_of(record)["origin"]
+    return bool(theirs != ours if theirs and ours else not resumed)
 
 
 def following(identity: str) -> str:

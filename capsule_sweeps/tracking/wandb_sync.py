@@ -6,35 +6,53 @@ Only the folder is read, so a run that was offline, lost its server or is runnin
 from __future__ import annotations
 
 import math
+import re
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from capsule_sweeps.config.compose import compose_config
 from capsule_sweeps.runs.labels import Labels
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.tracking.base import one_line, tracker_class
+from capsule_sweeps.tracking.base import one_line, own_folder, tracker_class
 from capsule_sweeps.tracking.wandb import WandbTracker
-from capsule_sweeps.tracking.wandb_client import end_service, obstacle
-from capsule_sweeps.tracking.wandb_send import DELETED, SEND_SECONDS, Folder, following, send
+from capsule_sweeps.tracking.wandb_client import end_service, find, obstacle
+from capsule_sweeps.tracking.wandb_send import (
+    DELETED,
+    SEND_SECONDS,
+    Folder,
+    agent_id,
+    following,
+    home,
+    is_foreign,
+    send,
+)
 
 ABSENT = "does not exist"
 LOOK_AGAIN = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds; what has arrived is not always shown at once
 
 
-def sync(runs: Sequence[Run], rebuild: bool, merged: bool = False) -> Iterator[tuple[str, bool, str]]:
+def sync(
+    runs: Sequence[Run], rebuild: bool, merged: bool = False, to: str | None = None
+) -> Iterator[tuple[str, bool, str]]:
     """(run, is all of it in W&B?, what was done or is missing), one run after the other.
 
-    Runs that have not begun and imported ones, which have no epochs, are left out, those that were taken from others
-    unless `merged`, and those with tracking=none unless `rebuild`, which also sends anew, under another id, what W&B
-    has wrong.
+    Runs go to `to`, ENTITY/PROJECT, or else to the place that the user's own configuration names; a folder that names
+    another place is not sent there. Runs that have not begun and imported ones, which have no epochs, are left out,
+    those that were taken from others unless `merged`, and those with tracking=none unless `rebuild`, which also sends
+    again, under another id, what W&B has wrong.
     Raises ValueError when there is no key or no server.
     """
+    if to is not None and not re.fullmatch("[^/]+/[^/]+", to):
+        raise ValueError(f"--to {to} must be ENTITY/PROJECT, such as my-team/capsule_sweeps")
     trouble = obstacle()
     if trouble:
         raise ValueError(f"nothing can be sent: {trouble}")
     import wandb
 
+    own = home(compose_config(["tracking=wandb"]))
     try:
         api = None
         for run in runs:
@@ -47,9 +65,16 @@ def sync(runs: Sequence[Run], rebuild: bool, merged: bool = False) -> Iterator[t
                 if tracker_class(folder.config) is not WandbTracker and not rebuild:
                     continue
                 api = api or wandb.Api(timeout=30)
-                arrived, text = sync_folder(api, folder, rebuild)
-                if arrived and folder.labels != Labels():
-                    mirror_labels(api, folder)
+                named, mine = (f"{entity or api.default_entity}/{project}" for entity, project in (folder.home, own))
+                place, may_send = to or named, to is not None or named == mine
+                arrived, text = sync_folder(api, folder, rebuild, place, may_send)
+                if arrived and may_send and folder.labels != Labels():
+                    mirror_labels(api, folder, place)
+                if not arrived and not text:
+                    text = (
+                        f"not sent: its folder names {named}, your own configuration {mine}; to send it there, add "
+                        f"--to {shlex.quote(named)}"
+                    )
             except Exception as error:
                 arrived, text = False, one_line(error)
                 api = None
@@ -59,50 +84,58 @@ def sync(runs: Sequence[Run], rebuild: bool, merged: bool = False) -> Iterator[t
         end_service(SEND_SECONDS)
 
 
-def sync_folder(api: Any, folder: Folder, rebuild: bool) -> tuple[bool, str]:
-    """Send what W&B lacks of one folder and look whether it arrived."""
-    project = f"{folder.home[0] or api.default_entity}/{folder.home[1]}"
+def sync_folder(api: Any, folder: Folder, rebuild: bool, project: str, may_send: bool) -> tuple[bool, str]:
+    """Send what W&B lacks of one folder to ENTITY/PROJECT and look whether it arrived.
+
+    (False, "") when something is lacking there that may not be sent.
+    """
     identity, signature = folder.identity, folder.run.folder.name[-8:]
-    if folder.state == "running" and folder.config.tracking.mode == "online":
+    entity, name = project.split("/", 1)
+    if folder.state == "running" and folder.config.tracking.get("mode") == "online":
         return True, "is running online, its own process sends it"
-    lacks, mendable = look(api, f"{project}/{identity}", folder)
+    note = ""
+    while (remote := find(entity, name, identity, api)) and not agent_id() and is_foreign(remote, folder.record, True):
+        note, identity = f"; {identity} there is the run of another run folder", following(identity)
+    lacks, mendable = look(remote, folder)
     if not lacks:
-        return True, "is there"
-    deleted = ""
+        return True, "is there" + (f" as {identity}{note}" if note else "")
     if not mendable or lacks == ABSENT:
         others = list(api.runs(project, filters={"config.signature": signature}, lazy=False))
         for other in others:
-            if not look(api, f"{project}/{other.id}", folder)[0]:
+            if not is_foreign(other, folder.record, True) and not look(find(entity, name, other.id, api), folder)[0]:
                 return True, f"is there as {other.id}"
+    if not may_send:
+        return False, ""
     if not mendable:
         if not rebuild:
-            return False, f"{identity} in W&B {lacks} and takes no earlier epochs; `sync --rebuild` sends it anew"
+            return False, f"{identity} in W&B {lacks} and takes no earlier epochs; `sync --rebuild` sends it again"
         taken = {identity, *(other.id for other in others)}
-        identity = next(name for n in range(2, 1000) if (name := f"{signature}-{n}") not in taken)
+        identity = next(free for n in range(2, 1000) if (free := f"{signature}-{n}") not in taken)
     while True:
         try:
-            send(folder, identity)
+            send(folder, identity, (entity, name))
             break
         except Exception as error:
             if DELETED not in str(error):
                 raise
-            deleted, identity = f"; {identity} was deleted there", following(identity)
+            note, identity = f"; {identity} was deleted there", following(identity)
     for seconds in LOOK_AGAIN:
         time.sleep(seconds)
-        lacks, _ = look(api, f"{project}/{identity}", folder)
+        lacks, _ = look(find(entity, name, identity, api), folder)
         if not lacks:
             if folder.state != "running":
-                for path in folder.run.folder.glob("wandb/*run-*/run-*.wandb"):
+                for path in own_folder(folder.run, "wandb").glob("*run-*/run-*.wandb"):
                     Path(f"{path}.synced").touch()  # so that `wandb sync` leaves it alone
-            return True, f"sent, {len(folder.rows)} epochs are there as {identity}{deleted}"
+            return True, f"sent, {len(folder.rows)} epochs are there as {identity}{note}"
     return False, f"did not arrive: {identity} in W&B {lacks}"
 
 
-def mirror_labels(api: Any, folder: Folder) -> None:
+def mirror_labels(api: Any, folder: Folder, project: str) -> None:
     """Give the W&B run of a folder the folder's tags and note, and leave what else W&B has."""
-    project, labels = f"{folder.home[0] or api.default_entity}/{folder.home[1]}", folder.labels
-    signature = folder.run.folder.name[-8:]
+    labels, signature = folder.labels, folder.run.folder.name[-8:]
     for remote in api.runs(project, filters={"config.signature": signature}, lazy=False):
+        if is_foreign(remote, folder.record, True):
+            continue
         tags = [*(tag for tag in remote.tags if tag not in labels.removed), *labels.tags]
         note = labels.note or remote.notes
         if (tags := list(dict.fromkeys(tags))) != list(remote.tags) or note != remote.notes:
@@ -110,14 +143,9 @@ def mirror_labels(api: Any, folder: Folder) -> None:
             remote.update()
 
 
-def look(api: Any, path: str, folder: Folder) -> tuple[str, bool]:
-    """In words what a W&B run lacks of a folder, empty for nothing; and whether sending on can mend that."""
-    api.flush()  # it would answer from memory
-    try:
-        remote = api.run(path)
-    except Exception as error:
-        if not isinstance(getattr(error, "exc", None), ValueError):  # as which wandb wraps that there is none
-            raise
+def look(remote: Any, folder: Folder) -> tuple[str, bool]:
+    """In words what a W&B run, or None, lacks of a folder, empty for nothing; and whether sending can add that."""
+    if remote is None:
         return ABSENT, True
     theirs = {
         int(row["epoch"]): row["test_accuracy"]

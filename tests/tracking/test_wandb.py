@@ -12,18 +12,19 @@ import types
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import pytest
 from omegaconf import OmegaConf
 
+from capsule_sweeps.runs.record import read_record
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns
 from capsule_sweeps.tracking import wandb as tracking
 from capsule_sweeps.tracking import wandb_client as client
 from capsule_sweeps.tracking.base import prepare
-from capsule_sweeps.tracking.wandb_send import METRICS, summary_keys
+from capsule_sweeps.tracking.wandb_send import METRICS, facts_of, summary_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,7 +92,9 @@ def rows_of(log: dict[str, Any]) -> list[dict[str, Any]]:
 
 def expected_config(folder: Path) -> dict[str, Any]:
     config = OmegaConf.load(folder / "config.yaml")
-    return {**columns(config), "resolved": OmegaConf.to_container(config)}
+    facts = facts_of(read_record(folder))
+    assert facts["origin"] and facts["data_sha256"]
+    return {**columns(config), **facts, "resolved": OmegaConf.to_container(config)}
 
 
 def test_offline_runs_can_be_read_back(python, tiny, runs) -> None:
@@ -355,8 +358,11 @@ def fake_wandb(monkeypatch):
         module.init, module.Settings = init, lambda **options: options
         monkeypatch.setitem(sys.modules, "wandb", None if trouble == "missing" else module)
         monkeypatch.setattr(tracking, "obstacle", lambda: None)
+        monkeypatch.setattr(tracking, "find", lambda entity, project, identity: there.get(identity))
         return told
 
+    there: dict[str, Any] = {}  # id → the run in W&B
+    install.there = there  # type: ignore[attr-defined]
     return install
 
 
@@ -393,6 +399,82 @@ def test_what_wandb_is_told(launch, fake_wandb, runs) -> None:
     assert told["rows"] == runs.metrics(folder)
     assert told["summary"].items() <= json.loads((folder / "summary.json").read_text()).items()
     assert told["exit_code"] == 0
+
+
+@pytest.mark.parametrize("origin", ["0123456789ab", None])
+def test_another_folders_run_of_the_same_name_is_left_alone(launch, fake_wandb, runs, origin) -> None:
+    """Two people, or two trees of images called photos, have one signature and one project."""
+    told = fake_wandb()
+    launch("tracking=wandb", "runs_dir=elsewhere", "training.epochs=1")
+    signature = runs.only("elsewhere").name[-8:]
+    fake_wandb.there[signature] = types.SimpleNamespace(config={"origin": origin})
+    ended = launch("tracking=wandb", "training.epochs=1", signal_at=(signal.SIGTERM, 3))
+    assert ended.code == 143 and told["id"] == f"{signature}-2"
+    assert f"{signature} is the run of another run folder; this run is sent as {signature}-2" in ended.text
+    fake_wandb.there[f"{signature}-2"] = types.SimpleNamespace(config=dict(told["config"]))
+    ended = launch("tracking=wandb", "training.epochs=1")
+    assert ended.code == 0 and told["id"] == f"{signature}-2" and "W&B" not in ended.text
+    assert runs.record(runs.only())["wandb_id"] == f"{signature}-2"
+
+
+def test_own_run_is_resumed_also_when_its_folder_has_moved(launch, fake_wandb, runs) -> None:
+    told = fake_wandb("online init")  # so that run.json does not know it as online
+    launch("tracking=wandb", signal_at=(signal.SIGTERM, 3))
+    config = dict(told["config"])
+    Path("runs").rename("moved")
+    told = fake_wandb()
+    fake_wandb.there[config["signature"]] = types.SimpleNamespace(config=config)
+    assert launch("tracking=wandb", "runs_dir=moved").code == 0
+    assert told["id"] == config["signature"] and told["config"]["origin"] == config["origin"]
+
+
+def test_server_that_cannot_say_whose_run_it_has_means_offline(launch, fake_wandb, monkeypatch) -> None:
+    told = fake_wandb()
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("HTTP 500")
+
+    monkeypatch.setattr(tracking, "find", fail)
+    ended = launch("tracking=wandb")
+    assert ended.code == 0 and told["mode"] == "offline" and "this run is offline, HTTP 500" in ended.text
+
+
+def test_names_are_as_short_as_wandb_allows(fake_wandb, tiny_config, place) -> None:
+    """W&B refuses names and groups of more than 128 letters and tags of more than 64, for ever."""
+    told = fake_wandb()
+    config = tiny_config("tracking=wandb", "dataset.name=" + 200 * "x", "dataset.source=npz", "dataset.root=a")
+    assert len(columns(config)["run"]) == 129
+    client.init("offline", config, place, "abc", "sweep-" + 200 * "0", (None, "p"), {})
+    assert len(told["name"]) == 128 and told["name"].endswith(columns(config)["run"][-9:])
+    assert len(told["group"]) == 128 and max(map(len, told["tags"])) == 64
+    assert client.shortened("short", 128) == "short"
+
+
+@pytest.mark.parametrize("project", ["a/b", 129 * "x"])
+def test_project_that_wandb_refuses_is_said_before_a_run_starts(launch, runs, project) -> None:
+    ended = launch("tracking=wandb", "tracking.mode=offline", f"tracking.project={project}")
+    assert ended.code == 1 and "project" in ended.err and ended.err.count("\n") == 1 and not runs.folders()
+
+
+def test_settings_are_those_that_this_wandb_has(monkeypatch) -> None:
+    import wandb
+
+    told = client.make_settings(x_from_the_future=1)
+    assert told.finish_timeout == client.FINISH_SECONDS and told.x_disable_stats is False, "people look at GPU use"
+    fields = {name: field for name, field in wandb.Settings.model_fields.items() if "flush" not in name}
+    monkeypatch.setattr(wandb, "Settings", Strict)
+    Strict.model_fields = fields
+    assert "x_transaction_log_flush_interval" not in client.make_settings().given
+
+
+class Strict:
+    """wandb.Settings of a version with these fields."""
+
+    model_fields: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, **given: Any) -> None:
+        assert given.keys() <= self.model_fields.keys()
+        self.given = given
 
 
 def test_group_is_the_sweep_and_the_same_at_every_repeat(launch, fake_wandb) -> None:

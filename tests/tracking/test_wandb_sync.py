@@ -11,7 +11,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from capsule_sweeps import compose_config
+from capsule_sweeps.runs.record import read_record
 from capsule_sweeps.runs.signature import columns
+from capsule_sweeps.tracking.wandb_send import facts_of
 from capsule_sweeps.tracking.wandb_sync import _spans
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +67,7 @@ __main__.main()
 
 @pytest.fixture
 def sync(python):
-    return lambda *arguments: python("-m", "capsule_sweeps", "sync", *arguments, PYTHONPATH=str(ROOT))
+    return lambda *arguments, **told: python("-m", "capsule_sweeps", "sync", *arguments, PYTHONPATH=str(ROOT), **told)
 
 
 @pytest.fixture
@@ -88,7 +90,8 @@ def assert_is_mirror(server, folder: Path, runs, identity: str | None = None) ->
     identity = identity or folder.name[-8:]
     config = OmegaConf.load(folder / "config.yaml")
     assert server.rows(identity) == runs.metrics(folder)
-    assert server.config(identity) == {**columns(config), "resolved": OmegaConf.to_container(config)}
+    facts = facts_of(read_record(folder))
+    assert server.config(identity) == {**columns(config), **facts, "resolved": OmegaConf.to_container(config)}
     run = server.runs[identity]
     assert (run["name"], run["group"]) == (folder.name, runs.record(folder)["sweep"])
     if (folder / "summary.json").exists():
@@ -217,8 +220,25 @@ def test_recorded_place_counts(offline, runs, sync, wandb_server) -> None:
     """Not what the environment says now: the agent's project, an entity of then."""
     (folder,) = offline()
     runs.change_record(folder, wandb_project="theirs", wandb_entity="me")
-    assert sync().code == 0
+    assert sync(WANDB_PROJECT="theirs").code == 0
     assert wandb_server.runs[folder.name[-8:]]["project"] == "theirs"
+    ended = sync()
+    assert ended.code == 0 and "is there" in ended.out, "what is there needs no consent"
+
+
+def test_two_folders_of_one_signature_are_two_runs(launch, offline, runs, sync, wandb_server) -> None:
+    """A colleague's run of the same name and a run of the user are sent to one project."""
+    (mine,) = offline(signal_at=(signal.SIGTERM, 8))
+    launch("runs_dir=theirs")
+    identity = mine.name[-8:]
+    assert sync().code == 0 and set(wandb_server.runs) == {identity}
+    before = json.dumps(wandb_server.runs[identity], default=str)
+    ended = sync("--runs-dir", "theirs", "--rebuild")
+    assert ended.code == 0 and f"as {identity}-2; {identity} there is the run of another run folder" in ended.out
+    assert json.dumps(wandb_server.runs[identity], default=str) == before
+    assert_is_mirror(wandb_server, runs.only("theirs"), runs, f"{identity}-2")
+    ended = sync("--runs-dir", "theirs", "--rebuild")
+    assert ended.code == 0 and f"is there as {identity}-2" in ended.out and len(wandb_server.runs) == 2, ended.text
 
 
 def test_one_damaged_folder_keeps_no_other_back(offline, runs, sync, wandb_server) -> None:
