@@ -40,6 +40,11 @@ class Rule:
         """The key in summary.json, run.json and W&B, and the column of `load_runs`."""
         return f"accuracy_{self.name}"
 
+    @property
+    def weights(self) -> str:
+        """Which of a run's weights have this accuracy: last, ema, or best (of the epoch that the rule chooses)."""
+        return "best" if self.chooses else "ema" if self.needs is AVERAGE else "last"
+
 
 def _last(key: str) -> Callable[[list[Row]], tuple[float, int] | None]:
     return lambda rows: (rows[-1][key], rows[-1]["epoch"]) if key in rows[-1] else None

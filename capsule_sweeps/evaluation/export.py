@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from capsule_sweeps.data.augment import normalize
-from capsule_sweeps.evaluation.weights import load_trained
+from capsule_sweeps.evaluation.weights import load_weights
 from capsule_sweeps.networks.capsnet import CapsNet
 from capsule_sweeps.routing.votes import RecordingVotes
 from capsule_sweeps.runs.files import write_atomic
@@ -27,6 +27,7 @@ from capsule_sweeps.runs.run import Run
 
 BATCHES = (1, 3, 8)  # that the program is checked with; it is traced with 2
 TOLERANCE = 1e-4  # of the largest logit
+NAMED = {"last": "weights", "ema": "averaged weights", "best": "best weights"}
 FACTS = "capsule_sweeps.json"  # beside the program in the file
 
 
@@ -50,21 +51,24 @@ class Whole(nn.Module):
         return logits
 
 
-def export(run: Run, out: Path) -> str:
-    """Write the file; returns what the command prints. Raises ValueError when it cannot be, or is there already, or
-    when the program does not compute what the model does; nothing is written then."""
+def export(run: Run, out: Path, weights: str | None = None) -> str:
+    """Write the file, with the weights that `load_trained` chooses; returns what the command prints.
+
+    Raises ValueError when it cannot be, or is there already, or when the program does not compute what the model does;
+    nothing is written then.
+    """
     if out.suffix != ".pt2":
         raise ValueError(f"--out {out} must end in .pt2, as torch.export wants it")
     if out.exists():
         raise ValueError(f"{out} exists; remove it, or say another --out")
     if not out.parent.is_dir():
         raise ValueError(f"there is no folder {out.parent} for --out {out}; make it first")
-    model, config = load_trained(run.folder)
+    model, config, chosen = load_weights(run.folder, weights)
     shape = config.dataset.channels, config.dataset.image_size, config.dataset.image_size
     images = torch.randint(256, (max(BATCHES), *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         wanted = model(normalize(images, config.dataset.mean, config.dataset.std))
-    facts = describe(run, config)
+    facts = describe(run, config, chosen)
     data = program_bytes(model, config, images[:2], facts)
     largest, error = float(wanted.abs().max()), difference(data, images, wanted)
     if not error <= TOLERANCE * largest:
@@ -74,8 +78,10 @@ def export(run: Run, out: Path) -> str:
         )
     write_atomic(out, data)
     size = ", ".join(map(str, shape))
+    recorded = f", whose test accuracy is {chosen['accuracy']:.2%}" if chosen["accuracy"] is not None else ""
     return (
-        f"{out} is written ({len(data) / 1e6:.1f} MB): logits differ from the run's model by at most {error:.1g} "
+        f"{out} is written ({len(data) / 1e6:.1f} MB) with the {NAMED[chosen['weights']]} of epoch {chosen['epoch']}"
+        f"{recorded}: logits differ from the run's model by at most {error:.1g} "
         f"(the largest is {largest:.3g}; batches of {', '.join(map(str, BATCHES))}).\n"
         "In Python, without this package:\n\n"
         f"    program = torch.export.load({str(out)!r}).module()\n"
@@ -85,7 +91,7 @@ def export(run: Run, out: Path) -> str:
     )
 
 
-def describe(run: Run, config: DictConfig) -> dict[str, Any]:
+def describe(run: Run, config: DictConfig, chosen: dict[str, Any]) -> dict[str, Any]:
     """What whoever has only the file wants to know of it."""
     record, dataset = run.record(), config.dataset
     size = [dataset.channels, dataset.image_size, dataset.image_size]
@@ -97,7 +103,7 @@ def describe(run: Run, config: DictConfig) -> dict[str, Any]:
         "output": f"logits, float32, of shape (batch, {dataset.num_classes})",
         "classes": record.get("classes"),
         "normalization": {"mean": list(dataset.mean), "std": list(dataset.std)},
-        "accuracies": {key: value for key, value in record.items() if key.startswith("accuracy_")},
+        **chosen,  # the weights, and their accuracy alone
         "imported": "imported" in record,
         "torch": torch.__version__,
     }

@@ -33,6 +33,7 @@ from capsule_sweeps.runs.files import write_atomic, write_json
 from capsule_sweeps.runs.provenance import provenance
 from capsule_sweeps.runs.run import Run, check_runs_dir, find_runs
 from capsule_sweeps.runs.signature import columns, run_name, signature, signed_config
+from capsule_sweeps.training.checkpoint import load_tensors
 
 DATASETS = {(10, 3): "CIFAR10", (100, 3): "CIFAR100"}  # (classes, channels) → what the published code trains on
 TAKEN = ("dataset", "capsules", "data_dir")  # groups that overrides may change, and routing.schedule
@@ -129,7 +130,7 @@ def read_published(path: Path) -> Published:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about kinds of tensors that are refused below
-            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            content = load_tensors(io.BytesIO(data), "cpu")
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read safely: it is damaged, or holds other things than tensors and numbers"

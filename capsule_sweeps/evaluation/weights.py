@@ -5,24 +5,68 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from capsule_sweeps.config.selection_rules import find_rule
 from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.runs.files import read_json
+from capsule_sweeps.runs.record import read_record
+from capsule_sweeps.training.checkpoint import BEST, bytes_needed, load_tensors
+
+WEIGHTS = ("last", "ema", "best")  # of the last epoch, their average over the steps, of the best epoch
 
 
-def load_trained(folder: Path) -> tuple[nn.Module, DictConfig]:
-    """The model of a run with the weights of its last checkpoint, in evaluation mode on the CPU, and its config.
+def load_trained(folder: Path, weights: str | None = None) -> tuple[nn.Module, DictConfig]:
+    """The model of a run, in evaluation mode on the CPU, and its config.
 
-    Raises ValueError when the folder has no checkpoint, or what is in it is damaged.
+    `weights`: one of WEIGHTS; None stands for those whose accuracy the run's selection_rule reports. Raises ValueError
+    when the folder has no checkpoint or not these weights, or when its files are damaged.
     """
-    return load_checkpoint(folder)[:2]
+    return load_weights(folder, weights)[:2]
+
+
+def load_weights(folder: Path, weights: str | None = None) -> tuple[nn.Module, DictConfig, dict[str, Any]]:
+    """What `load_trained` returns, and what the weights are: weights, epoch, selection_rule, accuracy (a fraction)."""
+    model, config, checkpoint = load_checkpoint(folder)
+    record, rule = read_record(folder), find_rule(config.get("selection_rule", "last"))
+    if "imported" in record:  # the published code writes its best epoch
+        rule = find_rule("best_test")
+    chosen, epoch = weights or rule.weights, checkpoint["epoch"]
+    best_epoch = record.get(f"epoch_{rule.name}")
+    if chosen == "ema":
+        if "ema" not in checkpoint:
+            raise ValueError(f"{folder} has no averaged weights, which training.ema makes: choose other weights, last")
+        model.load_state_dict(checkpoint["ema"])
+    elif chosen == "best" and best_epoch != epoch:
+        best = read_best(folder, model)
+        if not rule.chooses or best is None or best["epoch"] != (best_epoch or best["epoch"]):
+            raise ValueError(
+                f"{folder} has no weights of its best epoch, which selection_rule=best_val or best_test keeps while a "
+                "run trains: choose other weights, last"
+            )
+        epoch = best["epoch"]
+    columns = {"last": "accuracy_last", "ema": "accuracy_ema_last", "best": rule.column}
+    accuracy = record.get(rule.column if rule.weights == chosen else columns[chosen])
+    return model, config, {"weights": chosen, "epoch": epoch, "selection_rule": rule.name, "accuracy": accuracy}
+
+
+def read_best(folder: Path, model: nn.Module) -> dict[str, Any] | None:
+    """The content of best.pt, whose weights the model then has; None when there is no such file."""
+    path = folder / BEST
+    if not path.is_file():
+        return None
+    try:
+        best: dict[str, Any] = load_tensors(path, "cpu", bytes_needed(model))
+        model.load_state_dict(best["model"])
+        return {"epoch": int(best["epoch"])}
+    except Exception as error:
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:200]})") from error
 
 
 def load_checkpoint(folder: Path) -> tuple[nn.Module, DictConfig, dict[str, Any]]:
-    """What `load_trained` returns, and all that is in the checkpoint, which a running process may replace meanwhile."""
+    """The model with the weights of the last epoch, its config, and all that is in checkpoint.pt, which a running
+    process may replace meanwhile. Raises as `load_trained`."""
     path = folder / "checkpoint.pt"
     if not path.is_file():
         raise ValueError(f"{folder} has no checkpoint.pt: choose a run that has trained for an epoch")
@@ -36,7 +80,7 @@ def load_checkpoint(folder: Path) -> tuple[nn.Module, DictConfig, dict[str, Any]
     except Exception as error:
         raise ValueError(f"{folder} does not tell its model ({' '.join(str(error).split())[:200]})") from error
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = load_tensors(path, "cpu", bytes_needed(model))
         for key in ("ema", "model"):  # the average, too, must fit
             if key != "ema" or key in checkpoint:
                 model.load_state_dict(checkpoint[key])

@@ -67,11 +67,13 @@ def launch(
     plan = make_plan(configs, overrides, policy)
     compare_data(plan)
     todo = [planned for planned in plan if planned.to_do]
-    show_plan(plan, len(configs), launcher.num_parallel(todo, policy.dry_run))
+    at_once = launcher.num_parallel(todo, policy.dry_run)
+    show_plan(plan, len(configs), at_once)
     if policy.dry_run:
         return [None] * len(configs)
     if todo:
-        preflight(plan, devices=launcher.here)  # those of a login node are not those of a compute node
+        # Device and memory of a login node are not those of a compute node
+        preflight(plan, devices=launcher.here, at_once=min(at_once, len(todo)))
         tracking.prepare([planned.config for planned in todo])
     else:
         tracking.nothing_to_train([(planned.config, planned.run) for planned in plan])

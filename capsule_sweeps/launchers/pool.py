@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from capsule_sweeps.console import PoolDisplay
 from capsule_sweeps.launchers.worker import BUSY
+from capsule_sweeps.runs.machine import num_cores
 from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.provenance import ROOT
 from capsule_sweeps.runs.run import Busy
@@ -39,15 +40,16 @@ class Slot:
 def make_slots(parallel: int | str, runs_per_gpu: int, devices: set[str]) -> list[Slot]:
     """The slots for `hydra.launcher.parallel` (a number or auto) and `.runs_per_gpu`; `devices` is what runs ask for.
 
-    Without a GPU, auto is one process a CPU core. Raises ValueError when there are not enough GPUs.
+    Without a GPU, auto is one process a CPU core that this process may use. Raises ValueError when there are too few
+    GPUs.
     """
     if not (parallel == "auto" or (isinstance(parallel, int) and not isinstance(parallel, bool) and parallel >= 1)):
         raise ValueError(f"hydra.launcher.parallel={parallel} must be a number of at least 1, or auto")
     if not isinstance(runs_per_gpu, int) or isinstance(runs_per_gpu, bool) or runs_per_gpu < 1:
         raise ValueError(f"hydra.launcher.runs_per_gpu={runs_per_gpu} must be a number of at least 1")
     if parallel == 1:
-        return [Slot(None, os.cpu_count() or 1)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return [Slot(None, num_cores())]
+    cores = num_cores()
     named = sorted(device for device in devices if device.startswith("cuda:"))
     if named:
         raise ValueError(

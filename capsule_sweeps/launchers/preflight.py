@@ -47,8 +47,11 @@ def examine(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
             yield check.name, False, " ".join(str(error).split()) or type(error).__name__
 
 
-def preflight(plan: Sequence[PlannedRun], devices: bool = True) -> None:
-    """Raises ValueError for whatever would keep a run from starting: folders, device, stack, data. Starts nothing."""
+def preflight(plan: Sequence[PlannedRun], devices: bool = True, at_once: int = 1) -> None:
+    """Raises ValueError for whatever would keep a run from starting: folders, device, stack, data, memory.
+
+    Starts nothing. Of this machine's device and memory only with `devices`, for so many runs at once.
+    """
     configs = [planned.config for planned in plan if planned.to_do]
     for check in CHECKS:
         if check.before_launch and (devices or check.look is not device):
@@ -60,6 +63,8 @@ def preflight(plan: Sequence[PlannedRun], devices: bool = True) -> None:
             same = all(planned.config[key] == config[key] for key in ("dataset", "data_dir"))
             if same and planned.to_do:
                 check_batch_size(planned.config, len(found.train))
+    for config in _distinct(configs, "model", "dataset", "training") if devices else []:
+        memory(config, at_once)
 
 
 def compare_data(plan: Sequence[PlannedRun]) -> None:
@@ -105,12 +110,19 @@ def _identity(config: DictConfig) -> Identity | None:
 
 
 def check_batch_size(config: DictConfig, num_images: int) -> None:
-    """Raises ValueError for batches larger than the data set: an epoch would be one step, of whatever size is asked."""
+    """Raises ValueError for batches that are larger than the data set, and for a last batch that is too small.
+
+    With a larger one an epoch would be one step, of whatever size is asked.
+    """
     if config.training.batch_size > num_images:
         raise ValueError(
             f"training.batch_size={config.training.batch_size} is more than the {num_images} training images of "
             f"{config.dataset.name}: set it to {num_images} or less"
         )
+    if 1 in (config.training.batch_size, num_images % config.training.batch_size):
+        from capsule_sweeps.training.memory import check_last_batch
+
+        check_last_batch(config, num_images)
 
 
 def _distinct(configs: Sequence[DictConfig], *keys: str) -> list[DictConfig]:
@@ -192,13 +204,23 @@ def stack(config: DictConfig) -> str:
     return f"{config.model.name} with {sum(weights.numel() for weights in model.parameters()):,} parameters"
 
 
+def memory(config: DictConfig, at_once: int = 1) -> None:
+    """Raises ValueError when a step on a CPU needs more than is free: Linux would end the process without a word."""
+    from capsule_sweeps.training.memory import check_memory
+
+    if usable(config).type == "cpu":
+        check_memory(config, at_once)
+
+
 def step(config: DictConfig) -> str:
-    """One forward and backward pass at the configured batch size."""
+    """One forward and backward pass at the configured batch size, and an evaluation with as many images."""
     import torch
 
     from capsule_sweeps.networks.build import build_model
+    from capsule_sweeps.training.evaluation import evaluation_batch
 
     chosen = usable(config)
+    memory(config)
     eager = config.copy()
     eager.training.compile = "off"
     model, dataset = build_model(eager).to(chosen), config.dataset
@@ -210,6 +232,8 @@ def step(config: DictConfig) -> str:
     value = loss.item()
     if value != value:
         raise ValueError("the model's output is not a number: check training.amp and the installation of torch")
+    with torch.no_grad():
+        model.eval()(images[: evaluation_batch(config)].to(chosen))
     return (
         f"one step of {config.model.name} with batch {len(images)}: {time.perf_counter() - started:.2f} s, uncompiled"
     )

@@ -93,7 +93,10 @@ def note(config: DictConfig, frame: pd.DataFrame) -> str:
     elif need == math.inf:
         said = f"A {step}, needs more memory than is free here; set a smaller training.batch_size."
     else:
-        said = f"Peak memory of a {step}: {need + kept:,.1f} MB, {kept:,.1f} of them for weights, gradients, momentum."
+        said = (
+            f"Peak memory of a {step}: {need + kept:,.1f} MB, {kept:,.1f} of them for weights, gradients, momentum. "
+            "An evaluation takes no more images at once and needs less."
+        )
     return " ".join([f"{counted}.", *([like_capsnet(config)] if "width" in config.model else []), said])
 
 

@@ -33,7 +33,7 @@ from capsule_sweeps.runs.run import Claim, Run
 from capsule_sweeps.runs.signals import Interrupted, Stop
 from capsule_sweeps.runs.signature import columns, signed_config
 from capsule_sweeps.tracking.base import track, tracker_class
-from capsule_sweeps.training.checkpoint import BEST, damaged, keep_rows, read_checkpoint
+from capsule_sweeps.training.checkpoint import BEST, bytes_needed, damaged, keep_rows, read_checkpoint
 from capsule_sweeps.training.ema import Average
 from capsule_sweeps.training.evaluation import evaluate, num_correct
 from capsule_sweeps.training.execution import choose_device, num_threads, pin_execution
@@ -115,7 +115,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
         first_epoch, first_batch, seconds, whole = 0, 0, 0.0, False
         checkpoint_path, metrics_path = run.folder / "checkpoint.pt", run.folder / "metrics.jsonl"
         if checkpoint_path.exists():
-            checkpoint = read_checkpoint(checkpoint_path, device)
+            checkpoint = read_checkpoint(checkpoint_path, device, bytes_needed(model))
             try:
                 model.load_state_dict(checkpoint["model"])
                 optimizer.load_state_dict(checkpoint["optimizer"])

@@ -1,6 +1,7 @@
 """A torch.export program that runs without this package computes what the run does."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from omegaconf import OmegaConf
 
 from capsule_sweeps import build_model
 from capsule_sweeps.data.augment import normalize
+from capsule_sweeps.data.load import load_data
 from capsule_sweeps.evaluation import export
-from capsule_sweeps.evaluation.weights import load_trained
+from capsule_sweeps.evaluation.weights import load_trained, load_weights
 from capsule_sweeps.routing.votes import FastVotes, RecordingVotes
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run
@@ -146,3 +148,57 @@ def test_what_is_there_stays_and_nothing_half_is_written(make, capsule_sweeps, m
     monkeypatch.setattr(export, "difference", lambda *_: float("nan"))
     assert capsule_sweeps("export", run.folder.name, "--out", "other.pt2").code == 1
     assert sorted(path.name for path in Path().iterdir()) == ["model.pt2", "runs"]
+
+
+# Which weights
+
+
+@pytest.fixture
+def trained(launch, runs):
+    """A finished run under a selection rule, whose best epoch is the first: the later ones have a useless rate."""
+
+    def train(rule: str, *overrides: str) -> Run:
+        more = ["training.epochs=3", "training.ema=0.9", "training.lr=0.02", f"selection_rule={rule}", *overrides]
+        ended = launch(*more, "dataset.val_size=20")
+        assert ended.code == 0, ended.text
+        return Run(runs.only())
+
+    return train
+
+
+def accuracy_of(folder: Path, data_dir: Path, weights: str | None = None) -> float:
+    model, config = load_trained(folder, weights)
+    test = load_data(config.dataset, data_dir, "cpu").test
+    with torch.no_grad():
+        logits = model(normalize(test.images, config.dataset.mean, config.dataset.std))
+    return float((logits.argmax(1) == test.labels).double().mean())
+
+
+@pytest.mark.parametrize("rule", ["last", "ema_last", "best_val", "best_test"])
+def test_weights_are_those_of_the_rule(trained, data_dir, rule) -> None:
+    run = trained(rule)
+    record = run.record()
+    assert accuracy_of(run.folder, data_dir) == pytest.approx(record[f"accuracy_{rule}"])
+    assert accuracy_of(run.folder, data_dir, "last") == pytest.approx(record["accuracy_last"])
+    assert accuracy_of(run.folder, data_dir, "ema") == pytest.approx(record["accuracy_ema_last"])
+    told = load_weights(run.folder)[2]
+    assert told["selection_rule"] == rule and told["accuracy"] == record[f"accuracy_{rule}"]
+    assert told["epoch"] == record.get(f"epoch_{rule}", 3)
+    assert (run.folder / "best.pt").exists() == rule.startswith("best")
+
+
+def test_best_weights_survive_an_interruption(launch, runs) -> None:
+    more = ["training.epochs=4", "selection_rule=best_test", "training.checkpoint_epochs=3"]
+    assert launch(*more, signal_at=(signal.SIGTERM, 12)).code == 143
+    assert launch(*more).code == 0
+    assert launch(*more, "runs_dir=untouched").code == 0
+    one, other = (torch.load(f / "best.pt", weights_only=True) for f in (runs.only(), runs.only("untouched")))
+    assert one["epoch"] == other["epoch"] == runs.record(runs.only())["epoch_best_test"]
+    assert all(torch.equal(one["model"][name], other["model"][name]) for name in one["model"])
+
+
+def test_weights_that_were_not_kept_are_not_replaced_by_others(make, capsule_sweeps) -> None:
+    run = make()
+    for weights, words in (("best", "selection_rule=best_val"), ("ema", "training.ema")):
+        ended = capsule_sweeps("export", run.folder.name, "--out", "model.pt2", "--weights", weights)
+        assert ended.code == 1 and words in ended.text and not Path("model.pt2").exists()

@@ -24,7 +24,7 @@ from capsule_sweeps import load_runs
 from capsule_sweeps.launchers import launch as launching
 from capsule_sweeps.launchers import local, pool
 from capsule_sweeps.launchers.pool import Slot, make_slots
-from capsule_sweeps.runs import files
+from capsule_sweeps.runs import files, machine
 from capsule_sweeps.runs import lock as owner
 from capsule_sweeps.runs import run as store
 from capsule_sweeps.runs.plan import Policy
@@ -42,6 +42,7 @@ def cores(monkeypatch) -> Callable[[int], None]:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(number)), raising=False)
         monkeypatch.setattr(os, "cpu_count", lambda: number)
 
+    monkeypatch.setattr(machine, "OWN_GROUPS", Path("none"))
     there_are(8)
     return there_are
 

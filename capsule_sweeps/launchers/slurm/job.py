@@ -22,6 +22,7 @@ from capsule_sweeps.launchers.pool import Slot, Worker, run_pool
 from capsule_sweeps.launchers.slurm import queue as slurm
 from capsule_sweeps.launchers.snapshot import check_snapshot
 from capsule_sweeps.runs.files import read_json, write_atomic, write_json
+from capsule_sweeps.runs.machine import num_cores
 from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.provenance import ROOT, code
 from capsule_sweeps.runs.queue import this_job
@@ -85,7 +86,7 @@ class SlurmJob:
     def _slots(self) -> list[Slot]:
         num_slots = self.settings["runs_per_job"] if self.settings["packing"] == "parallel" else 1
         told = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE")
-        cpus = int(told or len(os.sched_getaffinity(0)))
+        cpus = int(told or num_cores())
         gpus = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         threads = max(1, cpus // num_slots)
         return [Slot(gpus[index % len(gpus)] if gpus else None, threads) for index in range(num_slots)]

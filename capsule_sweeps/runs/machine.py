@@ -1,0 +1,70 @@
+"""What this process may use of the machine: CPU cores and memory, within the limits of its container or job."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from math import ceil
+from pathlib import Path
+
+GROUPS = Path("/sys/fs/cgroup")
+OWN_GROUPS = Path("/proc/self/cgroup")
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use: its affinity and the CPU quota of its control groups, rounded up."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [_quota(folder) for folder in _groups("cpu")]
+    return max(1, min([cores, *(ceil(quota) for quota in quotas if quota)]))
+
+
+def free_memory() -> int:
+    """Bytes of main memory that are available to this process, within the memory limits of its control groups."""
+    import psutil
+
+    return max(0, min([psutil.virtual_memory().available, *filter(None, map(_room, _groups("memory")))]))
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """The folders of the control groups that this process is in, from its own to the root; versions 1 and 2."""
+    for line in _lines(OWN_GROUPS):
+        names, path = [*line.split(":", 2), "", ""][1:3]
+        if names and controller not in names.split(","):
+            continue
+        top = GROUPS if not names else GROUPS / controller
+        own = top / path.lstrip("/")
+        yield from (folder for folder in [own, *own.parents] if folder.is_relative_to(top))
+
+
+def _quota(folder: Path) -> float | None:
+    """Cores, from cpu.max (version 2) or cpu.cfs_quota_us and cpu.cfs_period_us (version 1)."""
+    words = " ".join(_lines(folder / "cpu.max")).split() or [
+        *_lines(folder / "cpu.cfs_quota_us"),
+        *_lines(folder / "cpu.cfs_period_us"),
+    ]
+    quota = list(map(_number, words))
+    return quota[0] / quota[1] if len(quota) == 2 and quota[0] and quota[1] else None  # max and -1: no limit
+
+
+def _room(folder: Path) -> int | None:
+    """Bytes between a limit and what is used; pages of files that were read are given back when they are needed."""
+    for limit, used, pages in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        most, now = (_number("".join(_lines(folder / name))) for name in (limit, used))
+        if most and now is not None:
+            cached = next((line.split()[1] for line in _lines(folder / "memory.stat") if line.startswith(pages)), "0")
+            return max(1, most - now + (_number(cached) or 0))
+    return None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdecimal() else None

@@ -1,0 +1,111 @@
+"""The memory that a training step needs, estimated before it is taken, and batches that a model cannot take.
+
+Shapes are followed through forward and backward without numbers (torch's FakeTensorMode): seconds, whatever the size.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from capsule_sweeps.networks.build import build_model
+from capsule_sweeps.runs.machine import free_memory
+from capsule_sweeps.training.losses import LOSSES
+
+PROGRAM = 2**28  # bytes that torch takes for itself when it begins to compute
+MOST_PER_IMAGE = 4000  # a step takes up to 1200 times the memory of its images; below this nothing is estimated
+
+
+class _Peak(TorchDispatchMode):
+    """While open, follows how many bytes the tensors that are made take, and the most at any time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.most, self._held = 0, 0, set[int]()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and (key := tensor.untyped_storage()._cdata) not in self._held:
+                size = tensor.untyped_storage().nbytes()
+                self._held.add(key)
+                self.now += size
+                self.most = max(self.most, self.now)
+                weakref.finalize(tensor.untyped_storage(), self._free, key, size)
+        return made
+
+    def _free(self, key: int, size: int) -> None:
+        self._held.discard(key)
+        self.now -= size
+
+
+def step_memory(config: DictConfig, batch_size: int) -> int:
+    """Bytes at the peak of an uncompiled training step with so many images, weights, gradients and momentum included.
+
+    Work space of single operations is not counted. Raises ValueError for a batch that the model cannot take.
+    """
+    eager, dataset, recipe = config.copy(), config.dataset, config.training
+    eager.training.compile = "off"
+    with FakeTensorMode():
+        model = build_model(eager).train()
+        images = torch.empty(batch_size, dataset.channels, dataset.image_size, dataset.image_size)
+        labels = torch.zeros((batch_size, dataset.labels_per_image), dtype=torch.int64)
+        peak = _Peak()
+        with peak:
+            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.amp == "bf16"):
+                logits = model(images)
+            labels = labels if dataset.labels_per_image > 1 else labels[:, 0]
+            LOSSES[recipe.loss](logits.float(), labels, 0.5, "mean").backward()
+    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    kept = 3 if recipe.ema else 2  # weights and momentum, the average; gradients are part of the peak
+    return int(peak.most) + kept * weights + images.numel() * images.element_size()
+
+
+def check_memory(config: DictConfig, at_once: int = 1) -> int | None:
+    """Bytes that a step needs by estimate, None where it is too small to matter.
+
+    Raises ValueError when this machine has not as much for `at_once` of such runs, with a batch size that fits.
+    """
+    dataset, size = config.dataset, config.training.batch_size
+    free = free_memory() // at_once
+    if 4 * dataset.channels * dataset.image_size**2 * size * MOST_PER_IMAGE < free:
+        return None
+    need = step_memory(config, size) + PROGRAM
+    if need <= free:
+        return need
+    least = step_memory(config, 1) + PROGRAM
+    fits = 1 + int((free - least) * (size - 1) / max(1, need - least)) if size > 1 and least <= free else 0
+    many = f" for each of {at_once} runs at once" if at_once > 1 else ""
+    advice = (
+        f"set training.batch_size={fits} or less" if fits else "set a smaller model, dataset.image_size or parallel=1"
+    )
+    raise ValueError(
+        f"training.batch_size={size}: a training step of {config.model.name} with images of {dataset.image_size}x"
+        f"{dataset.image_size} needs about {need / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free here{many}; {advice}"
+    )
+
+
+def check_last_batch(config: DictConfig, num_images: int) -> None:
+    """Raises ValueError when an epoch of so many images has a batch of one image, and the model cannot train on it.
+
+    The layers that cannot are those which compare the images of a batch, as BatchNorm does.
+    """
+    size = config.training.batch_size
+    if 1 not in (size, num_images % size):
+        return
+    try:
+        step_memory(config, 1)
+    except ValueError as error:
+        fits = next((fit for fit in range(max(2, size - 1), num_images + 1) if num_images % fit != 1), num_images)
+        raise ValueError(
+            f"training.batch_size={size} leaves a batch of one image of the {num_images} training images, on which "
+            f"{config.model.name} cannot be trained ({' '.join(str(error).split())[:120]}); set "
+            f"training.batch_size={fits}"
+        ) from error
