@@ -64,8 +64,10 @@ class Dataset:
     crop_padding: int = _at_least(0)
     crop_margin: int = _at_least(0, default=0)  # pixels that training images have around a window of image_size
     flip: bool = MISSING
-    train_size: int | None = _at_least(1, default=None)  # a class-balanced subset of the training images; null: all
-    val_size: int = _at_least(0, default=0)  # a class-balanced part of the training images, held out
+    train_size: int | None = _at_least(
+        1, default=None
+    )  # a subset of the training images, balanced by class if possible; null: all
+    val_size: int = _at_least(0, default=0)  # a part of the training images, balanced by class if possible, held out
 
 
 @dataclass

@@ -7,22 +7,28 @@ A data set is read from its source (sources/), changed as its configuration asks
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from capsule_sweeps.data.cache import Decoded, Images, Labels
 from capsule_sweeps.data.open import open_data, variants
 from capsule_sweeps.data.split import Data, Normalization, Split, split_indices
 
+log = logging.getLogger(__name__)
+
 
 def load_data(dataset: Any, data_dir: str | Path, device: str | torch.device) -> Data:
     """The data set that the config node `dataset` names, on `device`; decoded first if that has not been done.
 
     val (dataset.val_size images) and then train (dataset.train_size, or all others) are taken from the training set,
-    each class-balanced: class counts differ by at most 1. Which images those are follows from SPLIT_SEED alone, and a
-    larger train_size contains every smaller one. On a CPU whole splits stay memory-mapped: processes share them.
+    each balanced by class as far as the smallest class reaches, and beyond in proportion (`class_counts`). Which images
+    those are follows from SPLIT_SEED alone, and a larger train_size contains every smaller one. On a CPU whole splits
+    stay memory-mapped: processes share them.
 
     With dataset.labels_per_image=2 each of these digits begins one pair; its partner is from the same split. Pairs for
     training are made batch by batch, others once. Where the config has no mean and std, they are those of all training
@@ -36,6 +42,10 @@ def load_data(dataset: Any, data_dir: str | Path, device: str | torch.device) ->
     images, labels = decoded.train
     own_val = _own_val(dataset, decoded)
     train, val = split_indices(labels, dataset.train_size, dataset.val_size if own_val is None else 0)
+    if own_val is None:
+        _report_balance("val_size", labels, val, decoded.classes)
+    if dataset.train_size is not None:
+        _report_balance("train_size", labels, train, decoded.classes)
 
     margin = slice(dataset.crop_margin, images.shape[3] - dataset.crop_margin)
 
@@ -69,3 +79,21 @@ def _own_val(dataset: Any, decoded: Decoded) -> tuple[Images, Labels] | None:
             f"dataset.val_size={number} to use them, or 0 to leave them out."
         )
     return decoded.val
+
+
+def _report_balance(key: str, labels: Labels, chosen: Labels, classes: tuple[str, ...]) -> None:
+    """Names the class that is too small for a balanced choice, once in a process."""
+    everything, counts = (np.bincount(part, minlength=len(classes)) for part in (labels, labels[chosen]))
+    if counts.max() - counts.min() > 1:
+        rare = int(everything.argmin())
+        none = ", and none of it is among them" if counts[rare] == 0 else ""
+        images = "image" if everything[rare] == 1 else "images"
+        _warn(
+            f"dataset.{key}={len(chosen)} is not balanced by class: {classes[rare]} has {everything[rare]:,} training "
+            f"{images}{none}."
+        )
+
+
+@cache
+def _warn(text: str) -> None:
+    log.warning(text)

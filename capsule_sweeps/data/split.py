@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -62,29 +63,49 @@ class Data:
 def split_indices(labels: Labels, train_size: int | None, val_size: int) -> tuple[Labels, Labels]:
     """Indices (ascending) of train and val, which share none; train_size None means all that val leaves over.
 
-    Every class is shuffled once; val takes images from the front and train from the back.
+    Every class is shuffled once; val takes images from the front and train from the back. How many of each class is
+    said by `class_counts`; val leaves one image of each class for training. Raises ValueError for sizes beyond that.
     """
     random = np.random.RandomState(SPLIT_SEED)  # the one numpy generator whose numbers are frozen for good
     by_class = [random.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
     priority = random.permutation(len(by_class))
-    # val leaves one image of each class for training
-    val_counts = _balanced_counts([len(c) - 1 for c in by_class], val_size, priority, "dataset.val_size", smallest=0)
+    spare = [len(c) - 1 for c in by_class]
+    _check_size("dataset.val_size", val_size, 0, sum(spare), "one of each class stays for training")
+    val_counts = class_counts(spare, val_size, priority)
     rest = [c[count:] for c, count in zip(by_class, val_counts, strict=True)]
-    num_rest = [len(c) for c in rest]
-    train_counts = num_rest
+    train_counts = num_rest = [len(c) for c in rest]
     if train_size is not None:
-        train_counts = _balanced_counts(num_rest, train_size, priority, "dataset.train_size", smallest=1)
+        _check_size("dataset.train_size", train_size, 1, sum(num_rest), f"dataset.val_size={val_size}")
+        train_counts = class_counts(num_rest, train_size, priority)
     train = np.concatenate([c[len(c) - count :] for c, count in zip(rest, train_counts, strict=True)])
     val = np.concatenate([c[:count] for c, count in zip(by_class, val_counts, strict=True)])
     return np.sort(train), np.sort(val)
 
 
-def _balanced_counts(available: list[int], size: int, priority: Labels, key: str, smallest: int) -> list[int]:
-    """How many of each class make `size`: all equal, or some one more, given by `priority` to those that have more."""
-    fewest = min(available)
-    largest = fewest * len(available) + sum(count > fewest for count in available)
+def _check_size(key: str, size: int, smallest: int, largest: int, why: str) -> None:
     if not smallest <= size <= largest:
-        raise ValueError(f"{key}={size} cannot be taken class-balanced from this training set: {smallest} to {largest}")
-    each, num_extra = divmod(size, len(available))
-    extra = [label for label in priority if available[label] > each][:num_extra]
-    return [each + (label in extra) for label in range(len(available))]
+        raise ValueError(
+            f"{key}={size} is not possible with these training images: set {smallest} to {largest} ({why})."
+        )
+
+
+def class_counts(available: Sequence[int], size: int, priority: Labels) -> list[int]:
+    """How many images of each class make `size`, of those that are available.
+
+    As long as the smallest class reaches, all equal, or some one more, by `priority`, where there is one more. Beyond,
+    the smallest class is taken whole, and what is missing is shared out in proportion to what the other classes have
+    left. A larger size takes no fewer of any class.
+    """
+    fewest = min(available)
+    if size <= fewest * len(available) + sum(count > fewest for count in available):
+        each, num_extra = divmod(size, len(available))
+        extra = [label for label in priority if available[label] > each][:num_extra]
+        return [each + (label in extra) for label in range(len(available))]
+    counts = class_counts(available, fewest * len(available) + sum(count > fewest for count in available), priority)
+    left = np.subtract(available, counts)
+    # The next image is of the class that has given the smallest part of what it had (Webster's rule): no class shrinks.
+    turns = np.concatenate([(2 * np.arange(number) + 1) / (2 * number) for number in left if number])
+    owners = np.repeat(np.arange(len(left)), left)
+    rank = np.argsort(priority)
+    chosen = owners[np.lexsort((rank[owners], turns))][: size - sum(counts)]
+    return list(np.add(counts, np.bincount(chosen, minlength=len(counts))).tolist())

@@ -28,7 +28,7 @@ from capsule_sweeps.data.augment import augment, crop_and_flip, normalize
 from capsule_sweeps.data.load import load_data, prepare
 from capsule_sweeps.data.pairs import pair
 from capsule_sweeps.data.sources import folder
-from capsule_sweeps.data.split import SPLIT_SEED, Split, split_indices
+from capsule_sweeps.data.split import SPLIT_SEED, Split, class_counts, split_indices
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
@@ -36,7 +36,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 def dataset_config(**changes):
     config = {"name": "pets", "source": "folder", "num_classes": 3, "channels": 3, "image_size": 5}
     kind = {"root": None, "base": None, "labels_per_image": 1, "affine_test": False, "mean": None, "std": None}
-    kind |= {"test_shift": 0, "test_rotation": 0.0}
+    kind |= {"test_shift": 0, "test_rotation": 0.0, "crop_margin": 0}
     return SimpleNamespace(**{**config, **kind, "train_size": None, "val_size": 0, **changes})
 
 
@@ -131,8 +131,8 @@ def save_image(root, mode, size):
         (remove_test_images, {}, ["pets/test/bee holds no images"]),
         (lambda root: (root / "test" / "bee").rename(root / "test" / "bug"), {}, ["bee", "only one of"]),
         (lambda root: None, {"num_classes": 10}, ["dataset.num_classes=10", "3 class folders"]),
-        (lambda root: None, {"image_size": 6}, ["ant/0.png is 5x5 RGB", "dataset.image_size=6"]),
-        (lambda root: None, {"channels": 1}, ["ant/0.png is 5x5 RGB", "dataset.channels=1", "5x5 L"]),
+        (lambda root: None, {"image_size": 6}, ["images in", "are 5x5 RGB", "dataset.image_size=6"]),
+        (lambda root: None, {"channels": 1}, ["images in", "are 5x5 RGB", "dataset.channels=1", "5x5 L"]),
         (lambda root: None, {"channels": 2}, ["dataset.channels=2", "1 (grey) nor 3 (RGB)"]),
         (lambda root: save_image(root, "RGB", (5, 4)), {}, ["bee/odd.png is 5x4 RGB", "5x5 RGB"]),
         (lambda root: save_image(root, "P", (5, 5)), {}, ["bee/odd.png is 5x5 P", "5x5 RGB"]),
@@ -142,7 +142,11 @@ def save_image(root, mode, size):
             {},
             ["cat/2.png cannot be read", "replace or remove it"],
         ),
-        (lambda root: None, {"source": "web"}, ["dataset.source=web", "folder, npz, sklearn, torchvision"]),
+        (
+            lambda root: None,
+            {"source": "web"},
+            ["dataset.source=web", "set it to one of affnist, folder, npz, sklearn, "],
+        ),
         (lambda root: None, {"source": "sklearn"}, ["dataset.source=sklearn has only digits, not pets"]),
         (
             lambda root: None,
@@ -425,6 +429,7 @@ def test_processes_that_start_together_decode_once(pets):
             time.sleep(0.01)
         config = dict(name="pets", source="folder", num_classes=3, channels=3, image_size=5, root=None, base=None)
         config |= dict(labels_per_image=1, affine_test=False, mean=None, std=None, test_shift=0, test_rotation=0.0)
+        config |= dict(crop_margin=0)
         print(data.load_data(SimpleNamespace(**config, train_size=None, val_size=0), data_dir, "cpu").sha256)
     """
     command = [sys.executable, "-c", program, str(data_dir)]
@@ -455,34 +460,75 @@ def test_stored_hash_is_that_of_the_arrays(pets):
 
 @st.composite
 def labels_and_sizes(draw):
-    counts = draw(st.lists(st.integers(2, 9), min_size=2, max_size=6))
+    counts = draw(st.lists(st.integers(1, 9), min_size=2, max_size=6).filter(lambda counts: max(counts) > 1))
     labels = np.random.default_rng(draw(st.integers(0, 99))).permutation(np.repeat(np.arange(len(counts)), counts))
-    left = [count - 1 for count in counts]
-    val_size = draw(st.integers(0, min(left) * len(counts)))
+    val_size = draw(st.integers(0, len(labels) - len(counts)))
     train_size = draw(st.integers(1, len(labels)))
     return labels, train_size, val_size
 
 
+def assert_shared_out(counts, available):
+    """All equal, or some one more; else the smallest class is taken whole, and no other has given less than it."""
+    if counts.max() - counts.min() > 1:
+        assert counts[available == available.min()].tolist() == available[available == available.min()].tolist()
+        left = available - available.min() - 1
+        parts = (counts - available.min() - 1)[left > 0]
+        shares = parts.sum() * left[left > 0] / left[left > 0].sum()
+        assert np.abs(parts - shares).max() < 1.5
+
+
 @given(labels_and_sizes())
-def test_splits_are_balanced_disjoint_and_fixed(case):
+def test_splits_are_shared_out_disjoint_and_fixed(case):
     labels, train_size, val_size = case
     everything, val = split_indices(labels, None, val_size)
     assert sorted([*everything, *val]) == list(range(len(labels)))
     num_classes = labels.max() + 1
-    counts = np.bincount(labels[val], minlength=num_classes)
-    assert len(val) == val_size and counts.max() - counts.min() <= 1
+    assert len(val) == val_size and set(labels[everything]) == set(range(num_classes))
+    assert_shared_out(np.bincount(labels[val], minlength=num_classes), np.bincount(labels) - 1)
     available = np.bincount(labels[everything], minlength=num_classes)
-    largest = available.min() * num_classes + (available > available.min()).sum()
-    if train_size > largest:
-        with pytest.raises(ValueError, match=rf"dataset\.train_size={train_size} .* 1 to {largest}\b"):
+    if train_size > available.sum():
+        with pytest.raises(
+            ValueError, match=rf"dataset\.train_size={train_size} is not possible .* 1 to {available.sum()} "
+        ):
             split_indices(labels, train_size, val_size)
         return
     train, same_val = split_indices(labels, train_size, val_size)
     assert np.array_equal(val, same_val) and np.array_equal(train, split_indices(labels, train_size, val_size)[0])
-    counts = np.bincount(labels[train], minlength=num_classes)
-    assert len(set(train)) == train_size and set(train) <= set(everything) and counts.max() - counts.min() <= 1
+    assert len(set(train)) == train_size and set(train) <= set(everything)
+    assert_shared_out(np.bincount(labels[train], minlength=num_classes), available)
     if train_size > 1:
         assert set(split_indices(labels, train_size - 1, val_size)[0]) < set(train)
+    if val_size > 0:
+        assert set(split_indices(labels, None, val_size - 1)[1]) < set(val)
+
+
+@pytest.mark.parametrize(
+    ("available", "size", "counts"),
+    [
+        ([500, 500, 500], 100, [34, 33, 33]),
+        ([500, 500, 20], 30, [10, 10, 10]),  # as it was before sizes beyond were possible
+        ([499, 499, 0], 100, [50, 50, 0]),
+        ([499, 499, 1], 100, [50, 49, 1]),
+        ([600, 300, 0], 90, [60, 30, 0]),
+        ([600, 300, 0], 900, [600, 300, 0]),
+    ],
+)
+def test_counts_by_hand(available, size, counts):
+    assert class_counts(available, size, np.array([0, 1, 2])) == counts
+
+
+def test_a_rare_class_limits_nothing_and_is_named(tmp_path, caplog):
+    for name, count in (("cat", 20), ("dog", 20), ("fox", 1)):
+        for split, number in (("train", count), ("test", 1)):
+            (tmp_path / "pets" / split / name).mkdir(parents=True)
+            for i in range(number):
+                Image.new("RGB", (5, 5)).save(tmp_path / "pets" / split / name / f"{i}.png")
+    loaded = load_data(dataset_config(val_size=10, train_size=21), tmp_path, "cpu")
+    assert torch.bincount(loaded.val.labels, minlength=3).tolist() == [5, 5, 0]
+    assert torch.bincount(loaded.train.labels).tolist() == [10, 10, 1]
+    assert "dataset.val_size=10 is not balanced by class: fox has 1 training image, and none of it" in caplog.text
+    with pytest.raises(ValueError, match=r"dataset.val_size=39 is not possible .*: set 0 to 38 "):
+        load_data(dataset_config(val_size=39), tmp_path, "cpu")
 
 
 def test_splits_are_those_of_the_fixed_seed():
