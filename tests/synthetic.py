@@ -9,15 +9,19 @@ from capsule_sweeps.runs.signature import columns, signed_config
 
 
 def finished_run(
-    overrides: Sequence[str], last: float, best_test: float | None = None, state: str = "finished"
+    overrides: Sequence[str],
+    last: float,
+    best_test: float | None = None,
+    state: str = "finished",
+    best_val: float | None = None,
 ) -> Path:
-    """The folder of one run below runs_dir: accuracies (fractions) for `last` and, if it differs, `best_test`."""
+    """The folder of one run below runs_dir: accuracies (fractions) for `last` and, if they differ, other rules."""
     config = compose_config(list(overrides))
     described = columns(config)
     folder = Path(config.runs_dir) / described["run"]
     folder.mkdir(parents=True)
     found = {"accuracy_last": last, "accuracy_best_test": last if best_test is None else best_test}
-    summary = {**described, **found, "accuracy_best_val": None, "seconds": 3600.0, "parameters": 10}
+    summary = {**described, **found, "accuracy_best_val": best_val, "seconds": 3600.0, "parameters": 10}
     record = {**summary, "state": state, "signed_config": signed_config(config), "execution": {"device": "cuda"}}
     write_json(folder / "run.json", record)
     if state == "finished":

@@ -29,6 +29,7 @@ PATH = CONF_DIR.parent / "analysis" / "published.yaml"
 AGGREGATES = ("mean over seeds", "best run", "count")
 SEEDS = range(5)  # that a missing cell is filled with; those of conf/experiment/readme_table.yaml
 TOLERANCE = 0.5  # points
+ERROR = "% error"  # the unit of test errors; accuracies have "%"
 OPEN = "too few seeds to say"
 NOTED = ["rule", "command"]  # columns for files; beneath a printed table its note says them
 
@@ -132,6 +133,8 @@ def _ours(runs: pd.DataFrame, cell: Cell, first: Mapping[str, int]) -> dict[str,
     group = _group(tuple(cell.overrides))
     finished = finished_runs(runs[runs.group == group], str(cell.rule))
     accuracies = 100 * finished[f"accuracy_{cell.rule}"]
+    if cell.unit == ERROR:
+        accuracies = 100 - accuracies
     if accuracies.empty:
         return {"ours": math.nan, "n": 0, "std": math.nan, "half_width": math.nan}
     found = summarize(accuracies)
@@ -190,7 +193,8 @@ def marks(cells: list[Cell]) -> pd.DataFrame:
     rows = []
     for cell in (cell for cell in cells if cell.aggregate != "count"):
         config = compose_config(cell.overrides)
-        row = {"dataset": config.dataset.name, "num_routing": config.num_routing, "value": cell.value}
+        accuracy = 100 - cell.value if cell.unit == ERROR else cell.value
+        row = {"dataset": config.dataset.name, "num_routing": config.num_routing, "value": accuracy}
         rows.append({**row, "aggregate": cell.aggregate, "rule": cell.rule})
     return pd.DataFrame(rows, columns=["dataset", "num_routing", "value", "aggregate", "rule"])
 
@@ -225,4 +229,4 @@ def published_notes(cells: list[Cell], runs: pd.DataFrame, table: pd.DataFrame, 
 
 
 def _points(unit: str) -> str:
-    return "points" if unit == "%" else unit
+    return "points" if unit in ("%", ERROR) else unit
