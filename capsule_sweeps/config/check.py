@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from capsule_sweeps.config.errors import sentence, unknown
-from capsule_sweeps.config.schema import _SCHEMA, Config, Layer
+from capsule_sweeps.config.schema import _SCHEMA, MAX_ITERATIONS, Config, Layer
 from capsule_sweeps.config.selection_rules import find_rule
 
 # training.compile: YAML reads on and off as booleans, Hydra's command line and quotes do not
@@ -45,6 +45,9 @@ def check_values(typed: DictConfig) -> DictConfig:
     for key, value, metadata in _leaves(values, Config):
         if "test" in metadata and value is not None and not _passes(metadata["test"], value):
             raise ValueError(f"{key}={value} is out of range: it must be {metadata['words']}")
+    iterations = values["model"].get("num_routing", 1)
+    if isinstance(iterations, int) and iterations > MAX_ITERATIONS:
+        raise ValueError(f"model.num_routing={iterations} is out of range: it must be at most {MAX_ITERATIONS}")
     _check_data(values["dataset"])
     _check_recipe(values["training"])
     for key in ("backbone", "routing", "model"):

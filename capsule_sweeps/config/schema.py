@@ -12,6 +12,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from capsule_sweeps.config import selection_rules
 
+MAX_ITERATIONS = 100  # of routing
+LARGE, MANY, HUGE = 10_000, 10_000_000, 1_000_000_000
 BASES = {"MNIST": "torchvision", "digits": "sklearn"}  # whose digits a data set may show → where they come from
 
 
@@ -20,8 +22,9 @@ def _rule(test: Callable[[Any], bool], words: str, default: Any = MISSING, **met
     return field(default=default, metadata={"test": test, "words": words, **metadata})
 
 
-def _at_least(low: float, **metadata: Any) -> Any:
-    return _rule(lambda value: value >= low, f"at least {low}", **metadata)
+def _at_least(low: float, high: float, **metadata: Any) -> Any:
+    """With an upper bound beyond which no model makes sense: what is beyond it takes memory or time without end."""
+    return _rule(lambda value: low <= value <= high, f"at least {low} and at most {high:,}", **metadata)
 
 
 def _positive(default: Any = MISSING) -> Any:
@@ -51,9 +54,9 @@ class Dataset:
     test_rotation: float = field(
         default=0.0, metadata={"test": lambda value: -180 <= value <= 180, "words": "from -180 to 180 degrees"}
     )
-    num_classes: int = _at_least(2)
-    channels: int = _at_least(1)
-    image_size: int = _at_least(1)
+    num_classes: int = _at_least(2, MANY)
+    channels: int = _at_least(1, LARGE)
+    image_size: int = _at_least(1, LARGE)
     mean: list[float] | None = _rule(  # null: measured on the training images, as std
         lambda value: all(abs(v) < float("inf") for v in value), "finite numbers", default=None
     )
@@ -61,38 +64,37 @@ class Dataset:
         lambda value: all(0 < v < float("inf") for v in value), "greater than 0 for every channel", default=None
     )
     views: str | None = None  # which views a source with viewpoints trains on
-    crop_padding: int = _at_least(0)
-    crop_margin: int = _at_least(0, default=0)  # pixels that training images have around a window of image_size
+    crop_padding: int = _at_least(0, LARGE)
+    crop_margin: int = _at_least(0, LARGE, default=0)  # pixels that training images have around a window of image_size
     flip: bool = MISSING
-    train_size: int | None = _at_least(
-        1, default=None
-    )  # a subset of the training images, balanced by class if possible; null: all
-    val_size: int = _at_least(0, default=0)  # a part of the training images, balanced by class if possible, held out
+    # Parts of the training images, balanced by class if possible: train_size trains (null: all), val_size is held out
+    train_size: int | None = _at_least(1, HUGE, default=None)
+    val_size: int = _at_least(0, HUGE, default=0)
 
 
 @dataclass
 class Primary:
-    num_capsules: int = _at_least(1)
-    pose_size: int = _at_least(1)
-    kernel_size: int = _at_least(1)
-    stride: int = _at_least(1)
-    padding: int = _at_least(0, default=0)
+    num_capsules: int = _at_least(1, LARGE)
+    pose_size: int = _at_least(1, LARGE)
+    kernel_size: int = _at_least(1, LARGE)
+    stride: int = _at_least(1, LARGE)
+    padding: int = _at_least(0, LARGE, default=0)
     norm: str = _one_of("layer", "batch", "batch_squash", default="layer")
 
 
 @dataclass
 class Layer:
     type: str = _one_of("conv", "fc")
-    num_capsules: int = _at_least(1)
-    pose_size: int = _at_least(1)
-    kernel_size: int | None = _at_least(1, default=None)
-    stride: int | None = _at_least(1, default=None)
-    padding: int = _at_least(0, default=0)
+    num_capsules: int = _at_least(1, LARGE)
+    pose_size: int = _at_least(1, LARGE)
+    kernel_size: int | None = _at_least(1, LARGE, default=None)
+    stride: int | None = _at_least(1, LARGE, default=None)
+    padding: int = _at_least(0, LARGE, default=0)
 
 
 @dataclass
 class Classes:
-    pose_size: int = _at_least(0)  # 0: class capsules have activations only
+    pose_size: int = _at_least(0, LARGE)  # 0: class capsules have activations only
 
 
 @dataclass
@@ -110,8 +112,8 @@ class CapsulesConfig:
 
 @dataclass
 class Training:
-    epochs: int = _at_least(1)
-    batch_size: int = _at_least(1)
+    epochs: int = _at_least(1, MANY)
+    batch_size: int = _at_least(1, MANY)
     lr: float = _positive()
     momentum: float = _rule(lambda value: 0 <= value < 1, "at least 0 and less than 1")
     weight_decay: float = _rule(lambda value: 0 <= value < float("inf"), "at least 0")
@@ -130,7 +132,7 @@ class Training:
     amp: str = _one_of("none", "bf16")
     channels_last: bool = field(default=MISSING, metadata={"signed": False})
     compile: bool | str = _one_of("auto", "on", "off", words="auto, true or false", signed=False)
-    checkpoint_epochs: int = _at_least(0, signed=False)
+    checkpoint_epochs: int = _at_least(0, MANY, signed=False)
 
 
 @dataclass
@@ -148,7 +150,7 @@ class Tracking:
 class Config:
     """The top level. backbone, routing and model are open: their classes say what their keys may be."""
 
-    num_routing: int = _at_least(1)
+    num_routing: int = _at_least(1, MAX_ITERATIONS)
     seed: int = _rule(lambda value: 0 <= value < 2**31, "a whole number from 0 to 2147483647")
     device: str = _rule(
         lambda value: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value) is not None, "auto, cpu, cuda, cuda:N or mps"

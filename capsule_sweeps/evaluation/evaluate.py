@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from capsule_sweeps.config.check import check
 from capsule_sweeps.config.compose import compose_config
+from capsule_sweeps.config.schema import MAX_ITERATIONS
 from capsule_sweeps.config.selection_rules import names
 from capsule_sweeps.console import bar
 from capsule_sweeps.data.augment import normalize
@@ -95,8 +96,10 @@ def evaluate(
 
 def parse_iterations(text: str | None) -> list[int]:
     words = [] if text is None else text.split(",")
-    if not all(word.isdecimal() and int(word) >= 1 for word in words):
-        raise ValueError(f"--num-routing {text}: give whole numbers of at least 1, separated by commas: 1,2,3")
+    if not all(word.isdecimal() and 1 <= int(word[:9]) <= MAX_ITERATIONS for word in words):
+        raise ValueError(
+            f"--num-routing {text}: give whole numbers from 1 to {MAX_ITERATIONS}, separated by commas: 1,2,3"
+        )
     return list(dict.fromkeys(map(int, words)))
 
 

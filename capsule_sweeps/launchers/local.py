@@ -15,7 +15,7 @@ from capsule_sweeps.launchers.pool import Slot, make_slots, run_pool
 from capsule_sweeps.runs.lock import owner
 from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.run import Busy
-from capsule_sweeps.runs.signals import Interrupted, Stop, stop_signals
+from capsule_sweeps.runs.signals import Interrupted, Stop, abandon_late, stop_signals
 from capsule_sweeps.runs.sweep import record_sweep
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,8 @@ def run_here(todo: Sequence[PlannedRun], sweep: str, stop: Stop) -> None:
             name = planned.run.folder.name
             try:
                 planned.put_old_aside()
-                train(planned.config, planned.run, sweep, display, stop)
+                with abandon_late(stop):
+                    train(planned.config, planned.run, sweep, display, stop)
             except Interrupted as interrupted:
                 log.warning("%s: %s", name, interrupted)
             except Busy as busy:

@@ -24,17 +24,23 @@ from capsule_sweeps.runs.machine import num_cores
 from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.provenance import ROOT
 from capsule_sweeps.runs.run import Busy
-from capsule_sweeps.runs.signals import Stop
+from capsule_sweeps.runs.signals import GRACE_SECONDS, Stop
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one process: a GPU (as CUDA_VISIBLE_DEVICES names it) or none, and a number of CPU threads."""
+    """A place for one process: a GPU (as CUDA_VISIBLE_DEVICES names it) or none, and a number of CPU threads.
+
+    With `gpu_asked` a run that may choose its device does not choose a CPU. `grace`: seconds that a batch may last on
+    after SIGTERM.
+    """
 
     gpu: str | None
     threads: int
+    gpu_asked: bool = False
+    grace: float = GRACE_SECONDS
 
 
 def make_slots(parallel: int | str, runs_per_gpu: int, devices: set[str]) -> list[Slot]:
@@ -99,7 +105,7 @@ class Worker:
         )
         config = OmegaConf.to_container(planned.config)
         task = {"config": config, "folder": str(planned.run.folder), "sweep": sweep, "threads": slot.threads}
-        task["code"] = str(ROOT)
+        task |= {"code": str(ROOT), "gpu_asked": slot.gpu_asked, "grace": slot.grace}
         task["submission"] = planned.run.submission
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(task).encode() + b"\n")
@@ -189,7 +195,9 @@ def report(worker: Worker) -> None:
     if code == BUSY:
         log.warning("%s: left alone, %s", name, worker.last_words())
     elif code < 0:
-        log.error("%s: its process was killed (%s); the same command goes on", name, signal.Signals(-code).name)
+        memory = ", perhaps because memory was short" if code == -signal.SIGKILL else ""
+        killed = f"its process was killed ({signal.Signals(-code).name}{memory})"
+        log.error("%s: %s; the same command resumes it", name, killed)
     elif code == 128:
         log.warning("%s: cancelled", name)
     elif 0 < code < 128:

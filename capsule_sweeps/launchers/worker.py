@@ -1,8 +1,8 @@
 """One run in a process of its own: `python -m capsule_sweeps.launchers.worker`, started by the pool.
 
-Reads one line of JSON from its standard input (config, folder, code, submission, sweep, threads); writes progress as
-lines of JSON. When the input ends its parent is gone: it saves and stops. Exit code 0 finished, 1 failed, 75 in use,
-128 + signal.
+Reads one line of JSON from its standard input (config, folder, code, submission, sweep, threads, gpu_asked, grace);
+writes progress as lines of JSON. When the input ends its parent is gone: it saves and stops. Exit code 0 finished, 1
+failed, 75 in use, 128 + signal.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -21,7 +22,7 @@ from omegaconf import OmegaConf
 from capsule_sweeps.config.check import check
 from capsule_sweeps.runs.provenance import ROOT
 from capsule_sweeps.runs.run import Busy, Run
-from capsule_sweeps.runs.signals import Interrupted, stop_signals
+from capsule_sweeps.runs.signals import Interrupted, abandon_late, stop_signals
 
 BUSY = os.EX_TEMPFAIL
 
@@ -59,8 +60,14 @@ def main() -> int:
         try:
             if task["code"] != str(ROOT):
                 raise ValueError(f"the worker runs the code in {ROOT} and not {task['code']}: was that folder removed?")
-            run = Run(Path(task["folder"]), task["submission"])
-            train(check(OmegaConf.create(task["config"])), run, task["sweep"], PipeDisplay(), stop)
+            run, config = Run(Path(task["folder"]), task["submission"]), check(OmegaConf.create(task["config"]))
+            if task["gpu_asked"] and config.device == "auto" and not torch.cuda.is_available():
+                raise ValueError(
+                    f"the job asked for a GPU, and torch {torch.__version__} finds none on {socket.gethostname()}; set "
+                    "device=cpu to train on the CPU, or hydra.launcher.gpus=0"
+                )
+            with abandon_late(stop, task["grace"]):
+                train(config, run, task["sweep"], PipeDisplay(), stop)
         except Interrupted as interrupted:
             print(interrupted, file=sys.stderr)
             return 128 + interrupted.signum

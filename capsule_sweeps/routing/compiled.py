@@ -11,10 +11,13 @@ import logging
 import math
 import os
 import shutil
+import stat
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -73,6 +76,7 @@ class Compiled:
                 raise CompileError
             return made(*tensors)
         self.made[layout] = None
+        use_own_cache()
         try:
             if tensors[0].device.type == "cpu" and not has_cpp_compiler():
                 raise RuntimeError("there is no C++ compiler: install g++, or say in CXX where one is")
@@ -94,6 +98,27 @@ class Compiled:
 
         known = hasattr(torch._inductor.config, "deterministic")  # not in every torch
         return {**(self.options or {}), **({"deterministic": True} if known else {})}
+
+
+def use_own_cache() -> None:
+    """Set TORCHINDUCTOR_CACHE_DIR, unless the user did, to a folder in the user's cache that nobody else can write.
+
+    torch executes what it finds there, and its default in the temporary folder has a name that anybody can take first.
+    Where the user has no such folder, it is a new one, for this process and those that it starts.
+    """
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+        return
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "capsule_sweeps" / "torchinductor"
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = cache.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            raise PermissionError(f"{cache} is a link, or others own it or may write there")
+    except OSError as error:
+        own = tempfile.mkdtemp(prefix="torchinductor-")
+        log.warning("training.compile: %s; compiled code is kept in %s", error, own)
+        cache = Path(own)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
 
 
 def _layout(tensors: tuple[Tensor, ...]) -> Hashable:

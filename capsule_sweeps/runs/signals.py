@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import logging
 import os
 import signal
 import threading
@@ -10,6 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from capsule_sweeps.console import console
+
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 30.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
@@ -25,6 +31,32 @@ class Stop:
     """The signal that asked the run to stop, 0 while there is none."""
 
     signum = 0
+
+
+@contextmanager
+def abandon_late(stop: Stop, seconds: float = GRACE_SECONDS) -> Iterator[None]:
+    """While open, SIGTERM or SIGUSR2 ends this process after so many seconds, if what is in progress does not end.
+
+    The last checkpoint is safe then, and the same command resumes the run. Ctrl-C waits, and a second one does not.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.2):
+            if stop.signum in (signal.SIGTERM, signal.SIGUSR2):
+                break
+        if not done.wait(seconds) and stop.signum:
+            log.error("nothing ended in %g s after %s: abandoned", seconds, signal.Signals(stop.signum).name)
+            console().show_cursor()
+            os._exit(128 + stop.signum)
+
+    watcher = threading.Thread(target=watch, daemon=True, name="abandon")
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
 
 
 @contextmanager

@@ -150,5 +150,10 @@ def probe(config: DictConfig, settings: Settings) -> str:
         remove(folder)
     if not Path(found["code"]).resolve().is_relative_to(snapshot):
         raise ValueError(f"the node imports {found['code']} and not {snapshot}: does `setup` change PYTHONPATH?")
+    if settings.asks_for_gpus() and not found["gpus"] and not str(config.device).startswith("cpu"):
+        raise ValueError(
+            f"the job asked for GPUs, and torch {found['torch']} finds none on {found['node']}: check that torch is a "
+            "CUDA build and that its driver is new enough; set hydra.launcher.gpus=0, or device=cpu, to train on CPUs"
+        )
     gpus = ", ".join(found["gpus"]) or "no GPU"
     return f"{found['node']} sees runs_dir and runs Python {found['python']}, torch {found['torch']}, on {gpus}"

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,16 @@ from omegaconf import OmegaConf
 from capsule_sweeps.config.check import check
 from capsule_sweeps.launchers.pool import Slot, Worker, run_pool
 from capsule_sweeps.launchers.slurm import queue as slurm
+from capsule_sweeps.launchers.slurm.settings import Settings
 from capsule_sweeps.launchers.snapshot import check_snapshot
+from capsule_sweeps.runs.attempts import KILLED, fruitless, killed
 from capsule_sweeps.runs.files import read_json, write_atomic, write_json
 from capsule_sweeps.runs.machine import num_cores
 from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.provenance import ROOT, code
 from capsule_sweeps.runs.queue import this_job
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.runs.signals import Stop
-from capsule_sweeps.runs.signature import signed_config
+from capsule_sweeps.runs.signals import GRACE_SECONDS, Stop
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +59,7 @@ class SlurmJob:
             )
         check_snapshot(ROOT)
         self.stop, self.workers = Stop(), set[Worker]()
-        self.starts, self.given_up = Counter[str](), list[str]()
+        self.starts, self.begun, self.given_up = Counter[str](), dict[str, int](), list[str]()
         signal.signal(signal.SIGTERM, self._terminate)
         run_pool(
             self.take, len(self.job["runs"]), self.job["sweep"], self._slots(), self.stop, self.ended, self.workers
@@ -88,8 +91,10 @@ class SlurmJob:
         told = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE")
         cpus = int(told or num_cores())
         gpus = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        threads = max(1, cpus // num_slots)
-        return [Slot(gpus[index % len(gpus)] if gpus else None, threads) for index in range(num_slots)]
+        threads, asked = max(1, cpus // num_slots), Settings(**self.settings).asks_for_gpus()
+        waits = re.match(r"\d+", (slurm.settings() or {}).get("KillWait", ""))
+        grace = max(1.0, min(GRACE_SECONDS, int(waits[0]) - 5)) if waits else GRACE_SECONDS
+        return [Slot(gpus[i % len(gpus)] if gpus else None, threads, asked, grace) for i in range(num_slots)]
 
     def take(self) -> PlannedRun | None:
         """The next run that waits; each job begins at another one, so that jobs that start together do not collide."""
@@ -103,9 +108,15 @@ class SlurmJob:
             entry = run.queue_entry()
             if entry.get("submission") != self.job["submission"]:
                 continue  # cancelled at this moment
-            tried = len(run.record().get("attempts", [])) - entry["attempts"]
-            if max(tried, self.starts[folder]) >= self.settings["max_attempts"]:
-                self._give_up(run, f"not finished after {self.settings['max_attempts']} attempts")
+            record = run.record()
+            tried = len(record.get("attempts", []))
+            unrecorded = self.starts[folder] - (tried - self.begun.setdefault(folder, tried))  # killed while preparing
+            stuck, most = unrecorded + fruitless(record, entry["attempts"]), self.settings["max_attempts"]
+            if unrecorded + tried - entry["attempts"] >= most:
+                self._give_up(run, f"not finished after {most} attempts")
+                continue
+            if stuck >= self.settings.get("max_attempts_without_progress", 3):
+                self._give_up(run, f"given up after {stuck} attempts without progress", unrecorded > 0)
                 continue
             self.starts[folder] += 1
             return PlannedRun(check(OmegaConf.create(entry["config"])), run, "", run.state(), "run")
@@ -117,7 +128,8 @@ class SlurmJob:
         if status == 1:
             try:
                 if run.record().get("state") != "failed" and run.waits_for(self.job["submission"]):
-                    self._record_failure(worker)
+                    config = OmegaConf.to_yaml(worker.planned.config)
+                    self._record_failure(run, worker.last_words(), "other", worker.errors_text(), config)
                 print((run.folder / "error.txt").read_text(), file=sys.stderr, flush=True)
             except OSError as error:  # its folder is gone, or the disk full: that is its own affair
                 print(worker.errors_text(), error, sep="\n", file=sys.stderr, flush=True)
@@ -125,25 +137,24 @@ class SlurmJob:
         elif status > 128:
             self.stop.signum = status - 128  # SLURM told the whole job to end
 
-    def _record_failure(self, worker: Worker) -> None:
-        """For a run that failed before its claim, and so left nothing behind: no data on this node, for instance."""
-        run, entry = worker.planned.run, worker.planned.run.queue_entry()
-        write_atomic(run.folder / "error.txt", worker.errors_text().encode())
-        write_atomic(run.folder / "config.yaml", OmegaConf.to_yaml(worker.planned.config).encode())
-        attempt = {
-            "started": time.time(),
-            "code": code(signed_config(worker.planned.config)),
-            **this_job(),
-            "submission": self.job["submission"],
-        }
+    def _record_failure(self, run: Run, error: str, failure: str, text: str = "", config: str = "") -> None:
+        """What the run itself could not record: it was killed, or failed before its claim and left nothing behind, as
+        without data on this node."""
+        entry, record = run.queue_entry(), run.record()
+        attempts = record.get("attempts", [])
+        if text:
+            write_atomic(run.folder / "config.yaml", config.encode())
+            attempt = {"started": time.time(), "code": code(entry.get("signed_config", {})), **this_job()}
+            attempts = [*attempts, {**attempt, "submission": self.job["submission"]}]
+        write_atomic(run.folder / "error.txt", (text or error + "\n").encode())
         told = {
             **entry.get("columns", {}),
             "signed_config": entry.get("signed_config", {}),
-            **run.record(),
-            "attempts": [*run.record().get("attempts", []), attempt],
+            **record,
+            "attempts": attempts,
             "state": "failed",
-            "failure": "other",
-            "error": worker.last_words(),
+            "failure": failure,
+            "error": error,
             "ended": time.time(),
         }
         write_json(run.folder / "run.json", told)
@@ -160,7 +171,11 @@ class SlurmJob:
                 names.append(Path(folder).name)
         return names
 
-    def _give_up(self, run: Run, reason: str) -> None:
+    def _give_up(self, run: Run, reason: str, was_killed: bool = False) -> None:
         log.error("%s: %s", run.folder.name, reason)
+        was_killed = was_killed or killed(run.record())
+        error = f"{reason}: {KILLED}" if was_killed else reason
+        with suppress(OSError):  # where the disk is full or the folder is gone nothing can be recorded
+            self._record_failure(run, error, "oom" if was_killed else "other")
         run.dequeue()
         self.given_up.append(run.folder.name)

@@ -10,9 +10,11 @@ from typing import Any
 GRACE_SECONDS = 120  # before the time limit SLURM tells the job to save
 RESERVED = {"job-name", "array", "output", "error", "open-mode", "parsable", "wait", "wrap", "test-only"}
 GPU_OPTIONS = {"gpus", "gres", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "tres-per-task"}
+ATTEMPTS = ("max_attempts", "max_attempts_without_progress")
 SUBMITIT = {"timeout_min": "time", "gpus_per_node": "gpus", "cpus_per_task": "cpus"}
 SUBMITIT["array_parallelism"] = "max_parallel"
-OWN = {"setup", "max_parallel", "runs_per_job", "packing", "wait", "max_attempts", "sbatch"}  # the others are sbatch's
+OWN = {"setup", "max_parallel", "runs_per_job", "packing", "wait", "max_attempts", "sbatch"}
+OWN |= {"max_attempts_without_progress"}  # the others are sbatch's
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Settings:
     packing: str = "parallel"
     wait: bool = False
     max_attempts: int = 50
+    max_attempts_without_progress: int = 3
     timeout_min: int | None = None  # submitit's names of time, gpus, cpus and max_parallel
     gpus_per_node: int | str | None = None
     cpus_per_task: int | None = None
@@ -56,9 +59,9 @@ class Settings:
             object.__setattr__(self, theirs, None)
         if isinstance(self.gpus, str) and not re.fullmatch(r"([\w.-]+:)?[0-9]+", self.gpus):
             raise ValueError(f"hydra.launcher.gpus={self.gpus} must be a number of GPUs, or type:number such as a100:2")
-        for name in ("gpus", "cpus", "max_parallel", "runs_per_job", "max_attempts"):
+        for name in ("gpus", "cpus", "max_parallel", "runs_per_job", *ATTEMPTS):
             value = getattr(self, name)
-            required = name in ("runs_per_job", "max_attempts")
+            required = name in ("runs_per_job", *ATTEMPTS)
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= (0 if name == "gpus" else 1)
             if not whole and (required or value is not None) and not (name == "gpus" and isinstance(value, str)):
                 raise ValueError(f"hydra.launcher.{name}={value} must be a whole number of at least 1")
@@ -81,6 +84,12 @@ class Settings:
             )
         if ours := sorted({str(key).replace("_", "-") for key in self.sbatch or {}} & RESERVED):
             raise ValueError(f"hydra.launcher.sbatch.{ours[0]} is not for you to set: the ledger finds its jobs by it")
+
+    def asks_for_gpus(self) -> bool:
+        """Whether jobs get GPUs, by `gpus` or by an option of sbatch."""
+        none = (None, False, 0, "0", "none")
+        options = {key: value for key, value in self.parameters().items() if key in GPU_OPTIONS | {"gpus-per-node"}}
+        return any(value not in none and "gpu" in f"{key}={value}" for key, value in options.items())
 
     def parameters(self) -> dict[str, Any]:
         """Options of sbatch by their long names."""
