@@ -13,16 +13,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
+
+from capsule_sweeps.data.cache_files import Arrays, is_refused, map_arrays, read_about, sha256, warn, write
+from capsule_sweeps.data.cache_lock import acquire
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -45,14 +47,17 @@ class Decoded:
     def splits(self) -> dict[str, tuple[Images, Labels]]:
         return {"train": self.train, "test": self.test} | ({} if self.val is None else {"val": self.val})
 
+    def arrays(self) -> Arrays:
+        """By the names of their files, in the order in which they are hashed."""
+        return {
+            f"{split}_{kind}": array
+            for split, (images, labels) in self.splits().items()
+            for kind, array in (("labels", labels), ("images", images))
+        }
+
     def sha256(self) -> str:
         """The hash of all shapes, labels and images."""
-        digest = hashlib.sha256()
-        for images, labels in self.splits().values():
-            for array in map(np.ascontiguousarray, (labels, images)):
-                digest.update(str(array.shape).encode())
-                digest.update(array.data)
-        return digest.hexdigest()
+        return sha256(self.arrays())
 
 
 class Identity(NamedTuple):
@@ -64,44 +69,50 @@ class Identity(NamedTuple):
 
 def stored_identity(stem: str, data_dir: Path, listing: Any) -> Identity | None:
     """That of the cached data with this listing, without a look at the images; None if they are not cached."""
-    for folder in (data_dir / ".cache", _user_cache_folder()):
+    for path, trusted in _places(stem, data_dir, listing):
         with suppress(Exception):  # a damaged one
-            about = json.loads((_path(folder, stem, listing) / "about.json").read_text())
+            about = read_about(path, trusted)
             return Identity(str(about["sha256"]), tuple(map(str, about["classes"])))
     return None
 
 
 def open_decoded(
     stem: str, data_dir: Path, list_source: Callable[[], Any], read_source: Callable[[], Decoded]
-) -> tuple[Decoded, str, Path]:
+) -> tuple[Decoded, str, Path | None]:
     """The memory-mapped data, their sha256 and their folder `<stem>-<key>`, which is made first if it is missing.
 
-    It is in `<data_dir>/.cache` or, where that cannot be written, in the user's cache folder. `list_source` returns
-    JSON values that follow from what `read_source` reads; of several processes that start together one reads. Raises
-    ValueError when the folder can be written nowhere, and whatever the two functions raise.
+    It is in `<data_dir>/.cache` or, where that cannot be written or trusted, in the user's cache folder; a link, and
+    what belongs neither to the user nor to the owner of data_dir, is not used. `list_source` returns JSON values that
+    follow from what `read_source` reads; of several processes that start together one reads. When another process holds
+    the lock for a minute, the data are read without the cache, and their folder is None. Raises ValueError when the
+    folder can be written nowhere, and whatever the two functions raise.
     """
-    folders = (data_dir / ".cache", _user_cache_folder())
     listing = list_source()
-    for folder in folders:
-        path = _path(folder, stem, listing)
-        if (opened := _read(path)) is not None:
+    places = _places(stem, data_dir, listing)
+    for path, trusted in places:
+        if (opened := _read(path, trusted)) is not None:
             return *opened, path
 
-    for folder in folders:
+    for path, trusted in places:
+        folder = path.parent
         lock = FileLock(folder / f"{stem}.lock")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
+            locked = acquire(lock)
         except OSError:
             continue
+        if not locked:
+            decoded = _measured(_unchanged(stem, list_source, read_source)[0])
+            return decoded, decoded.sha256(), None
         try:
             path = _path(folder, stem, list_source())
-            if (opened := _read(path)) is None:  # else made by another process while this one waited
+            if (opened := _read(path, trusted)) is None:  # else made by another process while this one waited
                 decoded, listing = _unchanged(stem, list_source, read_source)
                 path = _path(folder, stem, listing)
-                _write(path, decoded)
-                opened = _read(path)
-                assert opened is not None, path
+                _write(path, decoded := _measured(decoded))
+                if (opened := _read(path, trusted)) is None:  # as where a server gives what is written to nobody
+                    warn(f"The decoded data in {path} cannot be read back, so that they are decoded by every command.")
+                    return decoded, decoded.sha256(), None
             return *opened, path
         except BaseException:
             with suppress(OSError):  # nothing came of it: leave nothing, if nobody else uses the folder
@@ -111,9 +122,24 @@ def open_decoded(
         finally:
             lock.release()
     raise ValueError(
-        f"The decoded data can be stored neither in {folders[0]} nor in {folders[1]}; "
+        f"The decoded data can be stored neither in {data_dir / '.cache'} nor in {_user_cache_folder()}; "
         "set data_dir or XDG_CACHE_HOME to a folder that can be written."
     )
+
+
+def _places(stem: str, data_dir: Path, listing: Any) -> list[tuple[Path, set[int]]]:
+    """Where decoded data with this listing may be, and the users whose files are believed there."""
+    own = {os.geteuid()}
+    try:
+        shared = own | {os.stat(data_dir).st_uid}
+    except OSError:  # not there yet
+        shared = own
+    found = [(_path(data_dir / ".cache", stem, listing), shared), (_path(_user_cache_folder(), stem, listing), own)]
+    return [
+        (path, trusted)
+        for path, trusted in found
+        if not any(is_refused(place, trusted) for place in (path.parent, path.parent / f"{stem}.lock", path))
+    ]
 
 
 def _unchanged(stem: str, list_source: Callable[[], Any], read_source: Callable[[], Decoded]) -> tuple[Decoded, Any]:
@@ -131,7 +157,8 @@ def _unchanged(stem: str, list_source: Callable[[], Any], read_source: Callable[
 
 
 def _user_cache_folder() -> Path:
-    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "capsule_sweeps"
+    folder = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "capsule_sweeps"
+    return folder.resolve()  # the user's own links are his business
 
 
 def _path(folder: Path, stem: str, listing: Any) -> Path:
@@ -154,42 +181,35 @@ def measure_mean_std(images: Images) -> tuple[list[float], list[float]]:
     return means, stds
 
 
+def _measured(decoded: Decoded) -> Decoded:
+    """With the mean and deviation of the training images, where the source has none."""
+    if decoded.mean:
+        return decoded
+    mean, std = measure_mean_std(decoded.train[0])
+    return replace(decoded, mean=tuple(mean), std=tuple(std))
+
+
 def _write(path: Path, decoded: Decoded) -> None:
-    mean, std = (decoded.mean, decoded.std) if decoded.mean else measure_mean_std(decoded.train[0])
-    splits = decoded.splits()
-    about = {"splits": list(splits), "classes": decoded.classes, "mean": mean, "std": std, "sha256": decoded.sha256()}
-    beside = path.with_name(f"{path.name}.tmp")  # one name is enough: the writer holds the lock
+    about = {"splits": list(decoded.splits()), "classes": decoded.classes, "mean": decoded.mean, "std": decoded.std}
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
-        for split, arrays in splits.items():
-            for kind, array in zip(("images", "labels"), arrays, strict=True):
-                with open(beside / f"{split}_{kind}.npy", "wb") as file:
-                    np.save(file, np.ascontiguousarray(array), allow_pickle=False)
-                    file.flush()
-                    os.fsync(file.fileno())
-        (beside / "about.json").write_text(json.dumps(about))
-        shutil.rmtree(path, ignore_errors=True)  # a damaged one
-        os.rename(beside, path)
+        write(path, {**about, "sha256": decoded.sha256()}, decoded.arrays())
     except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
         raise ValueError(
             f"The decoded data could not be written to {path} ({error.strerror or error}); "
             "make room there, or set data_dir to another folder."
         ) from error
 
 
-def _read(path: Path) -> tuple[Decoded, str] | None:
-    """Views of the files and the sha256 they state; None if one is missing or damaged: then they are made again."""
+def _read(path: Path, trusted: set[int]) -> tuple[Decoded, str] | None:
+    """Views of the files and their sha256; None if one is missing or damaged: then they are made again."""
     try:
-        about = json.loads((path / "about.json").read_text())
+        about = read_about(path, trusted)
+        splits = [split for split in ("train", "test", "val") if split in about["splits"]]
+        names = [f"{split}_{kind}" for split in splits for kind in ("labels", "images")]
+        arrays = map_arrays(path, names, about["sha256"], trusted)
         found: dict[str, Any] = {key: tuple(about[key]) for key in ("classes", "mean", "std")}
-        for split in about["splits"]:
-            # Copy on write: torch warns of arrays that cannot be written to, and this way nobody can harm the file.
-            images, labels = (
-                np.asarray(np.load(path / f"{split}_{kind}.npy", mmap_mode="c", allow_pickle=False))
-                for kind in ("images", "labels")
-            )
+        for split in splits:
+            images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
             kinds = (images.dtype, images.ndim, labels.dtype, labels.shape)
             if kinds != (np.uint8, 4, np.int64, (len(images),)):
                 return None
@@ -197,5 +217,7 @@ def _read(path: Path) -> tuple[Decoded, str] | None:
                 return None
             found[split] = images, labels
         return Decoded(**found), about["sha256"]
-    except Exception:  # numpy has many for a damaged file
+    except Exception as error:  # numpy has many for a damaged file
+        if path.exists():
+            warn(f"The decoded data in {path} cannot be used ({' '.join(str(error).split())}); they are made again.")
         return None

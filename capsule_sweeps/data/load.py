@@ -66,8 +66,9 @@ def load_data(dataset: Any, data_dir: str | Path, device: str | torch.device) ->
     return data
 
 
-def prepare(dataset: Any, data_dir: str | Path) -> Path:
-    """Make sure that the decoded cache exists (download, read, convert) and return its path. Raises as `load_data`."""
+def prepare(dataset: Any, data_dir: str | Path) -> Path | None:
+    """Make sure that the decoded cache exists (download, read, convert) and return its path; None when it could not be
+    made, because another process holds its lock. Raises as `load_data`."""
     return open_data(dataset, Path(data_dir))[2]
 
 

@@ -20,7 +20,7 @@ from capsule_sweeps.data.variant import Variant
 VARIANTS: tuple[type[Variant], ...] = (Canvas, AffineTest, InPairs, TurnedTest)  # in the order in which they apply
 
 
-def open_data(dataset: Any, data_dir: Path) -> tuple[Decoded, str, Path]:
+def open_data(dataset: Any, data_dir: Path) -> tuple[Decoded, str, Path | None]:
     """The decoded data, their sha256 and their place in the cache. Raises ValueError (one sentence) for data that
     cannot be had or do not fit the configuration."""
     stem, list_source, read_source = _source(dataset, data_dir)
