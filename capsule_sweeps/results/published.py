@@ -48,6 +48,7 @@ class Cell:
     overrides: list[str]
     rule: str | None = None
     tolerance: float = TOLERANCE
+    reading: str = ""
 
     def __post_init__(self) -> None:
         where = f"{PATH.name}: the cell {self.table}, {self.row}, {self.column}"
@@ -80,15 +81,19 @@ def _cells(path: Path) -> list[dict[str, Any]]:
 
 
 def read_cells(table: str, path: Path = PATH) -> list[Cell]:
-    """The cells of one published table, in the file's order. Raises ValueError when there is no such table."""
+    """The cells of one published table, in the file's order, one for each reading. Raises ValueError when there is no
+    such table."""
     names = {entry.name for entry in fields(Cell)}
     cells = []
     for number, node in enumerate(_cells(path), 1):
+        readings = node.pop("readings", {"": []})
         if unknown := sorted(node.keys() - names):
             raise ValueError(f"{path.name}: cell {number} has the unknown key {unknown[0]}")
         try:
-            cells.append(Cell(**node))
-        except TypeError as error:
+            for reading, words in readings.items():
+                own = {"reading": reading, "overrides": [*node.get("overrides", []), *words]}
+                cells.append(Cell(**{**node, **(own if reading else {})}))
+        except (TypeError, AttributeError) as error:
             raise ValueError(f"{path.name}: cell {number} is not complete ({error})") from error
     found = [cell for cell in cells if cell.table == table]
     if not found:
@@ -100,17 +105,18 @@ def read_cells(table: str, path: Path = PATH) -> list[Cell]:
 
 
 def published_table(runs: pd.DataFrame, cells: list[Cell], runs_dir: Path | str = "runs") -> pd.DataFrame:
-    """One row a cell: row, column (with unit), published, ours, n, ± (half-width of the 95 % interval), difference
+    """One row a cell: row, column (with unit), published, reading (if the table has several), ours, n, ± (half-width of the 95 % interval), difference
     (ours − published), verdict, rule, and the command that fills a missing cell or settles an open verdict with runs in
     runs_dir."""
     rows, first = [], first_seeds(Path(runs_dir))
     for cell in cells:
         found = _ours(runs, cell, first)
         row: dict[str, Any] = {"row": cell.row, "column": f"{cell.column} ({cell.unit})", "published": cell.value}
-        row |= {"ours": found["ours"], "n": found["n"], "±": found["half_width"]}
+        row |= {"reading": cell.reading, "ours": found["ours"], "n": found["n"], "±": found["half_width"]}
         row |= {"difference": found["ours"] - cell.value, "verdict": verdict(cell, **found)}
         rows.append({**row, "rule": cell.rule, "command": _command(cell, row["verdict"], runs_dir, **found)})
-    return pd.DataFrame(rows).astype({"n": "Int64"})
+    table = pd.DataFrame(rows).astype({"n": "Int64"})
+    return table if any(table.reading) else table.drop(columns="reading")
 
 
 def _command(
@@ -196,7 +202,8 @@ def marks(cells: list[Cell]) -> pd.DataFrame:
         accuracy = 100 - cell.value if cell.unit == ERROR else cell.value
         row = {"dataset": config.dataset.name, "num_routing": config.num_routing, "value": accuracy}
         rows.append({**row, "aggregate": cell.aggregate, "rule": cell.rule})
-    return pd.DataFrame(rows, columns=["dataset", "num_routing", "value", "aggregate", "rule"])
+    points = pd.DataFrame(rows, columns=["dataset", "num_routing", "value", "aggregate", "rule"])
+    return points.drop_duplicates(ignore_index=True)
 
 
 def of_table(runs: pd.DataFrame, cells: list[Cell]) -> pd.DataFrame:
@@ -216,8 +223,10 @@ def published_notes(cells: list[Cell], runs: pd.DataFrame, table: pd.DataFrame, 
         f"Reproduced: within {' and '.join(tolerances)}.",
     ]
     for citation in dict.fromkeys(cell.source["citation"] for cell in cells):
-        places = dict.fromkeys(cell.source["where"] for cell in cells if cell.source["citation"] == citation)
-        said.append(f"Published: {citation}; {', '.join(places)}.")
+        sources = [cell.source for cell in cells if cell.source["citation"] == citation]
+        places = dict.fromkeys(source["where"] for source in sources)
+        commits = dict.fromkeys(f"commit {source['commit']}" for source in sources if "commit" in source)
+        said.append(f"Published: {', '.join([citation, *commits])}; {', '.join(places)}.")
     said[1] += two_stage_note(finished_runs(own, str(rule)), first_seeds(Path(runs_dir)))
     for what, these in (
         ("Missing cells are filled by:", table.verdict == "missing"),

@@ -47,15 +47,19 @@ def judged(values: list[float], **own) -> str:
 
 
 def test_cells_are_what_the_readme_and_the_paper_say() -> None:
-    found = {}
+    found, readings = {}, {}
     for one in read_cells("readme_table"):
         config = compose_config(one.overrides)
         found[config.dataset.name, config.num_routing, one.aggregate] = one.value
         assert one.rule == (None if one.aggregate == "count" else "best_test")
         assert (config.backbone.name, config.training.epochs) == ("resnet", 350)
         assert one.unit == ("million" if one.aggregate == "count" else "%")
-        assert {"citation", "where"} <= one.source.keys()
+        assert one.source.get("commit") == (None if one.aggregate == "count" else "53899ae")
+        assert config.capsules.interleaved == (one.reading == "mixed windows")
+        readings.setdefault((config.dataset.name, config.num_routing, one.aggregate), []).append(one.reading)
     assert found == README
+    both = ["fixed windows", "mixed windows"]
+    assert readings == {key: [""] if key[2] == "count" else both for key in README}
 
 
 def test_every_table_of_the_file_can_be_read() -> None:
@@ -161,6 +165,7 @@ def test_published_ours_and_verdict(half_done) -> None:
         "row",
         "column",
         "published",
+        "reading",
         "ours",
         "n",
         "±",
@@ -169,7 +174,8 @@ def test_published_ours_and_verdict(half_done) -> None:
         "rule",
         "command",
     ]
-    rows = table.set_index(["row", "column"])
+    assert set(table[table.reading == "mixed windows"].verdict) == {"missing"}
+    rows = table[table.reading != "mixed windows"].set_index(["row", "column"])
     one = rows.loc["CIFAR-10, num_routing 1", "average (%)"]
     assert (one.n, one.verdict, one.published) == (5, "reproduced", 94.73)
     assert one.ours == pytest.approx(94.73) and one.difference == pytest.approx(0, abs=1e-9)
@@ -211,8 +217,9 @@ def test_every_format_has_every_cell_rule_and_command(half_done, capsule_sweeps)
     }
     assert all(one.code == 0 and one.err == "" for one in ended.values())
     objects, csv = json.loads(ended["json"].out), pd.read_csv(io.StringIO(ended["csv"].out))
-    assert len(objects) == len(csv) == len(README)
-    assert [row["verdict"] for row in objects] == list(csv.verdict)
+    assert len(objects) == len(csv) == 2 * len(README) - 2  # a count has one reading
+    objects = [one for one in objects if one["reading"] != "mixed windows"]
+    assert [row["verdict"] for row in objects] == list(csv.verdict[csv.reading != "mixed windows"])
     assert {row["rule"] for row in objects} == {"best_test", None}  # there is no note in these files
     assert objects[4]["ours"] is None and objects[4]["n"] == 0 and objects[0]["n"] == 5
     command = "python launch.py -m dataset=CIFAR100 num_routing=1 seed=0,1,2,3,4"
@@ -261,7 +268,7 @@ DRY = "hydra.launcher.dry_run=true"
 
 
 @pytest.mark.parametrize("flag", [["-m"], []], ids=["-m", "without -m"])
-@pytest.mark.parametrize(("table", "number"), [("readme_table", 20), ("self_routing_table", 80)])
+@pytest.mark.parametrize(("table", "number"), [("readme_table", 40), ("self_routing_table", 80)])
 def test_the_experiment_runs_exactly_what_the_cells_need(launch, flag, table, number) -> None:
     needed = {
         columns(compose_config([*words, f"seed={seed}"]))["run"]
@@ -290,7 +297,7 @@ def test_the_command_fills_the_folder_that_was_asked_for(launch, capsule_sweeps,
 
 def test_the_command_line_wins_over_an_experiment(launch) -> None:
     found = planned(launch("-m", "experiment=readme_table", "seed=9", "dataset=digits", DRY, base=[]))
-    assert len(found) == 2 and all(name.startswith("digits-") and "-s9-" in name for name in found)
+    assert len(found) == 4 and all(name.startswith("digits-") and "-s9-" in name for name in found)
 
 
 def test_experiments_are_not_swept_over(launch) -> None:

@@ -1,0 +1,97 @@
+"""Which of the two published programs made a file: found out by its accuracy on test images.
+
+The programs differ in the windows of convolutional capsule layers (capsules.interleaved, docs/published-code.md), which
+leaves no trace in the file, and weights that were trained with one kind of windows work only with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from capsule_sweeps.console import bar
+from capsule_sweeps.data.load import Data, load_data
+from capsule_sweeps.data.open import identify
+from capsule_sweeps.evaluation.evaluate import batch_logits
+from capsule_sweeps.training.evaluation import evaluation_batch, num_correct
+from capsule_sweeps.training.execution import choose_device
+
+ENOUGH = 2000  # images that tell the windows apart; all of them confirm
+SPREAD = 4.0  # standard deviations that the accuracy on some of the images may be off
+FLIPPED = 3  # images that rounding on another machine may change
+ASK = "set capsules.interleaved=true (apple/ml-capsules-…, 53899ae) or false (yaohungt/Capsules-…, from 95bcbc2 on)"
+
+
+def find_windows(
+    path: Path, accuracy: float | None, precision: float, config: DictConfig, make: Callable[[bool], nn.Module]
+) -> tuple[bool, dict[str, Any]]:
+    """Whether the windows are interleaved, and what run.json records of it; {} when there are no such windows.
+
+    `accuracy` is that of the file and `precision` how exactly it is given, both fractions; `make` makes the model with
+    and without. Raises ValueError, which asks for capsules.interleaved, when the accuracy or the images are not known,
+    or do not decide.
+    """
+    if not any(layer.kernel_size for layer in config.capsules.layers):
+        return False, {}
+    if accuracy is None:
+        raise ValueError(f"{path} does not tell its accuracy, from which its windows could be found out: {ASK}")
+    data = _images(path, config)
+    models = {interleaved: make(interleaved) for interleaved in (False, True)}
+    places = torch.linspace(0, len(data.test) - 1, min(ENOUGH, len(data.test))).round().long()
+    some = {which: share_correct(model, config, data, places) for which, model in models.items()}
+    deviation = math.sqrt(max(accuracy * (1 - accuracy), 1 / len(places)) / len(places))
+    likely = [which for which, share in some.items() if abs(share - accuracy) <= SPREAD * deviation + precision]
+    every = torch.arange(len(data.test))
+    all_of = {which: share_correct(models[which], config, data, every) for which in likely}
+    margin = precision + FLIPPED / len(every)
+    agreeing = [which for which, share in all_of.items() if abs(share - accuracy) <= margin + 1e-9]
+    found = {**some, **all_of}
+    if len(agreeing) != 1:
+        told = " and ".join(f"{found[which]:.2%} with capsules.interleaved={str(which).lower()}" for which in found)
+        which = "Both agree" if agreeing else "Neither agrees; is another setting wrong (num_routing, schedule, images)"
+        raise ValueError(
+            f"{path} tells an accuracy of {accuracy:.2%}; on test images of {config.dataset.name} it is {told}. {which}: "
+            f"{ASK}"
+        )
+    chosen = agreeing[0]
+    return chosen, {
+        "interleaved": chosen,
+        "accuracy": all_of[chosen],
+        "images": len(every),
+        "accuracy_of_the_other": found[not chosen],
+        "images_of_the_other": len(every if not chosen in all_of else every) if (not chosen) in all_of else len(places),
+    }
+
+
+def _images(path: Path, config: DictConfig) -> Data:
+    """The data set, if it is here: nothing is downloaded for it."""
+    name = config.dataset.name
+    try:
+        here = identify(config.dataset, Path(config.data_dir)) is not None
+        data = load_data(config.dataset, config.data_dir, choose_device(config.device)) if here else None
+    except ValueError as error:
+        raise ValueError(f"{path}: its windows cannot be found out without test images ({error}); {ASK}") from error
+    if data is None:
+        raise ValueError(
+            f"{path}: its windows can be found out with the test images of {name}, which are not under "
+            f"{config.data_dir}: run `python -m capsule_sweeps prepare-data dataset={name}` first, or {ASK}"
+        )
+    return data
+
+
+@torch.no_grad()
+def share_correct(model: nn.Module, config: DictConfig, data: Data, places: Tensor) -> float:
+    """The share of these test images that a model names right."""
+    split, size, correct = data.test, evaluation_batch(config), 0
+    model = model.to(split.labels.device).eval()
+    with bar("windows", len(places)) as advance:
+        for some in places.to(split.labels.device).split(size):
+            correct += int(num_correct(batch_logits(model, config, split.images[some]), split.labels[some]))
+            advance(len(some))
+    return correct / len(places)
