@@ -9,7 +9,7 @@ from capsule_sweeps.cli import add_overrides, add_runs_dir, path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=path, help="the file, ckpt.pth")
-    add_overrides(parser, "where it is not CIFAR: dataset=SVHN; routing.schedule=sequential; capsules=NAME, its stack")
+    add_overrides(parser, "capsules.interleaved=true|false; dataset=SVHN; routing.schedule=sequential; capsules=NAME")
     add_runs_dir(parser)
     parser.add_argument("--num-routing", type=int, required=True, help="the iterations that it was trained with")
 
@@ -18,4 +18,10 @@ def run(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.evaluation.import_published import import_checkpoint
 
     made, new = import_checkpoint(arguments.file, arguments.num_routing, arguments.overrides, arguments.runs_dir)
+    told = made.record().get("imported", {}).get("windows") if new else None
+    if told:
+        print(
+            f"Its windows are those of capsules.interleaved={str(told['interleaved']).lower()}: {told['accuracy']:.2%} "
+            f"on {told['images']:,} test images, {told['accuracy_with_the_other_windows']:.2%} with the others."
+        )
     print(f"{made.folder} is {'written' if new else 'there already: nothing was done'}")

@@ -107,7 +107,7 @@ class CapsulesConfig:
     classes: Classes = field(default_factory=Classes)
     between: str = _one_of("none", "batch", default="none")  # norm of poses in front of every layer but the first
     init: str = _one_of("normal", "kaiming", default="normal")  # initial weights of votes
-    interleaved: bool = False  # windows as the published code has them: capsules.interleave
+    interleaved: bool = False  # windows as the first of the two published programs has them: layers.interleave
 
 
 @dataclass

@@ -244,8 +244,9 @@ def notes(
     alike = [one for one in found if one.num_routing == trained and not moved]
     if "imported" in record and theirs and alike and abs(alike[0].accuracy - 100 * theirs) > DOUBT:
         said.append(
-            "That is not what the file told: other images, another num_routing or schedule, or written by a fork that "
-            "has mended the windows of the published code (import it anew with capsules.interleaved=false)?"
+            "That is not what the file told: other images, another num_routing or schedule, or written by the other "
+            "one of the two published programs (import it again with capsules.interleaved="
+            f"{str(not config.capsules.interleaved).lower()})?"
         )
     if "ema" in checkpoint:
         said.append(f"average: the average of the weights over steps, training.ema={config.training.ema}.")

@@ -1,10 +1,10 @@
 """The file that the published code writes, as a finished run folder that is marked as imported.
 
 Known of such a run is what the file says, weights, best test accuracy and its epoch, and what whoever imports it adds:
-num_routing, and where they differ the data set and the schedule. Nothing tells whether a fork wrote it that has mended
-the windows of the published code (capsules.interleave): then it needs capsules.interleaved=false. How it was trained is
-not known. So no recipe and no seed is recorded, and the signature is one of what the weights compute and of the file:
-no own run can have it.
+num_routing, and where they differ the data set and the schedule. Which of the two published programs wrote it is found
+out from its accuracy on test images (windows.py), or told as capsules.interleaved. How it was trained is not known. So
+no recipe and no seed is recorded, and the signature is one of what the weights compute and of the file: no own run can
+have it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
+from capsule_sweeps.evaluation.windows import find_windows
 from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.networks.published_weights import load_published_weights
 from capsule_sweeps.runs.files import write_atomic, write_json
@@ -38,15 +40,22 @@ from capsule_sweeps.training.checkpoint import load_tensors
 DATASETS = {(10, 3): "CIFAR10", (100, 3): "CIFAR100"}  # (classes, channels) → what the published code trains on
 TAKEN = ("dataset", "capsules", "data_dir")  # groups that overrides may change, and routing.schedule
 UNKNOWN = ("model.capsules.dropout", *(f"dataset.{key}" for key in ("crop_padding", "flip", "train_size", "val_size")))
+WINDOWS = "model.capsules.interleaved"  # the signed key
+NUMPY: list[Any] = [  # what a NumPy number needs to be read by torch.load(weights_only=True): data, no code
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *(np.dtype, *(type(np.dtype(name)) for name in ("float64", "float32", "int64"))),
+]
 NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)  # int64: BatchNorm counts batches
 
 
 class Published(NamedTuple):
-    """A file of the published code: weights without `module.`, accuracy (a fraction), its epoch counted from 1."""
+    """A file of the published code: weights without `module.`, accuracy (a fraction) and how exactly it is given, its
+    epoch counted from 1; None for what the file of a fork does not tell."""
 
     weights: dict[str, Tensor]
-    accuracy: float
-    epoch: int
+    accuracy: float | None
+    precision: float
+    epoch: int | None
     sha256: str
 
 
@@ -64,33 +73,65 @@ def import_checkpoint(path: Path, num_routing: int, overrides: Sequence[str], ru
         with torch.device("meta"), warnings.catch_warnings():  # do the shapes fit, before memory is taken for them?
             warnings.simplefilter("ignore")  # torch's, that nothing is copied
             load_published_weights(build_model(config), published.weights)
-        model = build_model(config)
-        load_published_weights(model, published.weights)
     except ValueError as error:
         raise ValueError(f"{path} does not fit: {error}") from error
+    told = any("capsules.interleaved=" in word for word in overrides)
+    if (run := already(path, sign(config, published), runs_dir, () if told else (WINDOWS,))) is not None:
+        return run, False
+    windows: dict[str, Any] = {}
+    if not told:
+
+        def make(interleaved: bool) -> nn.Module:
+            return filled(with_windows(config, interleaved), published)
+
+        interleaved, windows = find_windows(path, published.accuracy, published.precision, config, make)
+        config = with_windows(config, interleaved)
+    return write_run(path, published, config, windows, runs_dir), True
+
+
+def with_windows(config: DictConfig, interleaved: bool) -> DictConfig:
+    changed = config.copy()
+    for capsules in (changed.capsules, changed.model.capsules):
+        capsules.interleaved = interleaved
+    return changed
+
+
+def filled(config: DictConfig, published: Published) -> nn.Module:
+    """The model of a config with the file's weights."""
+    model = build_model(config)
+    load_published_weights(model, published.weights)
+    return model
+
+
+def sign(config: DictConfig, published: Published) -> dict[str, Any]:
+    """The signed configuration of an imported run: what its weights compute, and the file."""
     signed = {key: value for key, value in signed_config(config).items() if key.startswith(("model.", "dataset."))}
     signed = {key: value for key, value in signed.items() if key not in UNKNOWN}
-    signed["imported.sha256"] = published.sha256
+    return {**signed, "imported.sha256": published.sha256}
+
+
+def already(path: Path, signed: dict[str, Any], runs_dir: Path, unknown: Sequence[str]) -> Run | None:
+    """The run that this file is already. Raises ValueError when that has other settings, apart from unknown ones."""
     for run in find_runs(runs_dir).values():
         there = run.record().get("signed_config", {})
-        if there.get("imported.sha256") == published.sha256:
+        if there.get("imported.sha256") == signed["imported.sha256"]:
             keys = sorted(key for key in there.keys() | signed.keys() if there.get(key) != signed.get(key))
-            if keys:
+            if keys := [key for key in keys if key not in unknown]:
                 told = ", ".join(f"{key}={there.get(key)} there and {signed.get(key)} here" for key in keys)
                 raise ValueError(f"{path} is there already as {run.folder}: {told}; remove that folder if it is wrong")
-            return run, False
-    return write_run(path, published, model, config, signed, runs_dir), True
+            return run
+    return None
 
 
-def write_run(
-    path: Path, published: Published, model: nn.Module, config: DictConfig, signed: dict[str, Any], runs_dir: Path
-) -> Run:
+def write_run(path: Path, published: Published, config: DictConfig, windows: dict[str, Any], runs_dir: Path) -> Run:
     """The folder, made beside its place and renamed: it is there as a whole or not at all."""
+    model, signed = filled(config, published), sign(config, published)
     identity = signature(signed)
     name = run_name(config, identity, "imported")
     unknown = dict.fromkeys(("seed", "epochs"))
     described = {**columns(config), "run": name, "signature": identity, "group": identity, **unknown}
     told = {"file": path.name, "sha256": published.sha256, "time": time.time(), "commit": provenance()["commit"]}
+    told |= {"windows": windows} if windows else {}
     summary = {
         "accuracy_best_test": published.accuracy,
         "epoch_best_test": published.epoch,
@@ -100,7 +141,7 @@ def write_run(
     record = {**described, "state": "finished", "signed_config": signed, "attempts": [], **summary}
     record["normalization"] = {key: list(config.dataset[key]) for key in ("mean", "std")}
     buffer = io.BytesIO()
-    torch.save({"model": model.state_dict(), "epoch": published.epoch, "batch": 0}, buffer)
+    torch.save({"model": model.state_dict(), "epoch": published.epoch or 0, "batch": 0}, buffer)
     staged = runs_dir / f".{name}.{os.getpid()}.{threading.get_ident()}.tmp"
     try:
         staged.mkdir(parents=True)
@@ -130,28 +171,45 @@ def read_published(path: Path) -> Published:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about kinds of tensors that are refused below
-            content = load_tensors(io.BytesIO(data), "cpu")
+            with torch.serialization.safe_globals(NUMPY):
+                content = load_tensors(io.BytesIO(data), "cpu")
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read safely: it is damaged, or holds other things than tensors and numbers"
         ) from error
-    missing = [key for key in ("net", "acc", "epoch") if not isinstance(content, dict) or key not in content]
-    if missing:
-        raise ValueError(f"{path} has no '{missing[0]}'; the file of the published code has 'net', 'acc' and 'epoch'")
-    net, acc, epoch = content["net"], content["acc"], content["epoch"]
+    if isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values()):
+        content = {"net": content}  # of a fork that saved the weights alone
+    if not isinstance(content, Mapping) or "net" not in content:
+        raise ValueError(f"{path} has no 'net'; the file of the published code has 'net', 'acc' and 'epoch'")
+    net, acc, epoch = content["net"], plain(content.get("acc")), plain(content.get("epoch"))
     if not (isinstance(net, Mapping) and net and all(isinstance(tensor, Tensor) for tensor in net.values())):
         raise ValueError(f"{path}: 'net' must hold the weights, a tensor under each name")
     for key, tensor in net.items():
         if (wrong := peculiar(tensor)) is not None:
             raise ValueError(f"{path}: {str(key)[:80]!r} of 'net' is {wrong}, not a plain tensor of numbers")
-    if isinstance(acc, bool) or not isinstance(acc, int | float) or not 0 <= acc <= 100:
-        raise ValueError(f"{path}: 'acc'={acc} must be an accuracy in percent")
-    if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
-        raise ValueError(f"{path}: 'epoch'={epoch} must be a whole number of at least 0")
+    if acc is not None and (isinstance(acc, bool) or not isinstance(acc, int | float) or not 0 <= acc <= 100):
+        raise ValueError(f"{path}: 'acc'={str(acc)[:80]} must be an accuracy in percent")
+    if epoch is not None and (isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0):
+        raise ValueError(f"{path}: 'epoch'={str(epoch)[:80]} must be a whole number of at least 0")
     weights = {str(key).removeprefix("module."): tensor for key, tensor in net.items()}
     if len(weights) < len(net):
         raise ValueError(f"{path}: 'net' has a name with 'module.' and without: which is meant is not known")
-    return Published(weights, acc / 100, epoch + 1, hashlib.sha256(data).hexdigest())
+    known = acc if acc is not None and acc > 1 else None  # a fraction, or in percent? nobody knows
+    decimals = len(repr(known).partition(".")[2]) if known is not None else 0
+    return Published(
+        weights,
+        None if known is None else known / 100,
+        0.5 * 10.0 ** -(decimals + 2),
+        None if epoch is None else epoch + 1,
+        hashlib.sha256(data).hexdigest(),
+    )
+
+
+def plain(value: Any) -> Any:
+    """A number out of a tensor or a NumPy number; everything else as it is."""
+    if isinstance(value, Tensor | np.generic) and (not isinstance(value, Tensor) or value.numel() == 1):
+        return value.item()
+    return value
 
 
 def peculiar(tensor: Tensor) -> str | None:
@@ -182,8 +240,6 @@ def recognise(path: Path, weights: Mapping[str, Tensor], num_routing: int, overr
     given, num_classes = first.shape[1], _layer_weights(weights)[-1].shape[-1 if _is_matrix(weights) else -2]
     words = [f"backbone={'resnet' if resnet else 'simple'}", *([] if resnet else [f"backbone.channels={len(first)}"])]
     words += [f"num_routing={num_routing}", *overrides]
-    if not any("capsules.interleaved=" in word for word in overrides):
-        words.append("capsules.interleaved=true")
     if not any(word.startswith("dataset=") for word in overrides):
         if (num_classes, given) not in DATASETS:
             raise ValueError(f"{path} has {num_classes} classes and {given} channels: say which data set, dataset=…")

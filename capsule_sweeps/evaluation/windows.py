@@ -54,19 +54,14 @@ def find_windows(
     found = {**some, **all_of}
     if len(agreeing) != 1:
         told = " and ".join(f"{found[which]:.2%} with capsules.interleaved={str(which).lower()}" for which in found)
-        which = "Both agree" if agreeing else "Neither agrees; is another setting wrong (num_routing, schedule, images)"
+        both = "Both agree" if agreeing else "Neither agrees (another num_routing, schedule, or other images?)"
         raise ValueError(
-            f"{path} tells an accuracy of {accuracy:.2%}; on test images of {config.dataset.name} it is {told}. {which}: "
-            f"{ASK}"
+            f"{path} tells an accuracy of {accuracy:.2%}; on test images of {config.dataset.name} it is {told}. "
+            f"{both}: to import it all the same, {ASK}"
         )
     chosen = agreeing[0]
-    return chosen, {
-        "interleaved": chosen,
-        "accuracy": all_of[chosen],
-        "images": len(every),
-        "accuracy_of_the_other": found[not chosen],
-        "images_of_the_other": len(every if not chosen in all_of else every) if (not chosen) in all_of else len(places),
-    }
+    record: dict[str, Any] = {"interleaved": chosen, "accuracy": all_of[chosen], "images": len(every)}
+    return chosen, {**record, "accuracy_with_the_other_windows": found[not chosen]}
 
 
 def _images(path: Path, config: DictConfig) -> Data:

@@ -97,8 +97,8 @@ class CapsuleLayer(nn.Module):
     """One layer of parents: its weight and its routing. A fully connected one is a kernel as large as the grid.
 
     `child_shape` (N, H, W, D); `kernel_size` is None for a fully connected layer; `matrix`: poses are square matrices,
-    else vectors. `routing` does one step: see `Routing`. `votes` makes the Votes that it gets. `interleaved`: with the
-    windows of the published code, see `interleave`. `padding` adds children of pose 0 and activation 0 around the grid.
+    else vectors. `routing` does one step: see `Routing`. `votes` makes the Votes that it gets. `interleaved`: see
+    `interleave`. `padding` adds children of pose 0 and activation 0 around the grid.
     `between`: "batch" is a BatchNorm of the children's poses. `init`: initial weights are "normal" with deviation
     √(M / (x·N·k·l)), or "kaiming", uniform with deviation √(2 / (x·M·d)) and without the routing's `vote_scale`.
     """
@@ -178,7 +178,8 @@ class CapsuleLayer(nn.Module):
 
 
 def interleave(poses: Tensor, kernel_size: int, stride: int) -> Tensor:
-    """What the published code has under the kernels of a convolutional layer; forks of it have mended this.
+    """What the first published program (apple/ml-capsules-…, 53899ae) has under the kernels of a convolutional layer;
+    the author's own (yaohungt/Capsules-…) fixed this in 95bcbc2.
 
     poses (B, N, H, W, D) → (B, N, h·k, w·k, D): window beside window, to be read with stride k. For each child under
     the kernel, its numbers at all places of the grid, D·h·w, are taken in the order (D, h, w) and read in the order

@@ -105,9 +105,9 @@ def read_cells(table: str, path: Path = PATH) -> list[Cell]:
 
 
 def published_table(runs: pd.DataFrame, cells: list[Cell], runs_dir: Path | str = "runs") -> pd.DataFrame:
-    """One row a cell: row, column (with unit), published, reading (if the table has several), ours, n, ± (half-width of the 95 % interval), difference
-    (ours − published), verdict, rule, and the command that fills a missing cell or settles an open verdict with runs in
-    runs_dir."""
+    """One row a cell: row, column (with unit), published, reading (if the table has several), ours, n, ± (half-width of
+    the 95 % interval), difference (ours − published), verdict, rule, and the command that fills a missing cell or
+    settles an open verdict with runs in runs_dir."""
     rows, first = [], first_seeds(Path(runs_dir))
     for cell in cells:
         found = _ours(runs, cell, first)

@@ -27,7 +27,7 @@ IMAGES = ["dataset=CIFAR10", "dataset.image_size=16", "dataset.num_classes=4"]  
 CONV = "{type: conv, num_capsules: 5, pose_size: 16, kernel_size: 3, stride: 2}"
 FC = "{type: fc, num_capsules: 7, pose_size: 16}"
 STACK = ["capsules=CIFAR10", "capsules.primary.num_capsules=6", f"capsules.layers=[{CONV}, {FC}]"]
-SMALL = [*IMAGES, *STACK]
+SMALL = [*IMAGES, *STACK, "capsules.interleaved=true"]
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +57,14 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("schedule", ["concurrent", "sequential"])
-@pytest.mark.parametrize(
-    ("interleaved", "name"), [(True, "model_interleaved.npz"), (False, "model_simple.npz"), (None, None)]
-)
+@pytest.mark.parametrize(("interleaved", "name"), [(True, "model_interleaved.npz"), (False, "model_simple.npz")])
 def test_logits_are_those_of_the_published_code(golden, file, interleaved, name, schedule) -> None:
-    """With its windows as they are, which is the default, and as forks have mended them."""
-    words = [] if interleaved is None else [f"capsules.interleaved={str(interleaved).lower()}"]
-    run, new = import_checkpoint(file, 2, [*SMALL, f"routing.schedule={schedule}", *words], Path("runs"))
+    """With the windows of the first program, and those of the second."""
+    words = [*SMALL[:-1], f"capsules.interleaved={str(interleaved).lower()}", f"routing.schedule={schedule}"]
+    run, new = import_checkpoint(file, 2, words, Path("runs"))
     assert new
     model, _ = load_trained(run.folder)
-    wanted = np.load(GOLDEN / (name or "model_interleaved.npz"))
+    wanted = np.load(GOLDEN / name)
     for num_routing in (1, 2, 3):
         model.capsules.num_routing = num_routing
         with torch.no_grad():
@@ -91,12 +89,11 @@ def test_published_configurations_are_recognised(dataset) -> None:
     weights = {key: torch.zeros(shape, device="meta") for key, shape in shapes.items()}
     found = signed_config(recognise(Path("x"), weights, 3, ["capsules.interleaved=false"]))
     assert found == signed_config(compose_config([f"dataset={dataset}", "num_routing=3"]))
-    assert signed_config(recognise(Path("x"), weights, 3, []))["model.capsules.interleaved"] is True
 
 
 def test_a_stack_that_is_not_in_conf_is_asked_for(file) -> None:
     with pytest.raises(ValueError, match=r"match none of the stacks in conf/capsules; describe .* set capsules=NAME"):
-        import_checkpoint(file, 2, IMAGES, Path("runs"))
+        import_checkpoint(file, 2, [*IMAGES, "capsules.interleaved=true"], Path("runs"))
     assert not Path("runs").exists()
 
 
@@ -162,7 +159,7 @@ def test_published_tables_leave_it_out(place, runs) -> None:
     shapes = json.loads((GOLDEN / "resnet_keys.json").read_text())["CIFAR10"]
     net = {key: torch.zeros(shape) for key, shape in shapes.items()}
     torch.save({"net": net, "acc": 95.0, "epoch": 3}, "ckpt.pth")
-    folder = import_checkpoint(Path("ckpt.pth"), 2, [], Path("runs"))[0].folder
+    folder = import_checkpoint(Path("ckpt.pth"), 2, ["capsules.interleaved=true"], Path("runs"))[0].folder
     assert folder.name.startswith("CIFAR10-capsnet-resnet-inverted_attention-r2-imported-")
     assert len(load_runs("runs", imported=True)) == 1
     table = published_table(load_runs("runs", imported=True), read_cells("readme_table"))
@@ -196,7 +193,8 @@ def test_data_set_is_recognised_or_said(golden, capsule_sweeps, place) -> None:
     shapes = json.loads((GOLDEN / "resnet_keys.json").read_text())["CIFAR10"]
     net = {key: torch.zeros(shape) for key, shape in shapes.items()}
     torch.save({"net": net, "acc": 95.0, "epoch": 3}, "ckpt.pth")
-    ended = capsule_sweeps("import-checkpoint", "ckpt.pth", "--num-routing", "1", "dataset=SVHN", "dataset.flip=true")
+    words = ("dataset=SVHN", "dataset.flip=true", "capsules.interleaved=false")
+    ended = capsule_sweeps("import-checkpoint", "ckpt.pth", "--num-routing", "1", *words)
     assert ended.code == 0 and "SVHN-capsnet-resnet" in ended.out
     ended = capsule_sweeps("import-checkpoint", "ckpt.pth", "dataset=CIFAR100", "--num-routing", "1")
     assert ended.code == 1 and "10 classes" in ended.err and "CIFAR100" in ended.err and ended.err.count("\n") == 1
@@ -228,8 +226,6 @@ def spoil(path: Path, how: str, golden) -> None:
         torch.save({**good, "extra": Evil()}, path)
     elif how == "no net":
         torch.save({key: value for key, value in good.items() if key != "net"}, path)
-    elif how == "only weights":
-        torch.save(good["net"], path)
     elif how == "a list":
         torch.save([1, 2], path)
     else:
@@ -264,7 +260,6 @@ def spoil(path: Path, how: str, golden) -> None:
         "pickle with code": "cannot be read safely",
         "torch with code": "cannot be read safely",
         "no net": "'net'",
-        "only weights": "'net'",
         "a list": "'net'",
         "empty net": "'net'",
         "net of numbers": "'net'",
@@ -354,7 +349,8 @@ def test_wrong_number_of_iterations(file, capsule_sweeps, number) -> None:
 def test_a_described_stack_is_taken_as_it_is(file) -> None:
     """Strides that the shapes do not tell can be said."""
     layers = "capsules.layers=[{type: conv, num_capsules: 5, pose_size: 16, kernel_size: 3, stride: 2}, "
-    words = [*IMAGES, "capsules.primary.num_capsules=6", layers + "{type: fc, num_capsules: 7, pose_size: 16}]"]
+    fc = "{type: fc, num_capsules: 7, pose_size: 16}]"
+    words = [*IMAGES, "capsules.primary.num_capsules=6", "capsules.interleaved=true", layers + fc]
     assert import_checkpoint(file, 2, words, Path("runs"))[1]
     with pytest.raises(ValueError, match=r"does not fit: capsule_layers\.0"):
         import_checkpoint(
@@ -385,8 +381,11 @@ def test_what_a_killed_import_left_is_no_run_and_is_collected(imported, capsule_
     assert not left.exists() and imported.exists()
 
 
-def test_it_is_evaluated_and_exported_as_any_run(golden, file, capsule_sweeps) -> None:
-    """On images of one's own; where the accuracy is not that of the file, what may be wrong is said."""
+PHOTOS = ["dataset=folder", "dataset.root=photos", "dataset.mean=[0.5,0.5,0.5]", "dataset.std=[0.2,0.2,0.2]", *STACK]
+
+
+def photos() -> np.ndarray:
+    """Six images of noise in each of four classes, as training and as test images."""
     pixels = np.random.RandomState(0).randint(0, 256, (2, 4, 6, 16, 16, 3)).astype(np.uint8)
     for split, name in enumerate(("train", "test")):
         for label in range(4):
@@ -394,7 +393,109 @@ def test_it_is_evaluated_and_exported_as_any_run(golden, file, capsule_sweeps) -
             folder.mkdir(parents=True)
             for number in range(6):
                 Image.fromarray(pixels[split, label, number]).save(folder / f"{number}.png")
-    words = ["dataset=folder", "dataset.root=photos", "dataset.mean=[0.5,0.5,0.5]", "dataset.std=[0.2,0.2,0.2]", *STACK]
+    return pixels
+
+
+# Which windows
+
+
+@pytest.fixture
+def shares(golden, place) -> dict[bool, float]:
+    """Share of the photos that the golden network names right with each kind of windows, far from each other."""
+    pixels = photos()
+    torch.save(content(golden), "any.pth")
+    named = {}
+    for interleaved in (False, True):
+        words = [*PHOTOS, f"capsules.interleaved={str(interleaved).lower()}"]
+        folder = import_checkpoint(Path("any.pth"), 2, words, Path(f"any-{interleaved}"))[0].folder
+        with torch.no_grad():
+            images = torch.from_numpy(pixels[1].reshape(24, 16, 16, 3)).permute(0, 3, 1, 2)
+            named[interleaved] = load_trained(folder)[0]((images / 255 - 0.5) / 0.2).argmax(1).tolist()
+    shutil.rmtree("photos/test")
+    for number, label in enumerate(named[True]):  # labels as the interleaved network has them, but for three images
+        folder = Path(f"photos/test/class{label if number > 2 else (label + 1) % 4}")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[1].reshape(24, 16, 16, 3)[number]).save(folder / f"{number}.png")
+    for label in range(4):
+        Path(f"photos/test/class{label}").mkdir(exist_ok=True)
+    labels = [label if number > 2 else (label + 1) % 4 for number, label in enumerate(named[True])]
+    return {which: sum(a == b for a, b in zip(own, labels, strict=True)) / 24 for which, own in named.items()}
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_windows_are_found_out_by_the_accuracy(golden, shares, capsule_sweeps, monkeypatch, interleaved) -> None:
+    from capsule_sweeps.evaluation import windows
+
+    monkeypatch.setattr(windows, "FLIPPED", 0)  # of 24 images each counts
+    assert abs(shares[True] - shares[False]) > 0.2
+    torch.save(content(golden, acc=100 * shares[interleaved]), "ckpt.pth")
+    ended = capsule_sweeps("import-checkpoint", "ckpt.pth", "--num-routing", "2", *PHOTOS)
+    assert ended.code == 0, ended.err
+    assert f"capsules.interleaved={str(interleaved).lower()}: {shares[interleaved]:.2%} on 24 test images" in ended.out
+    (run,) = load_runs("runs", imported=True).itertuples()
+    assert run.signed_config.get("model.capsules.interleaved", False) == interleaved
+    record = json.loads((Path("runs") / run.run / "run.json").read_text())
+    assert record["imported"]["windows"]["interleaved"] == interleaved
+    (found,) = json.loads(capsule_sweeps("evaluate", run.run, "--format", "json").out)
+    assert found["accuracy"] == pytest.approx(100 * shares[interleaved])
+    again = capsule_sweeps("import-checkpoint", "ckpt.pth", "--num-routing", "2", *PHOTOS)
+    assert again.code == 0 and "there already" in again.out
+
+
+def test_windows_that_do_not_fit_are_refused_with_both_accuracies(golden, shares, capsule_sweeps, monkeypatch) -> None:
+    from capsule_sweeps.evaluation import windows
+
+    monkeypatch.setattr(windows, "FLIPPED", 0)
+    torch.save(content(golden, acc=99.99), "ckpt.pth")
+    ended = capsule_sweeps("import-checkpoint", "ckpt.pth", "--num-routing", "2", *PHOTOS)
+    assert ended.code == 1 and "Neither agrees" in ended.err and ended.err.count("\n") == 1
+    assert f"{shares[True]:.2%} with capsules.interleaved=true" in ended.err
+    assert f"{shares[False]:.2%} with capsules.interleaved=false" in ended.err and not Path("runs").exists()
+    words = [*PHOTOS, "capsules.interleaved=false"]
+    assert capsule_sweeps("import-checkpoint", "ckpt.pth", "--num-routing", "2", *words).code == 0
+
+
+def test_without_images_the_windows_are_asked_for(file, capsule_sweeps) -> None:
+    ended = capsule_sweeps("import-checkpoint", str(file), "--num-routing", "2", *SMALL[:-1])
+    assert ended.code == 1 and ended.err.count("\n") == 1 and not Path("runs").exists()
+    assert "not under data: run `python -m capsule_sweeps prepare-data dataset=CIFAR10`" in ended.err
+    assert "set capsules.interleaved=true" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("change", "accuracy"),
+    [
+        ({"acc": None}, None),
+        ({"acc": torch.tensor(94.5)}, 0.945),
+        ({"acc": np.float64(94.5)}, 0.945),
+        ({"acc": np.float32(94.5), "epoch": np.int64(3)}, 0.945),
+        ({"acc": 0.945}, None),
+        ({"epoch": None}, 0.9485),
+        ("bare", None),
+    ],
+)
+def test_files_of_forks_are_read_and_what_they_do_not_tell_is_unknown(
+    golden, place, capsule_sweeps, change, accuracy
+) -> None:
+    whole = content(golden)
+    if change == "bare":
+        torch.save(whole["net"], "ckpt.pth")
+    else:
+        torch.save({key: value for key, value in {**whole, **change}.items() if value is not None}, "ckpt.pth")
+    ended = capsule_sweeps("import-checkpoint", "ckpt.pth", "--num-routing", "2", *SMALL)
+    assert ended.code == 0, ended.err
+    (found,) = load_runs("runs", imported=True).accuracy_best_test
+    assert found == pytest.approx(accuracy) if accuracy else np.isnan(found)
+    if accuracy is None:
+        shutil.rmtree("runs")
+        ended = capsule_sweeps("import-checkpoint", "ckpt.pth", "--num-routing", "2", *SMALL[:-1])
+        assert ended.code == 1 and "does not tell its accuracy" in ended.err and "interleaved=true" in ended.err
+
+
+def test_it_is_evaluated_and_exported_as_any_run(golden, file, capsule_sweeps) -> None:
+    """On images of one's own; where the accuracy is not that of the file, what may be wrong is said."""
+    pixels = photos()
+    words = [*PHOTOS, "capsules.interleaved=true"]
     ended = capsule_sweeps("import-checkpoint", str(file), "--num-routing", "2", *words)
     assert ended.code == 0 and "photos-capsnet-simple" in ended.out, ended.err
     (name,) = (path.name for path in Path("runs").iterdir())
