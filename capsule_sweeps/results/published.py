@@ -91,9 +91,9 @@ def read_cells(table: str, path: Path = PATH) -> list[Cell]:
             raise ValueError(f"{path.name}: cell {number} has the unknown key {unknown[0]}")
         try:
             for reading, words in readings.items():
-                own = {"reading": reading, "overrides": [*node.get("overrides", []), *words]}
-                cells.append(Cell(**{**node, **(own if reading else {})}))
-        except (TypeError, AttributeError) as error:
+                own = {"reading": reading, "overrides": [*node["overrides"], *words]} if reading else {}
+                cells.append(Cell(**{**node, **own}))
+        except (TypeError, AttributeError, KeyError) as error:
             raise ValueError(f"{path.name}: cell {number} is not complete ({error})") from error
     found = [cell for cell in cells if cell.table == table]
     if not found:
