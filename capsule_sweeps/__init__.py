@@ -3,8 +3,14 @@
 The public functions are loaded when they are first used, so that importing the package does not import torch.
 """
 
+import os
+import signal
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+if not (hasattr(signal, "SIGUSR2") and hasattr(os, "EX_TEMPFAIL")):  # how runs are stopped and jobs started again
+    sys.exit("Error: capsule_sweeps runs on Linux and macOS; on Windows, install it in WSL: wsl --install")
 
 if TYPE_CHECKING:
     from capsule_sweeps.config.compose import compose_config

@@ -11,6 +11,7 @@ from typing import Any
 import argcomplete
 
 from capsule_sweeps import __version__, cli
+from capsule_sweeps.launchers.terminal import write_any_text
 
 
 def make_parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -31,6 +32,7 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    write_any_text()
     words = sys.argv[1:]
     parser = make_parser(words[0] if words else None)
     argcomplete.autocomplete(parser)

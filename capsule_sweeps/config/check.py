@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from capsule_sweeps.config.errors import sentence, unknown
+from capsule_sweeps.config.milestones import as_epochs
 from capsule_sweeps.config.schema import _SCHEMA, MAX_ITERATIONS, Config, Layer
 from capsule_sweeps.config.selection_rules import find_rule
 
@@ -50,6 +51,7 @@ def check_values(typed: DictConfig) -> DictConfig:
         raise ValueError(f"model.num_routing={iterations} is out of range: it must be at most {MAX_ITERATIONS}")
     _check_data(values["dataset"])
     _check_recipe(values["training"])
+    typed.training.milestones = as_epochs(values["training"]["milestones"], values["training"]["epochs"])
     for key in ("backbone", "routing", "model"):
         if not isinstance(values[key].get("name"), str):
             raise ValueError(f"{key}.name has no value; every option of a group has one")

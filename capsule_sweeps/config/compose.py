@@ -19,6 +19,7 @@ from capsule_sweeps.config.ablation import Change, ablation_changes, check_ablat
 from capsule_sweeps.config.check import check_values, without_hydra
 from capsule_sweeps.config.errors import one_sentence, sentence
 from capsule_sweeps.config.schema import OPEN_SCHEMA, closed
+from capsule_sweeps.config.trust import check_hydra
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -74,6 +75,7 @@ def launcher_settings(overrides: list[str]) -> dict[str, Any]:
 
     with _loader():
         composed = compose("config", overrides, return_hydra_config=True)
+        check_hydra(composed.hydra)
         return dict(OmegaConf.to_container(composed.hydra.launcher, resolve=True))  # type: ignore[arg-type]
 
 

@@ -31,7 +31,9 @@ def one_sentence() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(sentence(error)) from error
     except RecursionError as error:
-        raise ValueError("an override is not readable: it has too many brackets within each other") from error
+        raise ValueError(
+            "the configuration is not readable: an override or a file has too many brackets or levels within each other"
+        ) from error
 
 
 def sentence(error: BaseException) -> str:

@@ -95,7 +95,10 @@ def _num_values(override: Override) -> int:
     if isinstance(value, RangeSweep):
         if not value.step:
             raise ValueError(f"{word} has no end: a range needs a step other than 0")
-        count = math.ceil((float(value.stop or 0) - float(value.start or 0)) / float(value.step))
+        try:
+            count = math.ceil((float(value.stop or 0) - float(value.start or 0)) / float(value.step))
+        except (OverflowError, ValueError) as error:  # infinite, or not a number
+            raise ValueError(f"{word} has no end: give a range numbers") from error
     else:
         count = len(value.list) if isinstance(value, ChoiceSweep) else len(list(override.sweep_iterator()))
     if count < 1:

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from capsule_sweeps.config import selection_rules
+from capsule_sweeps.config import milestones, selection_rules
 
 MAX_ITERATIONS = 100  # of routing
 LARGE, MANY, HUGE = 10_000, 10_000_000, 1_000_000_000
@@ -117,9 +117,7 @@ class Training:
     lr: float = _positive()
     momentum: float = _rule(lambda value: 0 <= value < 1, "at least 0 and less than 1")
     weight_decay: float = _rule(lambda value: 0 <= value < float("inf"), "at least 0")
-    milestones: list[int] = _rule(
-        lambda value: value == sorted(set(value)) and all(v >= 1 for v in value), "a list of rising epochs, from 1"
-    )
+    milestones: list[Any] = _rule(milestones.valid, "rising epochs from 1, or fractions of the run between 0 and 1")
     lr_decay: float = _positive()
     # Fields with a default: configurations of before have none
     lr_schedule: str = _one_of("steps", "cosine", default="steps")

@@ -6,13 +6,16 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log, env_override
 from hydra.errors import HydraException
@@ -23,12 +26,15 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from capsule_sweeps.config.compose import compose_points, store_settings
+from capsule_sweeps.config.compose import CONF_DIR, compose_points, store_settings
 from capsule_sweeps.config.errors import one_sentence
 from capsule_sweeps.config.points import MAX_RUNS, sweep_points
+from capsule_sweeps.config.trust import check_hydra
+from capsule_sweeps.config.yaml_files import check_files, check_spelling
 from capsule_sweeps.launchers.launch import Launcher as RunLauncher
 from capsule_sweeps.launchers.launch import find_launcher, launch
 from capsule_sweeps.launchers.seeds import MAX_SEEDS, MIN_SEEDS, Procedure, group_seeds, launch_seeds
+from capsule_sweeps.launchers.terminal import write_any_text
 from capsule_sweeps.runs.plan import Policy
 from capsule_sweeps.runs.run import Busy
 
@@ -173,11 +179,6 @@ def launch_one(config: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     with user_errors():
         launcher = hydra.runtime.choices["hydra/launcher"]
-        if hydra.mode == RunMode.MULTIRUN:  # our launchers plan sweeps, and start no jobs of Hydra's
-            raise ValueError(
-                f"hydra/launcher={launcher} is not available for sweeps: set hydra/launcher=local "
-                "(hydra.launcher.parallel=N for N runs at once) or hydra/launcher=slurm"
-            )
         if launcher != "local":
             raise ValueError(f"hydra/launcher={launcher} is for sweeps: add -m behind launch.py")
         if named := [key for key in ("params", "points", "half_width") if hydra.sweeper.get(key) not in (None, {}, [])]:
@@ -206,10 +207,53 @@ def user_errors() -> Iterator[None]:
         sys.exit(130)
 
 
+def look(arguments: Sequence[str]) -> None:
+    """Look at the configuration that these arguments of launch.py ask for, before Hydra runs what its files say.
+
+    What the command line itself sets in `hydra.` is the user's own. Raises ValueError.
+    """
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.utils import create_config_search_path, get_args_parser
+
+    asked = get_args_parser().parse_args(arguments)
+    if asked.help or asked.hydra_help or asked.shell_completion:
+        return
+    main = Path(CONF_DIR.parent, asked.config_path or CONF_DIR)
+    given = [Path(asked.config_dir).absolute()] if asked.config_dir else []
+    path = create_config_search_path(str(main))
+    for folder in given:
+        path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
+    loader, overrides = ConfigLoaderImpl(path), []
+    for override in OverridesParser.create().parse_overrides(asked.overrides):
+        if override.key_or_group == "hydra.searchpath":
+            listed: Any = override.value()
+            given += [Path(str(folder).removeprefix("file://")) for folder in listed if "pkg://" not in str(folder)]
+        elif override.key_or_group.startswith("hydra."):
+            continue
+        overrides.append(str(override.input_line))
+    check_files([main, *given])
+    name = asked.config_name or "config"
+    with one_sentence():
+        hydra = loader.load_configuration(name, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False).hydra
+    check_hydra(hydra)
+    check_spelling(hydra.runtime)
+    target = str(hydra.launcher.get("_target_"))
+    sweep = asked.multirun or hydra.get("mode") == RunMode.MULTIRUN
+    if sweep and not target.startswith("hydra_plugins.capsule_sweeps."):  # others start jobs; ours plan sweeps
+        raise ValueError(
+            f"hydra/launcher={hydra.runtime.choices['hydra/launcher']} is not available for sweeps: set "
+            "hydra/launcher=local (hydra.launcher.parallel=N for N runs at once) or hydra/launcher=slurm"
+        )
+
+
 @contextmanager
 def hydra_errors() -> Iterator[None]:
     """The same for what Hydra raises before it calls us, unless HYDRA_FULL_ERROR=1 asks for tracebacks."""
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    write_any_text()
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    with user_errors() if not full else nullcontext():
+        look(sys.argv[1:])
+    if full:
         yield
         return
     try:

@@ -11,8 +11,10 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
-from capsule_sweeps.launchers.preflight import compare_data, preflight
+from capsule_sweeps.console import console, plain_text
+from capsule_sweeps.launchers.preflight import compare_data, measure_sizes, preflight
 from capsule_sweeps.runs.plan import PlannedRun, Policy, make_plan, show_plan
+from capsule_sweeps.runs.plan_warnings import size_warning
 from capsule_sweeps.runs.queue import queue_names
 from capsule_sweeps.runs.record import read_summary
 from capsule_sweeps.runs.signals import Interrupted
@@ -74,6 +76,7 @@ def launch(
     if todo:
         # Device and memory of a login node are not those of a compute node
         preflight(plan, devices=launcher.here, at_once=min(at_once, len(todo)))
+        warn_of_sizes(plan)
         tracking.prepare([planned.config for planned in todo])
     else:
         tracking.nothing_to_train([(planned.config, planned.run) for planned in plan])
@@ -87,6 +90,14 @@ def launch(
         sys.exit(128 + signum)
     accuracies = {planned.signature: accuracy(planned) for planned in plan}
     return [accuracies[signature(signed_config(config))] for config in configs]
+
+
+def warn_of_sizes(plan: Sequence[PlannedRun]) -> None:
+    """What the plan could not tell yet of models that have very different sizes."""
+    said = size_warning(plan)
+    measure_sizes(plan)
+    if (warning := size_warning(plan)) != said:
+        console().print(plain_text(warning), soft_wrap=True)
 
 
 def absolute(config: DictConfig) -> None:

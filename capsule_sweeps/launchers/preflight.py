@@ -18,7 +18,9 @@ from omegaconf import DictConfig
 from capsule_sweeps.data.cache import Identity
 from capsule_sweeps.data.open import identify
 from capsule_sweeps.runs.plan import PlannedRun
+from capsule_sweeps.runs.plan_warnings import architecture
 from capsule_sweeps.runs.run import check_runs_dir
+from capsule_sweeps.runs.signature import signed_config
 from capsule_sweeps.tracking.base import tracker_class
 
 FREE_GIB = 5
@@ -194,14 +196,27 @@ def device(config: DictConfig) -> str:
 
 
 def stack(config: DictConfig) -> str:
-    """The model is built without memory for its weights."""
+    return f"{config.model.name} with {parameters(config):,} parameters"
+
+
+def parameters(config: DictConfig) -> int:
+    """The number of weights; the model is built without memory for them."""
     import torch
 
     from capsule_sweeps.networks.build import build_model
 
     with torch.device("meta"):
         model = build_model(config)
-    return f"{config.model.name} with {sum(weights.numel() for weights in model.parameters()):,} parameters"
+    return sum(weights.numel() for weights in model.parameters())
+
+
+def measure_sizes(plan: Sequence[PlannedRun]) -> None:
+    """Fill in the numbers of parameters that the plan, which does without torch, does not know from other runs."""
+    sizes: dict[str, int] = {}
+    for planned in plan:
+        key = architecture(signed_config(planned.config))
+        sizes[key] = sizes.get(key) or planned.parameters or parameters(planned.config)
+        planned.parameters = sizes[key]
 
 
 def memory(config: DictConfig, at_once: int = 1) -> None:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from capsule_sweeps.console import console, plain_text
+from capsule_sweeps.runs.plan_warnings import architecture, known_sizes, plan_warnings
 from capsule_sweeps.runs.provenance import changed_code
 from capsule_sweeps.runs.run import Run, find_runs
 from capsule_sweeps.runs.signature import run_name, signature, signed_config
@@ -56,7 +57,8 @@ class PlannedRun:
 
     `label` shows the overrides by which it differs from the others, `changed` the modules whose code differs from what
     it was made with, `seconds` what is left of it by the epochs measured so far (None: nothing like it ran yet), `same`
-    the configurations of other points with its signature.
+    the configurations of other points with its signature and `same_labels` their overrides, `parameters` the number of
+    weights if a run with this model was made.
     """
 
     config: DictConfig
@@ -67,6 +69,8 @@ class PlannedRun:
     changed: list[str] = field(default_factory=list)
     seconds: float | None = None
     same: list[DictConfig] = field(default_factory=list)
+    same_labels: list[str] = field(default_factory=list)
+    parameters: int | None = None
 
     @property
     def signature(self) -> str:
@@ -89,22 +93,24 @@ def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]],
     """
     common = set.intersection(*(set(point) for point in overrides)) if len(overrides) > 1 else set()
     known = {runs_dir: find_runs(Path(runs_dir)) for runs_dir in {str(config.runs_dir) for config in configs}}
-    rates = epoch_rates(run for runs in known.values() for run in runs.values())
+    records = [run.record() for runs in known.values() for run in runs.values()]
+    rates, sizes = epoch_rates(records), known_sizes(records)
     plan: dict[str, PlannedRun] = {}
     for config, point in zip(configs, overrides, strict=True):
         flat = signed_config(config)
         identity = signature(flat)
+        label = " ".join(text for text in point if text not in common) or "(as configured)"
         if identity in plan:
             plan[identity].same.append(config)
+            plan[identity].same_labels.append(label)
             continue
         run = known[str(config.runs_dir)].get(identity) or Run(Path(config.runs_dir) / run_name(config, identity))
         record = run.record()
         run.compare(flat, record)
         state, changed = run.state(record), changed_code(record)
         state = "stale" if state == "finished" and changed else state
-        label = " ".join(text for text in point if text not in common) or "(as configured)"
         action = policy.action(state, record.get("failure"))
-        planned = PlannedRun(config, run, label, state, action, changed)
+        planned = PlannedRun(config, run, label, state, action, changed, parameters=sizes.get(architecture(flat)))
         if planned.to_do and cost_key(flat) in rates:
             done = 0 if action == "run anew" else record.get("epochs_done", 0)
             planned.seconds = (config.training.epochs - done) * median(rates[cost_key(flat)])
@@ -112,11 +118,10 @@ def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]],
     return list(plan.values())
 
 
-def epoch_rates(runs: Iterable[Run]) -> dict[str, list[float]]:
+def epoch_rates(records: Iterable[dict[str, Any]]) -> dict[str, list[float]]:
     """Measured seconds an epoch, by what a run's cost depends on."""
     rates = defaultdict(list)
-    for run in runs:
-        record = run.record()
+    for record in records:
         if record.get("epochs_done") and record.get("seconds"):
             rates[cost_key(record.get("signed_config", {}))].append(record["seconds"] / record["epochs_done"])
     return rates
@@ -140,7 +145,7 @@ def show_plan(plan: Sequence[PlannedRun], asked: int, parallel: int) -> None:
     console().print(table)
     counts = Counter(point.action for point in plan)
     totals = ", ".join(f"{count} to {action}" for action, count in counts.items())
-    same = f" ({asked} points, some with the same signature)" if asked > len(plan) else ""
+    same = f" ({asked} points)" if asked > len(plan) else ""
     say = [f"{len(plan)} run{'s' if len(plan) > 1 else ''}{same}: {totals}{_estimate(plan, parallel)}."]
     queued = sum(point.state == "queued" for point in plan)
     if queued:
@@ -161,7 +166,8 @@ def show_plan(plan: Sequence[PlannedRun], asked: int, parallel: int) -> None:
             f"{len(mixed)} began with other code ({modules} changed since) and would end as stale; "
             "hydra.launcher.force=true runs them anew."
         )
-    console().print("\n".join(say), markup=False, highlight=False, soft_wrap=True)
+    say += plan_warnings(plan)
+    console().print("\n".join(map(str, map(plain_text, say))), markup=False, highlight=False, soft_wrap=True)
 
 
 def _estimate(plan: Sequence[PlannedRun], parallel: int) -> str:

@@ -64,7 +64,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "schedule of the learning rate": (["training.lr_schedule=linear"], ["training.lr_schedule", "steps", "cosine"]),
     "warm-up as long as the run": (["training.warmup=1"], ["training.warmup", "share of the run", "less than 1"]),
     "warm-up longer than the run": (["training.warmup=2.5"], ["training.warmup=2.5", "less than 1"]),
-    "milestones of a cosine": (["training.lr_schedule=cosine"], ["training.milestones=[8, 11]", "cosine", "[]"]),
+    "milestones of a cosine": (["training.lr_schedule=cosine"], ["training.milestones=[0.667, 0.917]", "cosine", "[]"]),
     "nesterov without momentum": (["training=fast", "training.momentum=0"], ["training.nesterov", "training.momentum"]),
     "smoothing above one": (["training.label_smoothing=1.5"], ["training.label_smoothing=1.5", "less than 1"]),
     "smoothing of a margin": (

@@ -31,6 +31,9 @@ def test_signature_is_pinned(overrides) -> None:
     assert signature(signed_config(config)) == SIGNATURES[overrides]
 
 
+MILESTONES = "training.milestones=[8,11]"  # those of training=quick then, in a run of any length
+
+
 @pytest.fixture
 def flat(place) -> Path:
     """Run folders that the last flat commit made: one finished, one stopped in the middle of its second epoch."""
@@ -39,7 +42,7 @@ def flat(place) -> Path:
 
 
 def test_run_of_the_flat_layout_is_skipped_and_shown(launch, capsule_sweeps, runs, flat) -> None:
-    ended = launch("num_routing=2", f"runs_dir={flat}/finished")
+    ended = launch("num_routing=2", MILESTONES, f"runs_dir={flat}/finished")
     assert ended.code == 0 and "1 to skip" in ended.text and "stale" not in ended.text, ended.text
     shown = capsule_sweeps("show", "97164d0f", "--runs-dir", str(flat / "finished"))
     assert shown.code == 0 and "finished" in shown.out
@@ -47,7 +50,7 @@ def test_run_of_the_flat_layout_is_skipped_and_shown(launch, capsule_sweeps, run
 
 def test_run_of_the_flat_layout_is_resumed_bitwise(launch, runs, flat) -> None:
     before = runs.only(flat / "finished")
-    ended = launch("num_routing=2", f"runs_dir={flat}/interrupted")
+    ended = launch("num_routing=2", MILESTONES, f"runs_dir={flat}/interrupted")
     assert ended.code == 0 and "1 to resume" in ended.text, ended.text
     after = runs.only(flat / "interrupted")
     assert len(runs.record(after)["attempts"]) == 2

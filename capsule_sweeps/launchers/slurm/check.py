@@ -77,7 +77,8 @@ def accepted(_: DictConfig, settings: Settings) -> str:
 def enough_time(config: DictConfig, settings: Settings) -> str:
     limit = settings.time or partition_limit(settings.partition)
     minutes = minutes_of(limit)
-    rates = epoch_rates(find_runs(Path(config.runs_dir)).values()).get(cost_key(signed_config(config)))
+    records = (run.record() for run in find_runs(Path(config.runs_dir)).values())
+    rates = epoch_rates(records).get(cost_key(signed_config(config)))
     shown = "no limit" if minutes is None else f"{minutes / 60:.3g} hours"
     if minutes is not None and 60 * minutes <= GRACE_SECONDS and "signal" not in (settings.sbatch or {}):
         raise ValueError(f"the limit of {shown} leaves no time: jobs are told to save {GRACE_SECONDS} s before it")

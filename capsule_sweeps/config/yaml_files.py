@@ -1,0 +1,98 @@
+"""The YAML files of a configuration: bounds on what they hold, and values that YAML 1.1 takes for something else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig
+
+MAX_BYTES = 256_000
+MAX_VALUES = 100_000  # aliases written out
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+NAMES = {  # keys whose values are text
+    *("name", "project", "entity", "group", "partition", "account", "qos", "constraint", "time"),
+    *("dataset", "backbone", "capsules", "routing", "model", "training", "tracking", "ablation", "experiment"),
+}
+
+
+def check_files(folders: Sequence[Path]) -> None:
+    """Raises ValueError for a file that is too large, or becomes so when its aliases are written out."""
+    for path in sorted(path for folder in folders for path in folder.rglob("*.yaml") if path.is_file()):
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"{path} has more than {MAX_BYTES:,} bytes: it is no configuration; move it away")
+        text = path.read_text(errors="replace")
+        if "&" in text and "*" in text:
+            try:
+                values = _num_values(yaml.compose(text, LOADER), {})
+            except yaml.YAMLError:
+                continue  # Hydra says where, if it reads the file
+            except RecursionError:
+                values = MAX_VALUES + 1
+            if values > MAX_VALUES:
+                raise ValueError(f"{path} has more than {MAX_VALUES:,} values when its aliases (*) are written out")
+
+
+def _num_values(node: Any, known: dict[int, int]) -> int:
+    """Of a YAML node, each alias counted as what it stands for."""
+    if id(node) not in known:
+        known[id(node)] = MAX_VALUES + 1  # of a node that contains itself
+        children = node.value if isinstance(node, yaml.SequenceNode | yaml.MappingNode) else []
+        flat = [item for child in children for item in (child if isinstance(child, tuple) else (child,))]
+        known[id(node)] = 1 + sum(_num_values(child, known) for child in flat)
+    return known[id(node)]
+
+
+def check_spelling(runtime: DictConfig) -> None:
+    """Raises ValueError for a value in a chosen file that YAML takes for another than is written there.
+
+    `runtime`: hydra.runtime of a composed configuration. 12:30:00 is a number in base 60, 010 is 8, the name `on` is
+    true.
+    """
+    folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
+    chosen = ["config", *(f"{group}/{option}" for group, option in runtime.choices.items() if isinstance(option, str))]
+    seen: set[str] = set()
+    while chosen:
+        name = chosen.pop()
+        path = next((path for folder in folders if (path := folder / f"{name}.yaml").is_file()), None)
+        if name in seen or path is None:
+            continue
+        seen.add(name)
+        try:
+            node = yaml.compose(path.read_text(), LOADER)
+        except yaml.YAMLError:
+            continue
+        for key, scalar in _scalars(node):
+            if key == "defaults":  # other options of the same group
+                chosen.append(f"{name.rpartition('/')[0]}/{scalar.value}")
+            elif value := _surprise(key, scalar):
+                raise ValueError(
+                    f"{path}, line {scalar.start_mark.line + 1}: {key}: {scalar.value} is read as {value}; "
+                    f'write {key}: "{scalar.value}"'
+                )
+
+
+def _scalars(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(last part of the key, plain scalar) of all values in a YAML node."""
+    if isinstance(node, yaml.MappingNode):
+        for name, child in node.value:
+            yield from _scalars(child, str(name.value).rpartition(".")[2])
+    elif isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            yield from _scalars(child, key)
+    elif isinstance(node, yaml.ScalarNode) and not node.style:
+        yield key, node
+
+
+def _surprise(key: str, scalar: Any) -> str:
+    """What YAML makes of a value whose writer meant something else; empty where it is what it looks like."""
+    kind, text = scalar.tag.rpartition(":")[2], scalar.value
+    if kind not in ("int", "float", "bool") or key == "compile":
+        return ""
+    value = yaml.SafeLoader("").construct_object(scalar)
+    if (kind != "bool" and ":" in text) or (kind == "int" and re.match(r"[-+]?0[0-7_]+$", text)):
+        return f"the number {value}"
+    return str(value).lower() if key in NAMES and str(value) != text else ""
