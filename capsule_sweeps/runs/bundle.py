@@ -24,7 +24,7 @@ from capsule_sweeps.runs.run import Run
 
 CHECKPOINT = "checkpoint.pt"
 FILES = {  # what travels of a run folder → the most bytes that are taken of it
-    "config.yaml": 2**20,
+    "config.yaml": 2**17,
     "run.json": MAX_BYTES,
     "metrics.jsonl": MAX_METRICS,
     "summary.json": MAX_BYTES,
@@ -48,6 +48,8 @@ def write_bundle(runs: Iterable[Run], sweeps: Iterable[Path], out: Path, checkpo
     """
     if out.exists():
         raise ValueError(f"{out} exists: set --out to the name of a new file")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"{out} cannot be written: {out.parent} is no folder")
     beside, count = out.with_name(f".{out.name}.{os.getpid()}.{threading.get_ident()}.tmp"), 0
     try:
         with (
@@ -170,16 +172,16 @@ class _Bounded(io.RawIOBase):
         return True
 
 
-def copy_run(folder: Path, into: Path) -> None:
-    """Copy the files FILES of a run folder to a new folder. Raises ValueError for links and too large files."""
-    into.mkdir()
-    for name, most in FILES.items():
+def copy_files(folder: Path, into: Path, names: Iterable[str]) -> None:
+    """Copy some of the files FILES of a run folder, if there. Raises ValueError for links and too large files."""
+    for name in names:
         try:
             with open_regular(folder / name) as source, open(into / name, "xb") as file:
-                if os.fstat(source.fileno()).st_size > most:
-                    raise ValueError(f"larger than {most:,} bytes")
+                if os.fstat(source.fileno()).st_size > FILES[name]:
+                    raise ValueError(f"larger than {FILES[name]:,} bytes")
                 shutil.copyfileobj(source, file, MAX_READ)
         except FileNotFoundError:
-            (into / name).unlink(missing_ok=True)
+            continue
         except (OSError, ValueError) as error:
+            (into / name).unlink(missing_ok=True)
             raise ValueError(f"{name} cannot be read ({getattr(error, 'strerror', None) or error})") from error

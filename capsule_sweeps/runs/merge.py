@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from capsule_sweeps.config import selection_rules
 from capsule_sweeps.config.check import check
-from capsule_sweeps.runs.bundle import FILES, RUN_NAME, SWEEP_NAME, SWEEPS, copy_run, unpack
+from capsule_sweeps.runs.bundle import CHECKPOINT, FILES, RUN_NAME, SWEEP_NAME, SWEEPS, copy_files, unpack
 from capsule_sweeps.runs.files import create_json, read_file, write_json
 from capsule_sweeps.runs.labels import FILE as LABELS_FILE
 from capsule_sweeps.runs.lock import alive
@@ -45,6 +45,8 @@ def merge(path: Path, runs_dir: Path) -> Iterator[tuple[str, str, str]]:
     check_runs_dir(runs_dir)
     if path.is_dir() and runs_dir.is_dir() and path.samefile(runs_dir):
         raise ValueError(f"{path} is the folder to merge into: give another one, or set --runs-dir")
+    if (path / "run.json").is_file():
+        raise ValueError(f"{path} is one run: give the folder that it is in, or a bundle of it")
     runs_dir.mkdir(parents=True, exist_ok=True)
     staged = runs_dir / f".merge.{os.getpid()}.{threading.get_ident()}.tmp"
     staged.mkdir()
@@ -65,7 +67,7 @@ def merge(path: Path, runs_dir: Path) -> Iterator[tuple[str, str, str]]:
                 yield name, "refused", str(error)
             else:
                 local = here.get(name[-8:])
-                outcome, words = _take(staged / name, local, runs_dir, path.name)
+                outcome, words = _take(staged / name, path if path.is_dir() else None, local, runs_dir, path.name)
                 if outcome == "taken" and "data_sha256" in record:
                     images.setdefault(_data(record), Run(runs_dir / name))
                 yield name, outcome, words
@@ -89,7 +91,8 @@ def _stage(folder: Path, into: Path) -> None:
         raise ValueError("it is a link")
     if any(map(alive, folder.glob("attempt-*.json"))):
         raise ValueError("it is at work there: merge again when it has ended")
-    copy_run(folder, into)
+    into.mkdir()
+    copy_files(folder, into, [name for name in FILES if name != CHECKPOINT])
 
 
 # ── what is believed ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -147,8 +150,9 @@ def _accuracies(folder: Path, config: DictConfig, finished: bool) -> dict[str, A
     rows, damage = read_metrics(Run(folder))
     if damage:
         raise ValueError(f"its metrics.jsonl is damaged ({damage.rpartition(' ')[2]})" if "line" in damage else damage)
-    if finished and (not rows or [row.get("epoch") for row in rows] != list(range(1, config.training.epochs + 1))):
-        raise ValueError(f"it is finished, and metrics.jsonl has not its {config.training.epochs} epochs")
+    epochs = config.training.epochs  # perhaps more than there is memory for
+    if finished and (len(rows) != epochs or [row.get("epoch") for row in rows] != list(range(1, len(rows) + 1))):
+        raise ValueError(f"it is finished, and metrics.jsonl has not its {epochs} epochs")
     return selection_rules.summarize(rows) if finished else {}
 
 
@@ -178,8 +182,11 @@ def _compare_images(record: dict[str, Any], images: dict[str, Run]) -> None:
 # ── what becomes of it ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _take(folder: Path, local: Run | None, runs_dir: Path, source: str) -> tuple[str, str]:
-    """Outcome and a sentence. What is here is moved aside only if it is unfinished and the other one is finished."""
+def _take(folder: Path, origin: Path | None, local: Run | None, runs_dir: Path, source: str) -> tuple[str, str]:
+    """Outcome and a sentence. What is here is moved aside only if it is unfinished and the other one is finished.
+
+    `origin`: the runs folder where the checkpoint still is, which is copied only if the run is kept.
+    """
     theirs, state = Run(folder), local.state() if local else "new"
     done = (folder / "summary.json").exists()
     if state in ("running", "queued"):
@@ -190,16 +197,19 @@ def _take(folder: Path, local: Run | None, runs_dir: Path, source: str) -> tuple
                 os.replace(folder / LABELS_FILE, local.folder / LABELS_FILE)
             return "same", ""
         words = _differences(local, theirs)
+        _fetch_checkpoint(origin, folder)
         aside = _keep_aside(folder, runs_dir / CONFLICTS)
         return "different", f"{words}. The run that is here stays, the other one is in {aside}"
     if local is not None and state != "new" and not done:
         return "left", f"it is unfinished there and {state} here"
+    _fetch_checkpoint(origin, folder)
     record = theirs.record()
     told = {key: record.pop(key) for key in list(record) if key.startswith("wandb_")}  # where it is in their W&B
-    record["merged"] = {"from": source, "time": time.time(), **told}
+    attempts = len(record.get("attempts", []))
+    record["merged"] = {"from": source, "time": time.time(), "attempts": attempts, **told}
     write_json(folder / "run.json", record)
-    if not done and record.get("attempts"):  # so that it is resumed, not begun
-        (folder / f"attempt-{len(record['attempts'])}.released").touch()
+    if not done and attempts:  # so that it is resumed, not begun
+        (folder / f"attempt-{attempts}.released").touch()
     try:
         if local is not None and state != "new":
             if (local.folder / LABELS_FILE).is_file():
@@ -214,12 +224,19 @@ def _take(folder: Path, local: Run | None, runs_dir: Path, source: str) -> tuple
     return "taken", "" if done else "unfinished: the command that asks for it resumes it"
 
 
-def _numbers(folder: Path) -> list[dict[str, Any]]:
-    """All numbers of a finished run but its times."""
+def _fetch_checkpoint(origin: Path | None, folder: Path) -> None:
+    """A checkpoint that cannot be copied is left out: the run is complete without."""
+    if origin is not None:
+        with suppress(ValueError):
+            copy_files(origin / folder.name, folder, (CHECKPOINT,))
+
+
+def _numbers(folder: Path) -> str:
+    """All numbers of a finished run but its times, as text, in which NaN is equal to itself."""
     rows = [{key: value for key, value in row.items() if key not in TIMES} for row in read_metrics(Run(folder))[0]]
     summary = read_summary(folder)
     rows.append({key: summary.get(key) for key in selection_rules.summary_keys()})
-    return json.loads(json.dumps(rows))  # NaN is unequal to itself, its text is not
+    return json.dumps(rows, sort_keys=True)
 
 
 def _differences(here: Run, there: Run) -> str:
@@ -231,11 +248,12 @@ def _differences(here: Run, there: Run) -> str:
             words.append(f"accuracy_{rule.name} {_percent(pair[0])} here and {_percent(pair[1])} there")
     words = words[:1] or ["numbers of an epoch differ"]
     mine, other = (([{}, *record.get("attempts", [])])[-1] for record in (ours, theirs))
-    code = [name for name, known in mine.get("code", {}).items() if other.get("code", {}).get(name) != known]
+    codes = [attempt.get("code") or {} for attempt in (mine, other)]  # null in damaged records
+    code = [name for name, known in codes[0].items() if codes[1].get(name) != known]
     words += [f"code differs in {', '.join(code[:3])}"] if code else []
     mine, other = ({**attempt, "machine": {key: attempt.get(key) for key in MACHINE}} for attempt in (mine, other))
     for part in ("versions", "execution", "machine"):
-        a, b = mine.get(part) or ours.get(part, {}), other.get(part) or theirs.get(part, {})
+        a, b = (one.get(part) or whole.get(part) or {} for one, whole in ((mine, ours), (other, theirs)))
         words += [f"{key} {a.get(key)} here and {b.get(key)} there" for key in a if a.get(key) != b.get(key)]
     if ours.get("data_sha256") != theirs.get("data_sha256"):
         words.append("the images differ")

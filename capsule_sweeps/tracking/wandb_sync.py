@@ -58,7 +58,7 @@ def sync(
         for run in runs:
             if run.state() in ("new", "queued") and not (run.folder / "config.yaml").exists():
                 continue
-            if "imported" in (record := run.record()) or ("merged" in record and not merged):
+            if "imported" in (record := run.record()) or (not merged and from_others(record)):
                 continue
             try:
                 folder = Folder.read(run)
@@ -128,6 +128,13 @@ def sync_folder(api: Any, folder: Folder, rebuild: bool, project: str, may_send:
                     Path(f"{path}.synced").touch()  # so that `wandb sync` leaves it alone
             return True, f"sent, {len(folder.rows)} epochs are there as {identity}{note}"
     return False, f"did not arrive: {identity} in W&B {lacks}"
+
+
+def from_others(record: dict[str, Any]) -> bool:
+    """Whether a run was taken from others by `merge`, and no attempt was made here since."""
+    taken = record.get("merged")
+    before = taken.get("attempts") if isinstance(taken, dict) else None
+    return taken is not None and len(record.get("attempts", [])) <= (before if isinstance(before, int) else 0)
 
 
 def mirror_labels(api: Any, folder: Folder, project: str) -> None:

@@ -7,6 +7,8 @@ import pytest
 from synthetic import finished_run
 
 from capsule_sweeps import load_runs
+from capsule_sweeps.launchers.seeds import Procedure, launch_seeds
+from capsule_sweeps.runs.plan import Policy
 from capsule_sweeps.runs.sweep import first_seeds
 
 WIDTH = "hydra.sweeper.half_width={}"
@@ -138,6 +140,40 @@ def test_the_rule_that_counts_is_selection_rule(launch, tiny, invent) -> None:
         finished_run([*tiny, f"seed={seed}"], 0.9, best_test=accuracy)
     assert len(planned(launch("-m", WIDTH.format(0.25), DRY).out)) == 5
     assert len(planned(launch("-m", WIDTH.format(0.25), DRY, "selection_rule=best_test").out)) == 13
+
+
+class Submits:
+    """A launcher that does not wait, as a queue's: it remembers what it was given."""
+
+    here = waits = False
+
+    def __init__(self) -> None:
+        self.given: list[list[int]] = []
+
+    def num_parallel(self, todo, dry_run) -> int:
+        return len(todo)
+
+    def run(self, plan, todo) -> int:
+        self.given.append([planned.config.seed for planned in todo])
+        return 0
+
+
+def test_without_waiting_each_call_plans_from_what_is_finished(tiny, tiny_config, invent) -> None:
+    submits, procedure = Submits(), Procedure(0.25, max_seeds=13)
+
+    def call() -> list[float | None]:
+        def compose(points):
+            return [tiny_config(*point) for point in points]
+
+        return launch_seeds([["num_routing=1"]], compose, Policy(), submits, procedure)[2]
+
+    assert call() == [None] and submits.given == [[0, 1, 2, 3, 4]]
+    invent(SPREAD[:4])
+    assert call() == [None] and submits.given[1:] == [[4]]
+    invent([*[None] * 4, SPREAD[4]])
+    assert call() == [None] and submits.given[2:] == [list(range(5, 13))]  # 13 seeds, as above
+    invent([*[None] * 5, *[0.904] * 8])
+    assert call() == [pytest.approx(0.904)] and submits.given[3:] == [[]]
 
 
 # ── differences ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -76,7 +76,7 @@ def test_an_open_published_verdict_has_its_command_and_the_seeds_settle_it(place
     assert "two-stage procedure" in " ".join(out.split())
 
 
-def test_an_open_ablation_has_its_command(tiny, capsule_sweeps) -> None:
+def test_an_open_ablation_has_its_command(launch, capsule_sweeps) -> None:
     base = ["dataset=digits", "training=quick", "num_routing=2"]
     for seed, (one, other) in enumerate([(0.90, 0.91), (0.92, 0.90), (0.91, 0.93)]):
         finished_run([*base, f"seed={seed}"], one)
@@ -86,3 +86,5 @@ def test_an_open_ablation_has_its_command(tiny, capsule_sweeps) -> None:
     (command,) = commands(out.partition("not told from 0 yet")[2])
     assert command[3:6] == ["dataset=digits", "num_routing=2", "training=quick"]
     assert command[6:9] == ["ablation=none,no_norm", "hydra.sweeper.resolve=ablation", "hydra.sweeper.half_width=0.33"]
+    plan = launch(*command[2:], "hydra.launcher.dry_run=true", base=["tracking=none"]).out
+    assert "ablation: none → no_norm" in plan and "6 to skip, 4 to run" in plan

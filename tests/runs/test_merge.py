@@ -150,6 +150,17 @@ def test_what_is_finished_wins_over_what_is_not(theirs, made, place) -> None:
     assert outcomes(theirs) == [("left", "it is unfinished there and finished here")]
 
 
+def test_what_is_damaged_in_a_record_is_no_traceback(theirs, made, place) -> None:
+    shutil.copytree(made, "runs")
+    other_numbers(only(theirs))
+    for folder in (only(theirs), only(Path("runs"))):
+        attempts = read_json(folder / "run.json")["attempts"]
+        change(folder / "run.json", attempts=[{**attempts[-1], "code": None, "versions": None, "execution": None}])
+    ((outcome, words),) = outcomes(theirs)
+    assert outcome == "different" and "87.50%" in words
+    assert (next(Path("runs/.conflicts").iterdir()) / "checkpoint.pt").exists()
+
+
 def test_a_run_that_is_at_work_here_or_there_is_left_alone(theirs, made, place) -> None:
     shutil.copytree(made, "runs")
     (only(Path("runs")) / "summary.json").unlink()
@@ -254,7 +265,7 @@ HOSTILE = {
     "hard link": (archive(**special(f"{NAME}/run.json", tarfile.LNKTYPE, "/etc/passwd")), "a link"),
     "device": (archive(**special(f"{NAME}/run.json", tarfile.CHRTYPE)), "a link, a device"),
     "folder": (archive(**special(f"{NAME}/run.json", tarfile.DIRTYPE)), "a link, a device or a folder"),
-    "large": (archive(**{f"{NAME}/config.yaml": bytes(2**20 + 1)}), "1,048,577 bytes, more than 1,048,576"),
+    "large": (archive(**{f"{NAME}/config.yaml": bytes(2**17 + 1)}), "131,073 bytes, more than 131,072"),
     "header": (huge_header(), "too large"),
     "cut": (archive(**{f"{NAME}/run.json": b"{}"})[:-20], "refused"),
     "no archive": (b"hello", "refused"),
@@ -273,7 +284,7 @@ def test_a_file_that_is_no_bundle_is_refused_in_one_sentence(place, tmp_path, ca
     assert [path for path in Path("runs").iterdir()] == []
 
 
-def test_a_file_twice_and_a_folder_that_is_missing(place, tmp_path, capsule_sweeps) -> None:
+def test_a_file_twice_and_a_folder_that_is_missing(made, place, tmp_path, capsule_sweeps) -> None:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as out:
         for _ in range(2):
@@ -281,6 +292,8 @@ def test_a_file_twice_and_a_folder_that_is_missing(place, tmp_path, capsule_swee
     (tmp_path / "bad.tar.gz").write_bytes(packed.getvalue())
     assert "twice" in capsule_sweeps("merge", str(tmp_path / "bad.tar.gz")).err
     assert "does not exist" in capsule_sweeps("merge", "nowhere.tar.gz").err
+    assert "is one run" in capsule_sweeps("merge", str(only(made))).err
+    assert "is no folder" in capsule_sweeps("bundle", "--runs-dir", str(made), "--out", "nowhere/b.tar.gz").err
     assert "is the folder to merge into" in capsule_sweeps("merge", "runs").err
 
 
