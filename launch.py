@@ -3,10 +3,11 @@
 import hydra
 from omegaconf import DictConfig
 
+from capsule_sweeps.config.versions import MAIN
 from capsule_sweeps.launchers.hydra import hydra_errors, launch_one
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+@hydra.main(config_path="conf", config_name="config", **MAIN)
 def main(config: DictConfig) -> float | None:
     """The accuracy under config.selection_rule. With -m, Hydra hands the points to hydra/launcher instead."""
     return launch_one(config)

@@ -20,6 +20,7 @@ from capsule_sweeps.config.check import check_values, without_hydra
 from capsule_sweeps.config.errors import one_sentence, sentence
 from capsule_sweeps.config.schema import OPEN_SCHEMA, closed
 from capsule_sweeps.config.trust import check_hydra
+from capsule_sweeps.config.versions import BASE
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -55,7 +56,7 @@ def _loader() -> Iterator[Any]:
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    with one_sentence(), initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+    with one_sentence(), initialize_config_dir(str(CONF_DIR), **BASE):
         yield GlobalHydra.instance().config_loader()
 
 

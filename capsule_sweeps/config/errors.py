@@ -59,6 +59,8 @@ def sentence(error: BaseException) -> str:
             f"{several[1]} has several values: add -m (--multirun) to sweep over them, set a list, {key}=[…], or quote "
             f"one value that has commas: {_quoted(several[1])}"
         )
+    if re.search("Could not (find|load) 'hydra/sweeper/optuna'", text):
+        return "hydra/sweeper=search needs a package that is not installed: pip install hydra-optuna-sweeper"
     source, word = _origin(str(error))
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and "not" in text:
         key, parent = str(cause.full_key or word.partition("=")[0]), cause.parent_node

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, __version__
 
 from capsule_sweeps.config import milestones, selection_rules
 
@@ -217,9 +217,12 @@ def _layers_for(image_size: int, num_capsules: int, pose_size: int) -> list[Laye
     return [Layer("conv", num_capsules, pose_size, 3, stride) for stride in strides]
 
 
-OmegaConf.register_new_resolver("measured", _measured, replace=True)
-OmegaConf.register_new_resolver("source_of", _source_of, replace=True)
-OmegaConf.register_new_resolver("layers_for", _layers_for, replace=True)
+# The name in OmegaConf 2.4; in 2.3 it is that of an older function
+_NAME = "register_new_resolver" if __version__.startswith("2.3") else "register_resolver"
+register_resolver: Any = getattr(OmegaConf, _NAME)
+register_resolver("measured", _measured, replace=True)
+register_resolver("source_of", _source_of, replace=True)
+register_resolver("layers_for", _layers_for, replace=True)
 
 
 def unsigned(schema: type) -> set[str]:

@@ -36,12 +36,17 @@ from capsule_sweeps.launchers.launch import find_launcher, launch
 from capsule_sweeps.launchers.seeds import MAX_SEEDS, MIN_SEEDS, Procedure, group_seeds, launch_seeds
 from capsule_sweeps.launchers.terminal import write_any_text
 from capsule_sweeps.runs.plan import Policy
-from capsule_sweeps.runs.run import Busy
+from capsule_sweeps.runs.run import Busy, Run
+from capsule_sweeps.runs.signature import run_name, signature, signed_config
 
 log = logging.getLogger(__name__)
 
 for kind, cls in (("local", "LocalLauncher"), ("slurm", "SlurmLauncher")):
     store_settings(kind, f"hydra_plugins.capsule_sweeps.{cls}", Policy, find_launcher(kind))
+
+
+class NotFinished(RuntimeError):
+    """What a sweeper that learns from results gets in place of an accuracy."""
 
 
 def plain(value: Any) -> Any:
@@ -140,12 +145,12 @@ class SweepLauncher(Launcher):
         if policy.dry_run:
             sys.exit(0)  # a sweeper has nothing to learn from it
         missing = JobStatus.FAILED if launcher.waits else JobStatus.UNKNOWN
-        return [
-            JobReturn(overrides=overrides, cfg=config, status=JobStatus.COMPLETED, _return_value=accuracy)
-            if accuracy is not None
-            else JobReturn(overrides=overrides, cfg=config, status=missing, _return_value=RuntimeError("not finished"))
-            for overrides, config, accuracy in zip(job_overrides, configs, accuracies, strict=True)
-        ]
+        ended = []
+        for overrides, config, accuracy in zip(job_overrides, configs, accuracies, strict=True):
+            result: Any = NotFinished(unfinished(config)) if accuracy is None else accuracy
+            status = missing if accuracy is None else JobStatus.COMPLETED
+            ended.append(JobReturn(overrides=overrides, cfg=config, status=status, _return_value=result))
+        return ended
 
 
 class LocalLauncher(SweepLauncher):
@@ -156,6 +161,15 @@ class SlurmLauncher(SweepLauncher):
     """Gives what is missing of a sweep to SLURM and returns, or follows it with `wait`."""
 
     kind = "slurm"
+
+
+def unfinished(config: DictConfig) -> str:
+    """Why a run has no accuracy, for sweepers that learn from results."""
+    signed = signed_config(config)
+    run = Run(Path(config.runs_dir) / run_name(config, signature(signed)))
+    record = run.record()
+    why = " ".join(str(record.get("error") or record.get("failure") or "").split()[:40])
+    return f"{run.folder.name} is {run.state(record)}" + (f": {why}" if why else "")
 
 
 def make_launcher(settings: dict[str, Any], kind: str = "") -> tuple[Policy, RunLauncher]:
@@ -215,7 +229,7 @@ def look(arguments: Sequence[str]) -> None:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.utils import create_config_search_path, get_args_parser
 
-    asked = get_args_parser().parse_args(arguments)
+    asked = get_args_parser().parse_intermixed_args(arguments)
     if asked.help or asked.hydra_help or asked.shell_completion:
         return
     main = Path(CONF_DIR.parent, asked.config_path or CONF_DIR)
@@ -259,6 +273,8 @@ def hydra_errors() -> Iterator[None]:
     try:
         with env_override({"HYDRA_FULL_ERROR": "1"}), one_sentence():  # else Hydra prints it, in its own words
             yield
+    except NotFinished as error:
+        sys.exit(f"Error: {error}")
     except ValueError as error:
         if not isinstance(error.__cause__, HydraException | OmegaConfBaseException | RecursionError):
             raise

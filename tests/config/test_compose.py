@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib.util import find_spec
 
 import pytest
 from omegaconf import OmegaConf
@@ -293,3 +294,20 @@ def test_number_of_hydras_job_in_an_experiment(experiment, launch) -> None:
 def test_interpolations_in_a_sweep_are_those_of_each_point(launch, tiny) -> None:
     found = planned(launch("-m", "num_routing=1,2", "seed=${num_routing}", DRY))
     assert found == names([["num_routing=1", "seed=1"], ["num_routing=2", "seed=2"]], tiny)
+
+
+# Sweepers that learn from results
+
+
+def test_failed_trial_says_why(launch, runs) -> None:
+    ended = launch("-m", "hydra/sweeper=basic", "training.lr=1e30")
+    assert ended.code == 1 and "Traceback" not in ended.text
+    assert re.search(rf"Error: {runs.only().name} is failed: .*the loss is", ended.err), ended.text
+
+
+def test_search_names_its_package_or_maximises(launch) -> None:
+    shown = launch("--cfg=hydra", "--package=hydra.sweeper", base=["hydra/sweeper=search"])
+    if find_spec("hydra_plugins.hydra_optuna_sweeper"):
+        assert "direction: maximize" in shown.out and "seed: 0" in shown.out
+    else:
+        assert shown.code == 1 and "pip install hydra-optuna-sweeper" in shown.err, shown.text

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from capsule_sweeps.config.check import check
 from capsule_sweeps.config.compose import CONF_DIR, compose_config, compose_points
+from capsule_sweeps.config.versions import BASE
 from capsule_sweeps.runs import plan as planning
 from capsule_sweeps.runs import provenance
 from capsule_sweeps.runs.files import read_json, write_json
@@ -535,7 +536,7 @@ def hydra() -> tuple[Any, DictConfig]:
     from hydra.types import RunMode
 
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+    with initialize_config_dir(str(CONF_DIR), **BASE):
         loader = GlobalHydra.instance().config_loader()
         return loader, loader.load_configuration("config", overrides=[], run_mode=RunMode.MULTIRUN)
 
