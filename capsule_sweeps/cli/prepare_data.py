@@ -16,7 +16,14 @@ def run(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.config.points import sweep_points
     from capsule_sweeps.data.load import load_data
 
+    wrong = []
     for point in sweep_points(arguments.overrides):
-        config = compose_config(point)
-        data = load_data(config.dataset, config.data_dir, "cpu")
-        print(f"{config.dataset.name}: {len(data.train):,} training and {len(data.test):,} test images are ready")
+        try:
+            config = compose_config(point)
+            data = load_data(config.dataset, config.data_dir, "cpu")
+        except ValueError as error:  # the others are prepared all the same
+            wrong.append(str(error))
+        else:
+            print(f"{config.dataset.name}: {len(data.train):,} training and {len(data.test):,} test images are ready")
+    if wrong:
+        raise ValueError("\n".join(dict.fromkeys(wrong)))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from capsule_sweeps.data import open as opened
@@ -110,3 +111,15 @@ def test_seeds_with_different_images_are_named(launch, capsule_sweeps, runs) -> 
     runs.change_record(runs.folders()[0], data_sha256="0" * 64)
     said = " ".join(capsule_sweeps("results").out.split())
     assert "differ in their seed alone but were trained on different images" in said
+
+
+def test_comparing_imports_no_torch(python) -> None:
+    code = (
+        "import sys; from pathlib import Path; from capsule_sweeps import compose_config\n"
+        "from capsule_sweeps.data import sources; from capsule_sweeps.data.open import identify\n"
+        "import capsule_sweeps.launchers.launch\n"
+        "for path in Path(sources.__file__).parent.glob('[!_]*.py'): sources.find_source(path.stem)\n"
+        "assert identify(compose_config(['dataset=MNIST']).dataset, Path('nowhere')) is None\n"
+        "print('torch' in sys.modules, 'torchvision' in sys.modules)"
+    )
+    assert python("-c", code, PYTHONPATH=str(ROOT)).out == "False False\n"
