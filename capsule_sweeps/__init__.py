@@ -16,16 +16,17 @@ if TYPE_CHECKING:
     from capsule_sweeps.config.compose import compose_config
     from capsule_sweeps.networks.build import build_model
     from capsule_sweeps.networks.published_weights import load_published_weights
-    from capsule_sweeps.runs.frame import load_runs
+    from capsule_sweeps.runs.frame import load_metrics, load_runs
 
 __version__ = "0.2.0"
 
-__all__ = ["build_model", "compose_config", "load_published_weights", "load_runs"]
+__all__ = ["build_model", "compose_config", "load_metrics", "load_published_weights", "load_runs"]
 
 _HOMES = {
     "build_model": "networks.build",
     "compose_config": "config.compose",
     "load_published_weights": "networks.published_weights",
+    "load_metrics": "runs.frame",
     "load_runs": "runs.frame",
 }
 

@@ -24,6 +24,17 @@ def console() -> Console:
     return found
 
 
+@contextmanager
+def wide(letters: int = 10_000) -> Iterator[None]:
+    """While open, tables are as wide as they need."""
+    found = console()
+    before, found.width = found.width, letters
+    try:
+        yield
+    finally:
+        found.width = before
+
+
 def plain_text(text: str) -> Text:
     """Text for a table, without markup and without control characters: names and errors come from files."""
     return Text("".join(letter for letter in text if letter == "\n" or letter.isprintable()))

@@ -45,6 +45,10 @@ def add_format(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, default="table", help="of the output (table)")
 
 
+def add_wide(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--wide", action="store_true", help="show whole names and all columns, however wide")
+
+
 def add_rule(parser: argparse.ArgumentParser, default: str | None = "last") -> None:
     about = "the selection rule: which epoch's accuracy counts (last" + ("" if default else "; a published table's own")
     parser.add_argument("--rule", choices=names(), default=default, help=about + ")")

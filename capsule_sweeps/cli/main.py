@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import argcomplete
 
 from capsule_sweeps import __version__, cli
+from capsule_sweeps.console import wide
 from capsule_sweeps.launchers.terminal import write_any_text
 
 
@@ -43,7 +45,8 @@ def main() -> None:
         words = escape(words)
     arguments = own.parse_intermixed_args(words[1:]) if own else parser.parse_args(words)
     try:
-        arguments.function(arguments)
+        with wide() if getattr(arguments, "wide", False) else nullcontext():
+            arguments.function(arguments)
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has seen enough
     except (ValueError, OSError) as error:

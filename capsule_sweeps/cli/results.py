@@ -5,48 +5,94 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from capsule_sweeps.cli import FORMATS, add_rule, add_runs, path
+from capsule_sweeps.cli import FORMATS, add_rule, add_runs, add_wide, path
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_runs(parser)
     add_rule(parser, default=None)
     parser.add_argument("--format", choices=(*FORMATS, "tex"), default="table", help="tex: LaTeX with booktabs")
+    add_wide(parser)
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--published", metavar="NAME", help="beside published numbers: readme_table")
     kind.add_argument("--ablation", action="store_true", help="differences that ablations make, seed by seed")
-    parser.add_argument("--figure", type=path, metavar="PATH", help="with --ablation: a forest plot, PATH.png and .pdf")
+    kind.add_argument("--against", metavar="KEY=VALUE", help="differences to the runs that differ only in this key")
+    kind.add_argument("--pivot", metavar="KEY", help="one column for each value of this key: num_routing")
+    parser.add_argument("--by", metavar="KEY,KEY", help="one table for each value of these keys instead of each sweep")
+    parser.add_argument("--figure", type=path, metavar="PATH", help="differences as a forest plot, PATH.png and .pdf")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from capsule_sweeps.results.render import render
-    from capsule_sweeps.results.tables import accuracy_table, notes
     from capsule_sweeps.runs.select import select
-    from capsule_sweeps.runs.sweep import first_seeds
 
-    if arguments.figure and not arguments.ablation:
-        raise ValueError("--figure draws the differences that ablations make: set --ablation, too")
+    against = "ablation=none" if arguments.ablation else arguments.against
+    if arguments.figure and not against:
+        raise ValueError("--figure draws differences: set --ablation or --against KEY=VALUE with it")
+    if arguments.by and (against or arguments.published):
+        raise ValueError("--by makes one table of accuracies for each value: leave out --against and --published")
     if arguments.published:
         return published(arguments)
     runs, rule = select(arguments.runs_dir, arguments.runs), arguments.rule or "last"
-    if not arguments.ablation:
-        first = first_seeds(arguments.runs_dir)
-        table, note = accuracy_table(runs, rule, first), notes(runs, rule, first)
-        print(render(table, arguments.format, title="Results", note=note))
-        return
-    from capsule_sweeps.results.ablation import ablation_notes, ablation_table
-    from capsule_sweeps.results.settle import settle_ablations
+    if against:
+        return differences(runs, rule, against, arguments)
+    print(accuracies(runs, rule, arguments))
 
-    table = ablation_table(runs, rule)
-    note = ablation_notes(table, runs, rule)
-    if arguments.format not in ("csv", "json") and (
-        commands := settle_ablations(table, runs, rule, arguments.runs_dir)
-    ):
-        note = "\n".join(
-            [note, "Differences that are not told from 0 yet would be settled by:", *map("    {}".format, commands)]
-        )
-    print(render(table, arguments.format, title="Ablations", note=note))
+
+def accuracies(runs: pd.DataFrame, rule: str, arguments: argparse.Namespace) -> str:
+    """The tables of accuracies: one for each sweep or each value of --by; a single one for programs."""
+    from capsule_sweeps.results.pivot import pivot
+    from capsule_sweeps.results.render import render
+    from capsule_sweeps.results.sections import by_keys, by_sweep
+    from capsule_sweeps.results.tables import accuracy_table, for_people, left_out, notes
+    from capsule_sweeps.runs.sweep import first_seeds
+
+    first, form = first_seeds(arguments.runs_dir), arguments.format
+    if form in ("csv", "json"):
+        table = accuracy_table(runs, rule, first)
+        return render(pivot(table, arguments.pivot)[0] if arguments.pivot else table, form)
+    parts = by_keys(runs, arguments.by.split(",")) if arguments.by else by_sweep(arguments.runs_dir, runs)
+    parts = parts if len(parts) > 1 or arguments.by else [("Results", runs)]
+    texts = []
+    for title, own in parts:
+        table = accuracy_table(own, rule, first)
+        if table.empty and len(parts) > 1:
+            texts.append(f"{title}\nNone of {len(own)} runs is finished with an accuracy under rule={rule}.")
+            continue
+        shown, caption = for_people(table, own)
+        note = "" if len(parts) > 1 else notes(own, rule, first)
+        if arguments.pivot:
+            shown, said = pivot(table, arguments.pivot)
+            note = f"{said} {left_out(own, rule)}" if len(parts) == 1 else said
+            caption = f"Test accuracy in %, rule {rule}; {caption}"
+        heading = f"**{title}**\n\n" if form == "md" and len(parts) > 1 else ""
+        texts.append(heading + render(shown, form, title, note, caption, one_line=True))
+    if len(parts) > 1:
+        comment = "% " if form == "tex" else ""
+        texts.append(comment + notes(runs, rule, first))
+    return "\n\n".join(texts)
+
+
+def differences(runs: pd.DataFrame, rule: str, against: str, arguments: argparse.Namespace) -> None:
+    """The table of what each group differs by from the group with the value of --against, and its figure."""
+    from capsule_sweeps.results.against import against_notes, against_table, shown_differences
+    from capsule_sweeps.results.render import render
+
+    table = against_table(runs, against, rule)
+    note = against_notes(table, runs, against, rule)
+    if against == "ablation=none" and arguments.format not in ("csv", "json"):
+        from capsule_sweeps.results.settle import settle_ablations
+
+        if commands := settle_ablations(table, runs, rule, arguments.runs_dir):
+            said = "Differences that are not told from 0 yet would be settled by:"
+            note = "\n".join([note, said, *map("    {}".format, commands)])
+    title = "Ablations" if against == "ablation=none" else f"Differences to {against}"
+    shown, caption = (table, "") if arguments.format in ("csv", "json") else shown_differences(table)
+    print(render(shown, arguments.format, title, note, caption, one_line=True))
     if arguments.figure:
         from capsule_sweeps.results.figures import forest_plot, save_as
 

@@ -116,7 +116,7 @@ def scratch(config: DictConfig, folder: str) -> DictConfig:
 def show_results(plan: Sequence[PlannedRun], rule: str) -> None:
     """The table at the end: accuracy by dataset and num_routing over seeds, of the runs of this plan."""
     from capsule_sweeps.results.render import render
-    from capsule_sweeps.results.tables import accuracy_table, notes
+    from capsule_sweeps.results.tables import accuracy_table, for_people, notes
     from capsule_sweeps.runs.frame import runs_frame
     from capsule_sweeps.runs.sweep import first_seeds
 
@@ -124,7 +124,8 @@ def show_results(plan: Sequence[PlannedRun], rule: str) -> None:
     first: dict[str, int] = {}
     for runs_dir in {planned.run.folder.parent for planned in plan}:
         first |= first_seeds(runs_dir)
-    print(render(accuracy_table(runs, rule, first), "table", title="Results", note=notes(runs, rule, first)))
+    shown, caption = for_people(accuracy_table(runs, rule, first), runs)
+    print(render(shown, "table", "Results", notes(runs, rule, first), caption, one_line=True))
 
 
 def accuracy(planned: PlannedRun) -> float | None:

@@ -13,11 +13,10 @@ from typing import Any
 import pandas as pd
 
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
-from capsule_sweeps.results.intervals import compare, summarize
-from capsule_sweeps.results.tables import finished_runs, left_out, settings
+from capsule_sweeps.results.against import against_notes, against_table, base_names
+from capsule_sweeps.results.tables import finished_runs
 from capsule_sweeps.runs.signature import NEUTRAL, signed_config
 
-COLUMNS = ["base", "ablation", "n", "mean", "difference", "half_width", "p_value", "seeds_needed", "paired", "rule"]
 NEEDS_ITERATIONS = ("sequential", "uniform", "softmax_over_children")  # no change with num_routing=1
 
 
@@ -35,40 +34,26 @@ def changes() -> dict[str, dict[str, Any]]:
 
 
 def ablation_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
-    """Each ablation of which a run and a run of its base are finished: one row, the largest loss first.
+    """`against.against_table` for ablation=none: the column `ablation` has its name, `none` for a base."""
+    return against_table(runs, "ablation=none", rule)
 
-    Columns: base (what tells it from other bases), ablation, n (pairs of seeds, or the smaller group's runs), mean of
-    the ablation's runs, difference to the base (percentage points), half_width of its 95 % interval, p_value,
-    seeds_needed (see `statistics.compare`), paired, rule. Each base has a row, too, whose ablation is `none`.
-    """
-    finished = finished_runs(runs, rule).dropna(subset=["group", "seed"]).drop_duplicates(["group", "seed"])
-    accuracies = {
-        group: pd.Series(100 * own[f"accuracy_{rule}"].to_numpy(), index=own.seed.astype(int))
-        for group, own in finished.groupby("group")
-    }
-    first = finished.drop_duplicates("group").set_index("group")
-    bases = _bases({str(group): signed for group, signed in first.signed_config.items()})
-    rows = []
-    for (base, ablations), name in zip(bases.items(), _names(first.loc[list(bases)]), strict=True):
-        own = accuracies[base]
-        row = {"base": name, "ablation": "none", "n": len(own), "mean": summarize(own).mean, "difference": 0.0}
-        rows.append({**row, "half_width": float("nan"), "p_value": float("nan"), "paired": None})
-        for ablation, group in ablations.items():
-            found = compare(accuracies[group], own)
-            row = {"base": name, "ablation": ablation, "n": found.n, "mean": summarize(accuracies[group]).mean}
-            row |= {"difference": found.difference, "half_width": found.half_width, "p_value": found.p_value}
-            rows.append({**row, "seeds_needed": found.seeds_needed, "paired": found.paired})
-    table = pd.DataFrame(rows, columns=COLUMNS).assign(rule=rule)
-    table = table.sort_values(["base", "difference"], kind="stable", ignore_index=True)
-    return table.astype({"n": "Int64", "seeds_needed": "Int64", "mean": float, "difference": float})
+
+def ablation_notes(table: pd.DataFrame, runs: pd.DataFrame, rule: str) -> str:
+    """What must be said under a table of ablations."""
+    return against_notes(table, runs, "ablation=none", rule)
+
+
+def pairs(configs: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Group of a base, group of an ablation, name of the ablation, given a signed configuration of each group."""
+    return [(base, group, name) for base, own in _bases(configs).items() for name, group in own.items()]
 
 
 def base_groups(runs: pd.DataFrame, rule: str) -> dict[str, pd.Series]:
     """What the table calls a base → one of its runs, a row of `load_runs`."""
     finished = finished_runs(runs, rule).dropna(subset=["group", "seed"]).drop_duplicates(["group", "seed"])
-    first = finished.drop_duplicates("group").set_index("group")
+    first = finished.drop_duplicates("group").set_index("group", drop=False)
     own = first.loc[list(_bases({str(group): signed for group, signed in first.signed_config.items()}))]
-    return {name: run for name, (_, run) in zip(_names(own), own.iterrows(), strict=True)}
+    return {name: run for name, (_, run) in zip(base_names(own, "ablation=none")[0], own.iterrows(), strict=True)}
 
 
 def _bases(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
@@ -92,32 +77,9 @@ def _key(signed: dict[str, Any]) -> str:
     return json.dumps({key: value for key, value in kept.items() if NEUTRAL.get(key) != value}, sort_keys=True)
 
 
-def _names(first: pd.DataFrame) -> list[str]:
-    """What to call bases, given a run of each: dataset and num_routing, and other signed keys that tell them apart."""
-    configs = list(first.signed_config)
-    values = {key: {json.dumps(signed.get(key)) for signed in configs} for signed in configs for key in signed}
-    named = ("dataset.", "seed", "model.num_routing")
-    keys = sorted(key for key, found in values.items() if len(found) > 1 and not key.startswith(named))
-    if first.dataset.nunique() > 1:
-        keys = [key for key in keys if not key.startswith(("model.capsules.", "model.backbone."))]
-    names = []
-    for _, run in first.iterrows():
-        routed = str(run.model) if pd.isna(run.num_routing) else f"num_routing={run.num_routing}"
-        words = [str(run.dataset), routed, *([settings(run.signed_config, keys)] if keys else [])]
-        names.append(" ".join(words))
-    twins = {name for name in names if names.count(name) > 1}
-    return [f"{name} {group}" if name in twins else name for name, group in zip(names, first.index, strict=True)]
-
-
-def ablation_notes(table: pd.DataFrame, runs: pd.DataFrame, rule: str) -> str:
-    """What must be said under a table of ablations."""
-    text = (
-        f"Test accuracy in %, selection rule: {rule} for every number. difference: to the base (none) in percentage "
-        "points, seed by seed where seeds match (paired; else Welch), with half_width of its 95 % interval (t) and "
-        "two-sided p_value; seeds_needed: to see a difference of this size (5 % level, power 0.8). n: pairs, or "
-        "the runs of the smaller group; mean: over all runs of a row. "
-    )
-    text += left_out(runs, rule)
+def missing_note(table: pd.DataFrame) -> str:
+    """Sentences, with a space before them, on ablations that a table does not have or that change nothing."""
+    text = ""
     missing = [name for name in changes() if name not in set(table.ablation)]
     if missing:
         text += f" No finished runs beside a base: {', '.join(missing)}."

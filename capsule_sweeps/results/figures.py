@@ -13,11 +13,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
+from matplotlib.lines import Line2D
 
 from capsule_sweeps.config.selection_rules import find_rule
 from capsule_sweeps.console import plain_text
-from capsule_sweeps.results.tables import LABELS, accuracy_table, differing, finished_runs, settings
+from capsule_sweeps.results.columns import differences_of, named, settings_frame, typed
+from capsule_sweeps.results.render import shorten
+from capsule_sweeps.results.tables import accuracy_table, finished_runs
 
+LONGEST_NAME = 70  # letters of a line in the legend
 COLUMN_WIDTH = 3.4  # inches
 COLORS = (
     "#0072B2",
@@ -55,11 +59,12 @@ def accuracy_vs_num_routing(runs: pd.DataFrame, rule: str = "last", published: p
     """Test accuracy in % against num_routing, one panel a dataset: mean line, sample standard deviation as bars (none
     for n = 1), every run as a point; `published.marks` as markers, with their own rule in the legend.
 
-    Runs on one line differ only in seed and num_routing. Unfinished runs and models without num_routing stay out.
-    Raises ValueError when no run is left, or for an unknown rule.
+    Runs on one line differ only in seed and num_routing; models without num_routing are horizontal lines. A published
+    value is drawn where a run of its recipe is; the legend says what differs for the others. Unfinished runs stay out.
+    Raises ValueError when no run has a num_routing, or for an unknown rule.
     """
-    finished = finished_runs(runs, rule).dropna(subset=["num_routing", "dataset"])
-    if finished.empty:
+    finished = finished_runs(runs, rule).dropna(subset=["dataset"])
+    if finished.num_routing.isna().all():
         needs = find_rule(rule).needs
         needed = f" {needs.key}={needs.example}" if needs else ""
         raise ValueError(
@@ -85,12 +90,13 @@ def forest_plot(table: pd.DataFrame) -> Figure:
 
     Raises ValueError when the table has no ablation.
     """
-    changed = table[table.ablation != "none"]
+    changed = table[table.paired.notna()]
     if changed.empty:
         raise ValueError(
             "no ablation is finished beside its base; make some: "
             "python launch.py -m 'ablation=glob(*)' num_routing=2 seed=0,1,2 dataset=digits training=quick"
         )
+    key = table.columns[list(table.columns).index("base") + 1]
     panels = list(changed.groupby("base", sort=True))
     with matplotlib.rc_context({**STYLE, "axes.grid.axis": "x"}):
         heights = [0.16 * len(rows) + 0.55 for _, rows in panels]
@@ -110,7 +116,7 @@ def forest_plot(table: pd.DataFrame) -> Figure:
                 capsize=2,
                 elinewidth=1,
             )
-            axes.set_yticks(places, [f"{row.ablation} (n = {row.n})" for row in rows.itertuples()])
+            axes.set_yticks(places, [f"{change} (n = {n})" for change, n in zip(rows[key], rows.n, strict=True)])
             axes.set_ylim(len(rows) - 0.5, -0.5)
             axes.set_title(textwrap.fill(str(plain_text(str(base))), 60), fontsize=8, loc="right")
         rule = changed.rule.iloc[0]
@@ -210,6 +216,10 @@ def _draw_accuracies(axes: Axes, finished: pd.DataFrame, rule: str, published: p
         color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
         shift = gap * (number - (len(lines) - 1) / 2)
         table = accuracy_table(runs, rule).sort_values("num_routing")
+        if runs.num_routing.isna().all():
+            handles.append(axes.axhline(table["mean"].iloc[0], color=color, linestyle="--", linewidth=1))
+            labels.append(_label(name or str(runs.model.iloc[0]), list(table.n)))
+            continue
         bars = axes.errorbar(
             table.num_routing.astype(float) + shift - 0.25 * gap,
             table["mean"],
@@ -232,12 +242,15 @@ def _draw_accuracies(axes: Axes, finished: pd.DataFrame, rule: str, published: p
             linewidths=0,
             zorder=3,
         )
-        counts = list(table.n) if table.n.nunique() > 1 else [table.n.iloc[0]]
         handles.append((bars, points))
-        label = ", ".join([*([str(plain_text(name))] if name else []), "n = " + ", ".join(map(str, counts))])
-        labels.append(textwrap.fill(label, 40))
-    ticks = sorted(finished.num_routing.astype(int).unique())
+        labels.append(_label(name, list(table.n)))
+    ticks = sorted(finished.num_routing.dropna().astype(int).unique())
     if published is not None and len(published):
+        for words in dict.fromkeys(other_recipe(finished, mark) for _, mark in published.iterrows()):
+            if words:
+                handles.append(Line2D([], [], linestyle="none"))
+                labels.append(textwrap.fill(words, 55))
+        published = published[[not other_recipe(finished, mark) for _, mark in published.iterrows()]]
         ticks = sorted({*ticks, *published.num_routing.astype(int)})
         for (aggregate, its_rule), cells in published.groupby(["aggregate", "rule"], sort=False):
             marker = "P" if aggregate == "best run" else "*"
@@ -261,17 +274,28 @@ def _draw_accuracies(axes: Axes, finished: pd.DataFrame, rule: str, published: p
     return labels
 
 
+def _label(name: str, counts: list[int]) -> str:
+    shown = counts if len(set(counts)) > 1 else counts[:1]
+    words = [shorten(str(plain_text(name)), LONGEST_NAME)] if name else []
+    return textwrap.fill(", ".join([*words, "n = " + ", ".join(map(str, shown))]), 40)
+
+
+def other_recipe(finished: pd.DataFrame, mark: pd.Series) -> str:
+    """Why a published value is not drawn: how the nearest of the finished runs differ from its recipe; empty if none
+    does."""
+    if finished.group.isin(mark["groups"]).any():
+        return ""
+    differences = [differences_of(signed, mark.signed_config) for signed in finished.signed_config]
+    nearest = min(differences, key=len)
+    words = [f"{key}={typed(there)} (here {typed(here)})" for key, (here, there) in list(nearest.items())[:3]]
+    more = f" and {len(nearest) - 3} more" if len(nearest) > 3 else ""
+    return f"published values not drawn, made with {', '.join(words)}{more}"
+
+
 def _line_names(finished: pd.DataFrame) -> pd.Series:
     """For each run the name of its line: whatever tells it from the other lines, empty when there is only one."""
-    columns = [column for column in LABELS if finished[column].nunique(dropna=False) > 1]
-    keys = differing(finished)
-    names = [
-        " ".join(
-            [f"{column}={run[column]}" for column in columns] + ([settings(run.signed_config, keys)] if keys else [])
-        )
-        for _, run in finished.iterrows()
-    ]
-    return pd.Series(names, index=finished.index)
+    frame = settings_frame(finished).drop(columns=["dataset", "num_routing"])
+    return pd.Series([named(row) for _, row in frame.iterrows()], index=frame.index, dtype=object)
 
 
 def _spread(runs: pd.DataFrame) -> pd.Series:

@@ -94,6 +94,13 @@ def compare(values: pd.Series, base: pd.Series) -> Comparison:
     return Comparison(n, paired, difference, width, p_value, seeds_needed(difference, *variances))
 
 
+def holm(p_values: pd.Series) -> pd.Series:
+    """p-values after Holm's correction for their number (familywise error), on the same index; NaN stays NaN."""
+    ranked = p_values.dropna().sort_values()
+    factors = np.arange(len(ranked), 0, -1)
+    return (ranked * factors).cummax().clip(upper=1.0).reindex(p_values.index)
+
+
 def seeds_needed(difference: float, *variances: float) -> int | None:
     """How many seeds show a difference of this size at the 5 % level with a chance of 80 %.
 

@@ -22,7 +22,7 @@ from capsule_sweeps.results.intervals import seeds_for_half_width, summarize
 from capsule_sweeps.results.settle import seed_words, sweep_command
 from capsule_sweeps.results.stein import half_widths, two_stage_note
 from capsule_sweeps.results.tables import finished_runs, left_out
-from capsule_sweeps.runs.signature import columns
+from capsule_sweeps.runs.signature import columns, signed_config
 from capsule_sweeps.runs.sweep import first_seeds
 
 PATH = CONF_DIR.parent / "analysis" / "published.yaml"
@@ -195,15 +195,18 @@ def verdict(cell: Cell, ours: float, n: int | None, std: float, half_width: floa
 
 
 def marks(cells: list[Cell]) -> pd.DataFrame:
-    """The published accuracies as points for a plot: dataset, num_routing, value, aggregate, rule."""
-    rows = []
+    """The published accuracies as points for a plot: dataset, num_routing, value, aggregate, rule, and the groups of
+    runs that reproduce them (one for each reading) with the signed configuration of the first of these."""
+    points: dict[tuple[Any, ...], dict[str, Any]] = {}
     for cell in (cell for cell in cells if cell.aggregate != "count"):
         config = compose_config(cell.overrides)
         accuracy = 100 - cell.value if cell.unit == ERROR else cell.value
         row = {"dataset": config.dataset.name, "num_routing": config.num_routing, "value": accuracy}
-        rows.append({**row, "aggregate": cell.aggregate, "rule": cell.rule})
-    points = pd.DataFrame(rows, columns=["dataset", "num_routing", "value", "aggregate", "rule"])
-    return points.drop_duplicates(ignore_index=True)
+        row |= {"aggregate": cell.aggregate, "rule": cell.rule}
+        point = points.setdefault(tuple(row.values()), {**row, "groups": [], "signed_config": signed_config(config)})
+        point["groups"].append(_group(tuple(cell.overrides)))
+    heads = ["dataset", "num_routing", "value", "aggregate", "rule", "groups", "signed_config"]
+    return pd.DataFrame(list(points.values()), columns=heads)
 
 
 def of_table(runs: pd.DataFrame, cells: list[Cell]) -> pd.DataFrame:

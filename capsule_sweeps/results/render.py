@@ -1,45 +1,166 @@
-"""A table as text: for a terminal, Markdown, LaTeX, CSV or JSON."""
+"""A table as text: for a terminal, Markdown, LaTeX, CSV or JSON.
+
+On a terminal numbers never wrap. Where a table is too wide its texts do, or, in a table with one line per row, less
+important columns are left out and named beneath it, and words are shortened in the middle; `--wide` shows all.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Literal
 
 import pandas as pd
+from rich.cells import cell_len
 from rich.table import Table
+from rich.text import Text
 
 from capsule_sweeps.console import console, plain_text
 
 MANY = 1000  # rows
+LESS_IMPORTANT = ("rule", "max", "min", "paired", "seeds needed", "peak MB", "MMAdds", "s/epoch", "images")
+MERGED = "settings"  # the column of all settings, where there is no room for one each
+SHORTEST = 12  # letters of a word that is shortened
 
 
-def render(frame: pd.DataFrame, form: str, title: str = "", note: str = "") -> str:
-    """A frame as text: `table` (for a terminal), `md`, `tex` (booktabs), `csv` or `json` (a list of objects)."""
+class Best(str):
+    """A cell in bold type."""
+
+
+def render(
+    frame: pd.DataFrame, form: str, title: str = "", note: str = "", caption: str = "", one_line: bool = False
+) -> str:
+    """A frame as text: `table` (for a terminal), `md`, `tex` (booktabs), `csv` or `json` (a list of objects).
+
+    With `one_line` no cell of a terminal's table wraps.
+    """
     if form == "json":
         return frame.to_json(orient="records", indent=1, default_handler=str)
     if form == "csv":
         return frame.to_csv(index=False).rstrip("\n")
-    cells = [[cell_text(value) for value in row] for row in frame.itertuples(index=False)]
+    cells = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
     if form == "md":
-        lines = ["| " + " | ".join(frame.columns) + " |", "|" + "---|" * len(frame.columns)]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+        lines = ["| " + " | ".join(map(_md, frame.columns)) + " |", "|" + "---|" * len(frame.columns)]
+        lines += ["| " + " | ".join(map(_md, row)) + " |" for row in cells]
+        lines += ["", _sentence(caption)] if caption else []
         return "\n".join([*lines, *(["", note] if note else [])])
     if form == "tex":
-        return _tex(frame, cells, note)
+        return _tex(frame, cells, " ".join(filter(None, (_sentence(title), _sentence(caption), note))), title)
     assert form == "table", form
+    numeric = [_is_numeric(frame[column], [row[n] for row in cells]) for n, column in enumerate(frame.columns)]
+    title = "\n".join(filter(None, (title, caption)))
     if len(frame) > MANY:  # a table with borders would take seconds
         plain = pd.DataFrame(cells, columns=frame.columns).to_string(index=False)
         return "\n".join(part for part in (title, plain, note) if part)
-    table = Table(title=title or None, title_justify="left")
-    for column in frame.columns:
-        numeric = pd.api.types.is_numeric_dtype(frame[column])
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in cells:
-        table.add_row(*map(plain_text, row))
+    text, left_out = _bordered(list(map(str, frame.columns)), cells, numeric, title, one_line)
+    if left_out:
+        note = " ".join(filter(None, (note, f"Not shown for want of room: {', '.join(left_out)} (--wide).")))
     with console().capture() as capture:
-        console().print(table)
+        console().print(text)
         if note:
             console().print(note, markup=False, highlight=False)
-    return capture.get().rstrip("\n")
+    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+
+
+def _bordered(
+    heads: list[str], cells: list[list[str]], numeric: list[bool], title: str, one_line: bool
+) -> tuple[Table, list[str]]:
+    """The table, with `one_line` as wide as the console allows, and the columns that are not in it."""
+    table = Table(title=plain_text(title) if title else None, title_justify="left")
+    left_out: list[str] = []
+    widths: list[int | None] = [None] * len(heads)
+    if one_line:
+        heads, cells, numeric, widths, left_out = _fitted(heads, cells, numeric, console().width)
+    for head, right, width in zip(heads, numeric, widths, strict=True):
+        justify: Literal["left", "right"] = "right" if right else "left"
+        table.add_column(plain_text(head), justify=justify, no_wrap=right, overflow="fold", width=width)
+    for row in cells:
+        table.add_row(
+            *(
+                _text(cell, None if head == MERGED else width)
+                for cell, width, head in zip(row, widths, heads, strict=True)
+            )
+        )
+    return table, left_out
+
+
+def _fitted(heads: list[str], cells: list[list[str]], numeric: list[bool], room: int) -> Any:
+    """Heads, cells, which columns are numeric and how wide, of a table no wider than `room`; columns left out.
+
+    First heads break at their underscores, then less important columns go, then words become shorter. If all this is
+    not enough, the settings before the column n become one column, which wraps.
+    """
+    rows = [heads, *cells]
+    widths = [max(cell_len(row[n]) for row in rows[1:]) if cells else 0 for n in range(len(heads))]
+    shown, broken = list(range(len(heads))), list(heads)
+
+    def full(n: int) -> int:
+        return max(widths[n], *(cell_len(line) for line in broken[n].split("\n")))
+
+    def excess() -> int:
+        return sum(full(n) + 3 for n in shown) + 1 - room
+
+    if excess() > 0:
+        broken = [re.sub("(?<=[a-z])[_ ](?=[a-z(])", lambda found: found[0].strip() + "\n", head) for head in heads]
+    for name in LESS_IMPORTANT:
+        if excess() > 0 and name in heads and len(shown) > 1:
+            shown.remove(heads.index(name))
+    words = [n for n in shown if not numeric[n]]
+    while (over := excess()) > 0 and words and (longest := max(widths[n] for n in words)) > SHORTEST:
+        for n in words:  # the longest ones become as short as the next ones, together
+            if widths[n] == longest and over > 0:
+                widths[n], over = widths[n] - 1, over - 1
+    left_out = [head for n, head in enumerate(heads) if n not in shown]
+    first = [n for n in shown if "n" in heads and n < heads.index("n")]
+    rest = [n for n in shown if n not in first]
+    kept = [[row[n] for n in rest] for row in cells], [numeric[n] for n in rest], [full(n) for n in rest]
+    if excess() <= 0 or len(first) < 2:
+        return (
+            [broken[n] for n in shown],
+            [[row[n] for n in shown] for row in cells],
+            [numeric[n] for n in shown],
+            [full(n) for n in shown],
+            left_out,
+        )
+    merged = [" ".join(f"{heads[n]}={row[n]}" for n in first if row[n] != "–") for row in cells]
+    width = max(SHORTEST, room - 4 - sum(full(n) + 3 for n in rest))
+    return (
+        [MERGED, *(broken[n] for n in rest)],
+        [[text, *row] for text, row in zip(merged, kept[0], strict=True)],
+        [False, *kept[1]],
+        [width, *kept[2]],
+        left_out,
+    )
+
+
+def _text(cell: str, width: int | None) -> Text:
+    lines = [shorten(line, width or len(line)) for line in str(plain_text(cell)).split("\n")]
+    return Text("\n".join(lines), style="bold" if isinstance(cell, Best) else "")
+
+
+def shorten(text: str, width: int) -> str:
+    """A text of at most `width` letters, without its middle where it is longer."""
+    if len(text) <= width:
+        return text
+    end = (width - 1) // 2
+    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
+
+
+def _is_numeric(column: pd.Series, cells: list[str]) -> bool:
+    """Whether a column has numbers, or texts such as 37,521, 84.0 ± 3.7 and – that begin as numbers do."""
+    return pd.api.types.is_numeric_dtype(column) or all(re.match(r"[-−+]?\d[\d,.]*( ±|$)|–$", cell) for cell in cells)
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, Best) else cell_text(value)
+
+
+def _md(cell: str) -> str:
+    text = cell.replace("|", "\\|")
+    return f"**{text}**" if isinstance(cell, Best) else text
+
+
+def _sentence(text: str) -> str:
+    return text if not text or text.endswith(".") else f"{text}."
 
 
 def cell_text(value: Any) -> str:
@@ -67,15 +188,21 @@ TEX = {  # of letters that LaTeX reads as commands, or that not every font has
 }
 
 
-def _tex(frame: pd.DataFrame, cells: list[list[str]], note: str) -> str:
-    """A LaTeX tabular with booktabs, numbers to the right, and the note beneath it."""
+def _tex(frame: pd.DataFrame, cells: list[list[str]], caption: str, title: str) -> str:
+    """A LaTeX table with booktabs, numbers to the right, best cells bold, all that is to be said in the caption."""
 
     def plain(text: str) -> str:
-        return "".join(TEX.get(letter, letter) for letter in text)
+        escaped = "".join(TEX.get(letter, letter) for letter in text)
+        return rf"\textbf{{{escaped}}}" if isinstance(text, Best) else escaped
 
-    right = [pd.api.types.is_numeric_dtype(frame[column]) for column in frame.columns]
-    lines = ["% needs \\usepackage{booktabs}", "\\begin{tabular}{" + "".join("lr"[number] for number in right) + "}"]
-    lines += ["\\toprule", " & ".join(map(plain, map(str, frame.columns))) + " \\\\", "\\midrule"]
-    lines += [" & ".join(map(plain, row)) + " \\\\" for row in cells]
-    lines += ["\\bottomrule", "\\end{tabular}"]
-    return "\n".join([*lines, *(["", "\\par\\smallskip{\\footnotesize " + plain(note) + "}"] if note else [])])
+    right = [_is_numeric(frame[column], [row[n] for row in cells]) for n, column in enumerate(frame.columns)]
+    shown = pd.DataFrame([list(map(plain, row)) for row in cells], columns=list(map(plain, map(str, frame.columns))))
+    text = shown.style.hide(axis="index").to_latex(
+        column_format="".join("lr"[number] for number in right),
+        position="t",
+        position_float="centering",
+        hrules=True,
+        label="tab:" + (re.sub("[^a-z0-9]+", "-", title.lower()).strip("-") or "results"),
+        caption=plain(caption) or None,
+    )
+    return "% needs \\usepackage{booktabs}\n" + text.rstrip()

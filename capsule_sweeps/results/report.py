@@ -6,7 +6,6 @@ The page is report.html, a template of jinja2; this file finds what is shown the
 from __future__ import annotations
 
 import io
-import json
 import re
 import time
 from collections import Counter
@@ -16,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from capsule_sweeps.results.columns import named, settings_frame
 from capsule_sweeps.results.render import cell_text
-from capsule_sweeps.results.tables import accuracy_table, notes
+from capsule_sweeps.results.sections import by_sweep
+from capsule_sweeps.results.tables import accuracy_table, for_people, notes
 from capsule_sweeps.runs.files import last_lines, write_atomic
 from capsule_sweeps.runs.metrics import read_metrics
 from capsule_sweeps.runs.plan import Policy
-from capsule_sweeps.runs.record import SWEEP, read_typed
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.runs.sweep import first_seeds
+from capsule_sweeps.runs.sweep import first_seeds, read_sweeps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +48,7 @@ def write_report(runs_dir: Path, runs: pd.DataFrame, rule: str, out: Path) -> No
         now=time.strftime("%Y-%m-%d %H:%M %Z"),
         rule=rule,
         sweeps=_sweeps(runs_dir, dict(zip(runs.run, runs.state, strict=True)), records),
-        sections=[_accuracy(runs_dir, runs, rule), *_published(runs_dir, runs), *_ablations(runs, rule)],
+        sections=[*_accuracy(runs_dir, runs, rule), *_published(runs_dir, runs), *_ablations(runs, rule)],
         runs=_runs(runs_dir, runs, records, rule),
     )
     write_atomic(out, page.encode())
@@ -62,18 +62,15 @@ def _sweeps(runs_dir: Path, states: dict[str, str], records: dict[str, dict[str,
     """The sweeps that asked for these runs: their commands, and what the same command would do now."""
     known = {name[-8:]: (state, records[name]) for name, state in states.items()}
     sweeps = []
-    for path in sorted((runs_dir / ".sweeps").glob("sweep-*.json")):
-        sweep = read_typed(path, SWEEP)
-        asked = sweep.get("signatures", [])
-        if not known.keys() & set(asked):
+    for sweep in read_sweeps(runs_dir):
+        if not known.keys() & set(sweep.signatures):
             continue
-        found = [known.get(name, ("new", {})) for name in asked]
-        program, *words = sweep.get("command") or [""]
+        found = [known.get(name, ("new", {})) for name in sweep.signatures]
         sweeps.append(
             {
-                "name": path.stem,
-                "command": " ".join([Path(program).name, *words]),
-                "runs": len(asked),
+                "name": sweep.name,
+                "command": sweep.command,
+                "runs": len(sweep.signatures),
                 "states": _counts(Counter(state for state, _ in found)),
                 "actions": _counts(Counter(Policy().action(state, record.get("failure")) for state, record in found)),
             }
@@ -82,18 +79,17 @@ def _sweeps(runs_dir: Path, states: dict[str, str], records: dict[str, dict[str,
 
 
 def _runs(runs_dir: Path, runs: pd.DataFrame, records: dict[str, dict[str, Any]], rule: str) -> list[dict[str, Any]]:
-    keys = sorted({key for signed in runs.signed_config for key in signed})
-    keys = [key for key in keys if len({json.dumps(signed.get(key)) for signed in runs.signed_config}) > 1]
+    frame = settings_frame(runs)
     rows = []
-    for _, run in runs.iterrows():
+    for index, run in runs.iterrows():
         record = records[run.run]
         metrics, _ = read_metrics(Run(runs_dir / run.run))
         rows.append(
             {
                 "name": run.run,
-                "labels": "; ".join(filter(None, [run.tags, run.note])),
                 "state": "stale" if run.stale else run.state,
-                "settings": " ".join(f"{key}={json.dumps(run.signed_config.get(key))}" for key in keys) or "–",
+                "labels": "; ".join(filter(None, [run.tags, run.note])),
+                "settings": f"{named(frame.loc[index])} seed={run.seed}",
                 "epochs": f"{0 if run.epochs_done is pd.NA else run.epochs_done} of {cell_text(run.epochs)}",
                 "accuracy": cell_text(100 * run[f"accuracy_{rule}"]),
                 "curve": _curve([row["test_accuracy"] for row in metrics]),
@@ -135,17 +131,22 @@ def _section(heading: str, frame: pd.DataFrame, note: str, **more: Any) -> dict[
     return {"heading": heading, "heads": list(frame.columns), "rows": rows, "note": note, **more}
 
 
-def _accuracy(runs_dir: Path, runs: pd.DataFrame, rule: str) -> dict[str, Any]:
+def _accuracy(runs_dir: Path, runs: pd.DataFrame, rule: str) -> Iterator[dict[str, Any]]:
+    """A table and a figure for each sweep."""
     from capsule_sweeps.results.figures import accuracy_vs_num_routing
 
-    first = first_seeds(runs_dir)
-    table, note = accuracy_table(runs, rule, first), notes(runs, rule, first)
-    try:
-        figure = accuracy_vs_num_routing(runs, rule)
-    except ValueError:
-        note += "\nNo plot: no finished run has a num_routing and an accuracy under this rule."
-        return _section("Accuracy", table, note)
-    return _section("Accuracy", table, note, **_figure(figure, "Test accuracy against num_routing"))
+    first, parts = first_seeds(runs_dir), by_sweep(runs_dir, runs)
+    for title, own in parts if len(parts) > 1 else [("", runs)]:
+        table, caption = for_people(accuracy_table(own, rule, first), own)
+        note = f"{caption}.\n{notes(own, rule, first)}" if caption else notes(own, rule, first)
+        heading = ": ".join(filter(None, ("Accuracy", title)))
+        try:
+            figure = accuracy_vs_num_routing(own, rule)
+        except ValueError:
+            note += "\nNo plot: no finished run has a num_routing and an accuracy under this rule."
+            yield _section(heading, table, note)
+            continue
+        yield _section(heading, table, note, **_figure(figure, f"Test accuracy against num_routing {title}".strip()))
 
 
 def _published(runs_dir: Path, runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -170,12 +171,15 @@ def _published(runs_dir: Path, runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
 def _ablations(runs: pd.DataFrame, rule: str) -> Iterator[dict[str, Any]]:
     """Table and forest plot of the ablations that are finished beside their base."""
     from capsule_sweeps.results.ablation import ablation_notes, ablation_table
+    from capsule_sweeps.results.against import shown_differences
     from capsule_sweeps.results.figures import forest_plot
 
     table = ablation_table(runs, rule)
     if len(table):
         drawn = _figure(forest_plot(table), "Difference of each ablation to its base, with 95 % intervals")
-        yield _section("Ablations", table, ablation_notes(table, runs, rule), **drawn)
+        shown, caption = shown_differences(table)
+        note = ablation_notes(table, runs, rule)
+        yield _section("Ablations", shown, f"{caption}.\n{note}" if caption else note, **drawn)
 
 
 def _figure(figure: Figure, label: str) -> dict[str, Any]:

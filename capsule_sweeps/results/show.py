@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from capsule_sweeps.console import plain_text
+from capsule_sweeps.results.columns import setting
 from capsule_sweeps.results.render import render
-from capsule_sweeps.results.tables import setting
 from capsule_sweeps.runs.files import last_lines
 from capsule_sweeps.runs.frame import load_runs
 from capsule_sweeps.runs.labels import read_labels

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from itertools import pairwise
-from typing import Any
 
 import pandas as pd
 
 from capsule_sweeps.config.selection_rules import find_rule
-from capsule_sweeps.results.intervals import compare, half_width
+from capsule_sweeps.results.columns import constants, settings_frame, typed
+from capsule_sweeps.results.intervals import half_width
 from capsule_sweeps.results.stein import half_widths, two_stage_note
-from capsule_sweeps.runs.signature import NEUTRAL
 
-LABELS = ("model", "backbone", "routing", "schedule", "imported")
+COST = {  # column of `load_runs` → from which ratio on two rows differ
+    "parameters": 1.0,
+    "multiply_adds": 1.0,
+    "seconds_per_epoch": 1.1,  # times and memory are never quite the same
+    "peak_memory": 1.1,
+}
+NUMBERS = ("n", "mean", "std", "half_width", "min", "max")
+WIDTH = "±95%"  # what people read for half_width
 NAMED = 5  # stale runs; `status stale=true` has all
 
 
@@ -26,56 +30,60 @@ def finished_runs(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
 def accuracy_table(runs: pd.DataFrame, rule: str, first: Mapping[str, int] | None = None) -> pd.DataFrame:
     """Accuracy in percent of the finished runs, one row for each group of runs that differ only in their seed.
 
-    Columns: dataset, num_routing, and whatever else tells the groups apart; n, mean, std (sample standard deviation),
-    half_width (of the 95 % t interval; both NaN for n = 1), min (the worst run), max (the best); rule. `first` is the
-    number of first seeds of groups whose seeds a procedure chose (`runs.sweep.first_seeds`): it has its interval.
+    Columns: dataset, num_routing, and each setting that tells the groups apart, see `columns.settings_frame`; those of
+    COST that differ between rows (parameters, multiply-adds of one image, seconds, bytes; means over the runs of a
+    row); n, mean, std (sample standard deviation), half_width (of the 95 % t interval; both NaN for n = 1), min (the
+    worst run), max (the best); rule. `first` is the number of first seeds of groups whose seeds a procedure chose
+    (`runs.sweep.first_seeds`): it has its interval.
     """
     finished = finished_runs(runs, rule)
-    frame = finished[["dataset", "num_routing", "group"]].copy()
-    for column in LABELS:
-        if finished[column].nunique(dropna=False) > 1:
-            frame[column] = finished[column]
-    keys = differing(finished)
-    if keys:
-        frame["settings"] = [settings(signed, keys) for signed in finished.signed_config]
-    labels = [column for column in frame.columns if column != "group"]
-    frame["accuracy"] = 100 * finished[f"accuracy_{rule}"]
-    grouped = frame.groupby([*labels, "group"], dropna=False, sort=True).accuracy
-    table = pd.DataFrame(grouped.agg(["count", "mean", "std", "min", "max"])).rename(columns={"count": "n"})
-    table.insert(3, "half_width", half_width(table["std"], table.n))
-    for group, width in half_widths(finished, rule, first or {}).items():
-        table.loc[table.index.get_level_values("group") == group, "half_width"] = width
-    return table.reset_index().drop(columns="group").assign(rule=rule)
+    frame = settings_frame(finished, (*COST, *NUMBERS, "rule"))
+    labels = list(frame.columns)
+    group = finished.group.fillna(finished.run)  # damaged records have none; different settings are never averaged
+    number = frame.astype(object).assign(group=group).groupby([*labels, "group"], dropna=False, sort=False).ngroup()
+    accuracies = (100 * finished[f"accuracy_{rule}"]).groupby(number)
+    table = frame.groupby(number).first().reindex(columns=labels)
+    for column, ratio in ((column, ratio) for column, ratio in COST.items() if column in finished):
+        means = finished[column].astype(float).groupby(number).mean()
+        if means.max() > ratio * means.min() or (means.isna().any() and means.notna().any()):
+            whole = column != "seconds_per_epoch"
+            table[column] = means.round().astype("Int64") if whole else means
+    table = table.join(accuracies.agg(["count", "mean", "std"]).rename(columns={"count": "n"}))
+    table["half_width"] = half_width(table["std"], table.n)
+    for name, width in half_widths(finished, rule, first or {}).items():
+        table.loc[table.index.isin(number[group == name]), "half_width"] = width
+    table = table.join(accuracies.agg(["min", "max"])).sort_values(labels, key=_sortable)
+    return table.reset_index(drop=True).assign(rule=rule)
 
 
-def comparison_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
-    """What one more value of num_routing changes, between groups that are alike in all else: see statistics.compare.
+def _sortable(column: pd.Series) -> pd.Series:
+    """Numbers by size, words by the alphabet, also where a column has both."""
+    if pd.api.types.is_numeric_dtype(column):
+        return column
+    return column.map(lambda value: f"{value:020.8f}" if isinstance(value, int | float) else str(value))
 
-    Columns: runs (dataset, and settings where they differ), from, to (num_routing), n, difference (percentage points),
-    half_width of its 95 % interval, p_value, seeds_needed, paired, rule.
-    """
-    finished = finished_runs(runs, rule).dropna(subset=["num_routing", "seed", "group"])
-    keys = differing(finished)
-    names = [f"{s.get('dataset.name')} {settings(s, keys)}".strip() for s in finished.signed_config]
-    rows = []
-    for name, alike in finished.groupby(pd.Series(names, index=finished.index), sort=True):
-        groups = [
-            (number, pd.Series(100 * own[f"accuracy_{rule}"].to_numpy(), index=own.seed.astype(int)))
-            for number, own in alike.drop_duplicates(["group", "seed"]).groupby("num_routing")
-        ]
-        for (fewer, base), (more, values) in pairwise(groups):
-            found = compare(values, base)
-            row: dict[str, Any] = {
-                "runs": name,
-                "from": fewer,
-                "to": more,
-                "n": found.n,
-                "difference": found.difference,
-            }
-            row |= {"half_width": found.half_width, "p_value": found.p_value, "seeds_needed": found.seeds_needed}
-            rows.append({**row, "paired": found.paired})
-    columns = ["runs", "from", "to", "n", "difference", "half_width", "p_value", "seeds_needed", "paired"]
-    return pd.DataFrame(rows, columns=columns).astype({"seeds_needed": "Int64"}).assign(rule=rule)
+
+UNITS = {"seconds_per_epoch": ("s/epoch", 1.0), "multiply_adds": ("MMAdds", 1e6), "peak_memory": ("peak MB", 1e6)}
+
+
+def for_people(table: pd.DataFrame, runs: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """An `accuracy_table` without what is constant, and a caption that has it; settings as they are typed, costs in
+    millions of multiply-adds and megabytes."""
+    drop = [column for column in table.columns if column not in NUMBERS and table[column].nunique(dropna=False) <= 1]
+    shown = table.drop(columns=drop).rename(columns={"half_width": WIDTH})
+    for column in shown.columns:
+        if column in UNITS:
+            name, unit = UNITS[column]
+            shown[column] = shown[column].astype(float) / unit
+            shown = shown.rename(columns={column: name})
+        elif column not in (*NUMBERS, WIDTH):
+            as_typed = "{:,}".format if column == "parameters" else lambda value: str(typed(value))
+            shown[column] = [None if pd.isna(value) else as_typed(value) for value in table[column]]
+    if table.empty:
+        return shown, ""
+    common = {column: table[column].iloc[0] for column in drop if column not in ("rule", "imported")}
+    common = {**constants(finished_runs(runs, table.rule.iloc[0])), **common}
+    return shown, ", ".join(f"{key}={typed(value)}" for key, value in common.items() if not pd.isna(value))
 
 
 def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
@@ -95,32 +103,12 @@ def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame([total])], ignore_index=True).astype({"num_routing": "Int64"})
 
 
-def differing(finished: pd.DataFrame) -> list[str]:
-    """Signed keys that tell runs apart beyond dataset, LABELS, num_routing and seed."""
-    keys: set[str] = set()
-    for _, alike in finished.groupby(["dataset", *LABELS], dropna=False):
-        configs = list(alike.drop_duplicates("group").signed_config)
-        for key in {key for signed in configs for key in signed} - {"seed", "model.num_routing"}:
-            if len({json.dumps(signed.get(key)) for signed in configs}) > 1:
-                keys.add(key)
-    return sorted(keys)
-
-
-def setting(signed: dict[str, Any], key: str) -> Any:
-    """The value of a signed key; a neutral value is not signed, but it is what the run has."""
-    return signed.get(key, NEUTRAL.get(key))
-
-
-def settings(signed: dict[str, Any], keys: list[str]) -> str:
-    return " ".join(f"{key}={setting(signed, key)}" for key in keys)
-
-
 def notes(runs: pd.DataFrame, rule: str, first: Mapping[str, int] | None = None) -> str:
     """What must be said under a table of accuracies."""
     return (
         f"Test accuracy in %, selection rule: {rule} ({find_rule(rule).meaning}) for every number; "
         "mean ± sample standard deviation over seeds, "
-        f"half_width of the 95 % interval (t); neither for n = 1. {left_out(runs, rule)}"
+        f"{WIDTH}: half the width of the 95 % interval of the mean (t); neither for n = 1. {left_out(runs, rule)}"
         f"{two_stage_note(finished_runs(runs, rule), first or {})}"
     )
 

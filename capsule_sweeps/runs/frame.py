@@ -9,37 +9,65 @@ import pandas as pd
 
 from capsule_sweeps.config import selection_rules
 from capsule_sweeps.runs.labels import read_labels
+from capsule_sweeps.runs.metrics import read_metrics
 from capsule_sweeps.runs.provenance import changed_code
 from capsule_sweeps.runs.record import read_summary
 from capsule_sweeps.runs.run import Run, find_runs
+from capsule_sweeps.runs.signature import NEUTRAL
+from capsule_sweeps.runs.sweep import sweeps_of_runs
 
-INTEGERS = ("num_routing", "seed", "epochs", "epochs_done", "parameters")
+INTEGERS = ("num_routing", "seed", "epochs", "epochs_done", "parameters", "multiply_adds", "peak_memory")
 
 
 def frame_columns() -> list[str]:
     """What is known of a run, one accuracy per selection rule."""
     return [
         *("run", "signature", "state", "dataset", "model", "backbone", "routing", "schedule", "num_routing", "seed"),
-        *("epochs", "epochs_done", "parameters", *selection_rules.columns(), "seconds", "group"),
+        *("epochs", "epochs_done", "parameters", "multiply_adds", "peak_memory"),
+        *(*selection_rules.columns(), "seconds", "group"),
     ]
 
 
-def load_runs(runs_dir: Path | str, imported: bool = False) -> pd.DataFrame:
-    """One row a run folder under runs_dir, sorted by name; imported ones only if asked for.
+def load_runs(runs_dir: Path | str, imported: bool = False, settings: bool = False) -> pd.DataFrame:
+    """One row per run folder under runs_dir, sorted by name; imported ones only if asked for.
 
-    Columns: `frame_columns`, `stale` (finished, but with code that changed since), `device`, `imported` (weights from
-    the published code), `data_sha256` and `classes` (names, one a line) of its images, `tags` (with spaces between
-    them), `note`, and `signed_config`, a flat dict. Accuracies are fractions, NaN while the run is not finished;
-    seconds are those of its epochs, evaluation included.
+    Columns: `frame_columns` (multiply_adds of one image, peak_memory in bytes), `seconds_per_epoch`, `stale` (finished,
+    but with code that changed since), `device`, `imported` (weights from the published code), `data_sha256` and
+    `classes` (names, one a line) of its images, `tags` (with spaces between them), `note`, `sweeps` (the names of all
+    that asked for the run), `folder`, and `signed_config`, the flat dict of the signed configuration; with `settings`
+    also one column for each signed key, such as training.lr. Accuracies are fractions, NaN while the run is not
+    finished; seconds are those of its epochs, evaluation included.
     """
     runs = runs_frame(find_runs(Path(runs_dir)).values())
-    return runs if imported else runs[~runs.imported].reset_index(drop=True)
+    runs = runs if imported else runs[~runs.imported].reset_index(drop=True)
+    return runs.join(settings_columns(runs)) if settings else runs
+
+
+def settings_columns(runs: pd.DataFrame) -> pd.DataFrame:
+    """A column for each signed key of some runs, neutral values filled in; None where a run has no such key."""
+    keys = sorted(NEUTRAL.keys() | {key for signed in runs.signed_config for key in signed})
+    rows = [[signed.get(key, NEUTRAL.get(key)) for key in keys] for signed in runs.signed_config]
+    return pd.DataFrame(rows, columns=keys, index=runs.index).drop(columns=["seed"], errors="ignore")
+
+
+def load_metrics(runs: pd.DataFrame) -> pd.DataFrame:
+    """The epochs of some rows of `load_runs` as one tidy frame, for seaborn and groupby: a row per run and epoch.
+
+    Columns: run, dataset, model, backbone, routing, schedule, num_routing, seed, group, and those of metrics.jsonl
+    (epoch, lr, seconds, images_per_second, train_loss, test_accuracy as a fraction, …). Damaged rows and those behind
+    them are left out.
+    """
+    named = ["run", "dataset", "model", "backbone", "routing", "schedule", "num_routing", "seed", "group"]
+    frames = [pd.DataFrame(read_metrics(Run(Path(folder)))[0]).assign(run=Path(folder).name) for folder in runs.folder]
+    rows = pd.concat([frame for frame in frames if "epoch" in frame] or [pd.DataFrame(columns=["run", "epoch"])])
+    return runs[named].merge(rows, on="run", validate="one_to_many")
 
 
 def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
     """`load_runs` for some runs."""
     columns = frame_columns()
-    rows = []
+    rows, runs = [], list(runs)
+    sweeps = {folder: sweeps_of_runs(folder) for folder in {run.folder.parent for run in runs}}
     for run in runs:
         record = run.record()
         state = run.state(record)
@@ -50,17 +78,22 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
             record = {**record, **read_summary(run.folder)}
         row = {column: record.get(column) for column in columns}
         row |= {"run": run.folder.name, "signature": run.folder.name[-8:], "state": state}
-        labels = read_labels(run.folder)
-        row |= {"tags": " ".join(labels.tags), "note": labels.note}
         stale = state == "finished" and bool(changed_code(record))
         device = record.get("execution", {}).get("device")
-        row |= {"stale": stale, "device": device, "imported": "imported" in record}
+        labels = read_labels(run.folder)
+        row |= {"tags": " ".join(labels.tags), "note": labels.note}
         row |= {"data_sha256": record.get("data_sha256"), "classes": "\n".join(record.get("classes") or ()) or None}
+        row |= {"stale": stale, "device": device, "imported": "imported" in record, "folder": str(run.folder)}
+        row["sweeps"] = sweeps[run.folder.parent].get(run.folder.name[-8:], [])
         rows.append({**row, "signed_config": record.get("signed_config", {})})
-    more = ["stale", "device", "imported", "data_sha256", "classes", "tags", "note", "signed_config"]
-    frame = pd.DataFrame(rows, columns=[*columns, *more])
+    more = ["stale", "device", "imported", "data_sha256", "classes", "tags", "note", "folder", "sweeps"]
+    frame = pd.DataFrame(rows, columns=[*columns, *more, "signed_config"])
     frame["imported"] = frame.imported.astype(bool)  # of no rows, too
+    frame.insert(list(frame.columns).index("seconds") + 1, "seconds_per_epoch", frame.seconds / frame.epochs_done)
     frame = frame.astype(
-        {**dict.fromkeys((*selection_rules.columns(), "seconds"), float), **dict.fromkeys(INTEGERS, "Int64")}
+        {
+            **dict.fromkeys((*selection_rules.columns(), "seconds", "seconds_per_epoch"), float),
+            **dict.fromkeys(INTEGERS, "Int64"),
+        }
     )
     return frame.sort_values("run", ignore_index=True)

@@ -120,7 +120,9 @@ SIGNED_CONFIG = table(others=leaf)
 EXECUTION = table({"device": text(), "threads": count()}, others=leaf)
 COLUMNS: dict[str, Check] = {
     **dict.fromkeys(("run", "signature", "group", "dataset", "model", "backbone", "routing", "schedule"), text()),
-    **dict.fromkeys(("num_routing", "seed", "epochs", "epochs_done", "parameters"), count()),
+    **dict.fromkeys(
+        ("num_routing", "seed", "epochs", "epochs_done", "parameters", "multiply_adds", "peak_memory"), count()
+    ),
     "seconds": CLOCK,
 }
 ATTEMPT = table(
@@ -162,7 +164,13 @@ QUEUE_ENTRY: dict[str, Check] = {  # queued.json
     "signed_config": SIGNED_CONFIG,
     "attempts": count(),
 }
-SWEEP: dict[str, Check] = {"sweep": text(), "command": each(text(MAX_TEXT)), "signatures": each(text())}
+SWEEP: dict[str, Check] = {
+    "sweep": text(),
+    "command": each(text(MAX_TEXT)),
+    "signatures": each(text()),
+    "runs": each(text(4096)),
+    "started": CLOCK,
+}
 SEEDS: dict[str, Check] = {  # .sweeps/seeds-*.json
     **dict.fromkeys(("min_seeds", "max_seeds"), count(10**6)),
     "half_width": number(0, 100),

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +35,46 @@ def record_sweep(plan: Sequence[PlannedRun], launcher: dict[str, Any]) -> str:
     name, signatures = sweep_name(plan), sorted(planned.signature for planned in plan)
     folder = plan[0].run.folder.parent / ".sweeps"
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{name}.json", {"sweep": name, "command": sys.argv, "signatures": signatures, **launcher})
+    content = {"sweep": name, "command": sys.argv, "signatures": signatures, "started": time.time()}
+    write_json(folder / f"{name}.json", {**content, "runs": [planned.run.folder.name for planned in plan], **launcher})
     return name
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What `.sweeps/<name>.json` records: the command as typed, when it last started, the runs that it asked for.
+
+    `runs` has the names of their folders, also of those that never started; it is empty in old records.
+    """
+
+    name: str
+    command: str
+    started: float
+    signatures: list[str]
+    runs: list[str]
+
+
+def read_sweeps(runs_dir: Path) -> list[Sweep]:
+    """The sweeps of a runs folder, newest first."""
+    found = []
+    for path in (runs_dir / ".sweeps").glob("sweep-*.json"):
+        record = read_typed(path, SWEEP)
+        program, *words = record.get("command") or [""]
+        command = shlex.join([Path(program).name, *words])
+        with suppress(OSError):
+            started = record.get("started")
+            started = path.stat().st_mtime if started is None else started
+            found.append(Sweep(path.stem, command, started, record.get("signatures", []), record.get("runs", [])))
+    return sorted(found, key=lambda sweep: (-sweep.started, sweep.name))
+
+
+def sweeps_of_runs(runs_dir: Path) -> dict[str, list[str]]:
+    """Signature → the names of all sweeps that asked for the run, newest first."""
+    found: dict[str, list[str]] = {}
+    for sweep in read_sweeps(runs_dir):
+        for signature in sweep.signatures:
+            found.setdefault(signature, []).append(sweep.name)
+    return found
 
 
 def record_seeds(runs_dir: Path, procedure: dict[str, Any], groups: Sequence[str]) -> None:

@@ -130,11 +130,11 @@ def test_different_configuration_is_never_one_line() -> None:
     """Not even where the two have no num_routing in common."""
     one, other = {("CIFAR10", 1): [0.9, 0.91]}, {("CIFAR10", 2): [0.8, 0.84]}
     (axes,) = drawn(pd.concat([frame(one, **{"training.lr": 0.1}), frame(other, **{"training.lr": 0.5})]))
-    assert labels(axes) == ["training.lr=0.1, n = 2", "training.lr=0.5, n = 2"]
+    assert labels(axes) == ["lr=0.1, n = 2", "lr=0.5, n = 2"]
     assert [len(line.lines[0].get_ydata()) for line in bars(axes)] == [1, 1]
 
     (axes,) = drawn(pd.concat([frame(one), frame(other, schedule="sequential")], ignore_index=True))
-    assert [label.split(",")[0] for label in labels(axes)] == ["schedule=concurrent", "schedule=sequential"]
+    assert [label.split(",")[0] for label in labels(axes)] == ["concurrent", "sequential"]
     colors = [to_hex(line.lines[0].get_color()).upper() for line in bars(axes)]
     assert len(set(colors)) == 2 and set(colors) <= set(COLORS)
 
@@ -197,23 +197,49 @@ def test_drawing_needs_neither_pyplot_nor_torch(tmp_path: Path) -> None:
     assert done.stdout.strip() == "set()"
 
 
+def cells_of(runs: pd.DataFrame, **signed: Any) -> pd.DataFrame:
+    """Published cells for CIFAR10, of the recipe of some runs or of another one."""
+    own = runs[runs.dataset == "CIFAR10"].iloc[0]
+    rows = [
+        {"num_routing": 2, "value": 94.85, "aggregate": "mean over seeds"},
+        {"num_routing": 4, "value": 95.14, "aggregate": "best run"},
+    ]
+    more = {"groups": ["another"] if signed else [own.group], "signed_config": {**own.signed_config, **signed}}
+    return pd.DataFrame([{**row, "dataset": "CIFAR10", "rule": "best_test", **more} for row in rows])
+
+
 def test_published_values_are_markers_with_their_own_rule() -> None:
-    cells = pd.DataFrame(
-        {
-            "dataset": ["CIFAR10", "CIFAR10", "other"],
-            "num_routing": [2, 4, 1],
-            "value": [94.85, 95.14, 1.0],
-            "aggregate": ["mean over seeds", "best run", "mean over seeds"],
-            "rule": ["best_test"] * 3,
-        }
-    )
-    figure = accuracy_vs_num_routing(frame(TWO_SETS), "last", cells)
+    figure = accuracy_vs_num_routing(frame(TWO_SETS), "last", cells_of(frame(TWO_SETS)))
     figure.draw_without_rendering()
     first, second = figure.axes
     assert {(2.0, 94.85), (4.0, 95.14)} <= {tuple(point) for point in points(first)}
     assert labels(first)[-2:] == ["published, mean over seeds (best_test)", "published, best run (best_test)"]
     assert list(first.get_xticks()) == [1, 2, 3, 4]
     assert len(labels(second)) == 1
+
+
+def test_published_values_of_another_recipe_are_in_the_legend_and_no_markers() -> None:
+    runs = frame(TWO_SETS, **{"training.epochs": 12})
+    figure = accuracy_vs_num_routing(runs, "last", cells_of(runs, **{"training.epochs": 350}))
+    figure.draw_without_rendering()
+    assert (2.0, 94.85) not in {tuple(point) for point in points(figure.axes[0])}
+    (words,) = (label for label in labels(figure.axes[0]) if "published" in label)
+    assert " ".join(words.split()) == "published values not drawn, made with training.epochs=350 (here 12)"
+
+
+def test_models_without_num_routing_are_horizontal_lines_and_many_lines_stay_readable() -> None:
+    runs = frame(TWO_SETS)
+    baseline = frame({("CIFAR10", 1): [0.6, 0.7]}).assign(model="cnn", routing=None, schedule=None, group="cnn")
+    baseline["num_routing"] = baseline.num_routing.mask(baseline.num_routing == 1)
+    lines = [frame({("CIFAR10", r): [0.5] for r in (1, 2, 3)}, **{"training.lr": lr / 100}) for lr in range(1, 25)]
+    figure = accuracy_vs_num_routing(pd.concat([runs, baseline, *lines], ignore_index=True))
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    assert any(line.get_linestyle() == "--" and list(line.get_ydata()) == [65.0, 65.0] for line in axes.lines)
+    assert any(label.startswith("cnn") for label in labels(axes))
+    assert len(labels(axes)) == 26  # no group is dropped
+    width, height = figure.get_size_inches()
+    assert height / width < 4
 
 
 def curves(lrs: list[float]) -> pd.DataFrame:

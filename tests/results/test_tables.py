@@ -11,8 +11,12 @@ import pytest
 
 from capsule_sweeps import compose_config, load_runs
 from capsule_sweeps.config import selection_rules
-from capsule_sweeps.results.render import render
-from capsule_sweeps.results.tables import accuracy_table, comparison_table, cost_table, notes, stale_note
+from capsule_sweeps.console import console
+from capsule_sweeps.results.against import against_table
+from capsule_sweeps.results.pivot import pivot
+from capsule_sweeps.results.render import render, shorten
+from capsule_sweeps.results.sections import by_sweep
+from capsule_sweeps.results.tables import accuracy_table, cost_table, for_people, notes, stale_note
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns, signed_config
@@ -121,7 +125,7 @@ def test_what_differs_is_never_averaged(invent) -> None:
     invent(["seed=0", "capsules.dropout=0.1"], 0.7)
     rows = accuracy_table(load_runs("runs"), "last")
     assert sorted(rows["mean"]) == pytest.approx([50, 60, 70]) and set(rows.n) == {1}
-    assert rows.settings.str.contains("training.lr=0.05").sum() == 1
+    assert list(rows["lr"]).count(0.05) == 1 and list(rows.dropout).count(0.1) == 1
     invent(["seed=0", "backbone=resnet"], 0.8)
     assert set(accuracy_table(load_runs("runs"), "last").backbone) == {"simple", "resnet"}
 
@@ -142,15 +146,129 @@ def test_rule_and_finished_runs_are_said_under_every_table(invent, capsule_sweep
 
 
 def test_num_routing_is_compared_seed_by_seed(invent) -> None:
-    for num_routing, values in {1: [0.90, 0.91, 0.92], 2: [0.91, 0.93, 0.93], 4: [0.5]}.items():
+    for num_routing, values in {1: [0.90, 0.91, 0.92], 2: [0.91, 0.93, 0.93], 3: [0.90, 0.92, 0.91], 4: [0.5]}.items():
         for seed, value in enumerate(values):
             invent([f"num_routing={num_routing}", f"seed={seed}"], value)
     invent(["num_routing=1", "training.lr=0.05"], 0.1)
-    found = comparison_table(load_runs("runs"), "last")
-    assert list(zip(found["from"], found.to, found.n, found.paired, strict=True)) == [(1, 2, 3, True), (2, 4, 1, False)]
-    assert found.difference[0] == pytest.approx(4 / 3) and found.half_width[0] == pytest.approx(4.302653 / 3)
-    assert found.p_value[0] == pytest.approx(1 - 4 / np.sqrt(18)) and found.seeds_needed[0] == 4
-    assert list(comparison_table(load_runs("nothing"), "last").columns) == list(found.columns)
+    found = against_table(load_runs("runs"), "num_routing=1", "last").set_index("num_routing")
+    assert [(found.n[key], found.paired[key]) for key in "234"] == [(3, True), (3, True), (1, False)]
+    assert found.difference["2"] == pytest.approx(4 / 3) and found.half_width["2"] == pytest.approx(4.302653 / 3)
+    assert found.p_value["2"] == pytest.approx(1 - 4 / np.sqrt(18)) and found.seeds_needed["2"] == 4
+    assert found.p_holm["2"] == pytest.approx(2 * found.p_value["2"])  # of two p-values the smaller one counts twice
+    assert found.p_holm["3"] == pytest.approx(found.p_value["3"]) and found.difference["3"] == pytest.approx(0)
+    assert found.difference["1"] == 0 and found["mean"]["1"] == pytest.approx(91)
+
+
+def test_every_group_is_compared_with_the_one_that_differs_in_the_key_alone(invent, capsule_sweeps) -> None:
+    for routing, num_routing, value in [("em", 1, 0.5), ("em", 2, 0.6), ("inverted_attention", 1, 0.9)]:
+        for seed in (0, 1):
+            invent([f"routing={routing}", f"num_routing={num_routing}", f"seed={seed}"], value + seed / 100)
+    invent(["routing=em", "num_routing=1", "training.lr=0.01", "seed=0"], 0.3)
+    runs = load_runs("runs")
+    for word in ("routing=inverted_attention", "model.routing.name=inverted_attention"):
+        found = against_table(runs, word, "last")
+        assert list(found.routing) == ["em", "inverted_attention"]
+        assert found.difference[0] == pytest.approx(-40) and found.n[0] == 2
+    assert against_table(runs, "training.lr=0.1", "last").difference.min() == pytest.approx(-20.5)
+    invent(["routing=em", "num_routing=1", "training.lr=0.001", "training.lr_decay=0.5", "seed=0"], 0.1)
+    assert len(against_table(load_runs("runs"), "training.lr=0.1", "last")) == 2  # lr_decay is another key
+    for word, sentence in {
+        "num_routing=7": "num_routing is 1, 2",
+        "seed=0": "no setting of a group",
+        "num_routing": "give a key and the value",
+        "nothing=1": "no run has a key nothing",
+    }.items():
+        ended = capsule_sweeps("results", "--against", word)
+        assert ended.code == 1 and sentence in ended.err and ended.err.startswith("Error: ")
+    assert "routing" in capsule_sweeps("results", "--against", "routing=inverted_attention", "--format", "tex").out
+
+
+def test_constants_are_in_the_caption_and_each_setting_that_varies_is_a_column(invent) -> None:
+    for lr in ("0.1", "0.05"):
+        invent([f"training.lr={lr}", "training.milestones=[3,5]"], 0.5)
+        invent([f"training.lr={lr}", "training.loss=margin"], 0.5)
+    runs = load_runs("runs")
+    shown, caption = for_people(accuracy_table(runs, "last"), runs)
+    assert list(shown.columns)[:3] == ["loss", "lr", "milestones"]
+    assert set(shown.loss) == {"cross_entropy", "margin"} and set(shown.lr) == {"0.1", "0.05"}  # neutral values, too
+    assert set(shown.milestones) == {"[3,5]", "[150,250]"}
+    for words in ("dataset=digits", "routing=inverted_attention", "num_routing=1", "epochs=350"):
+        assert words in caption
+
+
+def test_costs_are_columns_where_rows_differ_by_them(invent) -> None:
+    for seed in (0, 1):
+        invent([f"seed={seed}"], 0.5)
+        folder = invent(["model=cnn", f"seed={seed}"], 0.6)
+        for name in ("run.json", "summary.json"):
+            found = json.loads((folder / name).read_text())
+            more = {"parameters": 955402, "multiply_adds": 2_000_000, "epochs_done": 3}
+            write_json(folder / name, {**found, **more})
+    runs = load_runs("runs")
+    table = accuracy_table(runs, "last").set_index("model")
+    assert table.parameters.to_dict() == {"capsnet": 10, "cnn": 955402}
+    assert table.multiply_adds["cnn"] == 2_000_000 and table.seconds_per_epoch["cnn"] == 0.5
+    shown, _ = for_people(accuracy_table(runs, "last"), runs)
+    assert "955,402" in set(shown.parameters) and 2.0 in set(shown["MMAdds"]) and 0.5 in set(shown["s/epoch"])
+    assert "parameters" not in accuracy_table(runs[runs.model == "cnn"], "last")
+
+
+def test_pivot_has_a_column_for_each_value_and_the_best_is_bold(invent, capsule_sweeps) -> None:
+    for routing, base in {"em": 0.8, "inverted_attention": 0.84}.items():
+        for num_routing in (1, 2):
+            for seed in (0, 1):
+                value = base + seed * 0.02 + (0.1 if routing == "em" and num_routing == 2 else 0)
+                invent([f"routing={routing}", f"num_routing={num_routing}", f"seed={seed}"], value)
+    frame, said = pivot(accuracy_table(load_runs("runs"), "last"), "num_routing")
+    assert list(frame.columns) == ["routing", "num_routing=1", "num_routing=2"] and "n = 2 seeds" in said
+    assert frame.to_numpy().tolist() == [
+        ["em", "81.0 ± 1.4", "91.0 ± 1.4"],
+        ["inverted_attention", "85.0 ± 1.4", "85.0 ± 1.4"],
+    ]
+    tex = capsule_sweeps("results", "--pivot", "num_routing", "--format", "tex").out
+    assert r"em & 81.0 $\pm$ 1.4 & \textbf{91.0 $\pm$ 1.4} \\" in tex and tex.count(r"\textbf") == 2
+    assert r"\caption{" in tex and r"\label{tab:results}" in tex and r"\begin{tabular}{lrr}" in tex
+    assert "**91.0 ± 1.4**" in capsule_sweeps("results", "--pivot", "num_routing", "--format", "md").out
+    ended = capsule_sweeps("results", "--pivot", "training.lr")
+    assert ended.code == 1 and "do not differ by it" in ended.err
+
+
+def test_rows_are_grouped_by_sweep_or_by_keys(invent, capsule_sweeps) -> None:
+    names = {lr: invent([f"training.lr={lr}"], 0.5).name for lr in ("0.1", "0.05", "0.01")}
+    another_seed = invent(["training.lr=0.1", "seed=5"], 0.5).name  # counts wherever its group is
+    alone = invent(["num_routing=2"], 0.5).name
+    Path("runs/.sweeps").mkdir()
+    for number, lrs in enumerate((["0.1"], ["0.1", "0.05"], ["0.1", "0.01"])):
+        signatures = [names[lr][-8:] for lr in lrs]
+        record = {"command": ["/x/launch.py", "-m", f"number={number}"], "signatures": signatures, "started": number}
+        write_json(Path(f"runs/.sweeps/sweep-0000000{number}.json"), record)
+    runs = load_runs("runs")
+    assert [(title, sorted(own.run)) for title, own in by_sweep(Path("runs"), runs)] == [
+        ("sweep-00000002: launch.py -m number=2", sorted([names["0.1"], another_seed, names["0.01"]])),
+        ("sweep-00000001: launch.py -m number=1", sorted([names["0.1"], another_seed, names["0.05"]])),
+        ("Runs of no sweep", [alone]),
+    ]
+    assert runs.set_index("run").sweeps[names["0.1"]] == [f"sweep-0000000{n}" for n in (2, 1, 0)]
+    text = capsule_sweeps("results", "--by", "training.lr,num_routing").out
+    assert text.count("training.lr=0.1, num_routing=") == 2 and "training.lr=0.01, num_routing=1" in text
+    assert len(json.loads(capsule_sweeps("results", "--format", "json").out)) == 4
+    ended = capsule_sweeps("results", "--by", "training.lrr")
+    assert ended.code == 1 and "did you mean training.lr?" in ended.err
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_number_wraps_and_no_line_is_too_long(invent, capsule_sweeps, monkeypatch, width) -> None:
+    for lr in ("0.1", "0.05"):
+        for routing in ("inverted_attention", "self_routing"):
+            invent([f"training.lr={lr}", f"routing={routing}", "dataset.train_size=500"], 0.91234)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(console(), "_width", width)
+    text = capsule_sweeps("results").out
+    assert max(map(len, text.splitlines())) <= width and text.count("91.23") >= 4
+    assert capsule_sweeps("results", "--wide").out.count("91.23") == 12  # mean, min, max
+    monkeypatch.setattr(console(), "_width", 50)
+    assert max(map(len, capsule_sweeps("results").out.splitlines())) <= 50
+    assert shorten("inverted_attention", 9) == "inve…tion"
 
 
 def test_costs_are_hours_of_all_runs(invent) -> None:
@@ -181,9 +299,13 @@ def test_every_format_is_readable(some_runs, capsule_sweeps, command) -> None:
     objects, csv = json.loads(ended["json"].out), pd.read_csv(io.StringIO(ended["csv"].out))
     assert len(objects) == len(csv) == (4 if command == "status" else 2)
     assert list(objects[0]) == list(csv.columns)
-    assert list(csv.columns) == [cell.strip() for cell in ended["md"].out.splitlines()[0].strip("|").split("|")]
-    for name in csv.columns:
+    heads = [cell.strip() for cell in ended["md"].out.splitlines()[0].strip("|").split("|")]
+    for name in heads:
         assert name in ended["table"].out
+    if command == "results":  # what is constant is in the caption
+        assert heads == ["num_routing", "n", "mean", "std", "±95%", "min", "max"]
+        assert list(csv.columns) == ["dataset", "num_routing", "n", "mean", "std", "half_width", "min", "max", "rule"]
+        assert all("dataset=digits" in ended[form].out for form in ("md", "table"))
     assert capsule_sweeps(command).out == ended["table"].out
 
 
@@ -192,7 +314,7 @@ def test_tex_is_a_booktabs_table(some_runs, capsule_sweeps) -> None:
     assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
     header, *rows = [line for line in text.splitlines() if " & " in line]
     assert header.endswith(r" \\") and r"num\_routing" in header and len(rows) == 2
-    assert all(row.count(" & ") == header.count(" & ") for row in rows) and r"\begin{tabular}{lrrrrrrrl}" in text
+    assert all(row.count(" & ") == header.count(" & ") for row in rows) and r"\begin{tabular}{rrrrrrr}" in text
     assert r"in \%" in text and r"$\pm$" in text
 
 

@@ -65,7 +65,7 @@ def test_a_sweep_of_two_machines_merged_gives_the_table_of_one(launch, capsule_s
     ended = capsule_sweeps("merge", "b.tar.gz", "--runs-dir", "a")
     assert (ended.code, ended.text) == (0, "Merged into a: 1 taken.\n")
     tables = [capsule_sweeps("results", "--runs-dir", place).out for place in ("one", "a")]
-    assert tables[0] == tables[1] and re.search("│ digits.*│ 2 │", tables[0])
+    assert tables[0] == tables[1] and "│ 2 │" in tables[0]
     again = capsule_sweeps("merge", "b.tar.gz", "b", "--runs-dir", "a")
     assert (again.code, again.text) == (0, "Merged into a: 2 here already, with equal numbers.\n")
     assert "2 to skip" in launch("-m", "seed=0,1", "runs_dir=a").out

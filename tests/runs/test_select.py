@@ -1,6 +1,7 @@
 """Which runs a command means: names, beginnings of signatures, paths, sweeps, filters."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -85,29 +86,18 @@ def test_unknown_column_names_those_there_are(some) -> None:
 
 
 def test_filters_are_joined_by_and(some) -> None:
-    assert len(names(["dataset=digits"])) == 4 and names(["dataset=CIFAR10"]) == set()
+    assert len(names(["dataset=digits"])) == 4
     assert names(["training.lr=0.05", "seed=1"]) == {some["0.05", 1].folder.name}
     assert len(names(["state=failed"])) == 2 and len(names(["num_routing=1"])) == 4
 
 
-@pytest.mark.parametrize(
-    "word",
-    [
-        "dataset.flip=false",
-        "dataset.train_size=40",
-        "dataset.val_size=0",
-        "training.weight_decay=5e-4",
-        "training.weight_decay=0.0005",
-        "training.momentum=0.90",
-        "training.amp=none",
-        "model.capsules.pose=matrix",
-        "seed=0",
-    ],
-)
-def test_values_are_written_as_for_launch(tiny_config, word) -> None:
+def test_values_are_written_as_for_launch(tiny_config) -> None:
     make_run(tiny_config())
     make_run(tiny_config("dataset.flip=true", "dataset.train_size=41", "training.weight_decay=0", "seed=1"))
-    assert len(names([word])) in (1, 2), word
+    words = ["dataset.flip=false", "dataset.train_size=40", "dataset.val_size=0", "training.weight_decay=5e-4"]
+    words += ["training.weight_decay=0.0005", "training.momentum=0.90", "training.amp=none", "seed=0"]
+    for word in [*words, "model.capsules.pose=matrix"]:
+        assert len(names([word])) in (1, 2), word
 
 
 def test_null_is_a_value(tiny_config) -> None:
@@ -156,23 +146,59 @@ def test_strange_words_are_no_traceback(some, capsule_sweeps, word) -> None:
     assert ended.code in (0, 1) and (ended.code == 0 or ended.err.startswith("Error: "))
 
 
-@pytest.mark.parametrize(
-    ("words", "seeds"),
-    [
-        (["seed=0,1"], {0, 1}),
-        (["seed=0,1", "num_routing=1,3"], {0, 1}),
-        (["training.loss=cross_entropy"], {0, 1}),  # neutral values are not signed
-        (["training.loss=margin"], {2}),
-        (["model.head=shared", "seed=2"], {2}),
-        (["backbone.channels=4", "seed=1"], {1}),  # as launch.py spells it
-        (["training.milestones=[3,5]"], {2}),
-        (["training.milestones=[3, 5]"], {2}),
-        (["training.milestones=[3,6]"], set()),
-        (["routing=nope", "seed=0", "training.lr=0.1"], set()),
-    ],
-)
-def test_filters_take_several_values_defaults_lists_and_words_of_launch(tiny_config, words, seeds) -> None:
+FITTING = [
+    (["seed=0,1"], {0, 1}),
+    (["seed=0,1", "num_routing=1,3"], {0, 1}),
+    (["training.loss=cross_entropy"], {0, 1}),  # neutral values are not signed
+    (["training.loss=margin"], {2}),
+    (["model.head=shared", "seed=2"], {2}),
+    (["backbone.channels=4", "seed=1"], {1}),  # as launch.py spells it
+    (["training.milestones=[3,5]"], {2}),
+    (["training.milestones=[3, 5]"], {2}),
+    (["training.milestones=[3,5],[8,11]"], {0, 1, 2}),
+    (["seed=range(1,3)"], {1, 2}),
+    (["seed=choice(0,2)"], {0, 2}),
+    (["routing=glob(inv*)", "seed=0"], {0}),
+    (["training=quick", "training.epochs=2", "training.batch_size=8", "seed=0"], {0}),
+    (["dataset.train_size=4e1"], {0, 1, 2}),
+]
+
+
+def test_filters_take_several_values_defaults_lists_and_words_of_launch(tiny_config) -> None:
     for seed in (0, 1, 2):
         more = ["training.loss=margin", "training.milestones=[3,5]"] if seed == 2 else []
         make_run(tiny_config(f"seed={seed}", *more))
-    assert set(select(Path("runs"), words).seed) == seeds
+    for words, seeds in FITTING:
+        assert set(select(Path("runs"), words).seed) == seeds, words
+    with pytest.raises(ValueError, match="training=quick fits none of the 3 runs"):  # these have 2 epochs
+        select(Path("runs"), ["training=quick"])
+
+
+NO_RUN = [
+    (["dataset=CIFAR10"], "dataset=CIFAR10 fits none of the 4 runs; dataset is digits"),
+    (["seed=7"], "seed=7 fits none of the 4 runs; seed is 0, 1"),
+    (["routing=nope", "seed=0"], "routing=nope fits none of the 4 runs; routing is inverted_attention"),
+    (["seed=0", "num_routing=2,3"], "num_routing=2,3 fits none of the 2 runs that fit seed=0; num_routing is 1"),
+    (["training.lr=1e-3"], "training.lr=1e-3 fits none of the 4 runs; training.lr is 0.05, 0.1"),
+    (["training.milestones=[3,6]"], "fits none of the 4 runs; training.milestones is [8,11]"),
+    (["training.loss=margin"], "training.loss is cross_entropy"),
+    (["training.epoch=2"], "no run has a key training.epoch; did you mean training.epochs?"),
+    (["training=fast"], "training=fast fits none of the 4 runs: none has the values that conf/training sets for it"),
+]
+
+
+def test_filter_that_no_run_fits_names_the_values_that_there_are(some, capsule_sweeps) -> None:
+    for words, sentence in NO_RUN:
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            select(Path("runs"), words)
+    for command in ("status", "results", "cancel", "retry"):
+        ended = capsule_sweeps(command, "routing=nope", "seed=0")
+        assert ended.code == 1 and ended.err.startswith("Error: routing=nope fits none of the 4 runs")
+    with pytest.raises(ValueError, match="fits none"):
+        select(Path("runs"), ["state=finished", "seed=1"])
+
+
+def test_state_that_no_run_has_is_reported_and_is_no_error(some, capsule_sweeps, caplog) -> None:
+    ended = capsule_sweeps("status", "state=running", "--format", "json")
+    assert ended.code == 0 and json.loads(ended.out) == []
+    assert "state=running fits none of the 4 runs; state is failed, finished" in caplog.text

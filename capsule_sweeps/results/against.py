@@ -1,0 +1,173 @@
+"""Differences between groups of runs that differ in one thing: `results --against KEY=VALUE`, ablations among them.
+
+The baseline of a group has VALUE where the group has another value, and all else alike. A key of a choice (routing,
+model, backbone, dataset, capsules) stands for all signed keys of that choice. Where no group is alike in all else, the
+baseline may also differ in training.*, because a choice may bring its own recipe; the table marks such rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from capsule_sweeps.results.columns import settings_frame
+from capsule_sweeps.results.intervals import compare, holm
+from capsule_sweeps.results.tables import finished_runs, left_out
+from capsule_sweeps.runs import filters
+from capsule_sweeps.runs.signature import NEUTRAL
+
+NUMBERS = ["n", "mean", "difference", "half_width", "p_value", "p_holm", "seeds_needed", "paired"]
+CHOICES = {"routing": ("model.routing.",), "model": ("model.",), "backbone": ("model.backbone.",)}
+CHOICES |= {"capsules": ("model.capsules.",), "dataset": ("dataset.",)}
+
+
+class Pair(NamedTuple):
+    """Group of the base, group that is compared with it, what it changes, and whether its recipe differs, too."""
+
+    base: str
+    group: str
+    change: str
+    recipe: bool = False
+
+
+def against_table(runs: pd.DataFrame, against: str, rule: str) -> pd.DataFrame:
+    """One row for each baseline and, with it, for each group that differs from it only in the key of `against`.
+
+    Columns: the settings that tell baselines apart; base (these in words); the key (num_routing, say) with the value of
+    the row's runs; n (pairs of seeds, or the runs of the smaller group), mean of the row's runs, difference to the base
+    (percentage points), half_width of its 95 % interval, p_value, p_holm (Holm's correction over all rows),
+    seeds_needed (see `intervals.compare`), paired, rule. Raises ValueError when no run has the key or the value.
+    """
+    finished = finished_runs(runs, rule).dropna(subset=["group", "seed"]).drop_duplicates(["group", "seed"])
+    accuracies = {
+        str(group): pd.Series(100 * own[f"accuracy_{rule}"].to_numpy(), index=own.seed.astype(int))
+        for group, own in finished.groupby("group")
+    }
+    first = finished.drop_duplicates("group").set_index("group", drop=False)
+    if against == "ablation=none":
+        from capsule_sweeps.results.ablation import pairs as ablations
+
+        found = [Pair(*pair) for pair in ablations({str(group): one for group, one in first.signed_config.items()})]
+    else:
+        found = list(_pairs(first, against))
+    key, value = _column(against), against.partition("=")[2]
+    rows = []
+    bases = list(dict.fromkeys(pair.base for pair in found))
+    names, frame = base_names(first.loc[bases], against)
+    settings = list(frame.columns)
+    for base, name in zip(bases, names, strict=True):
+        own = accuracies[base]
+        of = {**frame.loc[base], "base": name}
+        rows.append({**of, key: value, "n": len(own), "mean": own.mean(), "difference": 0.0})
+        for pair in (pair for pair in found if pair.base == base):
+            seen = compare(accuracies[pair.group], own)
+            row = {**of, key: pair.change + ("*" if pair.recipe else ""), "n": seen.n}
+            row |= {"mean": accuracies[pair.group].mean(), "difference": seen.difference, "half_width": seen.half_width}
+            rows.append({**row, "p_value": seen.p_value, "seeds_needed": seen.seeds_needed, "paired": seen.paired})
+    table = pd.DataFrame(rows, columns=[*settings, "base", key, *NUMBERS]).assign(rule=rule)
+    table = table.astype({"n": "Int64", "seeds_needed": "Int64"})
+    numbers = ["mean", "difference", "half_width", "p_value", "p_holm"]
+    table[numbers] = table[numbers].astype(float)
+    table["p_holm"] = holm(table.p_value)
+    return table.sort_values(["base", "difference"], kind="stable", ignore_index=True)
+
+
+def _column(against: str) -> str:
+    """The name of the key's column: its last word, of routing.name the first."""
+    return against.partition("=")[0].removesuffix(".name").rpartition(".")[2]
+
+
+def _pairs(first: pd.DataFrame, against: str) -> Iterator[Pair]:
+    """Baseline and group; `first`: a run of each group."""
+    key = against.partition("=")[0]
+    if not against.partition("=")[2]:
+        raise ValueError(f"--against {against}: give a key and the value of the baseline, such as num_routing=1")
+    if first.empty:
+        return
+    key = key.removesuffix(".name").removeprefix("model.") if key.endswith(".name") else key
+    against = f"{key}={against.partition('=')[2]}"
+    signed = filters.signed_key(first, key)
+    free = CHOICES.get(key) or ((signed,) if signed and key != "seed" else ())
+    if not free:
+        if key not in first.columns:
+            raise ValueError(f"--against {against}: {filters.unknown(first, key)}")
+        raise ValueError(f"--against {against}: {key} is no setting of a group; give a key of the configuration")
+    is_base = filters.fit(first, against)
+    if not is_base.any():
+        raise ValueError(f"--against {filters.none_fits(first, against, [against])}")
+    label = first[key] if key in first.columns else pd.Series(filters.values(first, str(signed)), index=first.index)
+    bases, groups = first[is_base], first[~is_base]
+    done: set[tuple[str, str]] = set()  # base, value
+    for keys in (free, (*free, "training.")) if key in CHOICES else (free,):
+        found = []
+        for group, run in groups.iterrows():
+            value = filters.as_typed(label[group])
+            alike = [
+                str(base)
+                for base, one in bases.signed_config.items()
+                if _rest(one, keys) == _rest(run.signed_config, keys)
+            ]
+            alike = alike if keys == free or len(alike) == 1 else []  # of several recipes none is the baseline
+            found += [Pair(base, str(group), value, keys != free) for base in alike if (base, value) not in done]
+        done |= {(pair.base, pair.change) for pair in found}
+        yield from found
+
+
+def _rest(signed: dict[str, Any], free: tuple[str, ...]) -> str:
+    """A signed configuration as text, but for its seed, the keys in `free`, and all below those that end in a dot."""
+    parts = tuple(key for key in free if key.endswith("."))
+    kept = {key: value for key, value in signed.items() if key not in ("seed", *free) and not key.startswith(parts)}
+    return json.dumps({key: value for key, value in kept.items() if NEUTRAL.get(key) != value}, sort_keys=True)
+
+
+def base_names(first: pd.DataFrame, against: str) -> tuple[list[str], pd.DataFrame]:
+    """What to call bases, given a run of each: dataset, num_routing or model, and settings that tell them apart; the
+    same as columns."""
+    frame = settings_frame(first).drop(columns=[_column(against)], errors="ignore")
+    names = []
+    for group in first.index:
+        row = frame.loc[group].drop(["dataset", "num_routing"], errors="ignore")
+        kept = {key: value for key, value in row.items() if not pd.isna(value) and value not in (False, "false")}
+        words = [str(first.dataset[group])] if "dataset" in frame else []
+        if "num_routing" in frame and not pd.isna(first.num_routing[group]):
+            words.append(f"num_routing={first.num_routing[group]}")
+        elif "model" not in kept:
+            words.append(str(first.model[group]))
+        names.append(" ".join([*words, *(f"{key}={value}" for key, value in kept.items())]))
+    twins = {name for name in names if names.count(name) > 1}
+    names = [f"{name} {group}" if name in twins else name for name, group in zip(names, first.index, strict=True)]
+    return names, frame
+
+
+def shown_differences(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """An `against_table` with the short heads that people read, and a caption with what all bases share."""
+    heads = {"half_width": "±95%", "p_value": "p", "p_holm": "p (Holm)", "seeds_needed": "seeds needed"}
+    settings = list(table.columns[: list(table.columns).index("base")])
+    common = [column for column in settings if table[column].nunique(dropna=False) <= 1]
+    told = len(table[settings].astype(str).drop_duplicates()) == table.base.nunique()
+    shown = table.drop(columns=[*common, *(["base"] if told else [])]).rename(columns=heads)
+    values = {column: table[column].iloc[0] for column in common} if len(table) else {}
+    return shown, ", ".join(f"{column}={value}" for column, value in values.items() if not pd.isna(value))
+
+
+def against_notes(table: pd.DataFrame, runs: pd.DataFrame, against: str, rule: str) -> str:
+    """What must be said under a table of differences."""
+    text = (
+        f"Test accuracy in %, selection rule: {rule} for every number. difference: to the base ({against}) in "
+        "percentage points, seed by seed where seeds match (paired; else Welch), with ±95% for its interval "
+        "(t) and two-sided p; p (Holm): corrected for the number of rows; seeds needed: to see a difference "
+        "of this size (5 % level, power 0.8). n: pairs, or the runs of the smaller group; mean: over all runs of a "
+        f"row. {left_out(runs, rule)}"
+    )
+    if table[_column(against)].astype(str).str.endswith("*").any():
+        text += " *: its recipe (training.*) differs from that of the base, too."
+    if against == "ablation=none":
+        from capsule_sweeps.results.ablation import missing_note
+
+        return text + missing_note(table)
+    if table.empty:
+        text += f" No finished group differs from one with {against} in this key alone."
+    return text

@@ -1,0 +1,93 @@
+"""Which settings tell runs apart: they are the columns of a table, and what is constant stands in its caption."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from capsule_sweeps.runs.signature import NEUTRAL
+
+LABELS = ("dataset", "model", "backbone", "routing", "schedule", "imported")  # columns of `load_runs`
+ALWAYS = ("dataset", "num_routing")  # of a table for files
+
+
+def setting(signed: dict[str, Any], key: str) -> Any:
+    """The value of a signed key; a neutral value is not signed, but it is what the run has. None for a missing key."""
+    return signed.get(key, NEUTRAL.get(key))
+
+
+def differences_of(here: dict[str, Any], there: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Signed key → its two values, for those in which two configurations differ beyond their seed."""
+    keys = sorted((here.keys() | there.keys()) - {"seed"})
+    pairs = {key: (setting(here, key), setting(there, key)) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def typed(value: Any) -> Any:
+    """A value as it is typed at launch: numbers stay numbers, all others become text."""
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value)).lower()
+    if isinstance(value, list):
+        return "[" + ",".join(str(typed(one)) for one in value) + "]"
+    return "null" if value is None else value
+
+
+def differing(runs: pd.DataFrame) -> list[str]:
+    """Signed keys that tell runs apart beyond dataset, LABELS, num_routing and seed."""
+    keys: set[str] = set()
+    for _, alike in runs.groupby(list(LABELS), dropna=False):
+        configs = list(alike.drop_duplicates("group").signed_config)
+        for key in {key for signed in configs for key in signed} - {"seed", "model.num_routing"}:
+            if len({json.dumps(setting(signed, key)) for signed in configs}) > 1:
+                keys.add(key)
+    return sorted(keys)
+
+
+def short_names(keys: Sequence[str], taken: Sequence[str] = ()) -> dict[str, str]:
+    """Key → the shortest end of it that names no other key and no column that is `taken`: training.lr → lr."""
+    ends = {key: [".".join(parts[-n:]) for n in range(1, len(parts) + 1)] for key in keys if (parts := key.split("."))}
+    counts = Counter(end for own in ends.values() for end in own)
+    return {
+        key: next((end for end in own if counts[end] == 1 and end not in taken and not end.isdigit()), key)
+        for key, own in ends.items()
+    }
+
+
+def settings_frame(runs: pd.DataFrame, taken: Sequence[str] = ()) -> pd.DataFrame:
+    """A column for each setting that tells runs apart, on the index of `runs`: dataset and num_routing always, LABELS
+    that vary, and each signed key that varies by its short name, with values as they are typed at launch."""
+    labels = [label for label in LABELS if label in ALWAYS or runs[label].nunique(dropna=False) > 1]
+    if "routing" in labels and (runs.groupby("routing", dropna=False).schedule.nunique(dropna=False) <= 1).all():
+        labels = [label for label in labels if label != "schedule"]  # each routing has its own
+    frame = runs[[*labels, "num_routing"]].copy()
+    keys = differing(runs)
+    for key, name in short_names(keys, [*LABELS, "num_routing", *taken]).items():
+        values = [
+            typed(setting(signed, key)) if key in signed or key in NEUTRAL else pd.NA for signed in runs.signed_config
+        ]
+        numbers = all(isinstance(value, int | float) for value in values)
+        frame[name] = pd.Series(values, index=runs.index, dtype=None if numbers else object)
+    return frame
+
+
+def named(row: pd.Series) -> str:
+    """A row of a `settings_frame` as words, without what is missing; names such as the routing's without their key."""
+    kept = {key: value for key, value in row.items() if not pd.isna(value) and value is not False}
+    bare = ("dataset", "model", "backbone", "routing", "schedule")
+    return " ".join(str(value) if key in bare else f"{key}={value}" for key, value in kept.items())
+
+
+def constants(runs: pd.DataFrame) -> dict[str, Any]:
+    """What all of some runs have in common and a reader wants to know: LABELS, num_routing, epochs."""
+    found = {
+        label: runs[label].iloc[0] for label in (*LABELS[:-1], "num_routing") if runs[label].nunique(dropna=False) == 1
+    }
+    epochs = {signed.get("training.epochs") for signed in runs.signed_config}
+    if len(epochs) == 1:
+        found["epochs"] = epochs.pop()
+    return {key: value for key, value in found.items() if not pd.isna(value)}

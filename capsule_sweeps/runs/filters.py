@@ -1,0 +1,186 @@
+"""Filters such as dataset=CIFAR10 or num_routing=1,2: which rows of `load_runs` a word that is typed at launch fits.
+
+Values are read by Hydra's own grammar, so that 5e-4, null, [3,5], 0,1,2, range(3) and glob(em*) mean here what they
+mean at launch. A choice of a group that is no column, training=fast, stands for all values that its file sets
+and no other filter names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from capsule_sweeps.config.compose import CONF_DIR
+from capsule_sweeps.runs.signature import NEUTRAL, flatten
+
+HIDDEN = ("signed_config", "folder", "sweeps", "classes", "note", "tags")  # columns that are no filters
+SHOWN = 12  # values in a sentence
+
+
+def fit(runs: pd.DataFrame, word: str, words: Sequence[str] = ()) -> np.ndarray:
+    """For each of some runs, at least one, whether it fits a filter; `words`: all filters of the command.
+
+    Raises ValueError for a key that no run has.
+    """
+    key, _, text = word.partition("=")
+    accepts = _reader(text)
+    if key in runs.columns and key not in HIDDEN:
+        return np.array([accepts(value) for value in runs[key]], bool)
+    if signed := signed_key(runs, key):
+        return np.array([accepts(value) for value in values(runs, signed)], bool)
+    others = {other.partition("=")[0].removeprefix("model.") for other in words if other != word}
+    options = [_option(key, name) for name in text.split(",")]
+    if all(options):
+        return np.array(
+            [any(_as_option(signed, option, others) for option in options) for signed in runs.signed_config]
+        )
+    raise ValueError(f"{word}: {unknown(runs, key)}")
+
+
+def values(runs: pd.DataFrame, key: str) -> list[Any]:
+    """The value of a signed key in each run: a neutral one is not signed, but it is what the run has. NaN for none."""
+    return [signed.get(key, NEUTRAL.get(key, np.nan)) for signed in runs.signed_config]
+
+
+def signed_key(runs: pd.DataFrame, key: str) -> str | None:
+    """The signed key that a word names, as launch.py spells it (backbone.channels) or in full; None when unknown."""
+    known = _signed(runs)
+    return next((name for name in (key, f"model.{key}") if name in known), None)
+
+
+def none_fits(runs: pd.DataFrame, word: str, words: Sequence[str]) -> str:
+    """A sentence on a filter that none of some runs fits: which values there are."""
+    key = word.partition("=")[0]
+    earlier = list(words[: list(words).index(word)])
+    of = f"{len(runs)} runs" + (f" that fit {' '.join(earlier)}" if earlier else "")
+    if key in runs.columns:
+        found = list(runs[key])
+    elif signed := signed_key(runs, key):
+        found = values(runs, signed)
+    else:
+        return f"{word} fits none of the {of}: none has the values that conf/{key} sets for it"
+    return f"{word} fits none of the {of}; {key} is {_listed(found)}"
+
+
+def _listed(found: list[Any]) -> str:
+    present = [value for value in found if not (isinstance(value, float) and np.isnan(value))]
+    try:
+        unique = sorted({value if isinstance(value, int | float) else as_typed(value) for value in present})
+    except TypeError:  # numbers and words
+        unique = sorted({as_typed(value) for value in present})
+    words = [as_typed(value) for value in unique]
+    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+    return (", ".join(words[:SHOWN]) + more) or "unknown for all of them"
+
+
+def as_typed(value: Any) -> str:
+    """A value as it is typed at launch."""
+    if value is None or value is pd.NA:
+        return "null"
+    return str(value).lower() if isinstance(value, bool | np.bool_) else str(value).replace(" ", "")
+
+
+def _reader(text: str) -> Any:
+    """A function that says whether a value is one of those that are typed."""
+    asked = _parsed(text)
+    literal = text.strip().lower()
+
+    def accepts(found: Any) -> bool:
+        if isinstance(found, float) and np.isnan(found):
+            return literal in ("nan", "null", "none")
+        if found is None or found is pd.NA:
+            return None in asked or literal in ("none", "nan")
+        if isinstance(found, list):
+            return any(isinstance(one, list) and [*map(_plain, one)] == [*map(_plain, found)] for one in asked)
+        return str(found).lower() == literal or any(_same(found, one) for one in asked)
+
+    return accepts
+
+
+def _same(found: Any, asked: Any) -> bool:
+    if isinstance(asked, _Glob):
+        return any(fnmatch.fnmatchcase(str(found), pattern) for pattern in asked.patterns)
+    if isinstance(found, bool | np.bool_) or isinstance(asked, bool):
+        return str(found).lower() == str(asked).lower()
+    if isinstance(found, int | float | np.number) and isinstance(asked, int | float):
+        return bool(found == asked)
+    return str(found).lower() == str(asked).lower()
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, int | float | list) or value is None else str(value)
+
+
+class _Glob:
+    def __init__(self, patterns: list[str]) -> None:
+        self.patterns = patterns
+
+
+def _parsed(text: str) -> list[Any]:
+    """The values that a text gives, as Hydra reads it; the words between commas where Hydra cannot."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Glob
+    from hydra.errors import HydraException
+
+    try:
+        override = OverridesParser.create().parse_override(f"key={text}")
+        if isinstance(found := override.value(), Glob):
+            return [_Glob(found.include)]
+        if override.is_sweep_override():
+            parsed = OverridesParser.create()
+            return [parsed.parse_override(f"key={one}").value() for one in _strings(override)]
+        return [str(found) if type(found).__name__ == "QuotedString" else found]
+    except (HydraException, ValueError, TypeError, AssertionError, RecursionError):
+        return [None if word in ("null", "none") else word for word in text.lower().split(",")]
+
+
+def _strings(override: Any) -> list[str]:
+    """The values of a sweep, at most as many as a sweep may have."""
+    from itertools import islice
+
+    return list(islice(override.sweep_string_iterator(), 10_000))
+
+
+@cache
+def _option(group: str, name: str) -> dict[str, Any]:
+    """The values that conf/<group>/<name>.yaml sets, with its defaults; {} when there is no such file."""
+    from capsule_sweeps.config.compose import compose_config
+
+    folder = CONF_DIR / group
+    if not group.isidentifier() or not (folder / f"{name}.yaml").is_file() or "/" in name:
+        return {}
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.select(compose_config([f"{group}={name}"]), group)
+    return dict(flatten(config, group)) if config is not None else {}
+
+
+def _as_option(signed: dict[str, Any], option: dict[str, Any], others: set[str]) -> bool:
+    """Whether a run has the values of an option, but for those that other filters name."""
+    keys = [(name, key) for key in option for name in (key, f"model.{key}") if name in signed or name in NEUTRAL]
+    return bool(keys) and all(
+        signed.get(name, NEUTRAL.get(name)) == option[key] for name, key in keys if key not in others
+    )
+
+
+def _signed(runs: pd.DataFrame) -> set[str]:
+    return NEUTRAL.keys() | {name for signed in runs.signed_config for name in signed}
+
+
+def unknown(runs: pd.DataFrame, key: str) -> str:
+    """A sentence on a key that no run has, with the key that was probably meant."""
+    columns = [column for column in runs.columns if column not in HIDDEN]
+    signed = [name.removeprefix("model.") for name in _signed(runs)]
+    close = difflib.get_close_matches(key, [*columns, *signed, *_signed(runs)], 1, 0.75)
+    if close:
+        return f"no run has a key {key}; did you mean {close[0]}?"
+    return (
+        f"no run has a key {key}; give a key of the configuration, such as training.lr, or one of "
+        f"{', '.join(columns)}, sweep"
+    )
