@@ -79,11 +79,16 @@ def accuracies(runs: pd.DataFrame, rule: str, arguments: argparse.Namespace) -> 
 
 def differences(runs: pd.DataFrame, rule: str, against: str, arguments: argparse.Namespace) -> None:
     """The table of what each group differs by from the group with the value of --against, and its figure."""
+    from capsule_sweeps.results.ablation import ablation_notes, ablation_table
     from capsule_sweeps.results.against import against_notes, against_table, shown_differences
     from capsule_sweeps.results.render import render
 
-    table = against_table(runs, against, rule)
-    note = against_notes(table, runs, against, rule)
+    if against == "ablation=none":
+        table = ablation_table(runs, rule)
+        note = ablation_notes(table, runs, rule)
+    else:
+        table = against_table(runs, against, rule)
+        note = against_notes(table, runs, against, rule)
     if against == "ablation=none" and arguments.format not in ("csv", "json"):
         from capsule_sweeps.results.settle import settle_ablations
 

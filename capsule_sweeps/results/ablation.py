@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
-from capsule_sweeps.results.against import against_notes, against_table, base_names
+from capsule_sweeps.results.against import Pair, against_notes, against_table, base_names
 from capsule_sweeps.results.tables import finished_runs
 from capsule_sweeps.runs.signature import NEUTRAL, signed_config
 
@@ -35,17 +35,17 @@ def changes() -> dict[str, dict[str, Any]]:
 
 def ablation_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
     """`against.against_table` for ablation=none: the column `ablation` has its name, `none` for a base."""
-    return against_table(runs, "ablation=none", rule)
+    return against_table(runs, "ablation=none", rule, _pairs)
 
 
 def ablation_notes(table: pd.DataFrame, runs: pd.DataFrame, rule: str) -> str:
     """What must be said under a table of ablations."""
-    return against_notes(table, runs, "ablation=none", rule)
+    return against_notes(table, runs, "ablation=none", rule) + _missing_note(table)
 
 
-def pairs(configs: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """Group of a base, group of an ablation, name of the ablation, given a signed configuration of each group."""
-    return [(base, group, name) for base, own in _bases(configs).items() for name, group in own.items()]
+def _pairs(first: pd.DataFrame) -> list[Pair]:
+    bases = _bases({str(group): signed for group, signed in first.signed_config.items()})
+    return [Pair(base, group, name) for base, own in bases.items() for name, group in own.items()]
 
 
 def base_groups(runs: pd.DataFrame, rule: str) -> dict[str, pd.Series]:
@@ -77,7 +77,7 @@ def _key(signed: dict[str, Any]) -> str:
     return json.dumps({key: value for key, value in kept.items() if NEUTRAL.get(key) != value}, sort_keys=True)
 
 
-def missing_note(table: pd.DataFrame) -> str:
+def _missing_note(table: pd.DataFrame) -> str:
     """Sentences, with a space before them, on ablations that a table does not have or that change nothing."""
     text = ""
     missing = [name for name in changes() if name not in set(table.ablation)]

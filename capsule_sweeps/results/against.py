@@ -8,7 +8,7 @@ baseline may also differ in training.*, because a choice may bring its own recip
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -33,13 +33,16 @@ class Pair(NamedTuple):
     recipe: bool = False
 
 
-def against_table(runs: pd.DataFrame, against: str, rule: str) -> pd.DataFrame:
+def against_table(
+    runs: pd.DataFrame, against: str, rule: str, find: Callable[[pd.DataFrame], Iterable[Pair]] | None = None
+) -> pd.DataFrame:
     """One row for each baseline and, with it, for each group that differs from it only in the key of `against`.
 
     Columns: the settings that tell baselines apart; base (these in words); the key (num_routing, say) with the value of
     the row's runs; n (pairs of seeds, or the runs of the smaller group), mean of the row's runs, difference to the base
     (percentage points), half_width of its 95 % interval, p_value, p_holm (Holm's correction over all rows),
-    seeds_needed (see `intervals.compare`), paired, rule. Raises ValueError when no run has the key or the value.
+    seeds_needed (see `intervals.compare`), paired, rule. `find` names the pairs, given a run of each group, where they are not those of
+    the key. Raises ValueError when no run has the key or the value.
     """
     finished = finished_runs(runs, rule).dropna(subset=["group", "seed"]).drop_duplicates(["group", "seed"])
     accuracies = {
@@ -47,12 +50,7 @@ def against_table(runs: pd.DataFrame, against: str, rule: str) -> pd.DataFrame:
         for group, own in finished.groupby("group")
     }
     first = finished.drop_duplicates("group").set_index("group", drop=False)
-    if against == "ablation=none":
-        from capsule_sweeps.results.ablation import pairs as ablations
-
-        found = [Pair(*pair) for pair in ablations({str(group): one for group, one in first.signed_config.items()})]
-    else:
-        found = list(_pairs(first, against))
+    found = list(find(first) if find else _pairs(first, against))
     key, value = _column(against), against.partition("=")[2]
     rows = []
     bases = list(dict.fromkeys(pair.base for pair in found))
@@ -164,10 +162,6 @@ def against_notes(table: pd.DataFrame, runs: pd.DataFrame, against: str, rule: s
     )
     if table[_column(against)].astype(str).str.endswith("*").any():
         text += " *: its recipe (training.*) differs from that of the base, too."
-    if against == "ablation=none":
-        from capsule_sweeps.results.ablation import missing_note
-
-        return text + missing_note(table)
-    if table.empty:
+    if table.empty and against != "ablation=none":
         text += f" No finished group differs from one with {against} in this key alone."
     return text
