@@ -41,8 +41,8 @@ def against_table(
     Columns: the settings that tell baselines apart; base (these in words); the key (num_routing, say) with the value of
     the row's runs; n (pairs of seeds, or the runs of the smaller group), mean of the row's runs, difference to the base
     (percentage points), half_width of its 95 % interval, p_value, p_holm (Holm's correction over all rows),
-    seeds_needed (see `intervals.compare`), paired, rule. `find` names the pairs, given a run of each group, where they are not those of
-    the key. Raises ValueError when no run has the key or the value.
+    seeds_needed (see `intervals.compare`), paired, rule. `find` names the pairs, given a run of each group, where they
+    are not those of the key. Raises ValueError when no run has the key or the value.
     """
     finished = finished_runs(runs, rule).dropna(subset=["group", "seed"]).drop_duplicates(["group", "seed"])
     accuracies = {
