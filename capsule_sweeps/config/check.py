@@ -89,6 +89,11 @@ def _check_data(dataset: dict[str, Any]) -> None:
             )
     if dataset["labels_per_image"] == 2 and dataset["base"] is None:
         raise ValueError("dataset.labels_per_image=2 needs digits to make pairs of: set dataset.base, MNIST or digits")
+    if dataset["labels_per_image"] == 1 and (dataset["single_share"] or dataset["overlay"] != "max"):
+        raise ValueError(
+            "dataset.single_share and dataset.overlay have an effect only on pairs of digits: remove them, or set "
+            "dataset.labels_per_image=2"
+        )
     if abs(dataset["test_shift"]) >= dataset["image_size"]:
         raise ValueError(
             f"dataset.test_shift={dataset['test_shift']} leaves nothing of images of "

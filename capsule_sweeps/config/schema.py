@@ -49,6 +49,8 @@ class Dataset:
     root: str | None = field(default=None, metadata={"signed": False})
     base: str | None = _one_of(*BASES, default=None)
     labels_per_image: int = _rule(lambda value: value in (1, 2), "1 or 2", default=1)
+    single_share: float = _rule(lambda value: 0 <= value < 1, "a share, at least 0 and less than 1", default=0.0)
+    overlay: str = _one_of("max", "mean", "sum", default="max")  # of the two digits of a pair
     affine_test: bool = False
     test_shift: int = 0
     test_rotation: float = field(
@@ -123,7 +125,7 @@ class Training:
     lr_schedule: str = _one_of("steps", "cosine", default="steps")
     warmup: float = _rule(lambda value: 0 <= value < 1, "a share of the run, at least 0 and less than 1", default=0.0)
     nesterov: bool = False
-    loss: str = _one_of("cross_entropy", "margin", "spread", default="cross_entropy")
+    loss: str = _one_of("cross_entropy", "binary_cross_entropy", "margin", "spread", default="cross_entropy")
     label_smoothing: float = _rule(lambda value: 0 <= value < 1, "at least 0 and less than 1", default=0.0)
     clip_norm: float | None = _positive(default=None)
     ema: float | None = _rule(lambda value: 0 < value < 1, "greater than 0 and less than 1, or null", default=None)

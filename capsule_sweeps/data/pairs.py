@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +19,16 @@ class Pairs(Split):
 
     images (N, C, H, W) and labels (N,) are those of the single digits, in the middle of a canvas; a digit may move by
     `shift` pixels in each direction. partners (N,) and offsets (N, 4) (rows and columns of both, 0 to 2·shift) follow
-    from the seed alone.
+    from the seed alone, as `alone` (N,): digits that are shown without their partner, and have their label twice.
+    `overlay` of two digits: the larger pixel (max), the mean, or the sum, cut at white.
     """
 
     shift: int
     partners: Tensor
     offsets: Tensor
+    alone: Tensor
+    single_share: float = 0.0
+    overlay: str = "max"
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) of the pairs that begin with the digits at `indices` (B,), and both labels (B, 2)."""
@@ -32,15 +37,25 @@ class Pairs(Split):
         (one, label), (other, other_label) = super().batch(indices), super().batch(partners)
         one = crop_and_flip(one, offsets[:, 0], offsets[:, 1], unmirrored, self.shift)
         other = crop_and_flip(other, offsets[:, 2], offsets[:, 3], unmirrored, self.shift)
-        return torch.maximum(one, other), torch.stack([label, other_label], dim=1)
+        alone = self.alone[indices]
+        labels = torch.stack([label, torch.where(alone, label, other_label)], dim=1)
+        return torch.where(alone[:, None, None, None], one, OVERLAYS[self.overlay](one, other)), labels
 
     def of_epoch(self, epoch: int) -> Pairs:
         """Every epoch has pairs of its own, the same ones in every run."""
-        return pair(Split(self.images, self.labels), self.shift, [SPLIT_SEED, epoch])
+        digits = Split(self.images, self.labels)
+        return pair(digits, self.shift, [SPLIT_SEED, epoch], self.single_share, self.overlay)
 
 
-def pair(digits: Split, shift: int, seed: int | list[int]) -> Pairs:
-    """Pairs of single digits: partners even among those of other classes, offsets even."""
+OVERLAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "max": torch.maximum,
+    "mean": lambda one, other: ((one.short() + other.short() + 1) // 2).to(torch.uint8),
+    "sum": lambda one, other: (one.short() + other.short()).clamp_max(255).to(torch.uint8),
+}
+
+
+def pair(digits: Split, shift: int, seed: int | list[int], single_share: float = 0.0, overlay: str = "max") -> Pairs:
+    """Pairs of single digits: partners even among those of other classes, offsets even; a share of them alone."""
     random, labels = np.random.RandomState(seed), digits.labels.cpu().numpy()
     order, counts = np.argsort(labels, kind="stable"), np.bincount(labels)
     own_first, own_count = (np.cumsum(counts) - counts)[labels], counts[labels]
@@ -51,8 +66,15 @@ def pair(digits: Split, shift: int, seed: int | list[int]) -> Pairs:
     place = (random.random_sample(len(labels)) * (len(labels) - own_count)).astype(np.int64)
     partners = order[place + own_count * (place >= own_first)]  # in the order by class, the own class is left out
     offsets = random.randint(0, 2 * shift + 1, (len(labels), 4))
-    drawn = (torch.from_numpy(np.asarray(values, np.int64)).to(digits.labels.device) for values in (partners, offsets))
-    return Pairs(digits.images, digits.labels, shift, *drawn)
+    alone = np.zeros(len(labels), bool)
+    if single_share:
+        alone = random.random_sample(len(labels)) < single_share
+    device = digits.labels.device
+    drawn = [
+        torch.from_numpy(np.asarray(values)).to(device)
+        for values in (partners.astype(np.int64), offsets.astype(np.int64), alone)
+    ]
+    return Pairs(digits.images, digits.labels, shift, drawn[0], drawn[1], drawn[2], single_share, overlay)
 
 
 def render(pairs: Pairs) -> Split:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, ClassVar
+from typing import Any
 
 from capsule_sweeps.data.cache import Decoded
 from capsule_sweeps.data.split import Data
@@ -12,7 +12,7 @@ from capsule_sweeps.data.split import Data
 class Variant:
     """This one changes nothing. Subclasses are listed in load.py, in the order in which they apply."""
 
-    key: ClassVar[Any] = None  # part of the key of the cache, since it changes what is stored there; None: it does not
+    key: Any = None  # part of the key of the cache, since it changes what is stored there; None: it does not
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset

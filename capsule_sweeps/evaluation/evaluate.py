@@ -31,7 +31,7 @@ from capsule_sweeps.evaluation.weights import load_checkpoint
 from capsule_sweeps.networks.capsnet import CapsNet
 from capsule_sweeps.results.render import render
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.training.evaluation import evaluation_batch, num_correct
+from capsule_sweeps.training.evaluation import evaluation_batch, named_classes, num_correct
 from capsule_sweeps.training.execution import choose_device
 from capsule_sweeps.training.losses import LOSSES
 
@@ -182,8 +182,8 @@ def measure(logits: Tensor, labels: Tensor, loss: str | None, num_routing: int |
     several = labels.ndim == 2
     shown = torch.zeros(num_images, num_classes, dtype=torch.bool)
     # argmax and topk name different classes of equal ones: as num_correct does it
-    largest = logits.topk(labels.shape[1]).indices if several else logits.argmax(1, keepdim=True)
-    named = shown.clone().scatter(1, largest, True)
+    largest = shown.clone().scatter(1, logits.argmax(1, keepdim=True), True)
+    named = named_classes(logits, labels.shape[1], loss) if several else largest
     shown = shown.scatter(1, labels.view(num_images, -1), True)
     class_images, class_right = shown.sum(0).double(), (shown & named).sum(0).double()
     confusion = None
@@ -193,7 +193,7 @@ def measure(logits: Tensor, labels: Tensor, loss: str | None, num_routing: int |
     return Evaluation(
         num_routing,
         float(LOSSES[loss or "cross_entropy"](logits, labels, 1.0, "sum").double()) / num_images,
-        100 * int(num_correct(logits, labels)) / num_images,
+        100 * int(num_correct(logits, labels, loss or "cross_entropy")) / num_images,
         None if several else 100 * calibration_error(logits, labels),
         class_images.long().numpy(),
         (100 * class_right / class_images).numpy(),  # NaN for a class that no image shows

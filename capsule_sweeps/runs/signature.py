@@ -38,6 +38,8 @@ NEUTRAL: dict[str, Any] = {
     "dataset.views": None,
     "dataset.crop_margin": 0,
     "dataset.labels_per_image": 1,
+    "dataset.single_share": 0,
+    "dataset.overlay": "max",
     "dataset.affine_test": False,
     "dataset.test_shift": 0,
     "dataset.test_rotation": 0,

@@ -38,16 +38,24 @@ def evaluate(model: nn.Module, data: Data, split: Split, config: DictConfig) -> 
         with torch.autocast(device.type, torch.bfloat16, enabled=config.training.amp == "bf16"):
             logits = model(images)
         losses.append(LOSSES[config.training.loss](logits.float(), labels, 1.0, "sum"))
-        correct += num_correct(logits, labels)
+        correct += num_correct(logits, labels, config.training.loss)
     loss = 0.0
     for value in torch.stack(losses).tolist():  # in this order: sum() differs between versions of Python
         loss += value
     return loss / len(split.labels), int(correct) / len(split.labels)
 
 
-def num_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many images are named rightly; of an image with L labels (B, L) all must be, by the L largest logits."""
+def num_correct(logits: Tensor, labels: Tensor, loss: str = "cross_entropy") -> Tensor:
+    """How many images are named rightly; of an image with L labels (B, L) all must be, and no other class."""
     if labels.ndim == 1:
         return (logits.argmax(1) == labels).sum()
-    named = logits.topk(labels.shape[1]).indices
-    return (named.sort().values == labels.sort().values).all(1).sum()
+    shown = torch.zeros_like(logits, dtype=torch.bool).scatter(1, labels, True)
+    return (shown == named_classes(logits, labels.shape[1], loss)).all(1).sum()
+
+
+def named_classes(logits: Tensor, num_labels: int, loss: str | None) -> Tensor:
+    """(B, classes) bool: those with the `num_labels` largest logits. A model that was trained with
+    binary_cross_entropy says itself how many there are: those with an activation above 0.5 (exact match)."""
+    if loss == "binary_cross_entropy":
+        return logits > 0
+    return torch.zeros_like(logits, dtype=torch.bool).scatter(1, logits.topk(num_labels).indices, True)

@@ -1,7 +1,7 @@
 """Losses of the class logits: `training.loss`.
 
-margin and spread are of the classes' activations, the sigmoids of the logits: for a routing with class logits of its
-own these are the activations of its class capsules.
+binary_cross_entropy, margin and spread are of the classes' activations, the sigmoids of the logits: for a routing with
+class logits of its own these are the activations of its class capsules.
 """
 
 from __future__ import annotations
@@ -41,6 +41,15 @@ def spread(logits: Tensor, labels: Tensor, progress: float, reduction: str) -> T
     return _reduced((each * wrong[:, None]).sum(2).mean(1), reduction)
 
 
+def binary_cross_entropy(logits: Tensor, labels: Tensor, progress: float, reduction: str) -> Tensor:
+    """−log a for each right class, −log (1 − a) for each other, summed over classes.
+
+    It does not presume how many classes an image shows.
+    """
+    right = torch.zeros_like(logits).scatter(1, labels.view(len(logits), -1), 1.0)
+    return _reduced(F.binary_cross_entropy_with_logits(logits, right, reduction="none").sum(1), reduction)
+
+
 def targets(labels: Tensor, num_classes: int) -> Tensor:
     """What cross entropy takes: labels (B,) as they are; of images with L labels (B, L), the shares of the classes
     (B, num_classes), 1/L for each label, so that an image's loss is the mean over its labels."""
@@ -58,6 +67,7 @@ def _reduced(losses: Tensor, reduction: str) -> Tensor:
 # label_smoothing is for cross_entropy alone, in training alone: losses of evaluation can be compared among recipes
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "cross_entropy": cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
     "margin": margin,
     "spread": spread,
 }

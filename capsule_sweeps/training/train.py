@@ -185,7 +185,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                 if average is not None:
                     average.update(step)
                 losses[batch] = loss.detach() * len(labels)
-                correct += num_correct(logits.detach(), labels)
+                correct += num_correct(logits.detach(), labels, recipe.loss)
                 done = batch + 1
                 asked_to_stop = bool(stop.signum or claim.cancelled)
                 if done % read_every == 0 or done == num_batches or asked_to_stop:

@@ -710,6 +710,39 @@ def test_pairs_are_normalised_as_pairs(tmp_path):
     assert fewer.normalization == loaded.normalization
 
 
+@pytest.mark.parametrize(("overlay", "pixel"), [("max", 150), ("mean", 125), ("sum", 250)])
+def test_overlays_and_single_digits(overlay, pixel):
+    """Pixels of 100 and 150 in one place; a digit alone keeps its own, and has its label twice."""
+    images = torch.tensor([100, 150], dtype=torch.uint8).view(2, 1, 1, 1)
+    pairs = pair(Split(images, torch.tensor([3, 7])), 0, 1, 0.0, overlay)
+    shown, labels = pairs.batch(torch.tensor([0, 1]))
+    assert shown.flatten().tolist() == [pixel, pixel] and labels.tolist() == [[3, 7], [7, 3]]
+    alone = pair(Split(images, torch.tensor([3, 7])), 0, 1, 0.999999, overlay).of_epoch(2)
+    shown, labels = alone.batch(torch.tensor([0, 1]))
+    assert shown.flatten().tolist() == [100, 150] and labels.tolist() == [[3, 3], [7, 7]]
+    full = pair(Split(images.new_full((2, 1, 1, 1), 200), torch.tensor([3, 7])), 0, 1, 0.0, "sum")
+    assert full.batch(torch.tensor([0]))[0].item() == 255
+
+
+def test_one_in_six_is_shown_alone_and_the_others_are_as_without(tmp_path):
+    digits = Split(torch.zeros(6000, 1, 1, 1, dtype=torch.uint8), torch.arange(6000) % 10)
+    mixed, plain = pair(digits, 4, [5, 6], 1 / 6), pair(digits, 4, [5, 6])
+    assert torch.equal(mixed.partners, plain.partners) and torch.equal(mixed.offsets, plain.offsets)
+    assert abs(mixed.alone.float().mean() - 1 / 6) < 0.02 and not plain.alone.any()
+
+
+def test_diverse_multi_mnist_is_normalised_as_it_is_shown(tmp_path):
+    from capsule_sweeps import compose_config
+
+    config = compose_config(["dataset=diverse_multi_mnist", "dataset.base=digits"])
+    assert config.training.loss == "binary_cross_entropy" and config.dataset.image_size == 36
+    loaded = load_data(config.dataset, tmp_path, "cpu")
+    shown = loaded.train.of_epoch(0).batch(torch.arange(1400))[0]
+    assert abs(normalize(shown, *loaded.normalization).mean()) < 1e-3
+    labels = loaded.test.labels
+    assert 0.1 < (labels[:, 0] == labels[:, 1]).float().mean() < 0.25
+
+
 def test_digits_of_one_class_make_no_pairs():
     with pytest.raises(ValueError, match=r"two classes or more: raise dataset\.train_size or val_size"):
         pair(digits_split(num_classes=1), 6, 0)

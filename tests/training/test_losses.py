@@ -7,7 +7,7 @@ from torch.autograd import gradcheck
 
 from capsule_sweeps import compose_config
 from capsule_sweeps.runs.signature import columns, signed_config
-from capsule_sweeps.training.losses import LOSSES, cross_entropy, margin, spread
+from capsule_sweeps.training.losses import LOSSES, binary_cross_entropy, cross_entropy, margin, spread
 
 LOGITS = torch.tensor([[0.3, -2.0, 1.5], [4.0, 0.0, -1.0], [-3.0, -3.5, -4.0]], dtype=torch.float64)
 LABELS = torch.tensor([2, 0, 1])
@@ -53,6 +53,18 @@ def test_of_images_with_two_labels() -> None:
         assert loss(LOGITS, labels, 1.0, "mean").item() == pytest.approx(sum(values) / 3)
 
 
+def test_binary_cross_entropy_by_hand() -> None:
+    """Both classes of a pair are right; a class that is named twice counts once."""
+    for labels in (LABELS, torch.tensor([[2, 0], [1, 1], [1, 2]])):
+        both = labels.view(3, -1).tolist()
+        wanted = [
+            -sum((row[k] if k in own else -row[k]).sigmoid().log().item() for k in range(3))
+            for row, own in zip(LOGITS, both, strict=True)
+        ]
+        assert binary_cross_entropy(LOGITS, labels, 0.5, "sum").item() == pytest.approx(sum(wanted))
+        assert binary_cross_entropy(LOGITS, labels, 0.5, "mean").item() == pytest.approx(sum(wanted) / 3)
+
+
 def test_cross_entropy_is_torchs_bit_for_bit() -> None:
     for reduction in ("mean", "sum"):
         ours = cross_entropy(LOGITS.float(), LABELS, 0.5, reduction)
@@ -93,7 +105,7 @@ def test_the_default_is_that_of_before_and_the_others_are_runs_of_their_own() ->
     assert columns(compose_config([]))["signature"] == "1b45d41e"
     assert "training.loss" not in signed_config(compose_config(["training.loss=cross_entropy"]))
     signatures = {columns(compose_config([f"training.loss={name}"]))["signature"] for name in LOSSES}
-    assert len(signatures) == len(LOSSES) == 3
+    assert len(signatures) == len(LOSSES) == 4
 
 
 @pytest.mark.parametrize("routing", ["dynamic", "em", "inverted_attention"])

@@ -508,6 +508,18 @@ def test_loss_and_hits_of_two_labels() -> None:
     assert int(num_correct(logits, labels[:, 0])) == 1
 
 
+def test_exact_match_with_binary_cross_entropy() -> None:
+    """One digit twice is one class; one class too many or too few is wrong, whatever is largest."""
+    logits = torch.tensor([[4.0, 3.0, -1.0], [4.0, -3.0, -5.0], [1.0, 2.0, 3.0], [1.0, -2.0, -0.1]])
+    labels = torch.tensor([[1, 0], [0, 0], [2, 1], [0, 2]])
+    right = [
+        int(num_correct(one[None], both[None], "binary_cross_entropy"))
+        for one, both in zip(logits, labels, strict=True)
+    ]
+    assert right == [1, 1, 0, 0]
+    assert int(num_correct(logits, labels, "binary_cross_entropy")) == 2
+
+
 PAIRS = ["dataset=multi_digits", "dataset.base=digits", "dataset.train_size=40", "dataset.val_size=10"]
 
 
