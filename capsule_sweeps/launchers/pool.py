@@ -8,7 +8,6 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from omegaconf import OmegaConf
 
 from capsule_sweeps.console import PoolDisplay
 from capsule_sweeps.launchers.worker import BUSY
+from capsule_sweeps.runs.children import child_environment, command
 from capsule_sweeps.runs.machine import num_cores
 from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.provenance import ROOT
@@ -92,11 +92,9 @@ class Worker:
         self.planned, self.slot = planned, slot
         planned.put_old_aside()
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        if slot.gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
+        environment = child_environment(**({} if slot.gpu is None else {"CUDA_VISIBLE_DEVICES": slot.gpu}))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "capsule_sweeps.launchers.worker"],
+            command("capsule_sweeps.launchers.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

@@ -158,7 +158,7 @@ def lockable(config: DictConfig) -> str:
     program = "import sys\ntry: open(sys.argv[1], 'x')\nexcept FileExistsError: sys.exit(3)"
     try:
         path.touch(exist_ok=False)
-        code = subprocess.run([sys.executable, "-c", program, str(path)]).returncode
+        code = subprocess.run([sys.executable, "-I", "-c", program, str(path)]).returncode
     finally:
         path.unlink(missing_ok=True)
     if code != 3:

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from capsule_sweeps.config.check import check, home
+from capsule_sweeps.console import plain_text
 from capsule_sweeps.launchers.launch import Launcher, find_launcher, launch
 from capsule_sweeps.launchers.local import Launcher as LocalLauncher
+from capsule_sweeps.launchers.snapshot import is_private
+from capsule_sweeps.launchers.submit import QueueLauncher
 from capsule_sweeps.runs.files import read_json
 from capsule_sweeps.runs.plan import Policy
+from capsule_sweeps.runs.queue import SUBMISSION, Entry
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import signature, signed_config
 from capsule_sweeps.runs.where import lost
@@ -42,8 +47,7 @@ def retry(runs_dir: Path, runs: pd.DataFrame, parallel: int | str, changes: Sequ
         entry = run.entry()
         folder = None if entry is None else entry.folder
         if entry is not None and folder is not None and folder not in launchers:
-            settings = read_json(folder / "job.json").get("settings")
-            again = None if settings is None else find_launcher(entry.queue)(**settings)
+            again = same_launcher(entry, name)
             launchers[folder] = again if again is not None and again.available() else here
         configs[None if folder is None or launchers[folder] is here else folder][name] = config
     distrust([config for some in configs.values() for config in some.values()])
@@ -53,6 +57,32 @@ def retry(runs_dir: Path, runs: pd.DataFrame, parallel: int | str, changes: Sequ
         accuracies = launch(list(some.values()), [[name] for name in some], Policy(), launcher)
         finished = finished and not (launcher.waits and None in accuracies)
     return finished
+
+
+def same_launcher(entry: Entry, name: str) -> QueueLauncher | None:
+    """The launcher of a submission with its settings, which are shown; None where nothing is left of the submission.
+
+    Raises ValueError when somebody else may have written them: `setup` is shell.
+    """
+    path = entry.folder / "job.json"
+    if not SUBMISSION.fullmatch(entry.submission) or not path.exists():
+        return None
+    found = find_launcher(entry.queue)
+    if not found().available():
+        return None
+    if not is_private(entry.folder):
+        raise ValueError(
+            f"{name} was given to {entry.queue} by another user, or others can write {entry.folder}: settings from "
+            f"there are not used; run it with launch.py and settings of your own, hydra/launcher={entry.queue}"
+        )
+    try:
+        launcher = found(**read_json(path)["settings"])
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error}); run {name} with launch.py") from error
+    usual = found().settings()
+    told = ", ".join(f"{key}={value}" for key, value in launcher.settings().items() if value != usual[key])
+    print(f"Settings of {entry.submission}: {plain_text(told or 'the usual ones')}")
+    return cast(QueueLauncher, launcher)
 
 
 def stored_config(runs_dir: Path, name: str) -> DictConfig:

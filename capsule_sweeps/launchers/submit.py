@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -48,6 +49,10 @@ class QueueLauncher:
     def settings(self) -> dict[str, Any]:
         """What `retry` needs to make this launcher again, and what jobs are told."""
         return {}
+
+    def included(self) -> Sequence[str]:
+        """Patterns of files that jobs need besides the code."""
+        return ()
 
     def available(self) -> bool:
         """Whether the queue can be reached from this machine."""
@@ -90,13 +95,17 @@ def submit(todo: Sequence[PlannedRun], sweep: str, launcher: QueueLauncher) -> s
     """
     runs_dir = todo[0].run.folder.parent.resolve()
     launcher.check(runs_dir)
-    submission = f"{sweep}-{uuid4().hex[:6]}"
+    submission = submission_name([planned.config.dataset.name for planned in todo], sweep)
     folder = runs_dir / ".jobs" / submission
     with ExitStack() as undo:
         undo.callback(remove, folder)
-        folder.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+        folder.chmod(0o755)  # its job.pkl is executed by this user's jobs, also where a group shares its runs
         write_json(folder / "launching.json", owner())
-        snapshot = take_snapshot(runs_dir)  # never undone: another launcher may count on the same one
+        snapshot = take_snapshot(
+            runs_dir, launcher.included()
+        )  # never undone: another launcher may count on the same one
         todo = [planned for planned in todo if enqueue(planned, submission, launcher.queue, undo)]
         if not todo:
             undo.close()
@@ -112,7 +121,7 @@ def submit(todo: Sequence[PlannedRun], sweep: str, launcher: QueueLauncher) -> s
             "submitted": time.time(),
             "job_ids": [],
         }
-        write_json(folder / "job.json", job)
+        write_own(folder / "job.json", job)
         num_jobs = left = launcher.num_jobs(len(todo))
         while left:
             piece = min(left, launcher.max_jobs())
@@ -129,7 +138,7 @@ def submit(todo: Sequence[PlannedRun], sweep: str, launcher: QueueLauncher) -> s
                 break
             undo.pop_all()  # there is no way back once a job is in the queue
             left -= piece
-            write_json(folder / "job.json", job)
+            write_own(folder / "job.json", job)
     (folder / "launching.json").unlink()
     num_jobs, numbers = num_jobs - left, ", ".join(job["job_ids"])
     runs = f"{len(todo)} run{'s' if len(todo) > 1 else ''}"
@@ -141,6 +150,18 @@ def submit(todo: Sequence[PlannedRun], sweep: str, launcher: QueueLauncher) -> s
         soft_wrap=True,
     )
     return submission
+
+
+def submission_name(datasets: Sequence[str], sweep: str) -> str:
+    """Begins with what is trained on, because squeue shows the first 8 letters; matches `queue.SUBMISSION`."""
+    readable = re.sub(r"[^A-Za-z0-9_.+]", "_", "+".join(dict.fromkeys(datasets)))[:24]
+    return f"{re.sub('^[^A-Za-z0-9_]', '_', readable)}-{sweep.removeprefix('sweep-')}-{uuid4().hex[:6]}"
+
+
+def write_own(path: Path, value: dict[str, Any]) -> None:
+    """A file that only this user can write, whatever the umask: jobs believe it."""
+    write_json(path, value)
+    path.chmod(0o644)
 
 
 def refusal(queue: str, error: Refused) -> str:

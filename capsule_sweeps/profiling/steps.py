@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 from capsule_sweeps.config.build import build
 from capsule_sweeps.networks.build import build_model
+from capsule_sweeps.runs.children import child_environment, command
 from capsule_sweeps.training.execution import choose_device
 
 MEMORY_ENV = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # freed memory leaves the process
@@ -122,10 +122,13 @@ def memory(config: DictConfig, name: str, num_routing: int, against: Path | None
         return None
     task = {"config": OmegaConf.to_container(config), "name": name, "num_routing": num_routing}
     task |= {"against": str(against) if against else None, "threads": torch.get_num_threads()}
-    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, **MEMORY_ENV, "PYTHONPATH": path}
-    command = [sys.executable, "-m", "capsule_sweeps.profiling.steps"]
-    done = subprocess.run(command, input=json.dumps(task), env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command("capsule_sweeps.profiling.steps"),
+        input=json.dumps(task),
+        env=child_environment(**MEMORY_ENV),
+        capture_output=True,
+        text=True,
+    )
     if done.returncode == -signal.SIGKILL or "can't allocate memory" in done.stderr or "MemoryError" in done.stderr:
         return math.inf
     if done.returncode:

@@ -7,12 +7,14 @@ that is not in it is never imported.
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 LAUNCHERS = Path(__file__).resolve().parents[1] / "launchers"
+SUBMISSION = re.compile(r"\w[\w.+]{,23}-[0-9a-f]{8}-[0-9a-f]{6}", re.ASCII)  # <data set>-<sweep>-<random>
 FIRST = "slurm"  # entries written before there were others do not name their queue
 
 

@@ -37,7 +37,7 @@ def queue(monkeypatch, place):
         module = types.ModuleType(f"capsule_sweeps.launchers.fake{name}")
         module.QUEUE, module.Launcher = QUEUE, Launcher
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(submitting, "take_snapshot", lambda runs_dir: runs_dir / ".code" / "0123")
+    monkeypatch.setattr(submitting, "take_snapshot", lambda runs_dir, include: runs_dir / ".code" / "0123")
     QUEUE.jobs.clear()
     QUEUE.refusals.clear()
     return QUEUE
@@ -190,10 +190,10 @@ def test_ctrl_c_while_the_queue_answers_leaves_no_job_behind(submit, queue, monk
 def test_the_slower_of_two_launchers_takes_back_only_its_own(submit, queue, monkeypatch) -> None:
     original = submitting.take_snapshot
 
-    def and_be_overtaken(runs_dir):
+    def and_be_overtaken(runs_dir, include):
         monkeypatch.setattr(submitting, "take_snapshot", original)
         submit(0)
-        return original(runs_dir)
+        return original(runs_dir, include)
 
     monkeypatch.setattr(submitting, "take_snapshot", and_be_overtaken)
     queue.refusals = ["", "no such partition"]

@@ -101,11 +101,7 @@ def partition_limit(partition: str | None) -> str:
 
 
 def signals(_: DictConfig, settings: Settings) -> str:
-    name, __, seconds = str(settings.parameters()["signal"]).rpartition(":")[2].partition("@")
-    if name != "USR2":
-        raise ValueError(
-            f"hydra.launcher.sbatch.signal={name}@{seconds} is not heard: runs are saved at USR2@<seconds>"
-        )
+    seconds = str(settings.parameters()["signal"]).partition("@")[2] or "60"
     told = slurm.settings() or {}
     kill, preempt = told.get("KillWait", "?"), told.get("PreemptMode", "OFF")
     text = f"USR2 {seconds} s before the time limit; {kill} between SIGTERM and SIGKILL"
@@ -119,12 +115,20 @@ def probe(config: DictConfig, settings: Settings) -> str:
     """A job of one minute, with the settings of a real one, that imports torch and this package and writes a file."""
     runs_dir = Path(config.runs_dir).resolve()
     folder = runs_dir / ".jobs" / f"doctor-{uuid4().hex[:6]}"
-    snapshot = take_snapshot(runs_dir)
+    snapshot = take_snapshot(runs_dir, settings.snapshot_include or ())
     folder.mkdir(parents=True)
+    folder.chmod(0o755)
     (folder / "probe.py").write_text(PROBE)
     python_path = f"export PYTHONPATH={shlex.quote(str(snapshot))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1"
     srun = shlex.join(["srun", sys.executable, str(folder / "probe.py"), str(folder)])
-    lines = ["#!/bin/bash", "set -e", *(settings.setup or []), python_path, "export SLURM_EXPORT_ENV=ALL", srun]
+    lines = [
+        "#!/bin/bash -l" if settings.setup else "#!/bin/bash",
+        "set -e",
+        *(settings.setup or []),
+        python_path,
+        "export SLURM_EXPORT_ENV=ALL",
+        srun,
+    ]
     (folder / "probe.sh").write_text("\n".join(lines) + "\n")
     log = folder / "log.txt"
     sent = slurm.options({**settings.parameters(), "time": 1, "signal": "USR2@10", "export": "ALL"})

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from capsule_sweeps.runs.children import import_path
 from capsule_sweeps.runs.queue import Entry, Refused
 
 ASK_SECONDS = 30
@@ -38,7 +39,7 @@ class Job:
     def __str__(self) -> str:
         if self.state == "RUNNING":
             return f"{self.node}, {self.time_left} left"
-        return f"{self.state.lower()} ({self.reason})"
+        return self.state.lower() + (f" ({self.reason})" if self.reason not in ("", "None") else "")
 
 
 _remembered: dict[str, tuple[float, list[Job] | None]] = {}  # user → when asked, answer
@@ -78,11 +79,12 @@ def max_array_size() -> int:
 def clean_environment() -> dict[str, str]:
     """The environment for sbatch: without the variables of a job that this process sits in, or that redirect jobs."""
     redirecting = {f"SBATCH_{name}" for name in REDIRECTING} | {"SRUN_CPUS_PER_TASK"}
-    return {
+    kept = {
         key: value
         for key, value in os.environ.items()
         if key in KEPT or not (key.startswith(("SLURM_", "SLURMD_", "PMI_", "PMIX_")) or key in redirecting)
     }
+    return {**kept, **({"PYTHONPATH": os.pathsep.join(import_path())} if "PYTHONPATH" in kept else {})}
 
 
 def requeue_if_running(job_id: str) -> None:
@@ -139,7 +141,8 @@ class SlurmQueue:
         if found is None:
             return "" if entry.job else "SLURM does not answer"
         if entry.job:
-            return next((str(job) for job in found if job.job_id == entry.job), "")
+            known = next((str(job) for job in found if job.job_id == entry.job), "")
+            return known or f"job {entry.job} is no longer in the queue"
         ours = [job for job in found if job.name == entry.submission]
         pending = next((str(job) for job in ours if job.state == "PENDING"), "")  # any job takes any run
         return pending or (f"waits for one of {len(ours)} jobs at work" if ours else "")

@@ -14,7 +14,7 @@ ATTEMPTS = ("max_attempts", "max_attempts_without_progress")
 SUBMITIT = {"timeout_min": "time", "gpus_per_node": "gpus", "cpus_per_task": "cpus"}
 SUBMITIT["array_parallelism"] = "max_parallel"
 OWN = {"setup", "max_parallel", "runs_per_job", "packing", "wait", "max_attempts", "sbatch"}
-OWN |= {"max_attempts_without_progress"}  # the others are sbatch's
+OWN |= {"max_attempts_without_progress", "snapshot_include"}  # the others are sbatch's
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,14 @@ class Settings:
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    gpus: int | str | None = 1
+    gpus: int | str | None = "auto"  # 1, or what gpus_per_node says
     cpus: int | None = None
     mem_gb: float | None = None
     time: int | str | None = None
     max_parallel: int | None = None
     setup: list[str] | None = None
     sbatch: dict[str, Any] | None = None
+    snapshot_include: list[str] | None = None
     runs_per_job: int = 1
     packing: str = "parallel"
     wait: bool = False
@@ -57,6 +58,8 @@ class Settings:
                 )
             object.__setattr__(self, name, asked)
             object.__setattr__(self, theirs, None)
+        if self.gpus == "auto":
+            object.__setattr__(self, "gpus", 1)
         if isinstance(self.gpus, str) and not re.fullmatch(r"([\w.-]+:)?[0-9]+", self.gpus):
             raise ValueError(f"hydra.launcher.gpus={self.gpus} must be a number of GPUs, or type:number such as a100:2")
         for name in ("gpus", "cpus", "max_parallel", "runs_per_job", *ATTEMPTS):
@@ -71,9 +74,15 @@ class Settings:
             raise ValueError(f"hydra.launcher.packing={self.packing} must be parallel or sequential")
         if not isinstance(self.wait, bool):
             raise ValueError(f"hydra.launcher.wait={self.wait} must be true or false")
-        for name, kind, words in (("setup", list, "a list of shell lines"), ("sbatch", dict, "sbatch options by name")):
+        for name, kind, words in (
+            ("setup", list, "a list of shell lines"),
+            ("snapshot_include", list, "a list of patterns"),
+            ("sbatch", dict, "sbatch options by name"),
+        ):
             if not isinstance(getattr(self, name), kind) and getattr(self, name) is not None:
                 raise ValueError(f"hydra.launcher.{name}={getattr(self, name)} must be {words}")
+        if not all(isinstance(pattern, str) for pattern in self.snapshot_include or []):
+            raise ValueError(f"hydra.launcher.snapshot_include={self.snapshot_include} must be a list of patterns")
         if not all(isinstance(line, str) for line in self.setup or []):
             raise ValueError(f"hydra.launcher.setup={self.setup} must be a list of shell lines, in quotes")
         minutes = None if self.time is None else minutes_of(self.time)
@@ -81,6 +90,12 @@ class Settings:
             raise ValueError(
                 f"hydra.launcher.time={self.time} leaves no time: jobs are told to save {GRACE_SECONDS} s before the "
                 "end; give more, or set hydra.launcher.sbatch.signal (such as USR2@30)"
+            )
+        asked = str((self.sbatch or {}).get("signal", "USR2"))
+        if not re.fullmatch(r"(R:)?(SIG)?USR2(@[0-9]+)?", asked):
+            raise ValueError(
+                f"hydra.launcher.sbatch.signal={asked} does not reach runs, which are saved at USR2; set it to "
+                f"USR2@<seconds>, such as USR2@{GRACE_SECONDS}"
             )
         if ours := sorted({str(key).replace("_", "-") for key in self.sbatch or {}} & RESERVED):
             raise ValueError(f"hydra.launcher.sbatch.{ours[0]} is not for you to set: the ledger finds its jobs by it")

@@ -18,7 +18,7 @@ from capsule_sweeps.launchers.slurm.launcher import Launcher
 from capsule_sweeps.launchers.slurm.settings import Settings
 from capsule_sweeps.runs.files import read_json, write_json
 from capsule_sweeps.runs.plan import Policy
-from capsule_sweeps.runs.queue import Entry
+from capsule_sweeps.runs.queue import SUBMISSION, Entry
 from capsule_sweeps.runs.run import Run
 
 # Appends its arguments and environment to told.jsonl. The n-th call of sbatch is refused where refuse.<n> says why;
@@ -68,7 +68,12 @@ class Cluster:
 def cluster(tmp_path, monkeypatch, place):
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
-    monkeypatch.setattr(submitting, "take_snapshot", lambda runs_dir: runs_dir / ".code" / "0123")
+
+    def take_snapshot(runs_dir: Path, include: object) -> Path:
+        (runs_dir / ".code" / "0123").mkdir(parents=True, exist_ok=True, mode=0o755)
+        return runs_dir / ".code" / "0123"
+
+    monkeypatch.setattr(submitting, "take_snapshot", take_snapshot)
     slurm.forget()
     yield Cluster(tmp_path / "bin")
     slurm.forget()
@@ -152,7 +157,7 @@ def test_what_is_set_is_sent_and_nothing_else(submit, cluster) -> None:
     assert Path(path).read_text() == script()
 
 
-def test_the_script_is_valid_shell_and_keeps_the_pickle_of_an_earlier_start(submit, cluster, monkeypatch) -> None:
+def test_the_script_is_valid_shell_and_every_start_executes_what_was_submitted(submit, cluster, monkeypatch) -> None:
     submit(setup=["export FROM_SETUP=1"], cpus=2)
     assert "export FROM_SETUP=1\n" in script() and "SRUN_CPUS_PER_TASK" in script()
     (path,) = Path("runs/.jobs").glob("*/*_submission.sh")
@@ -162,11 +167,11 @@ def test_the_script_is_valid_shell_and_keeps_the_pickle_of_an_earlier_start(subm
             ["bash", path], check=True, env={"PATH": f"{cluster.here}:/usr/bin:/bin", "SLURM_JOB_ID": "7"} | environment
         )
         assert pickle.read_bytes() == path.with_name("job.pkl").read_bytes()
-        pickle.write_text("mine")
+        pickle.write_text("of somebody else")
         subprocess.run(
             ["bash", path], check=True, env={"PATH": f"{cluster.here}:/usr/bin:/bin", "SLURM_JOB_ID": "7"} | environment
         )
-        assert pickle.read_text() == "mine"
+        assert pickle.read_bytes() == path.with_name("job.pkl").read_bytes()
     assert cluster.told("srun")[0]["arguments"][-3:-1] == ["-m", "submitit.core._submit"]
 
 
@@ -200,6 +205,7 @@ def test_without_an_answer_runs_count_as_queued(monkeypatch, place) -> None:
     [
         ("timeout_min", "time", 60),
         ("gpus_per_node", "gpus", 2),
+        ("gpus_per_node", "gpus", "a100:2"),
         ("cpus_per_task", "cpus", 8),
         ("array_parallelism", "max_parallel", 3),
     ],
@@ -216,6 +222,33 @@ def test_submitits_names_on_the_command_line(launch, cluster) -> None:
     assert ended.code == 0, ended.text
     (told,) = cluster.told("sbatch")
     assert {"--time=60", "--gpus-per-node=2", "--cpus-per-task=8", "--array=0-0"} <= set(told["arguments"])
+
+
+def test_one_gpu_and_two_gpus_per_node_contradict_each_other() -> None:
+    with pytest.raises(ValueError, match=r"hydra\.launcher\.gpus=1 and hydra\.launcher\.gpus_per_node=2 differ"):
+        Settings(gpus=1, gpus_per_node=2)
+    assert Settings() == Settings(gpus=1) and Settings().parameters()["gpus-per-node"] == 1
+
+
+@pytest.mark.parametrize("signal", ["B:USR2@60", "TERM@60", "USR1", "USR2@soon"])
+def test_a_signal_that_does_not_reach_runs_is_refused(launch, cluster, signal) -> None:
+    said = launch("-m", "hydra/launcher=slurm", f"hydra.launcher.sbatch={{signal:'{signal}'}}")
+    assert said.code == 1 and f"signal={signal} does not reach runs" in said.err and "USR2@120" in said.err
+    assert not cluster.told("sbatch")
+
+
+def test_names_of_jobs_begin_with_what_is_trained_on() -> None:
+    """squeue shows 8 letters."""
+    name = submitting.submission_name(["CIFAR10", "CIFAR100", "CIFAR10"], "sweep-01234567")
+    assert name.startswith("CIFAR10+CIFAR100-01234567-") and SUBMISSION.fullmatch(name)
+    odd = submitting.submission_name([".été, " + 99 * "x"], "sweep-01234567")
+    assert SUBMISSION.fullmatch(odd) and len(odd) <= 40
+
+
+def test_setup_runs_in_a_login_shell(submit, cluster) -> None:
+    """Where `module` is defined; nothing else needs one."""
+    submit(setup=["module load cuda"])
+    assert script().startswith("#!/bin/bash -l\n")
 
 
 def test_gpu_types_and_requests_of_ones_own() -> None:
