@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections import Counter
 from contextlib import suppress
@@ -22,7 +23,8 @@ IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"),
     *(".apng", ".dib", ".gif", ".jfif", ".jpe", ".pbm", ".pcx", ".pnm", ".tga"),
 )
-BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")  # of image files whose names have no suffix
+# of image files whose names have no suffix
+BEGINNING = re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|II\*\0|MM\0\*|BM|P[4-6]\s|RIFF....WEBP", re.DOTALL)
 LOOK_AT = 200  # images, at most, when the first one is not as images must be
 
 log = logging.getLogger(__name__)
@@ -184,7 +186,7 @@ def _is_image(folder: Path, place: str) -> bool:
     if has_suffix(name) or "." in name:
         return has_suffix(name)
     with open(folder / place, "rb") as file:
-        return file.read(4).startswith(BEGINNINGS)
+        return BEGINNING.match(file.read(12)) is not None
 
 
 def _report_left_out(root: Path, tree: dict[str, dict[str, Files]]) -> None:
@@ -214,21 +216,24 @@ def read_class_tree(dataset: Any, root: Path, tree: dict[str, dict[str, Files]])
     if dataset.channels not in MODES:
         raise ValueError(f"dataset.channels={dataset.channels} is neither 1 (grey) nor 3 (RGB).")
     size, wanted = dataset.image_size, Kind(dataset.image_size, dataset.image_size, MODES[dataset.channels])
-    decoded, found = [], dict[Path, Kind | Refused]()
+    decoded, everything, found = [], list[Path](), dict[Path, Kind | Refused]()
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
         for split, classes in tree.items():
             files = [(root / split / name / file[0], i) for i, name in enumerate(classes) for file in classes[name]]
             images = _room(len(files), dataset.channels, size)
             for n, (path, _) in enumerate(progress.track(files, description=f"Decoding {dataset.name} {split}")):
                 try:
-                    found[path], pixels = decode(path, wanted)
+                    kind, pixels = decode(path, wanted)
                 except Refused as error:
                     found[path] = error
                     continue
-                if pixels is not None and found[path] == wanted:
+                if pixels is None or kind != wanted:
+                    found[path] = kind
+                else:
                     images[n] = pixels.reshape(size, size, dataset.channels).transpose(2, 0, 1)
+            everything += [path for path, _ in files]
             decoded.append((images, np.array([label for _, label in files], np.int64)))
-    check_alike(found, wanted, root)
+    check_alike(everything, found, wanted, root)
     return Decoded(decoded[0], decoded[1], tuple(map(_text, tree["train"])))
 
 
