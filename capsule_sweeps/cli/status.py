@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.console import console
     from capsule_sweeps.results.render import render
+    from capsule_sweeps.runs.learned import not_learned_note
     from capsule_sweeps.runs.select import select
     from capsule_sweeps.runs.where import where
 
@@ -27,7 +28,8 @@ def run(arguments: argparse.Namespace) -> None:
         labels = [column for column in ("tags", "note") if runs[column].any()]
         shown = runs[[*STATUS_COLUMNS, *labels]].assign(slurm=where(arguments.runs_dir, runs))
         shown = shown if shown.slurm.any() else shown.drop(columns="slurm")
-        text = render(shown, arguments.format, title=f"Runs in {arguments.runs_dir}", note=counts)
+        note = ". ".join(filter(None, (counts, not_learned_note(runs))))
+        text = render(shown, arguments.format, title=f"Runs in {arguments.runs_dir}", note=note)
         if arguments.watch:
             console().clear()
         print(text, flush=True)

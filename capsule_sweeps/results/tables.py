@@ -10,6 +10,7 @@ from capsule_sweeps.config.selection_rules import find_rule
 from capsule_sweeps.results.columns import constants, settings_frame, typed
 from capsule_sweeps.results.intervals import half_width
 from capsule_sweeps.results.stein import half_widths, two_stage_note
+from capsule_sweeps.runs.learned import not_learned_note
 
 COST = {  # column of `load_runs` → from which ratio on two rows differ
     "parameters": 1.0,
@@ -119,6 +120,7 @@ def left_out(runs: pd.DataFrame, rule: str) -> str:
     if len(runs) > len(finished):
         text += f" Left out: {len(runs) - len(finished)} of {len(runs)} runs, not finished."
     text += stale_note(runs) + images_note(finished)
+    text += f" {unlearned}" if (unlearned := not_learned_note(finished)) else ""
     needs = find_rule(rule).needs
     if needs and finished[f"accuracy_{rule}"].isna().any():
         text += f" Left out: runs without {needs.what} ({needs.key})."

@@ -9,6 +9,7 @@ import pandas as pd
 
 from capsule_sweeps.config import selection_rules
 from capsule_sweeps.runs.labels import read_labels
+from capsule_sweeps.runs.learned import find_not_learned
 from capsule_sweeps.runs.metrics import read_metrics
 from capsule_sweeps.runs.provenance import changed_code
 from capsule_sweeps.runs.record import read_summary
@@ -34,7 +35,7 @@ def load_runs(runs_dir: Path | str, imported: bool = False, settings: bool = Fal
     Columns: `frame_columns` (multiply_adds of one image, peak_memory in bytes), `seconds_per_epoch`, `stale` (finished,
     but with code that changed since), `device`, `imported` (weights from the published code), `data_sha256` and
     `classes` (names, one a line) of its images, `tags` (with spaces between them), `note`, `sweeps` (the names of all
-    that asked for the run), `folder`, and `signed_config`, the flat dict of the signed configuration; with `settings`
+    that asked for the run), `folder`, `not_learned` (why a finished run did not learn), and `signed_config`, the flat dict of the signed configuration; with `settings`
     also one column for each signed key, such as training.lr. Accuracies are fractions, NaN while the run is not
     finished; seconds are those of its epochs, evaluation included.
     """
@@ -83,10 +84,11 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
         labels = read_labels(run.folder)
         row |= {"tags": " ".join(labels.tags), "note": labels.note}
         row |= {"data_sha256": record.get("data_sha256"), "classes": "\n".join(record.get("classes") or ()) or None}
+        row["not_learned"] = find_not_learned(run, record) if state == "finished" else None
         row |= {"stale": stale, "device": device, "imported": "imported" in record, "folder": str(run.folder)}
         row["sweeps"] = sweeps[run.folder.parent].get(run.folder.name[-8:], [])
         rows.append({**row, "signed_config": record.get("signed_config", {})})
-    more = ["stale", "device", "imported", "data_sha256", "classes", "tags", "note", "folder", "sweeps"]
+    more = ["stale", "device", "imported", "data_sha256", "classes", "not_learned", "tags", "note", "folder", "sweeps"]
     frame = pd.DataFrame(rows, columns=[*columns, *more, "signed_config"])
     frame["imported"] = frame.imported.astype(bool)  # of no rows, too
     frame.insert(list(frame.columns).index("seconds") + 1, "seconds_per_epoch", frame.seconds / frame.epochs_done)

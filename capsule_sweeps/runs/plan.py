@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from capsule_sweeps.console import console, plain_text
+from capsule_sweeps.runs.learned import find_not_learned
 from capsule_sweeps.runs.plan_warnings import architecture, known_sizes, plan_warnings
 from capsule_sweeps.runs.provenance import changed_code
 from capsule_sweeps.runs.run import Run, find_runs
@@ -58,7 +59,7 @@ class PlannedRun:
     `label` shows the overrides by which it differs from the others, `changed` the modules whose code differs from what
     it was made with, `seconds` what is left of it by the epochs measured so far (None: nothing like it ran yet), `same`
     the configurations of other points with its signature and `same_labels` their overrides, `parameters` the number of
-    weights if a run with this model was made.
+    weights if a run with this model was made, `not_learned` why a finished run did not learn.
     """
 
     config: DictConfig
@@ -71,6 +72,7 @@ class PlannedRun:
     same: list[DictConfig] = field(default_factory=list)
     same_labels: list[str] = field(default_factory=list)
     parameters: int | None = None
+    not_learned: str | None = None
 
     @property
     def signature(self) -> str:
@@ -111,6 +113,8 @@ def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]],
         state = "stale" if state == "finished" and changed else state
         action = policy.action(state, record.get("failure"))
         planned = PlannedRun(config, run, label, state, action, changed, parameters=sizes.get(architecture(flat)))
+        if state in ("finished", "stale") and not policy.force:
+            planned.not_learned = find_not_learned(run, record)
         if planned.to_do and cost_key(flat) in rates:
             done = 0 if action == "run anew" else record.get("epochs_done", 0)
             planned.seconds = (config.training.epochs - done) * median(rates[cost_key(flat)])
@@ -159,6 +163,9 @@ def show_plan(plan: Sequence[PlannedRun], asked: int, parallel: int) -> None:
             f"{len(stale)} stale: finished with other code ({modules} changed since). Their numbers are shown and "
             "marked; hydra.launcher.force=true runs them anew and keeps the old folders aside."
         )
+    unlearned = [f"{point.run.folder.name} ({point.not_learned})" for point in plan if point.not_learned]
+    if unlearned:
+        say.append(f"{len(unlearned)} finished and did not learn: {', '.join(unlearned)}.")
     mixed = [point for point in plan if point.changed and point.action in ("resume", "retry")]
     if mixed:
         modules = ", ".join(sorted({module for point in mixed for module in point.changed}))

@@ -144,6 +144,7 @@ RECORD: dict[str, Check] = {  # run.json and summary.json
     "error": text(MAX_TEXT),
     "ended": CLOCK,
     "steps_done": count(),
+    "not_learned": text(),
     "signed_config": SIGNED_CONFIG,
     "execution": EXECUTION,
     "attempts": each(ATTEMPT, MAX_ATTEMPTS),

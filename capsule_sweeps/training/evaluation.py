@@ -45,6 +45,11 @@ def evaluate(model: nn.Module, data: Data, split: Split, config: DictConfig) -> 
     return loss / len(split.labels), int(correct) / len(split.labels)
 
 
+def constant_answer(labels: Tensor) -> float | None:
+    """The accuracy of the best constant answer to labels (N,): the share of the most frequent class; None for pairs."""
+    return None if labels.ndim > 1 else int(labels.bincount().max()) / len(labels)
+
+
 def num_correct(logits: Tensor, labels: Tensor, loss: str = "cross_entropy") -> Tensor:
     """How many images are named rightly; of an image with L labels (B, L) all must be, and no other class."""
     if labels.ndim == 1:

@@ -28,6 +28,7 @@ from capsule_sweeps.data.augment import augment, normalize
 from capsule_sweeps.data.load import load_data
 from capsule_sweeps.networks.build import build_model, decide
 from capsule_sweeps.runs.files import append_line, read_json, write_atomic, write_json
+from capsule_sweeps.runs.learned import why_not_learned
 from capsule_sweeps.runs.provenance import code, provenance
 from capsule_sweeps.runs.run import Claim, Run
 from capsule_sweeps.runs.signals import Interrupted, Stop
@@ -35,7 +36,7 @@ from capsule_sweeps.runs.signature import columns, signed_config
 from capsule_sweeps.tracking.base import track, tracker_class
 from capsule_sweeps.training.checkpoint import BEST, bytes_needed, damaged, keep_rows, read_checkpoint
 from capsule_sweeps.training.ema import Average
-from capsule_sweeps.training.evaluation import evaluate, num_correct
+from capsule_sweeps.training.evaluation import constant_answer, evaluate, num_correct
 from capsule_sweeps.training.execution import choose_device, num_threads, pin_execution
 from capsule_sweeps.training.learning_rate import learning_rate
 from capsule_sweeps.training.losses import LOSSES
@@ -237,9 +238,13 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             "parameters": parameters,
             "seconds": sum(row["seconds"] for row in rows),
         }
+        why = why_not_learned(signed_config(config), rows, constant_answer(data.test.labels), len(data.test))
+        if why:
+            log.info("%s: not learned, %s", run.folder.name, why)
         claim.check()
-        claim.update(state="finished", ended=time.time(), **summary)
-        write_json(run.folder / "summary.json", {**columns(config), **summary})  # last: it says that all is there
+        claim.update(state="finished", ended=time.time(), not_learned=why, **summary)
+        # Last: it says that all is there
+        write_json(run.folder / "summary.json", {**columns(config), **summary, "not_learned": why})
         run.dequeue()
         mirror.summary(summary)
     return summary

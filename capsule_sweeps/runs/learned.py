@@ -1,0 +1,63 @@
+"""Runs that finished and did not learn: they are marked wherever their accuracy is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import comb, sqrt
+from typing import TYPE_CHECKING, Any
+
+from capsule_sweeps.runs.metrics import read_metrics
+from capsule_sweeps.runs.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SIGMAS = 3
+IMAGES = 1000  # test images of runs that did not record what chance is
+GROWING = ("spread",)  # losses that grow while a run learns, because their margin does
+SHOWN = 3
+
+
+def why_not_learned(
+    signed: dict[str, Any], rows: Sequence[dict[str, Any]], chance: float | None = None, images: int = IMAGES
+) -> str | None:
+    """Why the epochs of a finished run show that it did not learn; None for a run that did.
+
+    Its last accuracy is within noise of chance, or its training loss is above that of the first epoch. `chance`: the
+    accuracy of the best constant answer on so many test images; None stands for 1 / the number of possible answers.
+    """
+    if not rows or "test_accuracy" not in rows[-1]:
+        return None
+    if chance is None:
+        classes, labels = signed.get("dataset.num_classes"), signed.get("dataset.labels_per_image", 1)
+        if not isinstance(classes, int) or classes < 2:
+            return None
+        chance = 1 / comb(classes, labels)
+    accuracy = rows[-1]["test_accuracy"]
+    if accuracy <= chance + SIGMAS * sqrt(chance * (1 - chance) / images):
+        return f"accuracy {accuracy:.1%} is within noise of chance, {chance:.1%}"
+    first, last = rows[0].get("train_loss"), rows[-1].get("train_loss")
+    if signed.get("training.loss") not in GROWING and first is not None and last is not None and last > first:
+        return f"training loss rose from {first:.3g} to {last:.3g}"
+    return None
+
+
+def find_not_learned(run: Run, record: dict[str, Any]) -> str | None:
+    """The same for a finished run: as it was recorded, or from its metrics where it was made before there were records
+    of it. Imported runs have no epochs."""
+    if "not_learned" in record or "imported" in record:
+        return record.get("not_learned")
+    rows, _ = read_metrics(run)
+    return why_not_learned(record.get("signed_config", {}), rows)
+
+
+def not_learned_note(runs: pd.DataFrame) -> str:
+    """What is said under a table with runs that did not learn; empty when all did. Columns: run, not_learned."""
+    if "not_learned" not in runs:
+        return ""
+    pairs = zip(runs.run, runs.not_learned, strict=True)
+    some = [f"{name} ({why})" for name, why in pairs if isinstance(why, str) and why]
+    if not some:
+        return ""
+    more = f" and {len(some) - SHOWN} more" if len(some) > SHOWN else ""
+    return f"Not learned: {'; '.join(some[:SHOWN])}{more}. Do not compare such runs; another training.lr may help."
