@@ -35,9 +35,9 @@ def load_runs(runs_dir: Path | str, imported: bool = False, settings: bool = Fal
     Columns: `frame_columns` (multiply_adds of one image, peak_memory in bytes), `seconds_per_epoch`, `stale` (finished,
     but with code that changed since), `device`, `imported` (weights from the published code), `data_sha256` and
     `classes` (names, one a line) of its images, `tags` (with spaces between them), `note`, `sweeps` (the names of all
-    that asked for the run), `folder`, `not_learned` (why a finished run did not learn), and `signed_config`, the flat dict of the signed configuration; with `settings`
-    also one column for each signed key, such as training.lr. Accuracies are fractions, NaN while the run is not
-    finished; seconds are those of its epochs, evaluation included.
+    that asked for the run), `folder`, `not_learned` (why a finished run did not learn, or None), and `signed_config`,
+    the flat dict of the signed configuration; with `settings` also one column for each signed key, such as training.lr.
+    Accuracies are fractions, NaN while the run is not finished; seconds are those of its epochs, evaluation included.
     """
     runs = runs_frame(find_runs(Path(runs_dir)).values())
     runs = runs if imported else runs[~runs.imported].reset_index(drop=True)
