@@ -1,28 +1,11 @@
 """Run folders without training: what a finished or broken-off run would have left, to test tables and notebooks."""
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
-
-from omegaconf import DictConfig
 
 from capsule_sweeps import compose_config
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.signature import columns, signed_config
-
-
-@cache
-def _composed(overrides: tuple[str, ...]) -> DictConfig:
-    return compose_config(list(overrides))
-
-
-def with_seed(overrides: Sequence[str]) -> DictConfig:
-    """The config of some overrides; those that differ only in their seed are composed once."""
-    config = _composed(tuple(word for word in overrides if not word.startswith("seed="))).copy()
-    for word in overrides:
-        if word.startswith("seed="):
-            config.seed = int(word.partition("=")[2])
-    return config
 
 
 def finished_run(
@@ -33,7 +16,7 @@ def finished_run(
     best_val: float | None = None,
 ) -> Path:
     """The folder of one run below runs_dir: accuracies (fractions) for `last` and, if they differ, other rules."""
-    config = with_seed(overrides)
+    config = compose_config(list(overrides))
     described = columns(config)
     folder = Path(config.runs_dir) / described["run"]
     folder.mkdir(parents=True)

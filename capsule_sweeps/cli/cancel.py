@@ -16,6 +16,6 @@ def run(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.runs.select import select
 
     if not arguments.runs:
-        raise ValueError("cancel needs to know what to cancel: a run, a sweep, or a filter such as state=running")
+        raise ValueError("cancel needs a run, a sweep, or a filter such as state=running")
     sweeps = [word.removeprefix("sweep=") for word in arguments.runs if word.startswith(("sweep-", "sweep="))]
     print("\n".join(cancel(arguments.runs_dir, select(arguments.runs_dir, arguments.runs), sweeps)))

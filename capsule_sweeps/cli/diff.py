@@ -19,7 +19,7 @@ VARYING = ("seconds", "images_per_second")  # of an epoch, even between equal ru
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs=2, metavar="run", help="two names, paths or beginnings of signatures")
+    parser.add_argument("runs", nargs=2, metavar="run", help="two names, paths or prefixes of signatures")
     add_runs_dir(parser)
     add_format(parser)
 

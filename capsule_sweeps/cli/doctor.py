@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name, ok, text in checks:
         found.append({"check": name, "ok": ok, "text": text})
         if arguments.format == "table":
-            print(f"{'ok  ' if ok else 'MEND'}  {name:<14} {text}", flush=True)
+            print(f"{'ok  ' if ok else 'FAIL'}  {name:<14} {text}", flush=True)
     if arguments.format != "table":
         print(render(pd.DataFrame(found), arguments.format))
     if not all(check["ok"] for check in found):

@@ -1,4 +1,4 @@
-"""List what nobody needs: temporary files, superseded folders; never a finished run."""
+"""List what is no longer needed: temporary files and superseded folders, never a finished run."""
 
 from __future__ import annotations
 

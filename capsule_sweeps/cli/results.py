@@ -93,7 +93,7 @@ def differences(runs: pd.DataFrame, rule: str, against: str, arguments: argparse
         from capsule_sweeps.results.settle import settle_ablations
 
         if commands := settle_ablations(table, runs, rule, arguments.runs_dir):
-            said = "Differences that are not told from 0 yet would be settled by:"
+            said = "Differences that are not distinguishable from 0 yet would be settled by:"
             note = "\n".join([note, said, *map("    {}".format, commands)])
     title = "Ablations" if against == "ablation=none" else f"Differences to {against}"
     shown, caption = (table, "") if arguments.format in ("csv", "json") else shown_differences(table)

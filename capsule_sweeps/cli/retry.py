@@ -23,9 +23,7 @@ def run(arguments: argparse.Namespace) -> None:
     changes = [word for word in arguments.runs if word.startswith(("data_dir=", "dataset.root="))]
     words = [word for word in arguments.runs if word not in changes]
     if not words:
-        raise ValueError(
-            "retry needs to know what to run again: a run, a sweep, a filter such as num_routing=2, or all"
-        )
+        raise ValueError("retry needs a run, a sweep, a filter such as num_routing=2, or all")
     parallel = int(arguments.parallel) if arguments.parallel.isdigit() else arguments.parallel
     runs = select(arguments.runs_dir, [word for word in words if word != "all"])
     if not retry(arguments.runs_dir, runs, parallel, changes):

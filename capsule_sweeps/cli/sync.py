@@ -29,6 +29,6 @@ def run(arguments: argparse.Namespace) -> None:
         outcomes.append(arrived)
         print(f"{'ok     ' if arrived else 'MISSING'}  {plain_text(f'{name}: {text}')}", flush=True)
     if not outcomes:
-        print("nothing to send: no run with tracking=wandb; --rebuild takes the others too")
+        print("nothing to send: no run has tracking=wandb; --rebuild also sends the others")
     if not all(outcomes):
         sys.exit(1)

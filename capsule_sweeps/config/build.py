@@ -28,14 +28,14 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         cls = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"_target_={target} cannot be found ({error}); check its spelling") from error
+        raise ValueError(f"_target_={target} is unknown ({error}); check its spelling") from error
     from torch.nn import Module
 
     if not (isinstance(cls, type) and issubclass(cls, Module) and cls.__module__.startswith(TARGETS)):
         raise ValueError(f"_target_={target} is not allowed: it is no torch.nn.Module of capsule_sweeps or torch")
     taken = signature(cls.__init__).parameters
     if unknown := [key for key in options if key not in taken and "kwargs" not in taken]:
-        raise ValueError(f"{name} ({target}) has no setting {unknown[0]}: leave {unknown[0]}={options[unknown[0]]} out")
+        raise ValueError(f"{name} ({target}) has no setting {unknown[0]}: remove {unknown[0]}={options[unknown[0]]}")
     try:
         return cls(*args, **kwargs, **options)
     except TypeError as error:

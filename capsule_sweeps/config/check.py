@@ -88,7 +88,9 @@ def _check_data(dataset: dict[str, Any]) -> None:
                 "leave it out, or set dataset.source=folder"
             )
     if dataset["labels_per_image"] == 2 and dataset["base"] is None:
-        raise ValueError("dataset.labels_per_image=2 needs digits to make pairs of: set dataset.base, MNIST or digits")
+        raise ValueError(
+            "dataset.labels_per_image=2 needs digits to make pairs of: set dataset.base=MNIST or dataset.base=digits"
+        )
     if dataset["labels_per_image"] == 1 and (dataset["single_share"] or dataset["overlay"] != "max"):
         raise ValueError(
             "dataset.single_share and dataset.overlay have an effect only on pairs of digits: remove them, or set "
@@ -105,7 +107,7 @@ def _check_recipe(recipe: dict[str, Any]) -> None:
     """Raises ValueError for settings of training of which one would be without effect beside another."""
     if recipe["label_smoothing"] and recipe["loss"] != "cross_entropy":
         raise ValueError(
-            f"training.label_smoothing={recipe['label_smoothing']} has no meaning for training.loss={recipe['loss']}: "
+            f"training.label_smoothing={recipe['label_smoothing']} has no effect with training.loss={recipe['loss']}: "
             "set it to 0, or training.loss=cross_entropy"
         )
     if recipe["milestones"] and recipe["lr_schedule"] != "steps":
@@ -141,7 +143,7 @@ def _leaves(config: dict[str, Any], schema: Any, prefix: str = "") -> Iterator[t
     for entry in fields(schema):
         key = prefix + entry.name
         if config.get(entry.name, "???") == "???":  # deleted or missing
-            raise ValueError(f"{key} has no value; give it one, {key}=…")
+            raise ValueError(f"{key} has no value; set {key}=…")
         value = config[entry.name]
         if entry.default_factory is list:
             for index, item in enumerate(value):

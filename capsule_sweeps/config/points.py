@@ -102,7 +102,7 @@ def _num_values(override: Override) -> int:
     else:
         count = len(value.list) if isinstance(value, ChoiceSweep) else len(list(override.sweep_iterator()))
     if count < 1:
-        raise ValueError(f"{word} has no values: give at least one")
+        raise ValueError(f"{word} has no values: set at least one")
     return count
 
 

@@ -197,7 +197,7 @@ def _measured(source: str, root: str | None, what: str) -> Any:
     from capsule_sweeps.data.sources import find_source
 
     if not root:
-        raise ValueError("dataset.root has no value; say where your images are, dataset.root=…")
+        raise ValueError("dataset.root has no value; set dataset.root=PATH to the folder or file of your images")
     measure = getattr(find_source(source), "measure", None)
     measured = measure(Path(root).expanduser()) if measure else {}
     if what not in measured:

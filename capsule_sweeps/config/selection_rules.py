@@ -94,7 +94,7 @@ def find_rule(name: str) -> Rule:
     for rule in RULES:
         if rule.name == name:
             return rule
-    raise ValueError(f"rule={name} is no selection rule; it must be one of {', '.join(names())}")
+    raise ValueError(f"rule={name} is unknown: set it to one of {', '.join(names())}")
 
 
 def summarize(rows: list[Row]) -> dict[str, Any]:

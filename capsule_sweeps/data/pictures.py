@@ -10,7 +10,7 @@ import re
 import shlex
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +20,8 @@ import numpy as np
 from capsule_sweeps.data.cache import Images
 
 MODES = {1: "L", 3: "RGB"}  # channels → Pillow's name
-# Raster formats that Pillow decodes itself: others start programs (EPS), or are containers.
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-UNSIGNED = {".dib": "DIB", ".pcx": "PCX", ".tga": "TGA"}  # next to nothing in these files says what they are
+# Raster formats that Pillow decodes itself: others start programs (EPS), or are containers. The last has no signature.
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "PCX", "TGA")
 MAX_SIDE = 4096  # pixels
 CONVERTIBLE = ("L", "RGB", "LA", "RGBA", "P", "PA", "1", "CMYK")
 NAMED = 20  # files in a message
@@ -80,8 +79,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            unsigned = UNSIGNED.get(path.suffix.lower())
-            with Image.open(path, formats=[*FORMATS, unsigned] if unsigned else FORMATS) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 if (lost := _lost(image)) is not None:
                     raise Refused(f"has {lost}, which would be lost")
                 yield image
@@ -106,27 +104,25 @@ def _lost(image: Any) -> str | None:
     return None
 
 
-def check_alike(files: Sequence[Path], found: Mapping[Path, Kind | Refused], wanted: Kind, root: Path) -> None:
-    """Raises ValueError, one sentence, for files that were refused or are not as wanted (`found`): all, by name.
+def check_alike(found: Mapping[Path, Kind | Refused], wanted: Kind, root: Path) -> None:
+    """Raises ValueError, one sentence, for files that were refused or are not as wanted: all of them, by name.
 
     Where most images are alike, but not as wanted, the odd ones out are named.
     """
-    if not found:
-        return
     kinds = Counter(kind for kind in found.values() if isinstance(kind, Kind))
-    kinds[wanted] = len(files) - len(found)
     usual = wanted
     for frequent, number in kinds.most_common(1):
         if frequent.usable and number > kinds[wanted]:
             usual = frequent
-    kind_of = {path: found.get(path, wanted) for path in files}
-    wrong = {path: kind for path, kind in kind_of.items() if kind != usual}
+    wrong = {path: kind for path, kind in found.items() if kind != usual}
     if usual != wanted and not kinds[wanted]:
         raise ValueError(
-            f"{len(files) - len(wrong):,} of {len(files):,} images in {root} are {usual}, but dataset.image_size="
+            f"{len(found) - len(wrong):,} of {len(found):,} images in {root} are {usual}, but dataset.image_size="
             f"{wanted.width} and dataset.channels={channels_of(wanted)} ask for {wanted}; set dataset.image_size="
             f"{usual.width} dataset.channels={channels_of(usual)}, or convert them."
         )
+    if not wrong:
+        return
     convertible = [path for path, kind in wrong.items() if isinstance(kind, Kind) and kind.mode in CONVERTIBLE]
     command = f"; this converts {'it' if len(wrong) == 1 else 'images'}: {_command(usual)} " if convertible else "."
     if len(wrong) == 1:
@@ -145,7 +141,7 @@ def check_alike(files: Sequence[Path], found: Mapping[Path, Kind | Refused], wan
     ]
     more = f"; and {len(wrong) - NAMED:,} more" if len(wrong) > NAMED else ""
     raise ValueError(
-        f"{len(wrong):,} of {len(files):,} images in {root} cannot be used, since all must be {usual}: "
+        f"{len(wrong):,} of {len(found):,} images in {root} cannot be used, since all must be {usual}: "
         f"{'; '.join(named)}{more}; convert, replace or remove them{command}{'FILES' if convertible else ''}"
     )
 

@@ -76,7 +76,7 @@ def evaluate(
     iterates = isinstance(model, CapsNet) and model.capsules.class_routing.iterates
     said = []
     if iterations and not iterates:
-        said.append(f"--num-routing means nothing for {model_name(config)}, which has no iterations.")
+        said.append(f"--num-routing has no effect on {model_name(config)}, which has no iterations.")
     asked = (list(iterations) or [int(config.model.num_routing)]) if iterates else [None]
     found = evaluations(model, config, data, asked, run.folder.name)
     if "ema" in checkpoint:
@@ -98,7 +98,7 @@ def parse_iterations(text: str | None) -> list[int]:
     words = [] if text is None else text.split(",")
     if not all(word.isdecimal() and 1 <= int(word[:9]) <= MAX_ITERATIONS for word in words):
         raise ValueError(
-            f"--num-routing {text}: give whole numbers from 1 to {MAX_ITERATIONS}, separated by commas: 1,2,3"
+            f"--num-routing {text} is invalid: set whole numbers from 1 to {MAX_ITERATIONS}, such as 1,2,3"
         )
     return list(dict.fromkeys(map(int, words)))
 
@@ -144,7 +144,7 @@ def apply(overrides: Sequence[str], config: DictConfig) -> DictConfig:
     try:
         for override in OverridesParser.create().parse_overrides(list(overrides)):
             if override.is_delete() or override.is_sweep_override():
-                raise ValueError(f"{override.input_line} cannot be understood here: give one value, KEY=VALUE")
+                raise ValueError(f"{override.input_line} is invalid here: set one value, KEY=VALUE")
             OmegaConf.update(changed, override.key_or_group, override.value())
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from error
@@ -234,17 +234,17 @@ def notes(
     if dataset.affine_test:
         moved.insert(0, "turned, sheared, scaled and shifted at random (affine_test)")
     if moved:
-        said.append(f"Images were {' and '.join(moved)}; what came in from outside is black.")
+        said.append(f"Images were {' and '.join(moved)}; pixels from outside are black.")
     as_trained = (
         bool(record.get("signed_config", {}).get("dataset.affine_test")) == dataset.affine_test
     )  # it is hashed, too
     if as_trained and record.get("data_sha256") not in (None, data.sha256):
-        said.append("These data are not those that it was trained on (their hash differs).")
+        said.append("These data differ from those that it was trained on (by their hash).")
     theirs = told["best_test"]
     alike = [one for one in found if one.num_routing == trained and not moved]
     if "imported" in record and theirs and alike and abs(alike[0].accuracy - 100 * theirs) > DOUBT:
         said.append(
-            "That is not what the file told: other images, another num_routing or schedule, or written by the other "
+            "The file reports another accuracy: other images, another num_routing or schedule, or written by the other "
             "one of the two published programs (import it again with capsules.interleaved="
             f"{str(not config.capsules.interleaved).lower()})?"
         )
@@ -252,7 +252,9 @@ def notes(
         said.append(f"average: the average of the weights over steps, training.ema={config.training.ema}.")
     said.append("Accuracies are in %; loss: " + str(config.training.get("loss") or "cross_entropy") + ".")
     if found[0].calibration_error is None:
-        said.append("An image counts as right when all its labels are named; calibration and confusion need one label.")
+        said.append(
+            "An image counts as correct when all its labels are classified; calibration and confusion need one label."
+        )
     else:
         said.append(
             f"calibration_error: expected calibration error (ECE) in points, {NUM_BINS} bins of equal width, "

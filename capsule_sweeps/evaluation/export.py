@@ -58,11 +58,11 @@ def export(run: Run, out: Path, weights: str | None = None) -> str:
     nothing is written then.
     """
     if out.suffix != ".pt2":
-        raise ValueError(f"--out {out} must end in .pt2, as torch.export wants it")
+        raise ValueError(f"--out {out} must end in .pt2, which torch.export requires")
     if out.exists():
-        raise ValueError(f"{out} exists; remove it, or say another --out")
+        raise ValueError(f"{out} exists; remove it, or set --out to another file")
     if not out.parent.is_dir():
-        raise ValueError(f"there is no folder {out.parent} for --out {out}; make it first")
+        raise ValueError(f"--out {out}: the folder {out.parent} does not exist; create it first")
     model, config, chosen = load_weights(run.folder, weights)
     shape = config.dataset.channels, config.dataset.image_size, config.dataset.image_size
     images = torch.randint(256, (max(BATCHES), *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -87,7 +87,7 @@ def export(run: Run, out: Path, weights: str | None = None) -> str:
         f"    program = torch.export.load({str(out)!r}).module()\n"
         f"    images = torch.zeros(1, {size}, dtype=torch.uint8)  # batch, channels, rows, columns; 0 to 255\n"
         "    logits = program(images)  # batch, classes; images are normalised inside\n\n"
-        f"Facts about it are in the file, too: extra_files={{{FACTS!r}: ''}} of torch.export.load."
+        f"The file also contains facts about it: extra_files={{{FACTS!r}: ''}} of torch.export.load."
     )
 
 

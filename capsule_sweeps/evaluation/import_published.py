@@ -117,8 +117,10 @@ def already(path: Path, signed: dict[str, Any], runs_dir: Path, unknown: Sequenc
         if there.get("imported.sha256") == signed["imported.sha256"]:
             keys = sorted(key for key in there.keys() | signed.keys() if there.get(key) != signed.get(key))
             if keys := [key for key in keys if key not in unknown]:
-                told = ", ".join(f"{key}={there.get(key)} there and {signed.get(key)} here" for key in keys)
-                raise ValueError(f"{path} is there already as {run.folder}: {told}; remove that folder if it is wrong")
+                told = ", ".join(f"{key}: stored {there.get(key)}, requested {signed.get(key)}" for key in keys)
+                raise ValueError(
+                    f"{path} is imported already as {run.folder}: {told}; remove that folder if it is wrong"
+                )
             return run
     return None
 
@@ -166,7 +168,7 @@ def evaluation_only(config: DictConfig) -> DictConfig:
 def read_published(path: Path) -> Published:
     """What a file of the published code holds; nothing in it is run. Raises ValueError for a file that is no such."""
     if not path.is_file():
-        raise ValueError(f"{path} is no file; give the ckpt.pth that the published code wrote")
+        raise ValueError(f"{path} is not a file; pass the ckpt.pth that the published code wrote")
     data = path.read_bytes()
     try:
         with warnings.catch_warnings():
@@ -231,7 +233,7 @@ def recognise(path: Path, weights: Mapping[str, Tensor], num_routing: int, overr
         key = re.split(r"[.=]", word.lstrip("+~"))[0]
         if key not in TAKEN and not word.startswith("routing.schedule="):
             raise ValueError(
-                f"{word} cannot be said of an imported checkpoint: overrides are those of {', '.join(TAKEN)} and "
+                f"{word} has no effect on an imported checkpoint: possible overrides are {', '.join(TAKEN)} and "
                 "routing.schedule; num_routing is --num-routing"
             )
     if (wrong := misshapen(weights)) is not None:
@@ -242,17 +244,19 @@ def recognise(path: Path, weights: Mapping[str, Tensor], num_routing: int, overr
     words += [f"num_routing={num_routing}", *overrides]
     if not any(word.startswith("dataset=") for word in overrides):
         if (num_classes, given) not in DATASETS:
-            raise ValueError(f"{path} has {num_classes} classes and {given} channels: say which data set, dataset=…")
+            raise ValueError(f"{path} has {num_classes} classes and {given} channels; set dataset=… to its data set")
         words.append(f"dataset={DATASETS[num_classes, given]}")
     config = compose_config(words)
     dataset = config.dataset
     if (dataset.num_classes, dataset.channels) != (num_classes, given):
         raise ValueError(
             f"{path} has {num_classes} classes and {given} channels, {dataset.name} has {dataset.num_classes} and "
-            f"{dataset.channels}; say which data set it is of, dataset=…"
+            f"{dataset.channels}; set dataset=… to its data set"
         )
     if dataset.mean is None:
-        raise ValueError(f"{path} does not say how images were normalised: say dataset.mean=[…] and dataset.std=[…]")
+        raise ValueError(
+            f"{path} does not contain the normalization of images; set dataset.mean=[…] and dataset.std=[…]"
+        )
     if any(re.match(r"[+~]*capsules(=|\.(pose|primary|layers|classes))", word) for word in overrides):
         return config
     return known_stack(path, weights, words)

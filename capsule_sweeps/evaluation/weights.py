@@ -36,7 +36,7 @@ def load_weights(folder: Path, weights: str | None = None) -> tuple[nn.Module, D
     best_epoch = record.get(f"epoch_{rule.name}")
     if chosen == "ema":
         if "ema" not in checkpoint:
-            raise ValueError(f"{folder} has no averaged weights, which training.ema makes: choose other weights, last")
+            raise ValueError(f"{folder} has no averaged weights, which training.ema makes; use --weights last")
         model.load_state_dict(checkpoint["ema"])
     elif chosen == "best" and best_epoch != epoch:
         best = read_best(folder, model)
@@ -78,7 +78,7 @@ def load_checkpoint(folder: Path) -> tuple[nn.Module, DictConfig, dict[str, Any]
             config.dataset.mean, config.dataset.std = measured["mean"], measured["std"]
         model = build_model(config)
     except Exception as error:
-        raise ValueError(f"{folder} does not tell its model ({' '.join(str(error).split())[:200]})") from error
+        raise ValueError(f"{folder} cannot rebuild its model ({' '.join(str(error).split())[:200]})") from error
     try:
         checkpoint = load_tensors(path, "cpu", bytes_needed(model))
         for key in ("ema", "model"):  # the average, too, must fit

@@ -26,7 +26,9 @@ def cancel(runs_dir: Path, runs: pd.DataFrame, sweeps: Sequence[str]) -> list[st
             try:
                 os.kill(pid, signal.SIGTERM)
             except OSError as error:
-                raise ValueError(f"{name}: its launcher, process {pid}, cannot be told ({error.strerror})") from error
+                raise ValueError(
+                    f"{name}: its launcher, process {pid}, cannot be signalled ({error.strerror})"
+                ) from error
             said.append(f"{name}: its launcher (process {pid}) was asked to save and stop")
         elif pid is None and (host := other_host(runs_dir / ".sweeps" / f"{name}.json")):
             said.append(f"{name}: its launcher may run on {host}, out of reach from here; cancel it there")
@@ -37,7 +39,7 @@ def cancel(runs_dir: Path, runs: pd.DataFrame, sweeps: Sequence[str]) -> list[st
             emptied[entry.submission] = entry
         run.dequeue()
         if run.request_cancel():  # a job may have begun with it since we looked
-            said.append(f"{name}: asked to save and stop; it is interrupted in a moment, the same command resumes it")
+            said.append(f"{name}: stopping after the current batch; rerun the command to resume")
         else:
             said.append(f"{name}: taken out of the queue")
     left = {Run(path.parent).queue_entry().get("submission") for path in runs_dir.glob("*/queued.json")}

@@ -183,7 +183,7 @@ def make_launcher(settings: dict[str, Any], kind: str = "") -> tuple[Policy, Run
     own = {entry.name for entry in fields(chosen)}
     if unknown := sorted(settings.keys() - names - own):
         known = ", ".join(sorted(names | own))
-        raise ValueError(f"hydra.launcher.{unknown[0]} is unknown; there are {known}")
+        raise ValueError(f"hydra.launcher.{unknown[0]} is unknown; settings are {known}")
     policy = Policy(**{name: value for name, value in settings.items() if name in names})
     return policy, chosen(**{name: value for name, value in settings.items() if name in own})
 

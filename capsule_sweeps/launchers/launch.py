@@ -61,7 +61,7 @@ def launch(
     """
     if any(config.debug for config in configs):
         if not launcher.here:
-            raise ValueError("debug=true runs here and leaves nothing: leave out hydra/launcher")
+            raise ValueError("debug=true runs on this machine and saves nothing; remove hydra/launcher")
         with TemporaryDirectory() as folder:
             return launch([scratch(config, folder) for config in configs], overrides, policy, launcher)
     for config in configs:
@@ -86,7 +86,7 @@ def launch(
         show_results(plan, configs[0].selection_rule)
     left = sum(planned.run.state() != "finished" for planned in plan)
     if signum and left:
-        print(f"{Interrupted(signum)}; {left} runs are not finished: the same command resumes them", file=sys.stderr)
+        print(f"{Interrupted(signum)}; {left} runs are not finished; rerun the command to resume", file=sys.stderr)
         sys.exit(128 + signum)
     accuracies = {planned.signature: accuracy(planned) for planned in plan}
     return [accuracies[signature(signed_config(config))] for config in configs]

@@ -195,7 +195,7 @@ def report(worker: Worker) -> None:
     elif code < 0:
         memory = ", perhaps because memory was short" if code == -signal.SIGKILL else ""
         killed = f"its process was killed ({signal.Signals(-code).name}{memory})"
-        log.error("%s: %s; the same command resumes it", name, killed)
+        log.error("%s: %s; rerun the command to resume", name, killed)
     elif code == 128:
         log.warning("%s: cancelled", name)
     elif 0 < code < 128:

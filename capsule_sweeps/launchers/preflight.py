@@ -118,7 +118,7 @@ def check_batch_size(config: DictConfig, num_images: int) -> None:
     """
     if config.training.batch_size > num_images:
         raise ValueError(
-            f"training.batch_size={config.training.batch_size} is more than the {num_images} training images of "
+            f"training.batch_size={config.training.batch_size} exceeds the {num_images} training images of "
             f"{config.dataset.name}: set it to {num_images} or less"
         )
     if 1 in (config.training.batch_size, num_images % config.training.batch_size):

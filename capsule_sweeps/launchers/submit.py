@@ -238,7 +238,8 @@ def follow(plan: Sequence[PlannedRun]) -> None:
         counts = Counter(said.values())
         told = ", ".join(f"{count} {state}" for state, count in counts.items())
         sys.exit(
-            f"Left the jobs running ({told}); `status` shows them, `cancel` ends them, the same command follows again."
+            f"The jobs keep running ({told}); `status` shows them, `cancel` ends them, and the same command follows "
+            "them again."
         )
     for planned in plan:
         if words := lost(planned.run):

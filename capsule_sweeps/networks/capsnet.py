@@ -74,7 +74,7 @@ class CapsNet(nn.Module):
         own = self.capsules.class_routing.has_class_logits
         if own and head != "shared":
             raise ValueError(
-                f"model.head={head} has no meaning for routing={routing['name']}, "
+                f"model.head={head} has no effect with routing={routing['name']}, "
                 "which reads the classes from its own parents: leave it out"
             )
         self.head = None if own else HEADS[head](num_classes, self.capsules.out_shape[-1])

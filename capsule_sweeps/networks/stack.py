@@ -91,7 +91,7 @@ class CapsuleStack(nn.Module):
             )
         if self.class_routing.uses_activations and capsules.get("interleaved"):
             raise ValueError(
-                f"capsules.interleaved=true has no meaning for routing={routing['name']}, which the published code "
+                f"capsules.interleaved=true has no effect with routing={routing['name']}, which the published code "
                 "does not have: leave it out"
             )
         if self.class_routing.uses_activations:
@@ -131,7 +131,7 @@ def _check_settings(capsules: Mapping[str, Any], routing: Mapping[str, Any], num
         raise ValueError(f"routing.schedule={routing['schedule']} is unknown: it must be one of {', '.join(SCHEDULES)}")
     if "num_routing" in routing and routing.get("schedule") is not None:
         raise ValueError(
-            f"routing.schedule={routing['schedule']} has no meaning for routing={routing['name']}, "
+            f"routing.schedule={routing['schedule']} has no effect with routing={routing['name']}, "
             "which does not iterate: leave it out"
         )
     if capsules["pose"] not in ("matrix", "vector"):
@@ -186,7 +186,7 @@ def _layer(
     elif node["type"] == "fc":
         for name in ("kernel_size", "stride", "padding"):
             if node.get(name):
-                raise ValueError(f"{key}.{name}={node[name]} has no meaning in an fc layer: remove it or use type conv")
+                raise ValueError(f"{key}.{name}={node[name]} has no effect in an fc layer: remove it or use type conv")
         kernel_size, stride, padding = None, 1, 0
     else:
         raise ValueError(f"{key}.type={node['type']} is unknown: it must be conv or fc")

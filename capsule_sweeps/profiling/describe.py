@@ -109,7 +109,7 @@ def like_capsnet(config: DictConfig) -> str:
     try:
         wanted = layer_table(rival).iloc[-1]
     except ValueError as error:
-        return f"Its capsule network cannot be ({error})."
+        return f"Its capsule network is not possible ({error})."
 
     @cache
     def cost(width: int) -> dict[str, int]:

@@ -98,7 +98,7 @@ def read_cells(table: str, path: Path = PATH) -> list[Cell]:
     found = [cell for cell in cells if cell.table == table]
     if not found:
         known = ", ".join(dict.fromkeys(cell.table for cell in cells))
-        raise ValueError(f"there is no published table {table}; there are {known}")
+        raise ValueError(f"the published table {table} is unknown; tables are {known}")
     if len(rules := {cell.rule for cell in found if cell.rule}) > 1:
         raise ValueError(f"{path.name}: the table {table} mixes selection rules: {', '.join(sorted(rules))}")
     return found

@@ -79,7 +79,7 @@ class Compiled:
         use_own_cache()
         try:
             if tensors[0].device.type == "cpu" and not has_cpp_compiler():
-                raise RuntimeError("there is no C++ compiler: install g++, or say in CXX where one is")
+                raise RuntimeError("no C++ compiler was found: install g++, or set CXX to the path of one")
             with warnings.catch_warnings(), _backward_too():
                 warnings.simplefilter("ignore")  # the compiler's, about itself
                 made = torch.compile(_own_code(self.function), fullgraph=True, dynamic=False, options=self._options())
@@ -150,7 +150,9 @@ def _warn_once(error: Exception) -> None:
         _warned.append(True)
         lines = [line.strip() for line in str(error).splitlines() if not line.startswith("backend=")]
         reason = next(filter(None, lines), type(error).__name__)
-        log.warning("training.compile: this could not be compiled and runs uncompiled, more slowly (%s)", reason[:200])
+        log.warning(
+            "training.compile: the model could not be compiled and runs uncompiled, more slowly (%s)", reason[:200]
+        )
 
 
 _warned: list[bool] = []

@@ -87,7 +87,7 @@ class EM(Routing):
         super().__init__()
         if dropout:
             raise ValueError(
-                f"capsules.dropout={dropout} has no place in routing=em, whose parents are means: set it to 0"
+                f"capsules.dropout={dropout} is not supported by routing=em, whose parents are means: set it to 0"
             )
         if not 0 < inverse_temperature < math.inf:
             raise ValueError(f"routing.inverse_temperature={inverse_temperature} is out of range: it must be above 0")

@@ -108,9 +108,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        log.warning("%s cannot be read and counts as absent: %s", path, error)
+        log.warning("%s is not readable and is ignored: %s", path, error)
         return {}
     if isinstance(value, dict):
         return value
-    log.warning("%s cannot be read and counts as absent: it holds no object", path)
+    log.warning("%s is not readable and is ignored: it holds no object", path)
     return {}

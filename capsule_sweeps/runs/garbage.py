@@ -31,7 +31,7 @@ def garbage(runs_dir: Path) -> Iterator[tuple[Path, str, int]]:
         for path in sorted(shelf.iterdir()):
             if not (runs_dir / path.name.rpartition(".")[0] / "summary.json").exists():
                 continue  # what was to take its place is not finished yet
-            yield path, "superseded: the run was made anew with force", size_of(path)
+            yield path, "superseded: the run was made again with force", size_of(path)
 
 
 def ended_jobs(runs_dir: Path) -> Iterator[tuple[Path, str, int]]:

@@ -255,8 +255,6 @@ def _differences(here: Run, there: Run) -> str:
     for part in ("versions", "execution", "machine"):
         a, b = (one.get(part) or whole.get(part) or {} for one, whole in ((mine, ours), (other, theirs)))
         words += [f"{key} {a.get(key)} here and {b.get(key)} there" for key in a if a.get(key) != b.get(key)]
-    if len(words) == 1:
-        words.append("code, versions and device are the same")
     if ours.get("data_sha256") != theirs.get("data_sha256"):
         words.append("the images differ")
     return "; ".join(words)

@@ -161,7 +161,7 @@ def show_plan(plan: Sequence[PlannedRun], asked: int, parallel: int) -> None:
         modules = ", ".join(sorted({module for point in stale for module in point.changed}))
         say.append(
             f"{len(stale)} stale: finished with other code ({modules} changed since). Their numbers are shown and "
-            "marked; hydra.launcher.force=true runs them anew and keeps the old folders aside."
+            "marked; hydra.launcher.force=true runs them from scratch and keeps the old folders in .superseded."
         )
     unlearned = [f"{point.run.folder.name} ({point.not_learned})" for point in plan if point.not_learned]
     if unlearned:
@@ -171,7 +171,7 @@ def show_plan(plan: Sequence[PlannedRun], asked: int, parallel: int) -> None:
         modules = ", ".join(sorted({module for point in mixed for module in point.changed}))
         say.append(
             f"{len(mixed)} began with other code ({modules} changed since) and would end as stale; "
-            "hydra.launcher.force=true runs them anew."
+            "hydra.launcher.force=true runs them from scratch."
         )
     say += plan_warnings(plan)
     console().print("\n".join(map(str, map(plain_text, say))), markup=False, highlight=False, soft_wrap=True)

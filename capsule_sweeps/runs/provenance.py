@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from capsule_sweeps import __version__
 from capsule_sweeps.config.moved import PRESENT_SPELLING
 from capsule_sweeps.runs.files import read_json
 from capsule_sweeps.runs.queue import this_job
@@ -122,7 +123,7 @@ def provenance(*packages: str, device: Any = None) -> dict[str, Any]:
         "dirty": bool(manifest["patch"] if manifest else git("status", "--porcelain", "--untracked-files=no")),
         "snapshot": ROOT.name if manifest else None,
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in (*PACKAGES, *packages)},
+        "versions": {"capsule_sweeps": __version__} | {name: _version(name) for name in (*PACKAGES, *packages)},
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "processor": _processor(),

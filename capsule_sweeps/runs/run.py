@@ -193,8 +193,10 @@ class Run:
         stored = {key: value for key, value in stored.items() if not (key in NEUTRAL and value == NEUTRAL[key])}
         keys = sorted(key for key in stored.keys() | asked.keys() if stored.get(key) != asked.get(key))
         if keys:
-            differences = ", ".join(f"{key}={stored.get(key)} there and {asked.get(key)} here" for key in keys)
-            raise ValueError(f"{self.folder} holds another run under the same signature: {differences}; move it away")
+            differences = ", ".join(f"{key}: stored {stored.get(key)}, requested {asked.get(key)}" for key in keys)
+            raise ValueError(
+                f"{self.folder} contains a different run with this signature ({differences}); move or delete the folder"
+            )
 
     def compare_data(self, sha256: str, classes: Sequence[str]) -> None:
         """Raises ValueError when the run was trained on other data than those with this hash and these classes.

@@ -76,9 +76,9 @@ def _named(runs_dir: Path, runs: pd.DataFrame, word: str) -> list[str]:
         return _sweep(runs_dir, word)
     matches = list(runs.signature[runs.signature.str.startswith(word)])
     if len(matches) > 1:
-        raise ValueError(f"{word} is the beginning of {len(matches)} signatures: {', '.join(matches)}; type more of it")
+        raise ValueError(f"{word} matches {len(matches)} signatures ({', '.join(matches)}); use a longer prefix")
     if not matches:
-        raise ValueError(f"{word} is no run in {runs_dir}: no name, no beginning of a signature, no path, no sweep")
+        raise ValueError(f"no run or sweep in {runs_dir} matches {word}; `status` lists the runs")
     return matches
 
 
@@ -89,7 +89,7 @@ def _sweep(runs_dir: Path, name: str) -> list[str]:
         return [str(folder)[-8:] for folder in submitted]
     if not path.exists():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("sweep-*.json"))) or "none"
-        raise ValueError(f"{name} is no sweep in {runs_dir}; there are: {known}")
+        raise ValueError(f"{name} is not a sweep in {runs_dir}; sweeps are: {known}")
     signatures = read_typed(path, SWEEP).get("signatures")
     if not isinstance(signatures, list):
         raise ValueError(f"{path} is damaged: it lists no signatures")

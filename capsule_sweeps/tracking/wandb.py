@@ -63,7 +63,7 @@ class WandbTracker(Sender):
         """
         if agent_id() and len(configs) > 1:
             raise ValueError(
-                f"W&B's agent follows one run, not {len(configs)}; give every parameter one value, without -m"
+                f"W&B's agent follows one run, not {len(configs)}; set every parameter to one value, without -m"
             )
         modes = [requested_mode(config) for config in configs]
         trouble = obstacle() if {"auto", "online"} & {*modes} else None

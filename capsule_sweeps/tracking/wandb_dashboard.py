@@ -23,7 +23,7 @@ def make_dashboard(entity: str | None, project: str, sweep: str | None, rule: st
         raise ValueError("a dashboard needs wandb-workspaces: pip install wandb-workspaces") from error
     trouble = obstacle()
     if trouble:
-        raise ValueError(f"no dashboard can be made: {trouble}")
+        raise ValueError(f"the dashboard is not possible: {trouble}")
     import wandb
 
     accuracy = f"accuracy_{rule}"
@@ -142,7 +142,7 @@ def make_report(entity: str, project: str, sweep: str | None, accuracy: str, dat
     blocks: list[Any] = [
         wr.TableOfContents(),
         wr.H1("All runs"),
-        wr.P(f"Selection rule: {accuracy.removeprefix('accuracy_')}. The table of runs stands below the plots."),
+        wr.P(f"Selection rule: {accuracy.removeprefix('accuracy_')}. The table of runs is below the plots."),
         wr.PanelGrid(runsets=[runset("all runs")], panels=make_panels(accuracy)),
     ]
     for dataset in datasets:

@@ -55,7 +55,7 @@ def bytes_needed(model: nn.Module) -> int:
 
 def damaged(path: Path, error: Exception) -> str:
     reason = " ".join(str(error).split())[:200]
-    return f"{path} is damaged ({reason}); remove it and the run starts anew"
+    return f"{path} is damaged ({reason}); remove it and the run starts from scratch"
 
 
 def keep_rows(path: Path, epochs: int, unless_last: bool = False) -> list[dict[str, Any]]:
@@ -73,7 +73,7 @@ def keep_rows(path: Path, epochs: int, unless_last: bool = False) -> list[dict[s
             raise ValueError(f"it has {len(rows)} epochs, the checkpoint beside it {epochs}")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is damaged ({error}); remove the checkpoint beside it and the run starts anew"
+            f"{path} is damaged ({error}); remove checkpoint.pt in the same folder and the run starts from scratch"
         ) from error
     if len(lines) > epochs:
         write_atomic(path, "".join(line + "\n" for line in lines[:epochs]).encode())

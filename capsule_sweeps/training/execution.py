@@ -23,7 +23,7 @@ def choose_device(asked: str, before: str | None = None) -> torch.device:
     device = torch.device(asked)
     if not there[device.type] or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         present = ", ".join(name for name, present in there.items() if present)
-        raise ValueError(f"device={asked} is not there; this machine has {present} (or say device=auto)")
+        raise ValueError(f"device={asked} is not available (found: {present}); use device=auto")
     return device
 
 
@@ -35,7 +35,7 @@ def pin_execution(wanted: dict[str, Any], before: dict[str, Any] | None) -> dict
     kept = {**wanted, **{key: before[key] for key in known}}
     if kept["device"] != before.get("device"):
         log.warning(
-            "the run began on %s and goes on on %s: its last bits may differ", before.get("device"), kept["device"]
+            "the run began on %s and resumes on %s, so its last bits may differ", before.get("device"), kept["device"]
         )
     return kept
 

@@ -38,7 +38,7 @@ def test_every_rule_by_hand() -> None:
 
 
 def test_unknown_rule() -> None:
-    with pytest.raises(ValueError, match="rule=best is no selection rule; it must be one of last, best_val"):
+    with pytest.raises(ValueError, match="rule=best is unknown: set it to one of last, best_val"):
         selection_rules.find_rule("best")
 
 

@@ -264,8 +264,8 @@ def test_torchvision_failures_are_one_sentence(tiny_cifar, tmp_path, capfd, monk
     tree = tmp_path / "data" / "CIFAR10" / "{train,test}" / "<class>" / "*.png"
     assert str(error.value) == (
         f"CIFAR10 is not under {tmp_path / 'data'} and could not be downloaded (Connection refused); copy "
-        f"cifar-10-batches-py there, or use dataset.source=folder with images in {tree}, or dataset=digits, "
-        "which needs no network."
+        f"cifar-10-batches-py there, set dataset.source=folder with images in {tree}, or try dataset=digits "
+        "training=quick, which needs no network."
     )
     monkeypatch.setattr(CIFAR10, "url", url)
     monkeypatch.setattr(CIFAR10, "tgz_md5", "0" * 32)

@@ -240,7 +240,7 @@ def test_models_without_iterations_say_so(launch, runs, capsule_sweeps) -> None:
     assert launch("model=cnn", "model.width=4").code == 0
     ended = capsule_sweeps("evaluate", runs.only().name, "--num-routing", "1,2")
     text = " ".join(ended.out.split())
-    assert ended.code == 0 and "--num-routing means nothing for cnn" in text
+    assert ended.code == 0 and "--num-routing has no effect on cnn" in text
     assert len(table_of(capsule_sweeps, runs.only().name)) == 1
 
 

@@ -138,7 +138,11 @@ def test_models_without_capsules_too(make) -> None:
 def test_what_is_there_stays_and_nothing_half_is_written(make, capsule_sweeps, monkeypatch) -> None:
     run = make()
     Path("model.pt2").write_text("mine")
-    for out, words in (("model.pt2", "exists"), ("model.pt", ".pt2"), ("nowhere/model.pt2", "no folder nowhere")):
+    for out, words in (
+        ("model.pt2", "exists"),
+        ("model.pt", ".pt2"),
+        ("nowhere/model.pt2", "folder nowhere does not exist"),
+    ):
         ended = capsule_sweeps("export", run.folder.name, "--out", out)
         assert ended.code == 1 and words in ended.err and ended.err.count("\n") == 1
     assert Path("model.pt2").read_text() == "mine"

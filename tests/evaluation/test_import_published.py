@@ -184,7 +184,7 @@ def test_same_file_twice(imported, file, capsule_sweeps) -> None:
     assert ended.code == 0 and "there already" in ended.out and imported.name in ended.out
     ended = capsule_sweeps("import-checkpoint", "copy.pth", "--num-routing", "3", *SMALL)
     assert ended.code == 1 and ended.err.count("\n") == 1
-    assert "model.num_routing=2 there and 3 here" in ended.err and imported.name in ended.err
+    assert "model.num_routing: stored 2, requested 3" in ended.err and imported.name in ended.err
     assert everything(imported) == before and len(list(Path("runs").iterdir())) == 1
 
 
@@ -252,8 +252,8 @@ def spoil(path: Path, how: str, golden) -> None:
 @pytest.mark.parametrize(
     ("how", "word"),
     {
-        "absent": "is no file",
-        "folder": "is no file",
+        "absent": "is not a file",
+        "folder": "is not a file",
         "text": "cannot be read safely",
         "empty": "cannot be read safely",
         "truncated": "cannot be read safely",
@@ -508,7 +508,7 @@ def test_it_is_evaluated_and_exported_as_any_run(golden, file, capsule_sweeps) -
         named = model((images / 255 - 0.5) / 0.2).argmax(1)
     assert found["accuracy"] == pytest.approx(100 * (named == torch.arange(24) // 6).double().mean().item())
     text = " ".join(capsule_sweeps("evaluate", name).out.split())
-    assert "94.85 % (best_test)" in text and "not what the file told" in text and "interleaved=false" in text
+    assert "94.85 % (best_test)" in text and "file reports another accuracy" in text and "interleaved=false" in text
     assert "not what the file told" not in capsule_sweeps("evaluate", name, "--num-routing", "3").out
     assert capsule_sweeps("export", name, "--out", "model.pt2").code == 0
     assert everything(Path("runs") / name) == before

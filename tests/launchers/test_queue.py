@@ -215,7 +215,7 @@ def test_dry_run_and_debug(submit, queue) -> None:
     submit(0, policy=Policy(dry_run=True))
     assert not Path("runs").exists()
     configs = [compose_config(["dataset=digits", "debug=true"])]
-    with pytest.raises(ValueError, match="debug=true runs here"):
+    with pytest.raises(ValueError, match="debug=true runs on this machine"):
         launch(configs, [[]], Policy(), Launcher())
 
 
@@ -263,7 +263,7 @@ def test_cancel_of_a_run_that_a_job_works_on(submit, queue, capsule_sweeps) -> N
     name, _ = submission()
     (path,) = [path for path in Path("runs").glob("*/queued.json") if read_json(path)["columns"]["seed"] == 0]
     with Run(path.parent, name).claim() as claim:
-        assert "asked to save and stop" in capsule_sweeps("cancel", path.parent.name).out
+        assert "stopping after the current batch" in capsule_sweeps("cancel", path.parent.name).out
         assert (claim.run.folder / "cancel").exists() and not path.exists()
     assert states()[1] == "queued" and name in queue.jobs
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from synthetic import finished_run, with_seed
+from synthetic import finished_run
 
 from capsule_sweeps import load_runs
 from capsule_sweeps.launchers.seeds import Procedure, launch_seeds
@@ -158,12 +158,12 @@ class Submits:
         return 0
 
 
-def test_without_waiting_each_call_plans_from_what_is_finished(tiny, invent) -> None:
+def test_without_waiting_each_call_plans_from_what_is_finished(tiny, tiny_config, invent) -> None:
     submits, procedure = Submits(), Procedure(0.25, max_seeds=13)
 
     def call() -> list[float | None]:
         def compose(points):
-            return [with_seed([*tiny, *point]) for point in points]
+            return [tiny_config(*point) for point in points]
 
         return launch_seeds([["num_routing=1"]], compose, Policy(), submits, procedure)[2]
 

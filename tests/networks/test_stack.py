@@ -164,7 +164,7 @@ def test_a_stack_can_be_made_without_its_weights():
         (r"capsules\.classes\.pose_size=16 differs from the 4", {"class_size": 16}),
         (r"capsules\.classes\.pose_size=1 .* at least 2", {"class_size": 1, "pose": "vector"}),
         (r"capsules\.layers\[0\]\.type=full is unknown.*conv or fc", {"layers": [fc(type="full")]}),
-        (r"capsules\.layers\[0\]\.kernel_size=3 has no meaning", {"layers": [fc(kernel_size=3)]}),
+        (r"capsules\.layers\[0\]\.kernel_size=3 has no effect", {"layers": [fc(kernel_size=3)]}),
         (r"capsules\.layers\[0\]\.kernel_size is missing", {"layers": [fc(type="conv")]}),
         (r"capsules\.layers\[0\]\.stride=0 is out of range", {"layers": [conv(stride=0)]}),
         (r"capsules\.layers\[0\]\.num_capsules=0 is out of range", {"layers": [fc(num_capsules=0)]}),
@@ -241,7 +241,7 @@ def test_only_routings_that_ask_for_them_get_activations_and_only_theirs_replace
 
 @pytest.mark.parametrize("routing", ["dynamic", "em"])
 def test_a_head_beside_class_logits_is_one_sentence(routing):
-    with pytest.raises(ValueError, match=rf"model\.head=own has no meaning for routing={routing}"):
+    with pytest.raises(ValueError, match=rf"model\.head=own has no effect with routing={routing}"):
         network(f"routing={routing}", "model.head=own")
 
 
@@ -274,5 +274,5 @@ def test_an_interleaved_stack_reads_these_windows(num_routing):
     assert steps[0][0].coefficients.shape[1:6] == (3, 3, 3, 3, 2)
     config = compose_config(["dataset=digits", "capsules.interleaved=true"])
     assert [layer.interleaved for layer in build_model(config).capsules.layers] == [True, True, False]
-    with pytest.raises(ValueError, match=r"capsules\.interleaved=true has no meaning for routing=em"):
+    with pytest.raises(ValueError, match=r"capsules\.interleaved=true has no effect with routing=em"):
         build_model(compose_config(["dataset=digits", "capsules.interleaved=true", "routing=em"]))

@@ -65,11 +65,11 @@ def test_a_change_of_routing_changes_every_other_routing(routing, ablation) -> N
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["routing=dynamic", "ablation=no_norm"], "dynamic .* has no setting norm: leave norm=none out"),
-        (["routing=em", "ablation=squash"], "em .* has no setting norm: leave norm=squash out"),
+        (["routing=dynamic", "ablation=no_norm"], "dynamic .* has no setting norm: remove norm=none"),
+        (["routing=em", "ablation=squash"], "em .* has no setting norm: remove norm=squash"),
         (["routing=em", "ablation=uniform"], "uniform .* has no setting inverse_temperature"),
-        (["routing=em", "ablation=own_classifiers"], "model.head=own has no meaning for routing=em"),
-        (["routing=self_routing", "ablation=sequential"], "routing.schedule=sequential has no meaning"),
+        (["routing=em", "ablation=own_classifiers"], "model.head=own has no effect with routing=em"),
+        (["routing=self_routing", "ablation=sequential"], "routing.schedule=sequential has no effect"),
     ],
 )
 def test_changes_that_a_routing_cannot_take_are_one_sentence(overrides, words) -> None:

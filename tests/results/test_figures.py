@@ -166,7 +166,7 @@ def test_no_runs_no_routing_no_rule() -> None:
         accuracy_vs_num_routing(runs[:0])
     with pytest.raises(ValueError, match=r"none of 8 runs .* rule=best_val.* dataset\.val_size="):
         accuracy_vs_num_routing(runs, "best_val")
-    with pytest.raises(ValueError, match="rule=best is no selection rule"):
+    with pytest.raises(ValueError, match="rule=best is unknown"):
         accuracy_vs_num_routing(runs, "best")
     with pytest.raises(ValueError, match="none of 8 runs is finished, has a num_routing"):
         accuracy_vs_num_routing(runs.assign(num_routing=pd.array([pd.NA] * len(runs), dtype="Int64")))

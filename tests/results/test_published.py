@@ -243,7 +243,7 @@ def test_nothing_yet_is_a_table_of_what_to_do(place, capsule_sweeps) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--published", "table_9"], ["no published table table_9", "readme_table"]),
+        (["--published", "table_9"], ["published table table_9 is unknown", "readme_table"]),
         (["--published", "readme_table", "--rule", "last"], ["--rule last", "best_test"]),
         (["--published", "readme_table", "--ablation"], ["not allowed with"]),
         (["--figure", "x"], ["--ablation"]),

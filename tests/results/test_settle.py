@@ -83,7 +83,7 @@ def test_an_open_ablation_has_its_command(launch, capsule_sweeps) -> None:
         finished_run([*base, "ablation=no_norm", f"seed={seed}"], other)
         finished_run([*base, "ablation=squash", f"seed={seed}"], one - 0.2 + seed / 1000)
     out = capsule_sweeps("results", "--ablation").out
-    (command,) = commands(out.partition("not told from 0 yet")[2])
+    (command,) = commands(out.partition("not distinguishable from 0 yet")[2])
     assert command[3:6] == ["dataset=digits", "num_routing=2", "training=quick"]
     assert command[6:9] == ["ablation=none,no_norm", "hydra.sweeper.resolve=ablation", "hydra.sweeper.half_width=0.33"]
     plan = launch(*command[2:], "hydra.launcher.dry_run=true", base=["tracking=none"]).out

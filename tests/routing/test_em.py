@@ -175,7 +175,7 @@ def test_the_pass_and_its_gradients_are_autograds_over_slices_of_any_shape(
 @pytest.mark.parametrize(
     ("message", "settings"),
     [
-        (r"capsules\.dropout=0\.1 has no place in routing=em", {"dropout": 0.1}),
+        (r"capsules\.dropout=0\.1 is not supported by routing=em", {"dropout": 0.1}),
         (r"routing\.inverse_temperature=0\.0 is out of range", {"inverse_temperature": 0.0}),
         (r"routing\.density=product is unknown", {"density": "product"}),
         (r"routing\.rate=1 is out of range", {"rate": 1}),

@@ -1,4 +1,4 @@
-"""Which runs a command means: names, beginnings of signatures, paths, sweeps, filters."""
+"""Which runs a command means: names, prefixes of signatures, paths, sweeps, filters."""
 
 import json
 import re
@@ -68,7 +68,7 @@ def test_ambiguous_beginning_says_which(some) -> None:
         folder.mkdir()
         write_json(folder / "run.json", {"state": "failed", "signed_config": {}})
         del number
-    with pytest.raises(ValueError, match=r"^a is .*a0000000.*ab000000.*more"):
+    with pytest.raises(ValueError, match=r"^a matches .*a0000000.*ab000000.*longer prefix"):
         select(Path("runs"), ["a"])
     assert names(["ab"]) == {"x-ab000000"}
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 from collections import Counter
 from contextlib import suppress
@@ -23,8 +22,7 @@ IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"),
     *(".apng", ".dib", ".gif", ".jfif", ".jpe", ".pbm", ".pcx", ".pnm", ".tga"),
 )
-# of image files whose names have no suffix
-BEGINNING = re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|II\*\0|MM\0\*|BM|P[4-6]\s|RIFF....WEBP", re.DOTALL)
+BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")  # of image files whose names have no suffix
 LOOK_AT = 200  # images, at most, when the first one is not as images must be
 
 log = logging.getLogger(__name__)
@@ -98,13 +96,16 @@ def list_class_tree(dataset: Any, root: Path) -> dict[str, dict[str, Files]]:
             what = "is a link that leads" if len(gone) == 1 else "are links that lead"
             files = "its file" if len(gone) == 1 else "their files"
             raise ValueError(
-                f"{folder}/{_some(gone)} {what} nowhere; bring {files}, or remove {'it' if len(gone) == 1 else 'them'}."
+                f"{folder}/{_some(gone)} {what} nowhere; restore {files}, or remove "
+                f"{'it' if len(gone) == 1 else 'them'}."
             )
         if empty := [name for name, files in tree[split].items() if not files]:
             raise ValueError(f"{folder}/{_some(empty)} hold{'s' * (len(empty) == 1)} no images; {layout}.")
     if odd := sorted(tree["train"].keys() ^ tree["test"].keys()):
         what = "is a class" if len(odd) == 1 else "are classes"
-        raise ValueError(f"{_some(odd)} {what} in only one of {root}/train and {root}/test; both need the same.")
+        raise ValueError(
+            f"{_some(odd)} {what} in only one of {root}/train and {root}/test; both need the same classes."
+        )
     if (num_classes := len(tree["train"])) != dataset.num_classes:
         raise ValueError(
             f"dataset.num_classes={dataset.num_classes}, but {root}/train has {num_classes} class folders."
@@ -186,7 +187,7 @@ def _is_image(folder: Path, place: str) -> bool:
     if has_suffix(name) or "." in name:
         return has_suffix(name)
     with open(folder / place, "rb") as file:
-        return BEGINNING.match(file.read(12)) is not None
+        return file.read(4).startswith(BEGINNINGS)
 
 
 def _report_left_out(root: Path, tree: dict[str, dict[str, Files]]) -> None:
@@ -216,24 +217,21 @@ def read_class_tree(dataset: Any, root: Path, tree: dict[str, dict[str, Files]])
     if dataset.channels not in MODES:
         raise ValueError(f"dataset.channels={dataset.channels} is neither 1 (grey) nor 3 (RGB).")
     size, wanted = dataset.image_size, Kind(dataset.image_size, dataset.image_size, MODES[dataset.channels])
-    decoded, everything, found = [], list[Path](), dict[Path, Kind | Refused]()
+    decoded, found = [], dict[Path, Kind | Refused]()
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
         for split, classes in tree.items():
             files = [(root / split / name / file[0], i) for i, name in enumerate(classes) for file in classes[name]]
             images = _room(len(files), dataset.channels, size)
             for n, (path, _) in enumerate(progress.track(files, description=f"Decoding {dataset.name} {split}")):
                 try:
-                    kind, pixels = decode(path, wanted)
+                    found[path], pixels = decode(path, wanted)
                 except Refused as error:
                     found[path] = error
                     continue
-                if pixels is None or kind != wanted:
-                    found[path] = kind
-                else:
+                if pixels is not None and found[path] == wanted:
                     images[n] = pixels.reshape(size, size, dataset.channels).transpose(2, 0, 1)
-            everything += [path for path, _ in files]
             decoded.append((images, np.array([label for _, label in files], np.int64)))
-    check_alike(everything, found, wanted, root)
+    check_alike(found, wanted, root)
     return Decoded(decoded[0], decoded[1], tuple(map(_text, tree["train"])))
 
 

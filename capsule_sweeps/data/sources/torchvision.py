@@ -36,8 +36,9 @@ def read_source(dataset: Any, data_dir: Path) -> Decoded:
         reason = " ".join(str(getattr(cause, "strerror", None) or cause).split()).rstrip(".")
         tree = data_dir / dataset.name / "{train,test}/<class>/*.png"
         raise ValueError(
-            f"{dataset.name} is {state} {data_dir} and could not be downloaded ({reason}); copy {folder} there, "
-            f"or use dataset.source=folder with images in {tree}, or dataset=digits, which needs no network."
+            f"{dataset.name} is {state} {data_dir} and could not be downloaded ({reason}); copy {folder} there, set "
+            f"dataset.source=folder with images in {tree}, or try dataset=digits training=quick, which needs no "
+            "network."
         ) from error
 
 

@@ -54,7 +54,7 @@ def examine_cluster(config: DictConfig, settings: Settings, submit: bool) -> Ite
 
 def answers(_: DictConfig, __: Settings) -> str:
     if shutil.which("sbatch") is None:
-        raise ValueError("there is no sbatch on the PATH: run this on a login node of the cluster")
+        raise ValueError("sbatch is not available on the PATH: run this command on a login node of the cluster")
     told = slurm.settings()
     if told is None or slurm.jobs() is None:
         raise ValueError("squeue and scontrol do not answer: is the controller up (`scontrol ping`)?")
@@ -81,7 +81,7 @@ def enough_time(config: DictConfig, settings: Settings) -> str:
     rates = epoch_rates(records).get(cost_key(signed_config(config)))
     shown = "no limit" if minutes is None else f"{minutes / 60:.3g} hours"
     if minutes is not None and 60 * minutes <= GRACE_SECONDS and "signal" not in (settings.sbatch or {}):
-        raise ValueError(f"the limit of {shown} leaves no time: jobs are told to save {GRACE_SECONDS} s before it")
+        raise ValueError(f"the limit of {shown} is too short: jobs are asked to save {GRACE_SECONDS} s before it")
     if not rates:
         return f"{shown}; no run like this one was measured yet. At the limit runs are saved and the job starts again"
     needed = median(rates) * config.training.epochs / 60

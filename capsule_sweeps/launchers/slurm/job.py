@@ -133,7 +133,7 @@ class SlurmJob:
                 print((run.folder / "error.txt").read_text(), file=sys.stderr, flush=True)
             except OSError as error:  # its folder is gone, or the disk full: that is its own affair
                 print(worker.errors_text(), error, sep="\n", file=sys.stderr, flush=True)
-                self._give_up(run, f"failed, and that cannot be recorded ({error})")
+                self._give_up(run, f"failed, and the failure cannot be recorded ({error})")
         elif status > 128:
             self.stop.signum = status - 128  # SLURM told the whole job to end
 

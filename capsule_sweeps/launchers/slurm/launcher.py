@@ -43,7 +43,7 @@ class Launcher(Settings, QueueLauncher):
 
     def check(self, runs_dir: Path) -> None:
         if not self.available():
-            raise ValueError("there is no SLURM here (no sbatch on the PATH): launch from a login node of the cluster")
+            raise ValueError("SLURM is not available (no sbatch on the PATH): launch from a login node of the cluster")
         if "%" in str(runs_dir) or not str(runs_dir).isprintable():
             raise ValueError(
                 f"runs_dir={str(runs_dir)!r} has a % or a control character in it, which SLURM reads as part of a "

@@ -88,8 +88,8 @@ class Settings:
         minutes = None if self.time is None else minutes_of(self.time)
         if minutes is not None and 60 * minutes <= GRACE_SECONDS and "signal" not in (self.sbatch or {}):
             raise ValueError(
-                f"hydra.launcher.time={self.time} leaves no time: jobs are told to save {GRACE_SECONDS} s before the "
-                "end; give more, or set hydra.launcher.sbatch.signal (such as USR2@30)"
+                f"hydra.launcher.time={self.time} is too short: jobs are asked to save {GRACE_SECONDS} s before the "
+                "end; set a longer time, or set hydra.launcher.sbatch.signal (such as USR2@30)"
             )
         asked = str((self.sbatch or {}).get("signal", "USR2"))
         if not re.fullmatch(r"(R:)?(SIG)?USR2(@[0-9]+)?", asked):
@@ -98,7 +98,7 @@ class Settings:
                 f"USR2@<seconds>, such as USR2@{GRACE_SECONDS}"
             )
         if ours := sorted({str(key).replace("_", "-") for key in self.sbatch or {}} & RESERVED):
-            raise ValueError(f"hydra.launcher.sbatch.{ours[0]} is not for you to set: the ledger finds its jobs by it")
+            raise ValueError(f"hydra.launcher.sbatch.{ours[0]} is reserved: jobs are tracked by it")
 
     def asks_for_gpus(self) -> bool:
         """Whether jobs get GPUs, by `gpus` or by an option of sbatch."""
@@ -132,4 +132,4 @@ def minutes_of(limit: int | str) -> float | None:
         units = (60, 1, 1 / 60) if dash or len(parts) == 3 else (1, 1 / 60)
         return 1440 * int(days or 0) + sum(part * units[place] for place, part in enumerate(parts))
     except (ValueError, IndexError):
-        raise ValueError(f"hydra.launcher.time={limit} is no time; write minutes, or hours:minutes:seconds") from None
+        raise ValueError(f"hydra.launcher.time={limit} is not a valid time; use minutes or HH:MM:SS") from None

@@ -163,7 +163,7 @@ def test_cancelling_a_running_run_leaves_the_others(submit, cluster, capsule_swe
     name, _ = submission()
     folder = in_training(cluster, runs)
     cluster.until(lambda: list(states().values()) == ["running"] * 2)
-    assert "asked to save and stop" in capsule_sweeps("cancel", folder.name).out
+    assert "stopping after the current batch" in capsule_sweeps("cancel", folder.name).out
     cluster.drained()
     other = next(other for other in runs.folders() if other != folder)
     assert states() == {folder.name: "interrupted", other.name: "finished"}
@@ -477,7 +477,7 @@ def test_ctrl_c_while_waiting_leaves_the_jobs_running(cluster, tiny, runs, submi
     cluster.until(lambda: cluster.jobs() and "running" in states().values())
     launcher.send_signal(signal.SIGINT)
     said, _ = launcher.communicate(timeout=60)
-    assert launcher.returncode not in (0, None) and "Left the jobs running" in said and "Traceback" not in said
+    assert launcher.returncode not in (0, None) and "The jobs keep running" in said and "Traceback" not in said
     cluster.drained()
     assert set(states().values()) == {"finished"}
 
@@ -490,7 +490,7 @@ def test_doctor_sends_a_probe(cluster, capsule_sweeps, tiny) -> None:
     assert listing("runs") == []
     cluster.until(lambda: "doctor" not in cluster.ask("squeue", "-h", "-o", "%j"), 30)
     wrong = capsule_sweeps("doctor", *arguments, "hydra.launcher.partition=gone")
-    assert wrong.code == 1 and "MEND  submission" in wrong.out and "invalid partition" in wrong.out
+    assert wrong.code == 1 and "FAIL  submission" in wrong.out and "invalid partition" in wrong.out
 
 
 @pytest.mark.slow

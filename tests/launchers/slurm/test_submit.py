@@ -288,7 +288,7 @@ def test_one_run_needs_m(launch) -> None:
 def test_without_slurm(launch, monkeypatch, place) -> None:
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     said = launch("-m", "hydra/launcher=slurm")
-    assert said.code == 1 and "there is no SLURM here" in said.err and not Path("runs").exists()
+    assert said.code == 1 and "SLURM is not available" in said.err and not Path("runs").exists()
 
 
 def test_a_percent_sign_in_runs_dir_is_refused(launch, cluster) -> None:
