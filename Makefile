@@ -3,7 +3,7 @@ BIN = .venv/bin
 
 RUNS ?= runs
 
-.PHONY: demo notebooks test test-all test-nightly check format clean
+.PHONY: demo notebooks docs test test-all test-nightly check format clean
 
 demo: .venv/installed ## three small runs and their table
 	$(BIN)/python launch.py -m num_routing=1,2,3 dataset=digits training=quick
@@ -26,10 +26,13 @@ test-all: .venv/installed-dev ## the gate: linters, types, units, integration, a
 test-nightly: .venv/installed-dev ## everything, with all variants of faults
 	$(call timed,$(MAKE) check && $(PYTEST) --durations 40)
 
-check: .venv/installed-dev ## linters and types
+check: .venv/installed-dev docs ## linters, types, and the documentation without a dead link
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: .venv/installed-dev ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 format: .venv/installed-dev
 	$(BIN)/ruff format .
