@@ -10,12 +10,12 @@ import platform
 import re
 import socket
 import subprocess
+import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from capsule_sweeps import __version__
 from capsule_sweeps.config.moved import PRESENT_SPELLING
 from capsule_sweeps.runs.files import read_json
 from capsule_sweeps.runs.queue import this_job
@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHECKOUT = (ROOT / "launch.py").is_file()  # or a snapshot of one; in an installed wheel, ROOT is site-packages
 MANIFEST = "MANIFEST.json"  # in the root of a snapshot: its files with their hashes, the commit, the patch to it
 SUBMISSION = "CAPSULE_SWEEPS_SUBMISSION"  # the environment variable in which a job finds its submission's name
+OWN_VERSION = sys.modules["capsule_sweeps"].__version__  # of this code, whatever the installed metadata say
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "submitit")
 
 
@@ -123,7 +124,7 @@ def provenance(*packages: str, device: Any = None) -> dict[str, Any]:
         "dirty": bool(manifest["patch"] if manifest else git("status", "--porcelain", "--untracked-files=no")),
         "snapshot": ROOT.name if manifest else None,
         "python": platform.python_version(),
-        "versions": {"capsule_sweeps": __version__} | {name: _version(name) for name in (*PACKAGES, *packages)},
+        "versions": {"capsule_sweeps": OWN_VERSION} | {name: _version(name) for name in (*PACKAGES, *packages)},
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "processor": _processor(),
