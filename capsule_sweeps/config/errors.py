@@ -23,13 +23,16 @@ KINDS = {  # what OmegaConf says of a wrong type → what it must be
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """While open, what Hydra and OmegaConf raise becomes a ValueError of one sentence."""
+    """While open, what Hydra, OmegaConf and YAML raise becomes a ValueError of one sentence."""
     from hydra.errors import HydraException
+    from yaml import YAMLError
 
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(sentence(error)) from error
+    except YAMLError as error:
+        raise ValueError(f"a file of the configuration is not readable: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise ValueError(
             "the configuration is not readable: an override or a file has too many brackets or levels within each other"
@@ -53,6 +56,8 @@ def sentence(error: BaseException) -> str:
         text = "it has characters that mean something to Hydra" if "LexerNoViableAlt" in text else text
         word = error.override
         return f"{word} is not readable ({text}); quote values with special characters: {_quoted(word)}"
+    if "hydra.mode changed" in text:  # Hydra 1.4
+        return "this experiment is a sweep: add -m behind launch.py"
     if several := re.match(r"Ambiguous value for argument '(.*)'", str(error)):
         key = several[1].partition("=")[0]
         return (

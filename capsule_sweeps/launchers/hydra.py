@@ -25,6 +25,7 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from capsule_sweeps.config.compose import CONF_DIR, compose_points, store_settings
 from capsule_sweeps.config.errors import one_sentence
@@ -276,6 +277,6 @@ def hydra_errors() -> Iterator[None]:
     except NotFinished as error:
         sys.exit(f"Error: {error}")
     except ValueError as error:
-        if not isinstance(error.__cause__, HydraException | OmegaConfBaseException | RecursionError):
+        if not isinstance(error.__cause__, HydraException | OmegaConfBaseException | YAMLError | RecursionError):
             raise
         sys.exit(f"Error: {error}")

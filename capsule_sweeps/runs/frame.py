@@ -39,7 +39,7 @@ def load_runs(runs_dir: Path | str, imported: bool = False, settings: bool = Fal
     the flat dict of the signed configuration; with `settings` also one column for each signed key, such as training.lr.
     Accuracies are fractions, NaN while the run is not finished; seconds are those of its epochs, evaluation included.
     """
-    runs = runs_frame(find_runs(Path(runs_dir)).values())
+    runs = runs_frame(find_runs(Path(runs_dir).expanduser()).values())
     runs = runs if imported else runs[~runs.imported].reset_index(drop=True)
     return runs.join(settings_columns(runs)) if settings else runs
 

@@ -100,6 +100,11 @@ def test_experiment_that_chooses_slurm_is_given_to_slurm(experiment, launch, mon
     assert alone.code == 1 and "add -m" in alone.err
 
 
+def test_experiment_with_broken_syntax_is_one_sentence(experiment, launch) -> None:
+    ended = launch("experiment=mine", experiment("training: ["))
+    assert ended.code == 1 and "mine.yaml" in ended.err and ended.err.count("\n") == 1, ended.err
+
+
 def test_experiment_with_a_mistyped_key_is_named(experiment, launch) -> None:
     ended = launch("experiment=mine", experiment("training: {epoch: 3}"))
     assert ended.code == 1 and "experiment/mine" in ended.err and "training.epochs" in ended.err, ended.err
@@ -186,7 +191,6 @@ def names(points, base) -> list[str]:
 def test_points_reach_the_plan_and_each_is_the_run_that_it_would_be_alone(experiment, launch, tiny) -> None:
     where = experiment(
         "hydra:",
-        "  mode: MULTIRUN",
         "  sweeper:",
         "    params: {seed: '0'}",
         "    points:",
@@ -196,7 +200,7 @@ def test_points_reach_the_plan_and_each_is_the_run_that_it_would_be_alone(experi
     )
     alone = [["model=cnn", "model.width=8"], ["model=cnn", "model.width=16"], ["routing=em", "num_routing=3"]]
     alone += [["ablation=[squash,vector_poses]"]]
-    assert planned(launch(where, DRY, "experiment=mine")) == names(alone, tiny)
+    assert planned(launch("-m", where, DRY, "experiment=mine")) == names(alone, tiny)
     typed = "hydra.sweeper.points=[{model:cnn,model.width:'8,16'},{num_routing:2}]"
     assert planned(launch("-m", typed, DRY)) == names([*alone[:2], ["num_routing=2"]], tiny)
     assert "add -m" in launch(typed, DRY).err

@@ -120,3 +120,9 @@ def test_lock_test_leaves_no_file_when_it_is_interrupted(doctor, place, monkeypa
     monkeypatch.setattr(subprocess, "run", broken)
     found, _ = doctor()
     assert not found["lock"][0] and os.listdir(place) == []
+
+
+def test_runs_dir_may_have_any_letters(capsule_sweeps, tiny, place) -> None:
+    name = "a,b=c#d O'Brien (José)"
+    ended = capsule_sweeps("doctor", "--runs-dir", name, *tiny)
+    assert f"{name} can be written" in ended.out, ended.text

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from capsule_sweeps import load_runs
 from capsule_sweeps.runs import garbage
 from capsule_sweeps.runs import lock as owner
 from capsule_sweeps.runs.files import write_json
@@ -148,6 +149,9 @@ def test_images_are_found_from_another_folder_and_after_a_move(launch, capsule_s
     assert [config.data_dir for config in stored] == [str(here / "images")] * 2
     monkeypatch.chdir(tmp_path)
     assert capsule_sweeps("retry", "seed=0", "--runs-dir", str(here / "runs")).code == 0
+    assert load_runs("~/../place/runs").state.tolist() == ["finished", "interrupted"]
+    evaluated = capsule_sweeps("evaluate", runs.folders(here / "runs")[0].name, "--runs-dir", str(here / "runs"))
+    assert evaluated.code == 0, evaluated.text
     (here / "images").rename(tmp_path / "home" / "moved")
     ended = capsule_sweeps("retry", "all", "data_dir=~/moved", "--runs-dir", str(here / "runs"))
     assert ended.code == 0, ended.text
