@@ -39,10 +39,11 @@ def check_values(typed: DictConfig) -> DictConfig:
     """The same for a config that is under the schema and resolved: cheap enough for every point of a sweep."""
     if "compile" in typed.training and typed.training.compile in SPELLINGS:
         typed.training.compile = SPELLINGS[typed.training.compile]
-    for group, key in ((typed, "runs_dir"), (typed, "data_dir"), (typed.dataset, "root")):
-        if str(group.get(key) or "").startswith("~"):
-            group[key] = home(group[key])
     values: Any = OmegaConf.to_container(typed)  # plain dictionaries, which are read in a tenth of the time
+    for group, key in (("", "runs_dir"), ("", "data_dir"), ("dataset", "root")):
+        path = values.get(group, values).get(key)
+        if str(path).startswith("~"):
+            (typed[group] if group else typed)[key] = home(path)
     for key, value, metadata in _leaves(values, Config):
         if "test" in metadata and value is not None and not _passes(metadata["test"], value):
             raise ValueError(f"{key}={value} is out of range: it must be {metadata['words']}")
@@ -51,7 +52,9 @@ def check_values(typed: DictConfig) -> DictConfig:
         raise ValueError(f"model.num_routing={iterations} is out of range: it must be at most {MAX_ITERATIONS}")
     _check_data(values["dataset"])
     _check_recipe(values["training"])
-    typed.training.milestones = as_epochs(values["training"]["milestones"], values["training"]["epochs"])
+    milestones = as_epochs(values["training"]["milestones"], values["training"]["epochs"])
+    if milestones != values["training"]["milestones"]:
+        typed.training.milestones = milestones
     for key in ("backbone", "routing", "model"):
         if not isinstance(values[key].get("name"), str):
             raise ValueError(f"{key}.name has no value; every option of a group has one")

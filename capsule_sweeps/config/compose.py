@@ -93,6 +93,8 @@ def compose_points(loader: Any, master: DictConfig | None, points: Sequence[Sequ
 
     @cache
     def is_group(key: str) -> bool:
+        if "." in key:  # what is below a group is no group, and asking the loader takes its time
+            return key.startswith("hydra")
         return bool(key.startswith("hydra") or loader.list_groups(key) or loader.get_group_options(key))
 
     def is_choice(override: Override) -> bool:

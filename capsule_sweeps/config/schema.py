@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,7 @@ register_resolver("source_of", _source_of, replace=True)
 register_resolver("layers_for", _layers_for, replace=True)
 
 
+@cache
 def unsigned(schema: type) -> set[str]:
     """Names of the fields that steer execution only: they are no part of a run's signature."""
     return {entry.name for entry in fields(schema) if entry.metadata.get("signed") is False}

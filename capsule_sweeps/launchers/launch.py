@@ -102,7 +102,8 @@ def warn_of_sizes(plan: Sequence[PlannedRun]) -> None:
 
 def absolute(config: DictConfig) -> None:
     """Make the places of images absolute, so that they are found from any folder when the run is continued there."""
-    config.data_dir = os.path.abspath(config.data_dir)
+    if not os.path.isabs(config.data_dir):
+        config.data_dir = os.path.abspath(config.data_dir)
     if config.dataset.root is not None:
         config.dataset.root = os.path.abspath(config.dataset.root)
 

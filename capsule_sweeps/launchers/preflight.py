@@ -20,7 +20,6 @@ from capsule_sweeps.data.open import identify
 from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.plan_warnings import architecture
 from capsule_sweeps.runs.run import check_runs_dir
-from capsule_sweeps.runs.signature import signed_config
 from capsule_sweeps.tracking.base import tracker_class
 
 FREE_GIB = 5
@@ -214,7 +213,7 @@ def measure_sizes(plan: Sequence[PlannedRun]) -> None:
     """Fill in the numbers of parameters that the plan, which does without torch, does not know from other runs."""
     sizes: dict[str, int] = {}
     for planned in plan:
-        key = architecture(signed_config(planned.config))
+        key = architecture(planned.signed)
         sizes[key] = sizes.get(key) or planned.parameters or parameters(planned.config)
         planned.parameters = sizes[key]
 

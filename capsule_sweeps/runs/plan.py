@@ -59,7 +59,8 @@ class PlannedRun:
     `label` shows the overrides by which it differs from the others, `changed` the modules whose code differs from what
     it was made with, `seconds` what is left of it by the epochs measured so far (None: nothing like it ran yet), `same`
     the configurations of other points with its signature and `same_labels` their overrides, `parameters` the number of
-    weights if a run with this model was made, `not_learned` why a finished run did not learn.
+    weights if a run with this model was made, `not_learned` why a finished run did not learn, `signed` the signed
+    configuration.
     """
 
     config: DictConfig
@@ -73,6 +74,7 @@ class PlannedRun:
     same_labels: list[str] = field(default_factory=list)
     parameters: int | None = None
     not_learned: str | None = None
+    signed: dict[str, Any] = field(default_factory=dict)
 
     @property
     def signature(self) -> str:
@@ -112,7 +114,8 @@ def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]],
         state, changed = run.state(record), changed_code(record)
         state = "stale" if state == "finished" and changed else state
         action = policy.action(state, record.get("failure"))
-        planned = PlannedRun(config, run, label, state, action, changed, parameters=sizes.get(architecture(flat)))
+        size = sizes.get(architecture(flat))
+        planned = PlannedRun(config, run, label, state, action, changed, parameters=size, signed=flat)
         if state in ("finished", "stale") and not policy.force:
             planned.not_learned = find_not_learned(run, record)
         if planned.to_do and cost_key(flat) in rates:

@@ -19,6 +19,7 @@ class Point(Protocol):
     """What is looked at of a `plan.PlannedRun`."""
 
     config: DictConfig
+    signed: dict[str, Any]
     label: str
     same_labels: list[str]
     parameters: int | None
@@ -45,7 +46,7 @@ def _coinciding(plan: Sequence[Point]) -> list[str]:
 
 def _without_iterations(plan: Sequence[Point]) -> str:
     """A routing that iterates does nothing in its first pass but average."""
-    once = [point for point in plan if _iterations(point.config) == 1]
+    once = [point for point in plan if _iterations(point.signed) == 1]
     if not once:
         return ""
     routings = list(dict.fromkeys(str(point.config.model.routing.name) for point in once))
@@ -56,32 +57,31 @@ def _without_iterations(plan: Sequence[Point]) -> str:
     return line + ". Set num_routing=2 or more to route."
 
 
-def _iterations(config: DictConfig) -> int | None:
+def _iterations(signed: dict[str, Any]) -> int | None:
     """None for a model or a routing that has no iterations."""
-    routing = config.model.get("routing") or {}
-    return None if "num_routing" in routing else config.model.get("num_routing")
+    return None if "model.routing.num_routing" in signed else signed.get("model.num_routing")
 
 
 def _milestones(plan: Sequence[Point]) -> str:
     """Epochs that no run reaches."""
     for point in plan:
-        recipe = point.config.training
-        late = [milestone for milestone in recipe.milestones if milestone >= recipe.epochs]
+        milestones, epochs = point.signed.get("training.milestones", []), point.signed.get("training.epochs", 0)
+        late = [milestone for milestone in milestones if milestone >= epochs]
         if late:
             one = len(late) == 1
             return (
-                f"training.milestones={list(recipe.milestones)}: {', '.join(map(str, late))} "
-                f"{'is' if one else 'are'} beyond the last step of training.epochs={recipe.epochs} and never "
+                f"training.milestones={milestones}: {', '.join(map(str, late))} "
+                f"{'is' if one else 'are'} beyond the last step of training.epochs={epochs} and never "
                 f"{'applies' if one else 'apply'}. Set fractions of the run: training.milestones={SHAPE} is "
-                f"{as_epochs(SHAPE, recipe.epochs)} here."
+                f"{as_epochs(SHAPE, epochs)} here."
             )
     return ""
 
 
 def size_warning(plan: Sequence[Point]) -> str:
     """Models for the same data set with very different numbers of parameters, of those that are known."""
-    for dataset in dict.fromkeys(point.config.dataset.name for point in plan):
-        known = [(point.parameters, point.label) for point in plan if point.config.dataset.name == dataset]
+    for dataset in dict.fromkeys(point.signed.get("dataset.name") for point in plan):
+        known = [(point.parameters, point.label) for point in plan if point.signed.get("dataset.name") == dataset]
         sizes = sorted((size, label) for size, label in known if size)
         if sizes and sizes[-1][0] >= RATIO * sizes[0][0]:
             (small, smaller), (large, larger) = sizes[0], sizes[-1]
