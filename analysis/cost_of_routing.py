@@ -49,7 +49,7 @@ def main() -> None:
             variant = "eager" if config.training.compile == "off" else "compiled"
             steps[column, value] = make_step(config, variant, config.num_routing, None)
             steps[column, value, "backbone"] = make_step(config, "backbone", 0, None)
-    median = interleaved_medians(steps, REPEATS, device_of(config))
+    median, _ = interleaved_medians(steps, REPEATS, device_of(config))
     lines = ["| what changes | its value: cost of a step (backbone = 1) |", "|---|---|"]
     for column, values in COLUMNS.items():
         ratios = [f"{v}: {median[column, v] / median[column, v, 'backbone']:.2f}" for v in values]

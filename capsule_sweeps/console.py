@@ -156,8 +156,9 @@ def bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def summary_of(row: dict[str, Any]) -> str:
+    tested = f"  test {row['test_accuracy']:.1%}" if "test_accuracy" in row else ""
     averaged = f"  ema {row['ema_test_accuracy']:.1%}" if "ema_test_accuracy" in row else ""
-    return f"loss {row['train_loss']:.3f}  train {row['train_accuracy']:.1%}  test {row['test_accuracy']:.1%}{averaged}"
+    return f"loss {row['train_loss']:.3f}  train {row['train_accuracy']:.1%}{tested}{averaged}"
 
 
 def _bars(console: Console) -> Progress:

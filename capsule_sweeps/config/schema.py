@@ -73,6 +73,7 @@ class Dataset:
     # Parts of the training images, balanced by class if possible: train_size trains (null: all), val_size is held out
     train_size: int | None = _at_least(1, HUGE, default=None)
     val_size: int = _at_least(0, HUGE, default=0)
+    test_size: int | None = _at_least(1, HUGE, default=None)  # a part of the test images, for quick studies; null: all
 
 
 @dataclass
@@ -129,6 +130,9 @@ class Training:
     loss: str = _one_of("cross_entropy", "binary_cross_entropy", "margin", "spread", default="cross_entropy")
     label_smoothing: float = _rule(lambda value: 0 <= value < 1, "at least 0 and less than 1", default=0.0)
     clip_norm: float | None = _positive(default=None)
+    eval_every: int = _at_least(
+        1, MANY, default=1
+    )  # epochs from one evaluation to the next; the last one always has one
     ema: float | None = _rule(lambda value: 0 < value < 1, "greater than 0 and less than 1, or null", default=None)
     amp: str = _one_of("none", "bf16")
     channels_last: bool = field(default=MISSING, metadata={"signed": False})

@@ -52,7 +52,7 @@ def _last(key: str) -> Callable[[list[Row]], tuple[float, int] | None]:
 
 def _best(key: str) -> Callable[[list[Row]], tuple[float, int] | None]:
     def pick(rows: list[Row]) -> tuple[float, int] | None:
-        best = max(rows, key=lambda row: row[key]) if key in rows[0] else None
+        best = max((row for row in rows if key in row), key=lambda row: row[key], default=None)
         return (best["test_accuracy"], best["epoch"]) if best else None
 
     return pick

@@ -17,7 +17,7 @@ import torch
 
 from capsule_sweeps.data.cache import Decoded, Images, Labels
 from capsule_sweeps.data.open import open_data, variants
-from capsule_sweeps.data.split import Data, Normalization, Split, split_indices
+from capsule_sweeps.data.split import Data, Normalization, Split, split_indices, test_indices
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +52,12 @@ def load_data(dataset: Any, data_dir: str | Path, device: str | torch.device) ->
     def to_split(images: Images, labels: Labels) -> Split:
         return Split(torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device))
 
+    tested = slice(None) if dataset.test_size is None else test_indices(decoded.test[1], dataset.test_size)
     given = (dataset.mean, dataset.std) if dataset.mean is not None else (decoded.mean, decoded.std)
     data = Data(
         train=to_split(images, labels) if len(train) == len(labels) else to_split(images[train], labels[train]),
         val=to_split(*(own_val or (images[val][:, :, margin, margin], labels[val]))) if dataset.val_size else None,
-        test=to_split(*decoded.test),
+        test=to_split(*(decoded.test if dataset.test_size is None else (part[tested] for part in decoded.test))),
         sha256=sha256,
         classes=decoded.classes,
         normalization=Normalization(*map(tuple, given)),

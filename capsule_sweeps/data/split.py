@@ -82,6 +82,16 @@ def split_indices(labels: Labels, train_size: int | None, val_size: int) -> tupl
     return np.sort(train), np.sort(val)
 
 
+def test_indices(labels: Labels, size: int) -> Labels:
+    """Indices (ascending) of `size` test images, with the classes in the proportions of `class_counts`; a larger size
+    contains every smaller one. Raises ValueError for a size beyond the number of images."""
+    if not size <= len(labels):
+        raise ValueError(
+            f"dataset.test_size={size} is more than the {len(labels)} test images; set {len(labels)} or less"
+        )
+    return split_indices(labels, size, 0)[0]
+
+
 def _check_size(key: str, size: int, smallest: int, largest: int, why: str) -> None:
     if not smallest <= size <= largest:
         raise ValueError(

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from capsule_sweeps.console import Display
 from capsule_sweeps.launchers.pool import Slot, make_slots, run_pool
 from capsule_sweeps.runs.lock import owner
+from capsule_sweeps.runs.machine import busy_hint
 from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.run import Busy
 from capsule_sweeps.runs.signals import Interrupted, Stop, abandon_late, stop_signals
@@ -60,8 +61,12 @@ class Launcher:
 
 def run_here(todo: Sequence[PlannedRun], sweep: str, stop: Stop) -> None:
     """One run after the other; what ends one leaves the others alone, except a signal."""
+    import torch
+
     from capsule_sweeps.training.train import train
 
+    if hint := busy_hint(torch.get_num_threads()):
+        log.warning("%s", hint)
     with Display() as display:
         for planned in todo:
             name = planned.run.folder.name

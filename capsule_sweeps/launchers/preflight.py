@@ -23,7 +23,17 @@ from capsule_sweeps.runs.run import check_runs_dir
 from capsule_sweeps.tracking.base import tracker_class
 
 FREE_GIB = 5
-SHOWN = ("train_size", "val_size", "mean", "std", "crop_padding", "flip", "test_shift", "test_rotation")  # what of the
+SHOWN = (
+    "train_size",
+    "val_size",
+    "test_size",
+    "mean",
+    "std",
+    "crop_padding",
+    "flip",
+    "test_shift",
+    "test_rotation",
+)  # what of the
 # configuration of a data set says how its images are used, and not which ones they are
 
 log = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from capsule_sweeps.config.compose import compose_config
+from capsule_sweeps.console import bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,19 +51,22 @@ def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.
     device, batch_size = device_of(config), config.training.batch_size
     own = ITERATIONS if "num_routing" in config.model and "num_routing" not in config.routing else (0,)
     variants = [("backbone", 0)] if "backbone" in config.model else []
-    variants += [(name, num_routing) for num_routing in own for name in ("eager", "compiled")]
+    kinds = ("eager",) if config.training.compile == "off" else ("eager", "compiled")
+    variants += [(name, num_routing) for num_routing in own for name in kinds]
     variants += [("published", num_routing) for num_routing in ITERATIONS if against]
     variants.sort(key=lambda variant: variant[1])
     steps: dict[tuple[str, int], Callable[[], None]] = {}
     first: dict[tuple[str, int], float] = {}
-    for variant in variants:
-        started = time.perf_counter()
-        steps[variant] = make_step(config, *variant, against)
-        steps[variant]()
-        wait(device)
-        first[variant] = time.perf_counter() - started
+    with bar("first steps", len(variants)) as advance:
+        for variant in variants:
+            started = time.perf_counter()
+            steps[variant] = make_step(config, *variant, against)
+            steps[variant]()
+            wait(device)
+            first[variant] = time.perf_counter() - started
+            advance(1)
     steps["data", 0] = _prepare_batch(config)
-    median = interleaved_medians(steps, repeats, device)
+    median, rounds = interleaved_medians(steps, repeats, device)
     del steps
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -73,20 +77,25 @@ def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.
             "step_ms": round(1000 * median[name, num_routing], 2),
             "images_per_second": round(batch_size / median[name, num_routing], 1),
             "relative_to_backbone": round(median[name, num_routing] / median.get(("backbone", 0), math.nan), 2),
-            "step_memory_mb": memory(config, name, num_routing, against),
+            "step_memory_mb": memory(config, name, num_routing, against) if rounds == repeats else None,
             "first_step_s": round(first[name, num_routing], 1),
         }
         for name, num_routing in variants
     ]
     frame = pd.DataFrame(rows).astype({"num_routing": "Int64"})
-    share = median["data", 0] / median["compiled", own[0]]
+    share = median["data", 0] / median[kinds[-1], own[0]]
     recipe, num_images = config.training, config.dataset.train_size or EPOCH_IMAGES
-    hours = recipe.epochs * num_images / batch_size * median["compiled", own[:2][-1]] / 3600
+    hours = recipe.epochs * num_images / batch_size * median[kinds[-1], own[:2][-1]] / 3600
     schedule = f"{config.routing.schedule} schedule, " if len(own) > 1 else ""
-    first_step, usual = (" with num_routing=1", "compiled with num_routing=2") if len(own) > 1 else ("", "compiled,")
+    stopped = f" of {repeats}, stopped by Ctrl-C before memory was measured" if rounds < repeats else ""
+    step = "a compiled step" if kinds[-1] == "compiled" else "a step"
+    first_step, usual = (
+        (" with num_routing=1", f"{kinds[-1]} with num_routing=2") if len(own) > 1 else ("", f"{kinds[-1]},")
+    )
     note = (
-        f"batch size {batch_size}, amp={config.training.amp}, {schedule}medians of {repeats} interleaved steps; "
-        f"preparing a batch takes {1000 * median['data', 0]:.2f} ms, {share:.2%} of a compiled step{first_step}; "
+        f"batch size {batch_size}, amp={config.training.amp}, {schedule}"
+        f"medians of {rounds} interleaved steps{stopped}; "
+        f"preparing a batch takes {1000 * median['data', 0]:.2f} ms, {share:.2%} of {step}{first_step}; "
         f"{usual} {recipe.epochs} epochs of {num_images:,} images take {hours:.3g} hours, evaluation not counted"
     )
     return frame, note
@@ -94,19 +103,30 @@ def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.
 
 def interleaved_medians(
     steps: Mapping[Key, Callable[[], None]], repeats: int, device: torch.device
-) -> dict[Key, float]:
-    """Median seconds of each step; in every round each step is run once, and the first round warms up."""
+) -> tuple[dict[Key, float], int]:
+    """Median seconds of each step, and of how many rounds; in every round each step is run once, the first warms up.
+
+    Ctrl-C after a whole round ends the measurement, with what there is.
+    """
     from capsule_sweeps.profiling.steps import wait
 
-    seconds: dict[Key, list[float]] = {name: [] for name in steps}
-    for repeat in range(repeats + 1):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            wait(device)
-            if repeat:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(measured) for name, measured in seconds.items()}
+    rounds: list[dict[Key, float]] = []
+    with bar("rounds", repeats + 1) as advance:
+        try:
+            for _ in range(repeats + 1):
+                seconds: dict[Key, float] = {}
+                for name, step in steps.items():
+                    started = time.perf_counter()
+                    step()
+                    wait(device)
+                    seconds[name] = time.perf_counter() - started
+                rounds.append(seconds)
+                advance(1)
+        except KeyboardInterrupt:
+            if len(rounds) < 2:
+                raise
+    measured = rounds[1:]
+    return {name: statistics.median(round[name] for round in measured) for name in steps}, len(measured)
 
 
 def _prepare_batch(config: DictConfig) -> Callable[[], None]:

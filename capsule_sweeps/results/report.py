@@ -92,7 +92,7 @@ def _runs(runs_dir: Path, runs: pd.DataFrame, records: dict[str, dict[str, Any]]
                 "settings": f"{named(frame.loc[index])} seed={run.seed}",
                 "epochs": f"{0 if run.epochs_done is pd.NA else run.epochs_done} of {cell_text(run.epochs)}",
                 "accuracy": cell_text(100 * run[f"accuracy_{rule}"]),
-                "curve": _curve([row["test_accuracy"] for row in metrics]),
+                "curve": _curve([row["test_accuracy"] for row in metrics if "test_accuracy" in row]),
                 "hours": _hours(record.get("seconds") or 0.0),
                 "provenance": _provenance(record),
                 "failed": run.state == "failed",

@@ -56,8 +56,7 @@ def show(run: Run, form: str) -> str:
         for entries in nested:
             told |= entries if isinstance(entries, dict) else {}
         parts.append(_pairs(told, form, f"Attempt {number}"))
-    if rows:
-        accuracies = [row["test_accuracy"] for row in rows]
+    if accuracies := [row["test_accuracy"] for row in rows if "test_accuracy" in row]:
         parts.append(f"Test accuracy by epoch, {min(accuracies):.1%} to {max(accuracies):.1%}\n{sparkline(accuracies)}")
     parts += [damage] if damage else []
     for path in (run.folder / "log.txt", queue_log(run), run.folder / "error.txt"):

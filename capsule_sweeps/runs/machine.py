@@ -18,6 +18,18 @@ def num_cores() -> int:
     return max(1, min([cores, *(ceil(quota) for quota in quotas if quota)]))
 
 
+def busy_hint(threads: int) -> str:
+    """A sentence when so many threads are more than the cores that nobody uses now; they wait for each other then."""
+    cores = num_cores()
+    free = max(1, min(cores, round(cores - os.getloadavg()[0])))
+    if threads <= free:
+        return ""
+    return (
+        f"{threads} threads on {cores} cores, about {free} of them free: threads that wait for each other may take "
+        f"several times as long; set OMP_NUM_THREADS={free}"
+    )
+
+
 def free_memory() -> int:
     """Bytes of main memory that are available to this process, within the memory limits of its control groups."""
     import psutil

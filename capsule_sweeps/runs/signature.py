@@ -34,6 +34,8 @@ NEUTRAL: dict[str, Any] = {
     "training.label_smoothing": 0,
     "training.clip_norm": None,
     "training.ema": None,
+    "training.eval_every": 1,
+    "dataset.test_size": None,
     "dataset.base": None,
     "dataset.views": None,
     "dataset.crop_margin": 0,

@@ -158,7 +158,7 @@ def look(remote: Any, folder: Folder) -> tuple[str, bool]:
         int(row["epoch"]): row["test_accuracy"]
         for row in remote.scan_history(keys=["epoch", "test_accuracy"], use_cache=False)
     }
-    ours = {row["epoch"]: row["test_accuracy"] for row in folder.rows}
+    ours = {row["epoch"]: row["test_accuracy"] for row in folder.rows if "test_accuracy" in row}
     missing = sorted(ours.keys() - theirs.keys())
     wrong = sorted(epoch for epoch in ours.keys() & theirs.keys() if not math.isclose(ours[epoch], theirs[epoch]))
     unsaid = [key for key, value in folder.summary.items() if remote.summary.get(key) != value]

@@ -206,7 +206,9 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                 save(epoch + 1, 0)
             row: dict[str, Any] = {"epoch": epoch + 1}
             row |= {"train_loss": float(losses.sum()) / num_images, "train_accuracy": int(correct) / num_images}
-            for prefix, network in ("", model), ("ema_", average.model if average else None):
+            evaluated = last or (epoch + 1) % recipe.eval_every == 0
+            networks = [("", model), ("ema_", average.model if average else None)] if evaluated else []
+            for prefix, network in networks:
                 for name, split in ("val", data.val), ("test", data.test):
                     if network is not None and split is not None:
                         found = evaluate(network, data, split, config)
@@ -216,7 +218,9 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             row |= {"images_per_second": num_batches * recipe.batch_size / trained}
             rows.append(row)
             claim.check()
-            if rule.chooses and rule.pick(rows) == (row["test_accuracy"], epoch + 1):  # the best epoch so far
+            if (
+                rule.chooses and evaluated and rule.pick(rows) == (row["test_accuracy"], epoch + 1)
+            ):  # the best epoch so far
                 best = {"model": model.state_dict(), "epoch": epoch + 1, "batch": 0}
                 write_atomic(run.folder / BEST, serialized(best))
             append_line(metrics_path, json.dumps(row))

@@ -3,6 +3,7 @@ import json
 import re
 
 import pytest
+import torch
 from routed_layers import SMALL
 
 from capsule_sweeps.cli.bench import add_arguments
@@ -73,3 +74,26 @@ def test_a_folder_that_is_no_checkout_is_refused(tmp_path, monkeypatch):
 def test_no_step_is_no_measurement():
     with pytest.raises(ValueError, match="--repeats=0"):
         run("--repeats", "0")
+
+
+def test_compile_off_is_honoured(monkeypatch):
+    monkeypatch.setattr(steps, "memory", lambda *_: None)
+    config = compose_config([*SMALL, "training.batch_size=2", "training.compile=off"])
+    frame, note = benching.measure(config, None, 1)
+    assert frame.variant.tolist() == ["backbone", "eager", "eager", "eager"]
+    assert "compiled" not in note and "eager with num_routing=2" in note
+
+
+def test_ctrl_c_keeps_what_was_measured(monkeypatch):
+    calls = []
+
+    def step():
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    median, rounds = benching.interleaved_medians({"one": step}, 5, torch.device("cpu"))
+    assert rounds == 1 and median["one"] >= 0
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        benching.interleaved_medians({"one": step, "other": step}, 5, torch.device("cpu"))

@@ -77,3 +77,14 @@ def test_cores_are_those_of_the_quota(groups, own, files, cores) -> None:
 def test_free_memory_is_what_the_limit_leaves(groups, own, files, free) -> None:
     groups(own, files)
     assert machine.free_memory() == free * MB
+
+
+@pytest.mark.parametrize(
+    ("cores", "load", "threads", "free"),
+    [(8, 0.2, 8, None), (8, 5.9, 2, None), (8, 5.9, 4, 2), (8, 30.0, 1, None), (8, 30.0, 8, 1), (2, 0.0, 64, 2)],
+)
+def test_more_threads_than_free_cores_are_hinted_at(groups, monkeypatch, cores, load, threads, free) -> None:
+    groups("0::/\n", {"cpu.max": f"{cores}00000 100000"})
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0, 0))
+    hint = machine.busy_hint(threads)
+    assert f"OMP_NUM_THREADS={free}" in hint if free else hint == ""
