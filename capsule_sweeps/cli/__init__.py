@@ -13,7 +13,6 @@ from pathlib import Path
 from capsule_sweeps.config.selection_rules import names
 
 FORMATS = ("table", "md", "csv", "json")
-STATUS_COLUMNS = ["run", "state", "epochs_done", "epochs", "accuracy_last", "seconds"]  # accuracies are fractions
 
 
 def path(text: str) -> Path:

@@ -106,8 +106,10 @@ def differences(runs: pd.DataFrame, rule: str, against: str, arguments: argparse
 
 
 def published(arguments: argparse.Namespace) -> None:
-    from capsule_sweeps.results.published import NOTED, published_notes, published_table, read_cells
+    from capsule_sweeps.results.published import NOTED, of_table, published_notes, published_table, read_cells
+    from capsule_sweeps.results.recipes import as_one, near_misses, recipe_tables
     from capsule_sweeps.results.render import render
+    from capsule_sweeps.results.tables import left_out
     from capsule_sweeps.runs.frame import load_runs
     from capsule_sweeps.runs.select import select
 
@@ -118,6 +120,20 @@ def published(arguments: argparse.Namespace) -> None:
     nothing_yet = arguments.runs_dir == Path("runs") and not arguments.runs_dir.exists() and not arguments.runs
     runs = load_runs(arguments.runs_dir) if nothing_yet else select(arguments.runs_dir, arguments.runs)
     table = published_table(runs, cells, arguments.runs_dir)
+    others = recipe_tables(runs, cells, arguments.runs_dir) if arguments.runs else {}
+    if arguments.format in ("csv", "json"):
+        print(render(as_one(table, others), arguments.format))
+        return
+    title = f"{arguments.published}, runs in {arguments.runs_dir}"
     note = published_notes(cells, runs, table, arguments.runs_dir)
-    shown = table if arguments.format in ("csv", "json") else table.drop(columns=NOTED)
-    print(render(shown, arguments.format, title=f"{arguments.published}, runs in {arguments.runs_dir}", note=note))
+    parts = []
+    if not others or len(of_table(runs, cells)):
+        misses = near_misses(runs, cells)
+        note = "\n".join(filter(None, (note, misses if (table.verdict == "missing").any() else "")))
+        parts.append(render(table.drop(columns=NOTED), arguments.format, title, note))
+    for recipe, other in others.items():
+        note = f"Runs of another recipe than the published one, which differs in training.*: {recipe}. "
+        note += f"{left_out(runs, str(rule))} ±: half-width of the 95 % interval (t) over n seeds. Rule: {rule}."
+        shown = other.drop(columns=NOTED)
+        parts.append(render(shown, arguments.format, f"{title}; other recipe: {recipe}", note))
+    print("\n\n".join(parts))

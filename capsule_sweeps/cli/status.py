@@ -1,38 +1,66 @@
-"""List runs and their states."""
+"""List sweeps, or runs and their states."""
 
 from __future__ import annotations
 
 import argparse
 import time
+from typing import TYPE_CHECKING
 
-from capsule_sweeps.cli import STATUS_COLUMNS, add_format, add_runs
+from capsule_sweeps.cli import add_format, add_runs, add_wide
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BETWEEN = 2.0  # seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_runs(parser)
     add_format(parser)
+    add_wide(parser)
     parser.add_argument("--watch", action="store_true", help="refresh every two seconds, until Ctrl-C")
 
 
 def run(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.console import console
-    from capsule_sweeps.results.render import render
-    from capsule_sweeps.runs.learned import not_learned_note
     from capsule_sweeps.runs.select import select
-    from capsule_sweeps.runs.where import where
 
     while True:
         runs = select(arguments.runs_dir, arguments.runs, imported=True)
-        runs["state"] = runs.state.mask(runs.stale, "stale").mask(runs.imported, "imported")
-        counts = ", ".join(f"{count} {state}" for state, count in runs.state.value_counts().items()) or "none"
-        labels = [column for column in ("tags", "note") if runs[column].any()]
-        shown = runs[[*STATUS_COLUMNS, *labels]].assign(slurm=where(arguments.runs_dir, runs))
-        shown = shown if shown.slurm.any() else shown.drop(columns="slurm")
-        note = ". ".join(filter(None, (counts, not_learned_note(runs))))
-        text = render(shown, arguments.format, title=f"Runs in {arguments.runs_dir}", note=note)
+        text = show(runs, arguments)
         if arguments.watch:
             console().clear()
         print(text, flush=True)
         if not arguments.watch:
             return
-        time.sleep(2)
+        time.sleep(BETWEEN)
+
+
+def show(runs: pd.DataFrame, arguments: argparse.Namespace) -> str:
+    """Sweeps and runs as text. Without words and with many runs: sweeps, and the runs that are in none or at work."""
+    from capsule_sweeps.results.overview import SCREEN, run_table, sweep_table
+    from capsule_sweeps.results.render import render
+    from capsule_sweeps.runs.learned import not_learned_note
+    from capsule_sweeps.runs.where import where
+
+    sweeps = sweep_table(arguments.runs_dir, runs)
+    many = len(runs) > SCREEN and len(sweeps) > 0 and not arguments.runs
+    runs["state"] = runs.state.mask(runs.stale, "stale").mask(runs.imported, "imported")
+    counts = ", ".join(f"{count} {state}" for state, count in runs.state.value_counts().items()) or "none"
+    note = ". ".join(filter(None, (counts, not_learned_note(runs))))
+    if arguments.watch:  # those at work stay in view
+        runs = runs.sort_values("state", key=lambda states: ~states.isin(["running", "queued"]), kind="stable")
+    for_people = arguments.format in ("table", "md")
+    listed = (
+        runs[(runs.sweeps.str.len() == 0) | runs.state.isin(["running", "failed"])] if many and for_people else runs
+    )
+    shown = run_table(listed).assign(slurm=where(arguments.runs_dir, listed))
+    shown = shown if shown.slurm.any() else shown.drop(columns="slurm")
+    parts = []
+    if for_people and not arguments.runs and (many or len(sweeps) > 1):
+        said = "`status SWEEP` lists the runs of a sweep." + (f" All runs: {note}." if not len(listed) else "")
+        title = f"Sweeps in {arguments.runs_dir}"
+        parts.append(render(sweeps, arguments.format, title, said, one_line=True))
+    if len(listed) or not parts:
+        parts.append(render(shown, arguments.format, f"Runs in {arguments.runs_dir}", note, one_line=True))
+    return "\n\n".join(parts)

@@ -104,13 +104,19 @@ def read_cells(table: str, path: Path = PATH) -> list[Cell]:
     return found
 
 
-def published_table(runs: pd.DataFrame, cells: list[Cell], runs_dir: Path | str = "runs") -> pd.DataFrame:
+def published_table(
+    runs: pd.DataFrame,
+    cells: list[Cell],
+    runs_dir: Path | str = "runs",
+    groups: Mapping[tuple[str, ...], str] | None = None,
+) -> pd.DataFrame:
     """One row a cell: row, column (with unit), published, reading (if the table has several), ours, n, ± (half-width of
     the 95 % interval), difference (ours − published), verdict, rule, and the command that fills a missing cell or
-    settles an open verdict with runs in runs_dir."""
+    settles an open verdict with runs in runs_dir. `groups`: the groups of runs to show beside the cells, by the
+    overrides of the cells, instead of those of the published recipe."""
     rows, first = [], first_seeds(Path(runs_dir))
     for cell in cells:
-        found = _ours(runs, cell, first)
+        found = _ours(runs, cell, first, groups)
         row: dict[str, Any] = {"row": cell.row, "column": f"{cell.column} ({cell.unit})", "published": cell.value}
         row |= {"reading": cell.reading, "ours": found["ours"], "n": found["n"], "±": found["half_width"]}
         row |= {"difference": found["ours"] - cell.value, "verdict": verdict(cell, **found)}
@@ -132,11 +138,14 @@ def _command(
     return cell.command(runs_dir, [f"selection_rule={cell.rule}", *seeds]) if seeds else None
 
 
-def _ours(runs: pd.DataFrame, cell: Cell, first: Mapping[str, int]) -> dict[str, Any]:
+def _ours(
+    runs: pd.DataFrame, cell: Cell, first: Mapping[str, int], groups: Mapping[tuple[str, ...], str] | None
+) -> dict[str, Any]:
     """Our number for a cell: ours, n, std, half_width; NaN where there is none. `first` as for `accuracy_table`."""
     if cell.aggregate == "count":
         return {"ours": _million_parameters(tuple(cell.overrides)), "n": None, "std": math.nan, "half_width": math.nan}
-    group = _group(tuple(cell.overrides))
+    overrides = tuple(cell.overrides)
+    group = _group(overrides) if groups is None else groups.get(overrides, "")
     finished = finished_runs(runs[runs.group == group], str(cell.rule))
     accuracies = 100 * finished[f"accuracy_{cell.rule}"]
     if cell.unit == ERROR:

@@ -17,7 +17,7 @@ from rich.text import Text
 from capsule_sweeps.console import console, plain_text
 
 MANY = 1000  # rows
-LESS_IMPORTANT = ("rule", "max", "min", "paired", "seeds needed", "peak MB", "MMAdds", "s/epoch", "images")
+LESS_IMPORTANT = ("rule", "max", "min", "paired", "seeds needed", "s/epoch", "seconds")
 MERGED = "settings"  # the column of all settings, where there is no room for one each
 SHORTEST = 12  # letters of a word that is shortened
 

@@ -14,9 +14,7 @@ from capsule_sweeps.runs.learned import not_learned_note
 
 COST = {  # column of `load_runs` → from which ratio on two rows differ
     "parameters": 1.0,
-    "multiply_adds": 1.0,
-    "seconds_per_epoch": 1.1,  # times and memory are never quite the same
-    "peak_memory": 1.1,
+    "seconds_per_epoch": 1.1,  # times are never quite the same
 }
 NUMBERS = ("n", "mean", "std", "half_width", "min", "max")
 WIDTH = "±95%"  # what people read for half_width
@@ -32,10 +30,10 @@ def accuracy_table(runs: pd.DataFrame, rule: str, first: Mapping[str, int] | Non
     """Accuracy in percent of the finished runs, one row for each group of runs that differ only in their seed.
 
     Columns: dataset, num_routing, and each setting that tells the groups apart, see `columns.settings_frame`; those of
-    COST that differ between rows (parameters, multiply-adds of one image, seconds, bytes; means over the runs of a
-    row); n, mean, std (sample standard deviation), half_width (of the 95 % t interval; both NaN for n = 1), min (the
-    worst run), max (the best); rule. `first` is the number of first seeds of groups whose seeds a procedure chose
-    (`runs.sweep.first_seeds`): it has its interval.
+    COST that differ between rows (parameters, seconds; means over the runs of a row); n, mean, std (sample standard
+    deviation), half_width (of the 95 % t interval; both NaN for n = 1), min (the worst run), max (the best); rule.
+    `first` is the number of first seeds of groups whose seeds a procedure chose (`runs.sweep.first_seeds`): it has its
+    interval.
     """
     finished = finished_runs(runs, rule)
     frame = settings_frame(finished, (*COST, *NUMBERS, "rule"))
@@ -64,20 +62,12 @@ def _sortable(column: pd.Series) -> pd.Series:
     return column.map(lambda value: f"{value:020.8f}" if isinstance(value, int | float) else str(value))
 
 
-UNITS = {"seconds_per_epoch": ("s/epoch", 1.0), "multiply_adds": ("MMAdds", 1e6), "peak_memory": ("peak MB", 1e6)}
-
-
 def for_people(table: pd.DataFrame, runs: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """An `accuracy_table` without what is constant, and a caption that has it; settings as they are typed, costs in
-    millions of multiply-adds and megabytes."""
+    """An `accuracy_table` without what is constant, and a caption that has it; settings as they are typed."""
     drop = [column for column in table.columns if column not in NUMBERS and table[column].nunique(dropna=False) <= 1]
-    shown = table.drop(columns=drop).rename(columns={"half_width": WIDTH})
+    shown = table.drop(columns=drop).rename(columns={"half_width": WIDTH, "seconds_per_epoch": "s/epoch"})
     for column in shown.columns:
-        if column in UNITS:
-            name, unit = UNITS[column]
-            shown[column] = shown[column].astype(float) / unit
-            shown = shown.rename(columns={column: name})
-        elif column not in (*NUMBERS, WIDTH):
+        if column not in (*NUMBERS, WIDTH, "s/epoch"):
             as_typed = "{:,}".format if column == "parameters" else lambda value: str(typed(value))
             shown[column] = [None if pd.isna(value) else as_typed(value) for value in table[column]]
     if table.empty:

@@ -19,7 +19,7 @@ import pandas as pd
 from capsule_sweeps.config.compose import CONF_DIR
 from capsule_sweeps.runs.signature import NEUTRAL, flatten
 
-HIDDEN = ("signed_config", "folder", "sweeps", "classes", "note", "tags")  # columns that are no filters
+HIDDEN = ("signed_config", "folder", "sweeps", "not_learned", "classes", "note", "tags")  # columns that are no filters
 SHOWN = 12  # values in a sentence
 
 

@@ -17,14 +17,14 @@ from capsule_sweeps.runs.run import Run, find_runs
 from capsule_sweeps.runs.signature import NEUTRAL
 from capsule_sweeps.runs.sweep import sweeps_of_runs
 
-INTEGERS = ("num_routing", "seed", "epochs", "epochs_done", "parameters", "multiply_adds", "peak_memory")
+INTEGERS = ("num_routing", "seed", "epochs", "epochs_done", "parameters")
 
 
 def frame_columns() -> list[str]:
     """What is known of a run, one accuracy per selection rule."""
     return [
         *("run", "signature", "state", "dataset", "model", "backbone", "routing", "schedule", "num_routing", "seed"),
-        *("epochs", "epochs_done", "parameters", "multiply_adds", "peak_memory"),
+        *("epochs", "epochs_done", "parameters"),
         *(*selection_rules.columns(), "seconds", "group"),
     ]
 
@@ -32,7 +32,7 @@ def frame_columns() -> list[str]:
 def load_runs(runs_dir: Path | str, imported: bool = False, settings: bool = False) -> pd.DataFrame:
     """One row per run folder under runs_dir, sorted by name; imported ones only if asked for.
 
-    Columns: `frame_columns` (multiply_adds of one image, peak_memory in bytes), `seconds_per_epoch`, `stale` (finished,
+    Columns: `frame_columns`, `seconds_per_epoch`, `stale` (finished,
     but with code that changed since), `device`, `imported` (weights from the published code), `data_sha256` and
     `classes` (names, one a line) of its images, `tags` (with spaces between them), `note`, `sweeps` (the names of all
     that asked for the run), `folder`, `not_learned` (why a finished run did not learn, or None), and `signed_config`,

@@ -120,9 +120,7 @@ SIGNED_CONFIG = table(others=leaf)
 EXECUTION = table({"device": text(), "threads": count()}, others=leaf)
 COLUMNS: dict[str, Check] = {
     **dict.fromkeys(("run", "signature", "group", "dataset", "model", "backbone", "routing", "schedule"), text()),
-    **dict.fromkeys(
-        ("num_routing", "seed", "epochs", "epochs_done", "parameters", "multiply_adds", "peak_memory"), count()
-    ),
+    **dict.fromkeys(("num_routing", "seed", "epochs", "epochs_done", "parameters"), count()),
     "seconds": CLOCK,
 }
 ATTEMPT = table(

@@ -314,3 +314,19 @@ def test_an_experiment_opens_with_command_cost_and_accuracy(path) -> None:
         return
     assert header[1] == f"# python launch.py -m experiment={path.stem}"
     assert header[2].startswith("# Cost: ") and header[3].startswith("# Accuracy it should reach")
+
+
+def test_other_recipes_and_near_misses_beside_published_cells(place, capsule_sweeps) -> None:
+    for epochs in (20, 30):
+        finished_run(["dataset=CIFAR10", "num_routing=1", f"training.epochs={epochs}"], 0.9, epochs / 100)
+    out = " ".join(capsule_sweeps("results", "--published", "readme_table").out.split())
+    assert "Near misses:" in out and "1 finished run with training.epochs=20 (not 350)" in out and "20.00" not in out
+    rows = json.loads(capsule_sweeps("results", "--published", "readme_table", "num_routing=1", "--format", "json").out)
+    filled = {row["recipe"]: (row["ours"], row["verdict"]) for row in rows if row["n"]}
+    assert {name: ours for name, (ours, _) in filled.items()} == {
+        "training.epochs=20 training.milestones=[9,14]": pytest.approx(20),
+        "training.epochs=30 training.milestones=[13,21]": pytest.approx(30),
+    }
+    assert all(verdict.startswith("other recipe: ") for _, verdict in filled.values())
+    text = " ".join(capsule_sweeps("results", "--published", "readme_table", "training.epochs=30").out.split())
+    assert "other recipe: training.epochs=30 training.milestones" in text and "training.epochs=20" not in text

@@ -1,0 +1,75 @@
+"""What `status` lists: sweeps, and runs with their states."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from capsule_sweeps.runs.plan import cost_key
+from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.sweep import read_sweeps
+
+SCREEN = 20  # runs; of more a list of sweeps says more
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: 40 s, 12 min, 3.4 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def sweep_table(runs_dir: Path, runs: pd.DataFrame) -> pd.DataFrame:
+    """A row for each sweep that asked for some of these rows of `load_runs`, newest first.
+
+    Columns: sweep, date of its last start, done (of how many runs, those that never started included), states of the
+    others, left (an estimate, from measured epochs of the same model and data, for as many runs at once as run now),
+    best accuracy (%, rule last), the reason of a failure, command.
+    """
+    measured = runs[runs.seconds_per_epoch.notna()]
+    rates = measured.seconds_per_epoch.groupby(measured.signed_config.map(cost_key)).median()
+    rows = []
+    for sweep in read_sweeps(runs_dir):
+        own = runs[runs.signature.isin(sweep.signatures)]
+        if own.empty:
+            continue
+        states = own.state[own.state != "finished"].value_counts().to_dict()
+        if missing := len(sweep.signatures) - len(own):
+            states["new"] = states.get("new", 0) + missing
+        failed = own.run[own.state == "failed"]
+        reason = Run(runs_dir / failed.iloc[-1]).record().get("error") if len(failed) else None
+        best = 100 * own.accuracy_last[own.state == "finished"].max()
+        rows.append(
+            {
+                "sweep": sweep.name,
+                "date": time.strftime("%Y-%m-%d %H:%M", time.localtime(sweep.started)),
+                "done": f"{(own.state == 'finished').sum()}/{len(sweep.signatures)}",
+                "others": ", ".join(f"{count} {state}" for state, count in states.items()) or None,
+                "left": _left(own, missing, rates),
+                "best": best,
+                "failure": " ".join(str(reason).split()) if reason else None,
+                "command": sweep.command.removeprefix("launch.py ").removeprefix("-m "),
+            }
+        )
+    table = pd.DataFrame(rows, columns=["sweep", "date", "done", "others", "left", "best", "failure", "command"])
+    return table.drop(columns=[column for column in ("others", "left", "failure") if table[column].isna().all()])
+
+
+def _left(own: pd.DataFrame, missing: int, rates: pd.Series) -> str | None:
+    """How long the unfinished runs of a sweep take; None where nothing is left or nothing like it was measured."""
+    todo = own[own.state.isin(["running", "queued", "new", "interrupted"])]
+    whole = own.epochs.astype(float) * own.signed_config.map(cost_key).map(rates)
+    seconds = (todo.epochs.astype(float) - todo.epochs_done.astype(float).fillna(0)) * todo.signed_config.map(
+        cost_key
+    ).map(rates)
+    total = float(seconds.sum()) + missing * float(whole.median() if whole.notna().any() else 0.0)
+    return duration(total / max(1, int((own.state == "running").sum()))) if total > 0 else None
+
+
+def run_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row for each run: run, state, epochs_done, epochs, accuracy (%, rule last), seconds, and labels where set."""
+    columns = ["run", "state", "epochs_done", "epochs", "accuracy", "seconds"]
+    labels = [column for column in ("tags", "note") if runs[column].any()]
+    return runs.assign(accuracy=100 * runs.accuracy_last)[[*columns, *labels]]
