@@ -1,18 +1,23 @@
 """Execute the notebooks of this folder on some runs: python analysis/render.py RUNS [name ...]
 
-Leaves an executed copy and a page (HTML) of each in analysis/rendered/, and what the notebooks themselves write. One
-that cannot be executed is reported with its reason, and the others go on.
+Leaves an executed copy and a page (HTML) of each in analysis/rendered/, and what the notebooks themselves write. Where
+the runs lack what a notebook shows, its page says what is missing and how to get it. A notebook that fails is reported
+with its reason, and the others are rendered. Pages hold no scripts: names in runs come from others.
 """
 
 from __future__ import annotations
 
+import html
+import re
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
+from traitlets.config import Config
 
 HERE = Path(__file__).resolve().parent
 
@@ -24,11 +29,25 @@ def render(path: Path, folder: Path, **parameters: str) -> None:
     injected = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
     notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(injected))
     resources = {"metadata": {"path": str(path.parent.parent)}}
-    NotebookClient(notebook, timeout=3600, kernel_name="python3", resources=resources).execute()
+    with TemporaryDirectory(
+        prefix="kernel"
+    ) as scratch:  # its kernel takes no messages by TCP, which anybody on this machine may send
+        config = Config({"ConnectionFileMixin": {"transport": "ipc", "ip": f"{scratch}/ipc"}})
+        client = NotebookClient(notebook, timeout=3600, kernel_name="python3", resources=resources, config=config)
+        client.execute()
     folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, folder / path.name)
-    page, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook)
+    page, _ = HTMLExporter(embed_images=True, sanitize_html=True).from_notebook_node(notebook)
+    page = re.sub(r"<script\b.*?</script\s*>", "", page, flags=re.DOTALL | re.IGNORECASE)
     (folder / f"{path.stem}.html").write_text(page, encoding="utf-8")
+
+
+def say_missing(name: str, folder: Path, sentence: str) -> None:
+    """A page in place of a notebook's, for runs that lack what the notebook shows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = f"<h1>{name}</h1>\n<p>{html.escape(sentence)}</p>"
+    page = f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{name}</title>\n{words}\n</html>\n'
+    (folder / f"{name}.html").write_text(page, encoding="utf-8")
 
 
 def main(runs_dir: str, *names: str) -> int:
@@ -40,6 +59,10 @@ def main(runs_dir: str, *names: str) -> int:
             render(path, HERE / "rendered", runs_dir=str(Path(runs_dir).resolve()))
             print(f"{path.stem}: analysis/rendered/{path.stem}.html")
         except CellExecutionError as error:
+            if error.ename == "ValueError":  # the sentence of our own functions
+                say_missing(path.stem, HERE / "rendered", error.evalue)
+                print(f"{path.stem}: analysis/rendered/{path.stem}.html says what is missing: {error.evalue}")
+                continue
             failed += 1
             print(f"{path.stem}: not executed, {error.ename}: {error.evalue}", file=sys.stderr)
     return int(failed > 0)

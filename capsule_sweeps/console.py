@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+PIP_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "PyYAML", "wandb_workspaces": "wandb-workspaces"}
+
 
 def console() -> Console:
     """The one console. Where there is no terminal its width is fixed, so that tables in log files are not squeezed."""
@@ -38,6 +40,12 @@ def wide(letters: int = 10_000) -> Iterator[None]:
 def plain_text(text: str) -> Text:
     """Text for a table, without markup and without control characters: names and errors come from files."""
     return Text("".join(letter for letter in text if letter == "\n" or letter.isprintable()))
+
+
+def missing_package(error: ModuleNotFoundError) -> str:
+    """A sentence on a package that is not installed, with the command that installs it."""
+    name = (error.name or "unknown").partition(".")[0]
+    return f"the package {name} is not installed: pip install {PIP_NAMES.get(name, name)}"
 
 
 class ConsoleHandler(logging.Handler):

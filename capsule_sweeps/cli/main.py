@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-import argcomplete
-
 from capsule_sweeps import __version__, cli
-from capsule_sweeps.console import wide
+from capsule_sweeps.console import missing_package, wide
 from capsule_sweeps.launchers.terminal import write_any_text
 
 
@@ -36,8 +34,14 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
 def main() -> None:
     write_any_text()
     words = sys.argv[1:]
-    parser = make_parser(words[0] if words else None)
-    argcomplete.autocomplete(parser)
+    try:
+        parser = make_parser(words[0] if words else None)
+    except ModuleNotFoundError as error:
+        sys.exit(f"Error: {missing_package(error)}")
+    with suppress(ModuleNotFoundError):  # completion is for those who have installed it
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     (commands,) = [action.choices for action in parser._actions if action.dest == "command" and action.choices]
     own = commands.get(words[0]) if words else None  # type: ignore[attr-defined]
     # Options may stand before, between and after overrides, which argparse does not allow behind a subparser
@@ -49,6 +53,8 @@ def main() -> None:
             arguments.function(arguments)
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has seen enough
+    except ModuleNotFoundError as error:
+        sys.exit(f"Error: {missing_package(error)}")
     except (ValueError, OSError) as error:
         sys.exit(f"Error: {error}")
     except KeyboardInterrupt:

@@ -32,6 +32,7 @@ from capsule_sweeps.config.errors import one_sentence
 from capsule_sweeps.config.points import MAX_RUNS, sweep_points
 from capsule_sweeps.config.trust import check_hydra
 from capsule_sweeps.config.yaml_files import check_files, check_spelling
+from capsule_sweeps.console import missing_package
 from capsule_sweeps.launchers.launch import Launcher as RunLauncher
 from capsule_sweeps.launchers.launch import find_launcher, launch
 from capsule_sweeps.launchers.seeds import MAX_SEEDS, MIN_SEEDS, Procedure, group_seeds, launch_seeds
@@ -216,6 +217,8 @@ def user_errors() -> Iterator[None]:
     try:
         with one_sentence():
             yield
+    except ModuleNotFoundError as error:
+        sys.exit(f"Error: {missing_package(error)}")
     except (ValueError, OSError, Busy) as error:
         sys.exit(f"Error: {error}")
     except KeyboardInterrupt:

@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
+from capsule_sweeps.console import PIP_NAMES
 from capsule_sweeps.data.cache import Identity
 from capsule_sweeps.data.open import identify
 from capsule_sweeps.runs.plan import PlannedRun
@@ -263,6 +265,16 @@ def step(config: DictConfig) -> str:
     )
 
 
+def packages(_: DictConfig) -> str:
+    """Packages that only some commands need."""
+    missing = [
+        name for name in ("wandb", "submitit", "sklearn", "matplotlib", "argcomplete") if find_spec(name) is None
+    ]
+    if missing:
+        raise ValueError(f"not installed: pip install {' '.join(PIP_NAMES.get(name, name) for name in missing)}")
+    return "wandb, submitit, scikit-learn, matplotlib and argcomplete are installed"
+
+
 def tracked(config: DictConfig) -> str:
     return tracker_class(config).check(config)
 
@@ -275,5 +287,6 @@ CHECKS = (
     Check("stack", stack, before_launch=("model", "dataset")),
     Check("data", data),  # `preflight` opens them itself, to compare them with those of runs that exist
     Check("training step", step),
+    Check("packages", packages),
     Check("tracking", tracked),
 )

@@ -6,6 +6,7 @@ important columns are left out and named beneath it, and words are shortened in 
 
 from __future__ import annotations
 
+import html
 import re
 from typing import Any, Literal
 
@@ -155,7 +156,8 @@ def _cell(value: Any) -> str:
 
 
 def _md(cell: str) -> str:
-    text = cell.replace("|", "\\|")
+    """A cell of a Markdown table, in which names from others are no HTML and end no row."""
+    text = html.escape(" ".join(cell.splitlines()), quote=False).replace("\\", "\\\\").replace("|", "\\|")
     return f"**{text}**" if isinstance(cell, Best) else text
 
 

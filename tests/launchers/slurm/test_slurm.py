@@ -69,7 +69,7 @@ def states():
 
 def submission():
     """The newest one and its job.json."""
-    path = max(Path("runs/.jobs").glob("sweep-*/job.json"), key=lambda path: path.stat().st_mtime)
+    path = max(Path("runs/.jobs").glob("*/job.json"), key=lambda path: path.stat().st_mtime)
     return path.parent.name, json.loads(path.read_text())
 
 

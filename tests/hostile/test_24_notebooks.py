@@ -1,0 +1,56 @@
+"""Rendered notebooks show names from runs as text and load nothing from a network; their kernel does not use TCP."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import nbformat
+import pandas as pd
+import pytest
+
+from capsule_sweeps.results.render import render as table
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = "<script>document.title=1</script>"
+IMAGE = """<img src=x onerror="document.title='PWNED'">"""
+
+
+@pytest.fixture(scope="module")
+def rendering(tmp_path_factory) -> ModuleType:
+    """analysis/render.py beside two notebooks of its own."""
+    here = tmp_path_factory.mktemp("n") / "analysis"
+    here.mkdir()
+    (here / "render.py").write_text((ROOT / "analysis" / "render.py").read_text())
+    parameters = nbformat.v4.new_code_cell("runs_dir = 'runs'", metadata={"tags": ["parameters"]})
+    asked = "import json, ipykernel\njson.loads(ipykernel.get_connection_info())['transport']"
+    shown = f"from IPython.display import HTML, Markdown\\nMarkdown({IMAGE + SCRIPT!r})".replace("\\n", "\n")
+    for name, cells in (
+        ("hostile", [asked, shown, f"HTML({SCRIPT + IMAGE!r})"]),
+        ("lacking", ["raise ValueError('<b>no ablation')"]),
+    ):
+        notebook = nbformat.v4.new_notebook(cells=[parameters, *map(nbformat.v4.new_code_cell, cells)])
+        nbformat.write(notebook, here / f"{name}.ipynb")
+    spec = importlib.util.spec_from_file_location("rendering", here / "render.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_pages_are_text_and_nobody_else_reaches_the_kernel(rendering, tmp_path, capfd) -> None:
+    assert rendering.main(str(tmp_path)) == 0, "what is missing is no failure"
+    said = capfd.readouterr()
+    assert "lacking.html says what is missing: <b>no ablation" in said.out and "TCP" not in said.err
+    page = (rendering.HERE / "rendered" / "hostile.html").read_text()
+    assert not re.search("<script|<img[^>]*onerror|cdnjs", page, re.IGNORECASE)
+    executed = nbformat.read(rendering.HERE / "rendered" / "hostile.ipynb", as_version=4)
+    assert executed.cells[2].outputs[0].data["text/plain"] == "'ipc'"
+    assert "<p>&lt;b&gt;no ablation</p>" in (rendering.HERE / "rendered" / "lacking.html").read_text()
+
+
+def test_cells_of_a_markdown_table_are_text() -> None:
+    lines = table(pd.DataFrame([{"dataset": f"a|b\\|c\n{IMAGE}&"}]), "md").splitlines()
+    assert lines[2].startswith(r"| a\|b\\\|c &lt;img src=x onerror=") and lines[2].endswith("&gt;&amp; |")
