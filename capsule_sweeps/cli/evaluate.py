@@ -1,28 +1,84 @@
-"""Measure a run's weights on test images: accuracy, loss, confusion, calibration; the run is not changed."""
+"""Measure the weights of runs on test images, also moved, attacked or corrupted; the runs are not changed.
+
+One run under one condition is shown with its classes and calibration, several runs or conditions as a table.
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from os import sep
+from typing import Any
 
-from capsule_sweeps.cli import add_format, add_overrides, add_run, path
+from capsule_sweeps.cli import add_format, add_runs, path
+
+
+def _list(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    return lambda text: [kind(word) for word in text.split(",")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run(parser)
-    about = "dataset.test_shift=2 dataset.test_rotation=15 dataset.affine_test=true dataset=… data_dir=… device=…"
-    add_overrides(parser, about)
+    add_runs(parser)
+    parser.epilog = (
+        "Words that begin with dataset, data_dir or device are overrides, where several values are conditions: "
+        "dataset.test_shift=0,2,4 dataset.test_rotation=15 dataset.affine_test=true dataset=… "
+    )
     parser.add_argument("--num-routing", metavar="1,2,3", help="routing iterations (those it was trained with)")
     order = "take the classes of the images for those of the run in their order, whatever their names"
     parser.add_argument("--classes-in-order", action="store_true", help=order)
+    about = "adversarial images: fgsm, pgd or both, beside the clean ones"
+    parser.add_argument("--attack", type=_list(str), default=[], metavar="NAMES", help=about)
+    about = "largest change of a pixel by an attack, black 0 and white 1 (0.1)"
+    parser.add_argument("--epsilon", type=_list(float), default=[], metavar="0.1,0.2", help=about)
+    about = "corrupted images of CIFAR-10-C from DATA_DIR/CIFAR-10-C: names, or all"
+    parser.add_argument("--corruption", type=_list(str), default=[], metavar="NAMES", help=about)
+    parser.add_argument("--severity", type=_list(int), default=[], metavar="1,3,5", help="of corruptions (1 to 5)")
+    parser.add_argument("--confusion", action="store_true", help="also what the images of each class were taken for")
     add_format(parser)
-    parser.add_argument("--figure", type=path, metavar="PATH", help="confusion matrices, PATH.png and .pdf")
+    about = "PATH.png and .pdf: confusion matrices of one run, or curves over the condition that has several numbers"
+    parser.add_argument("--figure", type=path, metavar="PATH", help=about)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from capsule_sweeps.evaluation.evaluate import evaluate, parse_iterations
-    from capsule_sweeps.runs.select import find_run
+    from capsule_sweeps.evaluation import many
+    from capsule_sweeps.evaluation.evaluate import TAKEN, evaluate, parse_iterations
+    from capsule_sweeps.runs.frame import runs_frame
+    from capsule_sweeps.runs.run import Run
+    from capsule_sweeps.runs.select import find_run, select
 
-    found = find_run(arguments.runs_dir, arguments.run)
+    is_override = [word.lstrip("+~").partition("=")[0].split(".")[0] in TAKEN for word in arguments.runs]
+    overrides = [word for word, own in zip(arguments.runs, is_override, strict=True) if own]
+    words = [word for word, own in zip(arguments.runs, is_override, strict=True) if not own]
+    if not words:
+        raise ValueError("evaluate needs runs: a name, the beginning of a signature, a sweep, a filter, or all")
     iterations = parse_iterations(arguments.num_routing)
-    options = arguments.format, arguments.figure, arguments.classes_in_order
-    print(evaluate(found, arguments.overrides, iterations, *options))
+    harder = arguments.attack, arguments.epsilon, arguments.corruption, arguments.severity
+    asked = many.conditions(overrides, *harder)
+    runs_dir = arguments.runs_dir
+    if len(words) == 1 and sep in words[0]:
+        found = find_run(runs_dir, words[0])
+        runs_dir, runs = found.folder.parent, runs_frame([found])
+    else:
+        runs = select(runs_dir, [] if words == ["all"] else words)
+    if len(runs) == len(asked) == 1 and asked[0].attack is None:
+        options = arguments.format, arguments.figure, arguments.classes_in_order, arguments.confusion
+        print(evaluate(Run(runs_dir / runs.run[0]), overrides, iterations, *options))
+        return
+    if arguments.confusion:
+        raise ValueError(
+            "--confusion shows one run under one condition: name one run, and give each override one value"
+        )
+    trained = runs[runs.epochs_done.fillna(0) > 0].reset_index(drop=True)
+    if trained.empty:
+        raise ValueError("none of these runs has trained for an epoch: choose others")
+    frame = many.evaluate_many(trained, runs_dir, asked, iterations, arguments.classes_in_order)
+    print(many.show_many(frame, arguments.format))
+    if arguments.figure:
+        from capsule_sweeps.results.figures import accuracy_curves, save_as
+
+        over = many.abscissa(frame)
+        labels = [key for key in many.summary(frame).columns if key not in (over, "n", "accuracy", "±")]
+        labels = [key for key in labels if frame[key].nunique(dropna=False) > 1]
+        written = save_as(accuracy_curves(frame, over, labels), arguments.figure)
+        if arguments.format == "table":
+            print(f"Wrote {written[0]} and {written[1]}.")

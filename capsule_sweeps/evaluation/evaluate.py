@@ -63,6 +63,7 @@ def evaluate(
     form: str = "table",
     figure: Path | None = None,
     classes_in_order: bool = False,
+    confusion: bool = False,
 ) -> str:
     """The text that the command prints; draws the figure. Raises ValueError for what cannot be evaluated.
 
@@ -91,7 +92,10 @@ def evaluate(
             raise ValueError("--figure draws confusion matrices, which images with two labels do not have")
         written = save_as(confusion_figure(matrices, data.classes), figure)
         said.append(f"Wrote {written[0]} and {written[1]}.")
-    return show(run, config, data, found, form, [*notes(run, config, data, checkpoint, found), *said])
+    said = [*notes(run, config, data, checkpoint, found), *said]
+    if not (confusion or form == "json"):
+        found = [one._replace(confusion=None) for one in found]
+    return show(run, config, data, found, form, said)
 
 
 def parse_iterations(text: str | None) -> list[int]:

@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from capsule_sweeps.config.selection_rules import find_rule
 from capsule_sweeps.console import plain_text
 from capsule_sweeps.results.columns import differences_of, named, settings_frame, typed
+from capsule_sweeps.results.intervals import half_width
 from capsule_sweeps.results.render import shorten
 from capsule_sweeps.results.tables import accuracy_table, finished_runs
 
@@ -186,6 +187,26 @@ def training_curves(metrics: Mapping[str, pd.DataFrame]) -> Figure:
             *upper[0].get_legend_handles_labels(), loc="outside upper left", frameon=False, fontsize=5
         )
         legend.set_title("test full, training dotted; thin lines: learning rate changes")
+    return figure
+
+
+def accuracy_curves(frame: pd.DataFrame, over: str, labels: Sequence[str]) -> Figure:
+    """Accuracy in % against the numeric column `over`: one curve for each combination of the columns `labels`, with the
+    95 % interval over seeds as bars (none for one seed)."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(COLUMN_WIDTH, 2.6), layout="constrained")
+        axes = figure.subplots()
+        groups = frame.groupby(list(labels), dropna=False, sort=False) if labels else [((), frame)]
+        for number, (names, rows) in enumerate(groups):
+            found = rows.groupby(over).accuracy.agg(["mean", "std", "count"])
+            label = ", ".join(f"{key}={name}" for key, name in zip(labels, names, strict=True) if not pd.isna(name))
+            bars = half_width(found["std"], found["count"])
+            color = COLORS[number % len(COLORS)]
+            axes.errorbar(found.index, found["mean"], bars, label=label or None, color=color, marker=".", capsize=2)
+        axes.set_xlabel(over)
+        axes.set_ylabel("test accuracy (%)")
+        if labels:
+            figure.legend(loc="outside upper left", frameon=False, fontsize=6)
     return figure
 
 

@@ -1,0 +1,197 @@
+"""Several runs under several conditions in one table: `evaluate SELECTION dataset.test_shift=0,2,4 --attack fgsm`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from omegaconf import DictConfig
+from torch import nn
+
+from capsule_sweeps.config.points import sweep_points
+from capsule_sweeps.console import bar
+from capsule_sweeps.data.load import Data
+from capsule_sweeps.evaluation.class_names import match_classes
+from capsule_sweeps.evaluation.evaluate import batch_logits, load_test_data
+from capsule_sweeps.evaluation.robustness import ATTACKS, CORRUPTIONS, corrupted
+from capsule_sweeps.evaluation.weights import load_checkpoint
+from capsule_sweeps.networks.capsnet import CapsNet
+from capsule_sweeps.results.columns import settings_frame, short_names
+from capsule_sweeps.results.intervals import half_width
+from capsule_sweeps.results.render import render
+from capsule_sweeps.runs.run import Run
+from capsule_sweeps.training.evaluation import evaluation_batch, num_correct
+
+
+class Condition(NamedTuple):
+    """Overrides of the data set, and what makes its test images harder."""
+
+    overrides: tuple[str, ...] = ()
+    attack: str | None = None
+    epsilon: float = 0.0
+    corruption: str | None = None
+    severity: int = 0
+
+
+def conditions(
+    overrides: Sequence[str],
+    attacks: Sequence[str] = (),
+    epsilons: Sequence[float] = (),
+    corruptions: Sequence[str] = (),
+    severities: Sequence[int] = (),
+) -> list[Condition]:
+    """Every combination of the values that overrides give, each clean, under each attack and under each corruption.
+
+    Raises ValueError for an unknown attack or corruption, and for values out of range.
+    """
+    for word, known in ((attacks, tuple(ATTACKS)), (corruptions, (*CORRUPTIONS, "all"))):
+        for name in word:
+            if name not in known:
+                option = "--attack" if known == tuple(ATTACKS) else "--corruption"
+                raise ValueError(f"{option} {name} is unknown: set it to one of {', '.join(known)}")
+    for epsilon in epsilons:
+        if not 0 < epsilon <= 1:
+            raise ValueError(
+                f"--epsilon {epsilon:g} is out of range: black is 0 and white is 1, so set it above 0, up to 1"
+            )
+    for severity in severities:
+        if not 1 <= severity <= 5:
+            raise ValueError(f"--severity {severity} is out of range: set it to 1 to 5")
+    if epsilons and not attacks:
+        raise ValueError("--epsilon has no effect without --attack: add --attack fgsm or --attack pgd")
+    if severities and not corruptions:
+        raise ValueError("--severity has no effect without --corruption: add --corruption all, or names")
+    if "all" in corruptions:
+        corruptions = CORRUPTIONS
+    harder = [{"attack": name, "epsilon": size} for name, size in itertools.product(attacks, epsilons or (0.1,))]
+    harder += [
+        {"corruption": name, "severity": severity}
+        for name, severity in itertools.product(corruptions, severities or range(1, 6))
+    ]
+    points = [tuple(point) for point in sweep_points(list(overrides))]
+    return [Condition(point, **own) for point in points for own in [{}, *harder]]  # type: ignore[arg-type]
+
+
+def evaluate_many(
+    runs: pd.DataFrame,
+    runs_dir: Path,
+    asked: Sequence[Condition],
+    iterations: Sequence[int] = (),
+    classes_in_order: bool = False,
+) -> pd.DataFrame:
+    """A row for each run, condition and number of iterations: run, seed, group, the settings that tell the runs apart,
+    the conditions that vary, num_routing, images, and accuracy in percent.
+
+    Raises ValueError for a run without a checkpoint, and for images that do not fit a model.
+    """
+    settings = settings_frame(runs)
+    rows = []
+    with bar("evaluating", len(runs) * len(asked)) as advance:
+        for index, row in runs.iterrows():
+            run = Run(runs_dir / row.run)
+            model, trained, _ = load_checkpoint(run.folder)
+            loaded: dict[tuple[str, ...], tuple[DictConfig, Data]] = {}
+            for condition in asked:
+                if condition.overrides not in loaded:
+                    config, data = load_test_data(trained, condition.overrides)
+                    if classes := run.record().get("classes"):
+                        data = match_classes(data, classes, classes_in_order)
+                    loaded = {condition.overrides: (config, data)}  # of one at a time: images take memory
+                config, data = loaded[condition.overrides]
+                if condition.corruption:
+                    data = corrupted(data, Path(config.data_dir), condition.corruption, condition.severity)
+                iterates = isinstance(model, CapsNet) and model.capsules.class_routing.iterates
+                for number in (iterations or [int(trained.model.num_routing)]) if iterates else [None]:
+                    if number is not None:
+                        model.capsules.num_routing = number  # type: ignore[union-attr]
+                    accuracy = 100 * _accuracy(model, config, data, condition)
+                    found = {"run": row.run, "seed": row.seed, "group": row.group, **settings.loc[index]}
+                    found |= {**_columns(condition), "num_routing": number, "images": len(data.test)}
+                    rows.append({**found, "accuracy": accuracy})
+                advance(1)
+    frame = pd.DataFrame(rows)
+    keys = [key for key in frame if "=" not in key and key in {name for one in asked for name in _columns(one)}]
+    constant = [key for key in keys if frame[key].nunique(dropna=False) == 1]
+    frame = frame.drop(columns=constant).rename(
+        columns=short_names([key for key in keys if key not in constant], frame)
+    )
+    return frame.astype({"num_routing": "Int64"})
+
+
+def _columns(condition: Condition) -> dict[str, Any]:
+    words = dict(word.lstrip("+~").split("=", 1) for word in condition.overrides)
+    found: dict[str, Any] = {key: _number(value) for key, value in words.items()}
+    if condition.corruption:
+        return {
+            **found,
+            "attack": None,
+            "epsilon": None,
+            **{"corruption": condition.corruption, "severity": condition.severity},
+        }
+    return {**found, "attack": condition.attack, "epsilon": condition.epsilon, "corruption": None, "severity": None}
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        return text
+
+
+def _accuracy(model: nn.Module, config: DictConfig, data: Data, condition: Condition) -> float:
+    """The share of test images that are named rightly."""
+    device = data.test.labels.device
+    model = model.to(device).eval()
+    size, right = evaluation_batch(config), 0
+    for first in range(0, len(data.test), size):
+        images, labels = data.test.images[first : first + size], data.test.labels[first : first + size]
+        if condition.attack:
+            shown = ATTACKS[condition.attack](
+                model, images.float() / 255, labels, condition.epsilon, data.normalization
+            )
+            images = 255 * shown
+        right += int(num_correct(batch_logits(model, config, images), labels, config.training.get("loss")))
+    return right / len(data.test)
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Over the seeds of each group: n, mean and half-width of the 95 % interval of the accuracies, in percent."""
+    keys = [key for key in frame if key not in ("run", "seed", "images", "accuracy")]
+    found = frame.groupby(keys, dropna=False, sort=False).accuracy.agg(["count", "mean", "std"]).reset_index()
+    table = found.drop(columns=["group", "count", "mean", "std"])
+    return table.assign(n=found["count"], accuracy=found["mean"], **{"±": half_width(found["std"], found["count"])})
+
+
+def show_many(frame: pd.DataFrame, form: str) -> str:
+    """`csv` and `json`: all rows, one per run and condition; `table` and `md`: the summary over seeds."""
+    if form in ("csv", "json"):
+        return render(frame.drop(columns="group"), form)
+    said = ["Test accuracy in %; ±: half-width of the 95 % interval (t) over n seeds, none for n = 1."]
+    if "epsilon" in frame:
+        said.append("epsilon: the largest change of a pixel, black 0 and white 1; 0 is the clean image.")
+    if "severity" in frame:
+        said.append("CIFAR-10-C: severity 1 to 5; rows without a corruption are clean images.")
+    table = summary(frame)
+    constant = [
+        key
+        for key in table
+        if key not in ("n", "accuracy", "±", "num_routing") and table[key].nunique(dropna=False) == 1
+    ]
+    caption = ", ".join(f"{key}={table[key].iloc[0]}" for key in constant if not pd.isna(table[key].iloc[0]))
+    return render(table.drop(columns=constant), form, title="Evaluation", caption=caption, note=" ".join(said))
+
+
+def abscissa(frame: pd.DataFrame) -> str:
+    """The numeric condition that is the horizontal axis of a figure. Raises ValueError for none or several."""
+    keys = [key for key in frame.columns[list(frame.columns).index("group") + 1 :] if key not in ("images", "accuracy")]
+    numeric = [key for key in keys if pd.api.types.is_numeric_dtype(frame[key]) and frame[key].nunique() > 1]
+    chosen = [key for key in numeric if key != "num_routing"] or numeric
+    if len(chosen) != 1:
+        raise ValueError(
+            f"--figure needs one numeric condition to draw over, and found {', '.join(chosen) or 'none'}: give one "
+            "several values, for instance dataset.test_shift=0,2,4"
+        )
+    return chosen[0]

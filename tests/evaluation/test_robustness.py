@@ -1,0 +1,125 @@
+"""Attacks by hand and as bounds, files of CIFAR-10-C, and several runs under several conditions in one table."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from capsule_sweeps.data.split import Data, Normalization, Split
+from capsule_sweeps.evaluation.many import conditions
+from capsule_sweeps.evaluation.robustness import ATTACKS, CORRUPTIONS, corrupted, fgsm
+
+PLAIN = Normalization((0.0,), (1.0,))
+
+
+class Linear(nn.Module):
+    """Two classes of one pixel: logits ± 3 (x − 0.5)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.flatten(1) - 0.5
+        return torch.cat([3 * x, -3 * x], 1)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks_move_each_pixel_against_its_class_by_epsilon_at_most(name) -> None:
+    images = torch.tensor([0.60, 0.60, 0.03]).view(3, 1, 1, 1)
+    labels = torch.tensor([0, 1, 0])
+    attacked = ATTACKS[name](Linear(), images, labels, 0.05, PLAIN)
+    assert attacked.flatten().tolist() == pytest.approx([0.55, 0.65, 0.0], abs=1e-6)  # and never beyond black
+    assert not attacked.requires_grad
+
+
+def test_the_gradient_is_that_of_the_normalised_image() -> None:
+    """With a mean and a deviation the sign stays the same; a pixel without influence stays where it is."""
+    images = torch.full((1, 1, 1, 2), 0.5)
+
+    class First(Linear):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images[..., :1])
+
+    attacked = fgsm(First(), images, torch.tensor([0]), 0.1, Normalization((0.3,), (0.2,)))
+    assert attacked.flatten().tolist() == pytest.approx([0.4, 0.5])
+
+
+def cifar10c(folder: Path) -> np.ndarray:
+    images = np.random.default_rng(1).integers(0, 256, (15, 32, 32, 3), dtype=np.uint8)
+    (folder / "CIFAR-10-C").mkdir()
+    np.save(folder / "CIFAR-10-C" / "fog.npy", images)
+    np.save(folder / "CIFAR-10-C" / "labels.npy", np.tile([3, 1, 2], 5))
+    return images
+
+
+def data(size: int = 32) -> Data:
+    split = Split(torch.zeros(3, 3, size, size, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
+    return Data(split, None, split, "", ("a", "b", "c", "d"), Normalization((0.0,) * 3, (1.0,) * 3))
+
+
+def test_corrupted_images_of_a_severity(tmp_path) -> None:
+    images = cifar10c(tmp_path)
+    found = corrupted(data(), tmp_path, "fog", 4).test
+    assert np.array_equal(found.images.permute(0, 2, 3, 1).numpy(), images[9:12]) and found.labels.tolist() == [3, 1, 2]
+    with pytest.raises(ValueError, match=r"snow needs .*copy the official files there"):
+        corrupted(data(), tmp_path, "snow", 1)
+    with pytest.raises(ValueError, match="does not fit the test images"):
+        corrupted(data(40), tmp_path, "fog", 1)
+
+
+def test_each_condition_is_there_once() -> None:
+    assert conditions(["dataset.test_shift=0,2"]) == [
+        ((one,), None, 0.0, None, 0) for one in ("dataset.test_shift=0", "dataset.test_shift=2")
+    ]
+    found = conditions([], ["fgsm", "pgd"], [0.1, 0.3])
+    assert [(one.attack, one.epsilon) for one in found] == [
+        (None, 0.0),
+        *(("fgsm", 0.1), ("fgsm", 0.3), ("pgd", 0.1), ("pgd", 0.3)),
+    ]
+    assert len(conditions([], corruptions=["all"])) == 1 + 15 * 5 and len(set(CORRUPTIONS)) == 15
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([], ["cw"]), "--attack cw is unknown"),
+        (([], ["fgsm"], [8.0]), "--epsilon 8 is out of range: black is 0 and white is 1"),
+        (([], [], [0.1]), "no effect without --attack"),
+        (([], [], [], ["rain"]), "--corruption rain is unknown"),
+        (([], [], [], ["fog"], [6]), "--severity 6 is out of range"),
+        (([], [], [], [], [1]), "no effect without --corruption"),
+    ],
+)
+def test_conditions_out_of_range_are_one_sentence(arguments, message) -> None:
+    with pytest.raises(ValueError, match=message) as failed:
+        conditions(*arguments)
+    assert len(str(failed.value).splitlines()) == 1
+
+
+def test_runs_and_conditions_in_one_table(launch, capsule_sweeps, runs, place) -> None:
+    """Accuracies are those of `evaluate` of one run under one condition; attacks lower them; no run changes."""
+    assert launch("-m", "seed=0,1", "num_routing=1,2", "training.epochs=4").code == 0
+    before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+    words = ["all", "dataset.test_shift=0,3", "--attack", "fgsm", "--epsilon", "0.2"]
+    ended = capsule_sweeps("evaluate", *words, "--format", "csv")
+    assert ended.code == 0, ended.err
+    rows = pd.read_csv(io.StringIO(ended.out))
+    assert len(rows) == 4 * 2 * 2 and set(rows.test_shift) == {0, 3} and set(rows.epsilon) == {0, 0.2}
+    name = rows.run[0]
+    alone = json.loads(capsule_sweeps("evaluate", name, "dataset.test_shift=3", "--format", "json").out)[0]
+    clean = rows[(rows.run == name) & (rows.test_shift == 3) & rows.attack.isna()]
+    assert clean.accuracy.item() == pytest.approx(alone["accuracy"])
+    means = rows.groupby(rows.attack.isna()).accuracy.mean()
+    assert means[False] < means[True]
+    table = capsule_sweeps("evaluate", *words, "--figure", "figures/attacked")
+    assert table.code == 1 and "needs one numeric condition" in table.err
+    table = capsule_sweeps("evaluate", "num_routing=1", "dataset.test_shift=0,3", "--figure", "figures/shifted")
+    assert table.code == 0 and Path("figures/shifted.png").is_file(), table.err
+    lines = [line for line in table.out.splitlines() if line.startswith("│")]
+    expected = rows[(rows.num_routing == 1) & rows.attack.isna()].groupby("test_shift").accuracy.mean()
+    assert len(lines) == 2 and all(f"{value:.2f}" in line for value, line in zip(expected, lines, strict=True))
+    assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before
