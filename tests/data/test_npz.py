@@ -217,5 +217,5 @@ def test_values_given_that_do_not_fit(tmp_path) -> None:
 def test_sources_are_found_by_the_name_of_their_file() -> None:
     assert find_source("npz") is npz
     for name in ("web", "__init__", "", "../load", "os"):
-        with pytest.raises(ValueError, match=r"is unknown; set it to one of folder, npz, sklearn, torchvision"):
+        with pytest.raises(ValueError, match=r"is unknown; set it to one of affnist, folder, npz, sklearn, "):
             find_source(name)
