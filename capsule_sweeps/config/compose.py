@@ -153,7 +153,7 @@ def compose_points(loader: Any, master: DictConfig | None, points: Sequence[Sequ
             configs.append(compose_point(point))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             own = " ".join(text for text in point if text not in common)
-            text = str(error) if isinstance(error, ValueError) else sentence(error)
+            text = str(error) if type(error) is ValueError else sentence(error)
             raise ValueError(f"{text} (at the point {own})" if own and own not in text else text) from error
     return configs
 
