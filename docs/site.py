@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-ORDER = ["index", "quickstart", "configuration", "data", "sweeps", "seeds", "cluster", "tracking", "results"]
-ORDER += ["run-folder", "performance", "published-code", "extending", "troubleshooting", "security", "glossary"]
+ORDER = ["index", "quickstart", "configuration", "data", "routings", "sweeps", "seeds", "cluster", "tracking"]
+ORDER += ["results", "sharing", "run-folder", "performance", "published-code", "extending", "troubleshooting", "security", "glossary"]
 
 
 def on_config(config: Any) -> Any:

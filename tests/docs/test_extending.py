@@ -5,6 +5,8 @@ import shlex
 import shutil
 from pathlib import Path
 
+from capsule_sweeps import __version__
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "extending.md"
 
@@ -30,6 +32,7 @@ def test_every_recipe_runs(tmp_path, place, python, tiny, runs) -> None:
     assert runs.record(capsnet)["signed_config"]["model.routing.sharpness"] == 2
     assert {"routing.sharp", "data.sources.stripes"} <= runs.record(capsnet)["attempts"][0]["code"].keys()
     assert "networks.linear" in runs.record(linear)["attempts"][0]["code"]
+    assert runs.record(linear)["attempts"][0]["versions"]["capsule_sweeps"] == __version__
     started = [runs.record(folder)["attempts"][0]["started"] for folder in (linear, capsnet)]
     assert started[1] < started[0], "the last of the plan was first"
     for folder in (linear, capsnet):
