@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import Any
 
 ORDER = ["index", "quickstart", "configuration", "data", "routings", "sweeps", "seeds", "cluster", "tracking"]
-ORDER += ["results", "sharing", "run-folder", "performance", "published-code", "extending", "troubleshooting", "security", "glossary"]
+ORDER += [
+    "results",
+    "sharing",
+    "run-folder",
+    "performance",
+    "published-code",
+    "extending",
+    "troubleshooting",
+    "security",
+    "glossary",
+]
 
 
 def on_config(config: Any) -> Any:

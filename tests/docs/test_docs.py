@@ -16,11 +16,16 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+def page_text(page: Path) -> str:
+    """The text of a page, with commands of several lines in one."""
+    return re.sub(r"\\\n\s*", "", page.read_text())
+
+
 def commands(start: str) -> list[str]:
     """The commands of all pages that begin so, without comments and the marks of optional words."""
     found: dict[str, None] = {}
     for page in PAGES:
-        for line in re.findall(rf"^ {{4,}}({re.escape(start)}.*)", page.read_text(), flags=re.MULTILINE):
+        for line in re.findall(rf"^ {{4,}}({re.escape(start)}.*)", page_text(page), flags=re.MULTILINE):
             command = re.sub(r"\s{2,}\S.*|\s+#.*", "", line)
             found[re.sub(r"[\[\]]", "", command) if " [--" in command else command] = None
     assert found
