@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-CHECKS = ["runs_dir", "lock", "disk space", "device", "stack", "data", "training step", "tracking"]
+CHECKS = ["runs_dir", "lock", "disk space", "device", "stack", "data", "training step", "packages", "tracking"]
 
 
 @pytest.fixture
