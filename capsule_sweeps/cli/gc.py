@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"Nothing to remove in {arguments.runs_dir}.")
         return
     for path, _, _ in found if arguments.yes else []:
-        remove(path)
+        remove(path, arguments.runs_dir)
     table = pd.DataFrame([{"path": str(path), "why": reason, "MB": size / 1e6} for path, reason, size in found])
     entries = f"{len(found)} {'entry' if len(found) == 1 else 'entries'}, {table.MB.sum():,.1f} MB"
     said = f"Removed {entries}." if arguments.yes else f"Nothing is removed without --yes: {entries}."

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from capsule_sweeps.config.selection_rules import find_rule
 from capsule_sweeps.networks.build import build_model
-from capsule_sweeps.runs.files import read_json
 from capsule_sweeps.runs.record import read_record
+from capsule_sweeps.runs.run import Run
 from capsule_sweeps.training.checkpoint import BEST, bytes_needed, load_tensors
 
 WEIGHTS = ("last", "ema", "best")  # of the last epoch, their average over the steps, of the best epoch
@@ -67,14 +67,14 @@ def read_best(folder: Path, model: nn.Module) -> dict[str, Any] | None:
 def load_checkpoint(folder: Path) -> tuple[nn.Module, DictConfig, dict[str, Any]]:
     """The model with the weights of the last epoch, its config, and all that is in checkpoint.pt, which a running
     process may replace meanwhile. Raises as `load_trained`."""
-    path = folder / "checkpoint.pt"
+    run, path = Run(folder), folder / "checkpoint.pt"
     if not path.is_file():
         raise ValueError(f"{folder} has no checkpoint.pt: choose a run that has trained for an epoch")
     try:
-        config = DictConfig(OmegaConf.load(folder / "config.yaml"))
+        config = run.config()
         config.training.compile, config.device = "off", "cpu"
         if config.dataset.mean is None:  # it was measured
-            measured = read_json(folder / "run.json")["normalization"]
+            measured = run.record()["normalization"]
             config.dataset.mean, config.dataset.std = measured["mean"], measured["std"]
         model = build_model(config)
     except Exception as error:
@@ -84,6 +84,9 @@ def load_checkpoint(folder: Path) -> tuple[nn.Module, DictConfig, dict[str, Any]
         for key in ("ema", "model"):  # the average, too, must fit
             if key != "ema" or key in checkpoint:
                 model.load_state_dict(checkpoint[key])
+        epochs = (config.get("training") or {}).get("epochs")  # an imported run has none
+        if (folder / "summary.json").exists() and epochs is not None and checkpoint["epoch"] != epochs:
+            raise ValueError(f"it is of epoch {checkpoint['epoch']} of a finished run with {epochs} epochs")
     except Exception as error:
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:200]})") from error
     return model.eval(), config, checkpoint

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from capsule_sweeps.runs.lock import other_host, process_here
+from capsule_sweeps.runs.lock import launcher_here, other_host
 from capsule_sweeps.runs.queue import find_queue
 from capsule_sweeps.runs.run import Run
 
@@ -21,7 +21,7 @@ def cancel(runs_dir: Path, runs: pd.DataFrame, sweeps: Sequence[str]) -> list[st
     """
     said = []
     for name in sweeps:
-        pid = process_here(runs_dir / ".sweeps" / f"{name}.json")
+        pid = launcher_here(runs_dir / ".sweeps" / f"{name}.json")
         if pid is not None and pid != os.getpid():
             try:
                 os.kill(pid, signal.SIGTERM)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from capsule_sweeps.console import Display
 from capsule_sweeps.launchers.pool import Slot, make_slots, run_pool
-from capsule_sweeps.runs.lock import owner
+from capsule_sweeps.runs.lock import hold, owner
 from capsule_sweeps.runs.machine import busy_hint
 from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.run import Busy
@@ -50,7 +50,7 @@ class Launcher:
         if not todo:
             return 0
         sweep = record_sweep(plan, owner())
-        with stop_signals() as stop:
+        with hold(todo[0].run.folder.parent / ".sweeps" / f"{sweep}.json"), stop_signals() as stop:
             if len(self.slots) == 1:
                 run_here(todo, sweep, stop)
             else:

@@ -21,6 +21,7 @@ from capsule_sweeps.runs.plan import Policy
 from capsule_sweeps.runs.queue import SUBMISSION, Entry
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import signature, signed_config
+from capsule_sweeps.runs.stored import plain_config
 from capsule_sweeps.runs.where import lost
 from capsule_sweeps.tracking.base import distrust
 
@@ -87,15 +88,11 @@ def same_launcher(entry: Entry, name: str) -> QueueLauncher | None:
 
 def stored_config(runs_dir: Path, name: str) -> DictConfig:
     """The configuration that a run was made with. Raises ValueError when it is damaged or was edited."""
-    run, path = Run(runs_dir / name), runs_dir / name / "config.yaml"
-    try:
-        queued = run.queue_entry().get("config")  # all there is of a run whose job ended before it started
-        stored = queued if queued and not path.exists() else OmegaConf.to_container(OmegaConf.load(path))
-        config = check(OmegaConf.create(stored))  # type: ignore[arg-type]
-    except Exception as error:
-        raise ValueError(f"{path} cannot be used ({' '.join(str(error).split())}); run it from scratch") from error
+    run = Run(runs_dir / name)
+    queued = run.queue_entry().get("config")  # all there is of a run whose job ended before it started
+    config = check(plain_config(queued)) if queued and not (run.folder / "config.yaml").exists() else run.config()
     run.compare(signed_config(config), run.record())
     if signature(signed_config(config)) != name[-8:]:
-        raise ValueError(f"{path} describes another run than {name}: it was edited; bring the old one back")
+        raise ValueError(f"{run.folder / 'queued.json'} describes another run than {name}: run it from scratch")
     config.runs_dir = str(runs_dir)
     return config

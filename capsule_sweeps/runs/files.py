@@ -6,8 +6,10 @@ import errno
 import json
 import logging
 import os
+import re
+import secrets
 import stat
-import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,18 +18,36 @@ log = logging.getLogger(__name__)
 
 MAX_BYTES = 16 * 2**20  # of a JSON file
 TAIL_BYTES = 2**16
+TEMPORARY = re.compile(r"\.(.+)\.(attempt-\d+|\d+)\.[0-9a-f]+\.tmp")  # file, writer
+NO_LINK = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file whole: write beside it, flush to the disk, rename."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+def write_atomic(path: Path, data: bytes, writer: str = "", check: Callable[[], None] | None = None) -> None:
+    """Replace a file whole: write beside it, flush to the disk, rename.
+
+    `writer` is part of the temporary file's name (the process, else), `check` is called right before the rename.
+    """
+    replace_file(path, data, writer, check).close()
+
+
+def replace_file(path: Path, data: bytes, writer: str = "", check: Callable[[], None] | None = None) -> BinaryIO:
+    """`write_atomic`, and the new file, open for more. Whoever replaces it in turn, the open file stays the old one."""
+    beside = temporary(path, writer)
+    file = None
     try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        file = open(_create(beside), "wb")  # noqa: SIM115
+        share(beside, file.fileno())
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        if check is not None:
+            check()
         os.replace(beside, path)
+        return file
     except BaseException as error:
+        if file is not None:
+            with suppress(OSError):  # what a full disk did not take
+                file.close()
         with suppress(OSError):
             beside.unlink()
         if isinstance(error, OSError):  # a full disk does not say which file
@@ -35,16 +55,72 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise
 
 
-def append_line(path: Path, line: str) -> None:
+def temporary(path: Path, writer: str = "") -> Path:
+    """A new name beside a file that nobody can foresee; `garbage` knows names of this form."""
+    return path.with_name(f".{path.name}.{writer or os.getpid()}.{secrets.token_hex(8)}.tmp")
+
+
+def remove_temporary(folder: Path, is_dead: Callable[[str], bool]) -> None:
+    """Remove the temporary files of the writers that are dead: the renames that they may still try then fail."""
+    for name in os.listdir(folder):
+        if (found := TEMPORARY.fullmatch(name)) and is_dead(found[2]):
+            (folder / name).unlink(missing_ok=True)
+
+
+def open_append(path: Path) -> int:
+    """A descriptor that appends to a regular file, made if there is none. Raises ValueError for any other file."""
     try:
-        with open(path, "a") as file:
-            file.write(line + "\n")
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_LINK, 0o666)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a pipe that nobody reads
+            raise ValueError(f"{path} is not a regular file: remove it") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{path} is not a regular file: remove it")
+    share(path, descriptor)
+    return descriptor
+
+
+def make_folder(path: Path) -> Path:
+    """A folder, made if there is none, in a shared folder shared as well. Raises ValueError where it is a link."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir()
+        share(path)
+    except FileExistsError:
+        if path.is_symlink() or not path.is_dir():
+            kind = "a link" if path.is_symlink() else "a file"
+            raise ValueError(f"{path} is {kind} and must be a folder: remove it") from None
+    return path
+
+
+def share(path: Path, descriptor: int | None = None) -> None:
+    """Give what was made in a folder that its group may write to the same group: setgid and write, whatever the umask.
+
+    Nothing changes in a folder that all others may write to as well, where this would open files to everybody.
+    """
+    around, own = path.parent.stat().st_mode, os.stat(path if descriptor is None else descriptor)
+    if own.st_uid != os.geteuid() or not around & stat.S_IWGRP or around & stat.S_IWOTH:
+        return
+    wanted = stat.S_IMODE(own.st_mode) | stat.S_IRGRP | stat.S_IWGRP
+    if stat.S_ISDIR(own.st_mode):
+        wanted |= stat.S_IXGRP | (around & stat.S_ISGID)
+    if wanted != stat.S_IMODE(own.st_mode):
+        with suppress(OSError):  # a file system without modes
+            os.chmod(path if descriptor is None else descriptor, wanted)
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK, 0o666)
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, (json.dumps(value, indent=1, default=str) + "\n").encode())
+    write_atomic(path, to_json(value))
+
+
+def to_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, default=str) + "\n").encode()
 
 
 def read_file(path: Path, most: int) -> bytes:
@@ -70,8 +146,9 @@ def last_lines(path: Path, count: int) -> list[str]:
 
 
 def open_regular(path: Path) -> BinaryIO:
+    """A regular file, open for reading. Raises ValueError for a link, a pipe or a device."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | NO_LINK)
     except OSError as error:
         raise ValueError("it is a link") if error.errno == errno.ELOOP else error from None
     file = open(descriptor, "rb")  # noqa: SIM115
@@ -83,16 +160,16 @@ def open_regular(path: Path) -> BinaryIO:
 
 def create_json(path: Path, value: Any) -> None:
     """Like `write_json`, for a new file that appears whole or not at all. Raises FileExistsError when there is one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    beside = temporary(path)
     write_json(beside, value)
     try:
         os.link(beside, path)
     except FileExistsError:
         raise
     except OSError:  # a file system without links: creation is exclusive as well, and a failed write leaves nothing
-        with open(path, "x") as file:
+        with open(_create(path), "wb") as file:
             try:
-                file.write(beside.read_text())
+                file.write(beside.read_bytes())
                 file.flush()
             except BaseException:
                 path.unlink()

@@ -12,7 +12,7 @@ from capsule_sweeps.runs.labels import read_labels
 from capsule_sweeps.runs.learned import find_not_learned
 from capsule_sweeps.runs.metrics import read_metrics
 from capsule_sweeps.runs.provenance import changed_code
-from capsule_sweeps.runs.record import read_summary
+from capsule_sweeps.runs.record import read_summary, say_damaged
 from capsule_sweeps.runs.run import Run, find_runs
 from capsule_sweeps.runs.signature import NEUTRAL
 from capsule_sweeps.runs.sweep import sweeps_of_runs
@@ -30,7 +30,8 @@ def frame_columns() -> list[str]:
 
 
 def load_runs(runs_dir: Path | str, imported: bool = False, settings: bool = False) -> pd.DataFrame:
-    """One row per run folder under runs_dir, sorted by name; imported ones only if asked for.
+    """One row per run folder under runs_dir, sorted by name; imported ones only if asked for. Damaged folders, whose
+    name, signature and configuration do not agree, are left out with a warning.
 
     Columns: `frame_columns`, `seconds_per_epoch`, `stale` (finished,
     but with code that changed since), `device`, `imported` (weights from the published code), `data_sha256` and
@@ -39,7 +40,7 @@ def load_runs(runs_dir: Path | str, imported: bool = False, settings: bool = Fal
     the flat dict of the signed configuration; with `settings` also one column for each signed key, such as training.lr.
     Accuracies are fractions, NaN while the run is not finished; seconds are those of its epochs, evaluation included.
     """
-    runs = runs_frame(find_runs(Path(runs_dir).expanduser()).values())
+    runs = runs_frame(filter(agrees, find_runs(Path(runs_dir).expanduser()).values()))
     runs = runs if imported else runs[~runs.imported].reset_index(drop=True)
     return runs.join(settings_columns(runs)) if settings else runs
 
@@ -62,6 +63,13 @@ def load_metrics(runs: pd.DataFrame) -> pd.DataFrame:
     frames = [pd.DataFrame(read_metrics(Run(Path(folder)))[0]).assign(run=Path(folder).name) for folder in runs.folder]
     rows = pd.concat([frame for frame in frames if "epoch" in frame] or [pd.DataFrame(columns=["run", "epoch"])])
     return runs[named].merge(rows, on="run", validate="one_to_many")
+
+
+def agrees(run: Run) -> bool:
+    """Whether name, signature and configuration of a run folder agree; reports a folder where they do not."""
+    if why := run.damage():
+        say_damaged(run.folder.name, why, run.folder)
+    return not why
 
 
 def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:

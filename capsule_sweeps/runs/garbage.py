@@ -9,12 +9,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from capsule_sweeps.runs.files import TEMPORARY
 from capsule_sweeps.runs.queue import FIRST, Entry, find_queue
 from capsule_sweeps.runs.record import JOB, read_typed
-from capsule_sweeps.runs.run import find_runs
+from capsule_sweeps.runs.run import RUN_NAME, run_folders
 
-TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.(\d+)\.tmp")
 TEMPORARY_SECONDS = 3600  # younger ones may still be in the making
+SUBMISSION = re.compile(r"sweep-[0-9a-f]{8}-[0-9a-f]{6}|doctor-[0-9a-f]{6}")
+SNAPSHOT = re.compile(r"[0-9a-f]{16}|\.staged-\w+")
+SUPERSEDED = re.compile(rf"({RUN_NAME.pattern})\.\d+")
 
 
 def garbage(runs_dir: Path) -> Iterator[tuple[Path, str, int]]:
@@ -26,12 +29,10 @@ def garbage(runs_dir: Path) -> Iterator[tuple[Path, str, int]]:
                 size = size_of(path) if path.is_dir() else path.lstat().st_size
                 yield path, "temporary file of a process that was killed", size
     yield from ended_jobs(runs_dir)
-    shelf = runs_dir / ".superseded"
-    if shelf.is_dir() and not shelf.is_symlink():
-        for path in sorted(shelf.iterdir()):
-            if not (runs_dir / path.name.rpartition(".")[0] / "summary.json").exists():
-                continue  # what was to take its place is not finished yet
-            yield path, "superseded: the run was made again with force", size_of(path)
+    for path in our_folders(runs_dir / ".superseded", SUPERSEDED):
+        if not (runs_dir / path.name.rpartition(".")[0] / "summary.json").exists():
+            continue  # what was to take its place is not finished yet
+        yield path, "superseded: the run was made again with force", size_of(path)
 
 
 def ended_jobs(runs_dir: Path) -> Iterator[tuple[Path, str, int]]:
@@ -39,10 +40,10 @@ def ended_jobs(runs_dir: Path) -> Iterator[tuple[Path, str, int]]:
 
     Code that a run in runs_dir was made with is kept: it belongs to where its numbers come from.
     """
-    needed, known = set(), {run.folder.name: run for run in find_runs(runs_dir).values()}
+    needed, known = set(), {run.folder.name: run for run in run_folders(runs_dir)}
     for run in known.values():
         needed |= {attempt.get("snapshot") for attempt in run.record().get("attempts", [])}
-    for folder in sorted(path for path in (runs_dir / ".jobs").glob("*") if path.is_dir()):
+    for folder in our_folders(runs_dir / ".jobs", SUBMISSION):
         job = read_typed(folder / "job.json", JOB)
         left = [name for name in map(os.path.basename, job.get("runs", [])) if name in known]
         entry = Entry(str(job.get("queue", FIRST)), folder)
@@ -51,17 +52,29 @@ def ended_jobs(runs_dir: Path) -> Iterator[tuple[Path, str, int]]:
             needed.add(os.path.basename(job.get("snapshot", "")))
         else:
             yield folder, "jobs that ended, all their runs are finished", size_of(folder)
-    for folder in sorted((runs_dir / ".code").glob("*")):
+    for folder in our_folders(runs_dir / ".code", SNAPSHOT):
         if folder.name not in needed and time.time() - folder.stat().st_mtime > TEMPORARY_SECONDS:
             yield folder, "code that no job and no run needs", size_of(folder)
+
+
+def our_folders(shelf: Path, names: re.Pattern[str]) -> list[Path]:
+    """The folders on a shelf of runs_dir whose names are of the kind that we make. No link is followed."""
+    if not shelf.is_dir() or shelf.is_symlink():
+        return []
+    with os.scandir(shelf) as entries:
+        found = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False) and names.fullmatch(entry.name)]
+    return [shelf / name for name in sorted(found)]
 
 
 def size_of(folder: Path) -> int:
     return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def remove(path: Path) -> None:
+def remove(path: Path, runs_dir: Path) -> None:
+    """Remove what `garbage` listed. Raises ValueError for what is no longer inside runs_dir."""
+    if not path.parent.resolve().is_relative_to(runs_dir.resolve()):
+        raise ValueError(f"{path} is a way out of runs_dir={runs_dir}: nothing there is removed")
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        shutil.rmtree(path)  # by directory handles: no link that appears meanwhile is followed
     else:
         path.unlink(missing_ok=True)

@@ -6,7 +6,8 @@ import json
 import os
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from capsule_sweeps.runs.files import MAX_BYTES, read_file, read_json
 from capsule_sweeps.runs.queue import this_job
 
 STALE_SECONDS = 120.0
+HIDDEN = "hidden"  # the start of a process that is alive, and nothing else is known of it
 
 
 def _host() -> str:
@@ -25,20 +27,35 @@ def _host() -> str:
     return " ".join(parts)
 
 
-def _process_start(pid: int) -> str | None:
-    """When a process of this host started, in a unit that no clock change moves; None when it is gone."""
+def _process_start(pid: Any) -> str | None:
+    """When a process of this host started, in a unit that no clock change moves; None when it is gone.
+
+    HIDDEN when it lives and /proc does not show it, as on nodes that hide the processes of other users (hidepid).
+    """
+    if not isinstance(pid, int) or not 0 < pid < 2**31:
+        return None
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
     except OSError:
         if Path("/proc/self/stat").exists():
-            return None
+            return HIDDEN if _exists(pid) else None
     import psutil  # where there is no /proc
 
     try:
         return str(psutil.Process(pid).create_time())
     except psutil.NoSuchProcess:
         return None
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def owner() -> dict[str, Any]:
@@ -51,7 +68,7 @@ def alive(path: Path) -> bool:
     """Whether the process that a claim or sweep file names still works.
 
     It does not, at once when its process on this host is gone or an earlier start of this job made it, and after
-    STALE_SECONDS without a heartbeat when it came from another host.
+    STALE_SECONDS without a heartbeat when it came from another host, or is a process that this host hides from us.
     """
     try:
         owner = json.loads(read_file(path, MAX_BYTES).decode())
@@ -61,7 +78,9 @@ def alive(path: Path) -> bool:
         if here and owner.get("job") == here["job"] and owner["restart"] < here["restart"]:
             return False  # a queue starts a job again only when its processes are gone
         if owner["host"] == _host():
-            return _process_start(owner["pid"]) == owner["start"]
+            start = _process_start(owner["pid"])
+            if start != HIDDEN:
+                return start == owner["start"]
     except FileNotFoundError:
         return False
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -72,11 +91,32 @@ def alive(path: Path) -> bool:
         return False
 
 
-def process_here(path: Path) -> int | None:
-    """The living process on this host that a claim or sweep file names; None for any other."""
+def launcher_here(path: Path) -> int | None:
+    """The living process on this host that launches the sweep of a file; None for any other.
+
+    Files come from others, so the word of the file is not enough: the process runs our code, and it holds this very
+    file open, as a launcher does (`hold`).
+    """
     owner = read_json(path)
-    here = owner.get("host") == _host() and isinstance(owner.get("pid"), int)
-    return owner["pid"] if here and _process_start(owner["pid"]) == owner.get("start") else None
+    pid, start = owner.get("pid"), owner.get("start")
+    if owner.get("host") != _host() or start == HIDDEN or _process_start(pid) != start or start is None:
+        return None
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        ours = any(Path(word).name == "launch.py" or "capsule_sweeps" in word for word in process.cmdline())
+        holds = any(os.path.samefile(file.path, path) for file in process.open_files() if os.path.exists(file.path))
+    except (psutil.Error, OSError):
+        return None
+    return pid if ours and holds else None
+
+
+@contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """Keep a sweep file open, which shows `launcher_here` that this process is the launcher that the file names."""
+    with open(path, "rb"):
+        yield
 
 
 def other_host(path: Path) -> str | None:

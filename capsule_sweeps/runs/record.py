@@ -115,7 +115,7 @@ def plain(value: Any, depth: int = MAX_DEPTH) -> str:
 
 CLOCK = number(0, MAX_SECONDS)
 SHARE = number(0, 1)
-IDENTIFIER = text(pattern=r"[A-Za-z0-9_.-]*")
+IDENTIFIER = text(pattern=r"([A-Za-z0-9_][A-Za-z0-9_.-]*)?")  # safe as the name of a file, and in a glob
 SIGNED_CONFIG = table(others=leaf)
 EXECUTION = table({"device": text(), "threads": count()}, others=leaf)
 COLUMNS: dict[str, Check] = {
@@ -123,18 +123,16 @@ COLUMNS: dict[str, Check] = {
     **dict.fromkeys(("num_routing", "seed", "epochs", "epochs_done", "parameters"), count()),
     "seconds": CLOCK,
 }
-ATTEMPT = table(
-    {
-        **dict.fromkeys(("commit", "python", "host", "processor", "gpu", "job"), text()),
-        **dict.fromkeys(("snapshot", "submission"), IDENTIFIER),
-        **dict.fromkeys(("pid", "restart", "steps_done"), count()),
-        "started": CLOCK,
-        "dirty": flag,
-        "code": table(others=text()),
-        "versions": table(others=text()),
-        "execution": EXECUTION,
-    }
-)
+ATTEMPT: dict[str, Check] = {
+    **dict.fromkeys(("commit", "python", "host", "processor", "gpu", "job"), text()),
+    **dict.fromkeys(("snapshot", "submission"), IDENTIFIER),
+    **dict.fromkeys(("pid", "restart", "steps_done"), count()),
+    "started": CLOCK,
+    "dirty": flag,
+    "code": table(others=text()),
+    "versions": table(others=text()),
+    "execution": EXECUTION,
+}
 RECORD: dict[str, Check] = {  # run.json and summary.json
     **COLUMNS,
     "state": text(),
@@ -145,7 +143,7 @@ RECORD: dict[str, Check] = {  # run.json and summary.json
     "not_learned": text(),
     "signed_config": SIGNED_CONFIG,
     "execution": EXECUTION,
-    "attempts": each(ATTEMPT, MAX_ATTEMPTS),
+    "attempts": each(table(ATTEMPT), MAX_ATTEMPTS),
     "data_sha256": text(),
     "sweep": text(),
     "wandb_id": IDENTIFIER,
@@ -183,24 +181,45 @@ JOB: dict[str, Check] = {"queue": text(), "runs": each(text(4096)), "snapshot": 
 def read_typed(path: Path, known: Mapping[str, Check], nulls: bool = False) -> dict[str, Any]:
     """What is valid of the object in a file; {} when there is none. Says in one line what is damaged.
 
-    Keys whose value is null are kept only with `nulls`. Former keys are read as the present ones.
+    Keys whose value is null are kept only with `nulls`. Of damaged attempts their valid keys are kept: an attempt of
+    which nothing is known is one all the same.
+    """
+    try:
+        value = read_object(path)
+    except (OSError, ValueError) as error:
+        say_damaged(path.parent.name, f"{path.name}: {getattr(error, 'strerror', None) or error}", path)
+        return {}
+    wrong = {key: problem for key, item in value.items() if (problem := _problem(key, item, known))}
+    if wrong:
+        told = "; ".join(f"{key[:80]!a} {problem}" for key, problem in list(wrong.items())[:3])
+        say_damaged(path.parent.name, f"{path.name}: {told}", path)
+    kept = {key: item for key, item in value.items() if key not in wrong and (nulls or item is not None)}
+    return {**kept, "attempts": _valid_attempts(value["attempts"])} if known is RECORD and "attempts" in wrong else kept
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, whatever is in it; {} when there is none. Former keys are read as the present ones.
+
+    Raises ValueError or OSError for any other file.
     """
     try:
         value = json.loads(read_file(path, MAX_BYTES).decode())
-        if not isinstance(value, dict):
-            raise ValueError("it holds no object")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        _say(path, getattr(error, "strerror", None) or " ".join(str(error).split())[:200])
-        return {}
-    value = {key: value[old] for old, key in FORMER_KEYS.items() if old in value} | {
-        key: item for key, item in value.items() if key not in FORMER_KEYS
-    }
-    wrong = {key: problem for key, item in value.items() if (problem := _problem(key, item, known))}
-    if wrong:
-        _say(path, "; ".join(f"{key[:80]!a} {problem}" for key, problem in list(wrong.items())[:3]))
-    return {key: item for key, item in value.items() if key not in wrong and (nulls or item is not None)}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())[:200]) from error
+    if not isinstance(value, dict):
+        raise ValueError("it holds no object")
+    former = {key: value[old] for old, key in FORMER_KEYS.items() if old in value}
+    return former | {key: item for key, item in value.items() if key not in FORMER_KEYS}
+
+
+def _valid_attempts(value: Any) -> list[dict[str, Any]]:
+    """As many as there are, or MAX_ATTEMPTS of them."""
+    attempts = [one if isinstance(one, dict) else {} for one in (value if isinstance(value, list) else [value])]
+    return [
+        {key: item for key, item in one.items() if not table(ATTEMPT)({key: item})} for one in attempts[-MAX_ATTEMPTS:]
+    ]
 
 
 def _problem(key: str, value: Any, known: Mapping[str, Check]) -> str:
@@ -214,11 +233,11 @@ def _problem(key: str, value: Any, known: Mapping[str, Check]) -> str:
 _said: set[tuple[str, str]] = set()
 
 
-def _say(path: Path, why: str) -> None:
-    """Once per process: a command reads a record several times."""
+def say_damaged(name: str, why: str, path: Path) -> None:
+    """`<name>: damaged (<why>)`, once per process: a command reads a record several times."""
     if (line := (str(path.absolute()), why)) not in _said:
         _said.add(line)
-        log.warning("%s: damaged (%s: %s)", path.parent.name, path.name, why)
+        log.warning("%s: damaged (%s)", name if re.fullmatch(r"[!-~ ]+", name) else ascii(name), why)
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -12,30 +12,42 @@ left.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from capsule_sweeps.runs.files import create_json, read_json, write_json
+from capsule_sweeps.runs.files import (
+    NO_LINK,
+    create_json,
+    make_folder,
+    read_json,
+    remove_temporary,
+    replace_file,
+    to_json,
+    write_json,
+)
 from capsule_sweeps.runs.lock import alive, describe, owner
 from capsule_sweeps.runs.queue import FIRST, Entry, find_queue
-from capsule_sweeps.runs.record import JOB, QUEUE_ENTRY, read_record, read_typed
-from capsule_sweeps.runs.signature import NEUTRAL, signed_config
+from capsule_sweeps.runs.record import JOB, QUEUE_ENTRY, read_object, read_record, read_typed, say_damaged
+from capsule_sweeps.runs.signature import NEUTRAL, signature, signed_config
+from capsule_sweeps.runs.stored import checked_config, read_config
 
 log = logging.getLogger(__name__)
 
 STATES = ("new", "queued", "running", "interrupted", "failed", "finished")
 HEARTBEAT_SECONDS = 10.0
+RUN_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_.+-]*-[0-9a-f]{8}")  # as `run_name` makes them
 
 
 class Busy(Exception):
@@ -54,21 +66,45 @@ def check_runs_dir(runs_dir: Path) -> None:
         ) from error
 
 
-def find_runs(runs_dir: Path) -> dict[str, Run]:
-    """Signature → run, for every run folder under runs_dir."""
+def run_folders(runs_dir: Path) -> list[Run]:
+    """Every run folder under runs_dir, sorted by name. Links, and names that no run has, are reported and left out."""
+    found = []
     try:
         with os.scandir(runs_dir) as entries:
-            named = [
-                entry for entry in entries if re.fullmatch("[^.\ud800-\udfff][^\ud800-\udfff]*-[0-9a-f]{8}", entry.name)
-            ]
-            names = [entry.name for entry in named if os.path.isdir(entry.path)]  # False for a link to itself, too
+            for entry in entries:
+                if not re.fullmatch(r"[^.].*-[0-9a-f]{8}", entry.name, re.DOTALL):
+                    continue
+                if entry.is_symlink():
+                    say_damaged(entry.name, "it is a link", Path(entry.path))
+                elif not RUN_NAME.fullmatch(entry.name):
+                    say_damaged(entry.name, "its name has letters that the name of a run has not", Path(entry.path))
+                elif entry.is_dir():
+                    found.append(entry.name)
     except (FileNotFoundError, NotADirectoryError):
-        return {}
+        return []
     except OSError as error:
         raise ValueError(
             f"runs_dir={runs_dir} cannot be read ({error.strerror}); set runs_dir to another one"
         ) from error
-    return {name[-8:]: Run(runs_dir / name) for name in sorted(names)}
+    return [Run(runs_dir / name) for name in sorted(found)]
+
+
+def find_runs(runs_dir: Path) -> dict[str, Run]:
+    """Signature → run, for the run folders under runs_dir; of several with one signature, the one that was not renamed.
+
+    The others are reported, and all of them where none or several bear the name that their record has.
+    """
+    runs: dict[str, list[Run]] = {}
+    for run in run_folders(runs_dir):
+        runs.setdefault(run.folder.name[-8:], []).append(run)
+    for identity, several in [(identity, some) for identity, some in runs.items() if len(some) > 1]:
+        genuine = [run for run in several if run.record().get("run") == run.folder.name and not run.damage()]
+        runs[identity] = genuine if len(genuine) == 1 else []
+        for run in (run for run in several if run not in runs[identity]):
+            other = next(other for other in genuine or several if other is not run)
+            why = f"it has the signature of {other.folder.name}: move one of them away"
+            say_damaged(run.folder.name, why, run.folder)
+    return {identity: found[0] for identity, found in runs.items() if found}
 
 
 def names_of(classes: Sequence[str]) -> str:
@@ -112,7 +148,7 @@ class Run:
 
     def enqueue(self, entry: dict[str, Any]) -> None:
         """Raises Busy when somebody else works on the run or has just queued it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         if self.state() in ("running", "queued"):
             raise Busy(f"{self.folder} is in use")
         self._entry_path.unlink(missing_ok=True)  # of jobs that are gone
@@ -140,8 +176,7 @@ class Run:
         """Move the folder to `.superseded/` beside it, so that the run can be made anew. Raises Busy when in use."""
         if self.state() == "running":
             raise Busy(f"{self.folder} is in use by {describe(self._attempt_path(self._last_attempt()))}")
-        shelf = self.folder.parent / ".superseded"
-        shelf.mkdir(exist_ok=True)
+        shelf = make_folder(self.folder.parent / ".superseded")
         number = 1
         while (target := shelf / f"{self.folder.name}.{number}").exists():
             number += 1
@@ -152,7 +187,8 @@ class Run:
         """Ask the process that works here, on whatever host, to save and stop. False when there is none."""
         if self.state() != "running":
             return False
-        (self.folder / "cancel").touch()
+        with suppress(FileExistsError):
+            os.close(os.open(self.folder / "cancel", os.O_CREAT | os.O_EXCL | NO_LINK, 0o666))
         self.dequeue()  # a job that starts again leaves it alone
         return True
 
@@ -177,20 +213,47 @@ class Run:
             return "failed"
         return "interrupted" if number else "new"
 
+    def damage(self, record: dict[str, Any] | None = None) -> str:
+        """Why the folder is no record of the run that its name says; empty when name and configuration agree."""
+        record, name = self.record() if record is None else record, self.folder.name
+        signed = record.get("signed_config") or self.queue_entry().get("signed_config")
+        if not signed and (self.folder / "config.yaml").exists():
+            try:
+                signed = signed_config(checked_config(self.folder / "config.yaml"))
+            except ValueError as error:
+                return str(error)
+        if not signed:
+            begun = bool(record) or (self.folder / "summary.json").exists()
+            return "run.json has no configuration, and there is no config.yaml" if begun else ""
+        if not name.endswith(f"-{signature(signed)}") and not name.endswith(f"-{signature(_without_neutral(signed))}"):
+            return f"its configuration has the signature {signature(signed)}"
+        told = record.get("signature", name[-8:])
+        return "" if told == name[-8:] else f"run.json has the signature {told}"
+
+    def config(self) -> DictConfig:
+        """The configuration that the run was made with, checked; of an imported run what of it is known.
+
+        Raises ValueError when config.yaml is damaged or describes another run.
+        """
+        path = self.folder / "config.yaml"
+        if "imported" in self.record():
+            return read_config(path)
+        config = checked_config(path)
+        self.compare(signed_config(config), self.record())
+        if not self.folder.name.endswith(f"-{signature(signed_config(config))}"):
+            raise ValueError(
+                f"{path} describes another run than {self.folder.name}: it was edited; bring the old one back"
+            )
+        return config
+
     def compare(self, asked: dict[str, Any], record: dict[str, Any]) -> None:
         """Raises ValueError when the folder's signed config is not the one asked for: never reuse another run."""
         stored = record.get("signed_config")
         if stored is None and (self.folder / "config.yaml").exists():
-            try:
-                stored = signed_config(DictConfig(OmegaConf.load(self.folder / "config.yaml")))
-            except Exception as error:
-                reason = " ".join(str(error).split())
-                raise ValueError(
-                    f"{self.folder / 'config.yaml'} is damaged ({reason}); move the folder away"
-                ) from error
+            stored = signed_config(checked_config(self.folder / "config.yaml"))
         if stored is None or stored == asked:
             return
-        stored = {key: value for key, value in stored.items() if not (key in NEUTRAL and value == NEUTRAL[key])}
+        stored = _without_neutral(stored)
         keys = sorted(key for key in stored.keys() | asked.keys() if stored.get(key) != asked.get(key))
         if keys:
             differences = ", ".join(f"{key}: stored {stored.get(key)}, requested {asked.get(key)}" for key in keys)
@@ -219,7 +282,7 @@ class Run:
     @contextmanager
     def claim(self) -> Iterator[Claim]:
         """Own the folder for the time of a `with`. Raises Busy when somebody else does, or the entry is gone."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         last = self._last_attempt()
         if last and alive(self._attempt_path(last)):
             raise Busy(f"{self.folder} is in use by {describe(self._attempt_path(last))}")
@@ -237,6 +300,8 @@ class Run:
             with suppress(OSError):
                 self.folder.rmdir()
             raise Busy(f"{self.folder} was taken out of the queue")
+        # An earlier attempt may still hang in a write. Without its temporary files, its renames fail.
+        remove_temporary(self.folder, lambda writer: writer.startswith("attempt-") and int(writer[8:]) <= last)
         for number in self._attempts():
             if number <= last:
                 for suffix in (".json", ".released"):
@@ -259,6 +324,10 @@ class Run:
 
     def _attempt_path(self, number: int) -> Path:
         return self.folder / f"attempt-{number}.json"
+
+
+def _without_neutral(signed: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in signed.items() if not (key in NEUTRAL and value == NEUTRAL[key])}
 
 
 class Claim:
@@ -297,10 +366,59 @@ class Claim:
                 f"{self.run.folder} was removed or taken over while the run was in it; nothing more is written"
             )
 
-    def update(self, **changes: Any) -> None:
-        """Change fields of run.json."""
+    def write(self, name: str, data: bytes) -> None:
+        """Replace a file of the run folder whole, unless the folder was taken over, however long the write takes.
+
+        A successor removes the temporary files of the attempts before it, and only then reads the folder. So a rename
+        that comes late finds nothing to rename.
+        """
+        self._replace(name, data).close()
+
+    @contextmanager
+    def lines(self, name: str, lines: Iterable[str]) -> Iterator[Callable[[str], None]]:
+        """Replace a file by one with these lines; what is yielded appends one more.
+
+        Lines that an earlier attempt appends late go to the file that was replaced, which nobody reads any more.
+        """
+        with self._replace(name, "".join(f"{line}\n" for line in lines).encode()) as file:
+
+            def append(line: str) -> None:
+                self.check()
+                data = f"{line}\n".encode()
+                try:
+                    if os.write(file.fileno(), data) < len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                except OSError as error:
+                    raise OSError(error.errno, error.strerror, str(self.run.folder / name)) from error
+
+            yield append
+
+    def _replace(self, name: str, data: bytes) -> BinaryIO:
         self.check()
-        write_json(self.run.folder / "run.json", {**self.run.record(), **changes})
+        try:
+            return replace_file(self.run.folder / name, data, f"attempt-{self.attempt}", self.check)
+        except FileNotFoundError:  # a successor took the temporary file away
+            self.check()
+            raise
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of run.json. All others stay, also those that readers refuse."""
+        try:
+            stored = read_object(self.run.folder / "run.json")
+        except (OSError, ValueError):
+            stored = {}
+        self.write("run.json", to_json({**stored, **changes}))
+
+    def begin(self, attempt: dict[str, Any], **changes: Any) -> list[Any]:
+        """Change fields of run.json and add an attempt to those that it has, which are returned."""
+        try:
+            stored = read_object(self.run.folder / "run.json").get("attempts")
+        except (OSError, ValueError):
+            stored = None
+        before = stored if isinstance(stored, list) else self.run.record().get("attempts", [])
+        attempts = [*before, attempt]
+        self.update(**changes, attempts=attempts)
+        return attempts
 
     def _beat(self) -> None:
         beat = time.monotonic()

@@ -58,7 +58,10 @@ def select(runs_dir: Path, words: Sequence[str], imported: bool = False) -> pd.D
 def find_run(runs_dir: Path, word: str) -> Run:
     """The one run that a word names. Raises ValueError when there is none, or more than one."""
     if os.sep in word and (Path(word) / "run.json").is_file():
-        return Run(Path(word))
+        found = Run(Path(word))
+        if why := found.damage():
+            raise ValueError(f"{found.folder.name}: damaged ({why})")
+        return found
     runs = select(runs_dir, [word])
     if len(runs) != 1:
         raise ValueError(f"{word} names {len(runs)} runs, not one; `status` lists them")
@@ -77,6 +80,8 @@ def _named(runs_dir: Path, runs: pd.DataFrame, word: str) -> list[str]:
     matches = list(runs.signature[runs.signature.str.startswith(word)])
     if len(matches) > 1:
         raise ValueError(f"{word} matches {len(matches)} signatures ({', '.join(matches)}); use a longer prefix")
+    if not matches and (why := Run(runs_dir / name).damage()):
+        raise ValueError(f"{name}: damaged ({why})")
     if not matches:
         raise ValueError(f"no run or sweep in {runs_dir} matches {word}; `status` lists the runs")
     return matches

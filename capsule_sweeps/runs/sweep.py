@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capsule_sweeps.runs.files import write_json
+from capsule_sweeps.runs.files import make_folder, write_json
 from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.record import SEEDS, SWEEP, read_typed
 
@@ -33,8 +33,7 @@ def signatures_name(signatures: Sequence[str]) -> str:
 def record_sweep(plan: Sequence[PlannedRun], launcher: dict[str, Any]) -> str:
     """Record which runs a sweep has and which process launches them, {} for none. Returns its name."""
     name, signatures = sweep_name(plan), sorted(planned.signature for planned in plan)
-    folder = plan[0].run.folder.parent / ".sweeps"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(plan[0].run.folder.parent / ".sweeps")
     content = {"sweep": name, "command": sys.argv, "signatures": signatures, "started": time.time()}
     write_json(folder / f"{name}.json", {**content, "runs": [planned.run.folder.name for planned in plan], **launcher})
     return name

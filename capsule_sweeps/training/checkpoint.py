@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from capsule_sweeps.runs.files import write_atomic
+from capsule_sweeps.runs.files import open_regular, read_file
+from capsule_sweeps.runs.metrics import MAX_METRICS
+from capsule_sweeps.runs.record import valid_row
 
 BEST = "best.pt"  # in a run folder: the weights of the best epoch, where config.selection_rule chooses one
 
@@ -33,18 +36,19 @@ def load_tensors(file: Path | io.BytesIO, device: torch.device | str, needed: in
     torch.save compresses nothing, so what is unpacked is no larger than the file; `needed` is the number of bytes that
     the reader has a use for. Raises ValueError, before anything is unpacked, for a file that would take more.
     """
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-        unpacked = sum(member.file_size for member in members)
-        size = len(file.getbuffer()) if isinstance(file, io.BytesIO) else file.stat().st_size
-        if unpacked > size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise ValueError(f"{size:,} bytes would be unpacked to {unpacked:,}; torch.save writes no such file")
-        if needed is not None and unpacked > needed:
-            raise ValueError(f"it holds {unpacked / 1e6:,.0f} MB, and the model needs {needed / 1e6:,.0f} MB at most")
-    if isinstance(file, io.BytesIO):
-        file.seek(0)
-    return torch.load(file, map_location=device, weights_only=True)
+    with open_regular(file) if isinstance(file, Path) else nullcontext(file) as opened:
+        if zipfile.is_zipfile(opened):
+            with zipfile.ZipFile(opened) as archive:
+                members = archive.infolist()
+            unpacked, size = sum(member.file_size for member in members), opened.seek(0, io.SEEK_END)
+            if unpacked > size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                raise ValueError(f"{size:,} bytes would be unpacked to {unpacked:,}; torch.save writes no such file")
+            if needed is not None and unpacked > needed:
+                raise ValueError(
+                    f"it holds {unpacked / 1e6:,.0f} MB, and the model needs {needed / 1e6:,.0f} MB at most"
+                )
+        opened.seek(0)
+        return torch.load(opened, map_location=device, weights_only=True)
 
 
 def bytes_needed(model: nn.Module) -> int:
@@ -58,23 +62,53 @@ def damaged(path: Path, error: Exception) -> str:
     return f"{path} is damaged ({reason}); remove it and the run starts from scratch"
 
 
+def check_progress(checkpoint: dict[str, Any], epochs: int, num_batches: int) -> None:
+    """Raises ValueError for a place in the training that no run of so many epochs and batches comes to."""
+    epoch, batch = checkpoint["epoch"], checkpoint["batch"]
+    losses, correct = checkpoint["losses"], checkpoint["correct"]
+    for name, value, most in (("epoch", epoch, epochs), ("batch", batch, 0 if epoch == epochs else num_batches - 1)):
+        if type(value) is not int or not 0 <= value <= most:
+            raise ValueError(f"{name}={str(value)[:20]} is out of range: it must be 0 to {most}")
+    if losses.ndim != 1 or len(losses) not in ({batch} if batch else {0, num_batches}):
+        raise ValueError(f"it has {tuple(losses.shape)} losses at batch {batch} of {num_batches}")
+    if correct.ndim or correct.is_floating_point() or correct < 0:
+        raise ValueError("its number of correct images is not a count")
+
+
+def load_momentum(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> None:
+    """Load what an optimizer has gathered. Learning rate, weight decay and others stay those of the configuration.
+
+    Raises ValueError for momenta that do not have the shapes of the weights.
+    """
+    ours = optimizer.state_dict()["param_groups"]
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for index, values in stored["state"].items():
+        momentum = values.get("momentum_buffer")
+        if momentum is not None and momentum.shape != weights[index].shape:
+            raise ValueError(f"the momentum of weight {index} has the shape {tuple(momentum.shape)}")
+    optimizer.load_state_dict({"state": stored["state"], "param_groups": ours})
+
+
 def keep_rows(path: Path, epochs: int, unless_last: bool = False) -> list[dict[str, Any]]:
-    """The metrics of the epochs that the checkpoint knows; what was written after it is dropped from the file.
+    """The metrics of the epochs that the checkpoint knows; those after it are made again.
 
     The last of them may be missing with `unless_last`: its evaluation had not ended. Raises ValueError when another one
     is missing or damaged.
     """
-    lines = path.read_text().splitlines() if path.exists() else []
+    try:
+        lines = read_file(path, MAX_METRICS).decode().splitlines()
+    except FileNotFoundError:
+        lines = []
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
     try:
         rows = [json.loads(line) for line in lines[:epochs]]
         if unless_last and len(rows) == epochs - 1:
             epochs -= 1
-        if [row["epoch"] for row in rows] != list(range(1, epochs + 1)):
+        if [row["epoch"] for row in rows] != list(range(1, epochs + 1)) or not all(map(valid_row, rows)):
             raise ValueError(f"it has {len(rows)} epochs, the checkpoint beside it {epochs}")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); remove checkpoint.pt in the same folder and the run starts from scratch"
         ) from error
-    if len(lines) > epochs:
-        write_atomic(path, "".join(line + "\n" for line in lines[:epochs]).encode())
     return rows

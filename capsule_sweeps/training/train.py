@@ -27,14 +27,22 @@ from capsule_sweeps.console import Observer
 from capsule_sweeps.data.augment import augment, normalize
 from capsule_sweeps.data.load import load_data
 from capsule_sweeps.networks.build import build_model, decide
-from capsule_sweeps.runs.files import append_line, read_json, write_atomic, write_json
+from capsule_sweeps.runs.files import open_append, read_json, to_json
 from capsule_sweeps.runs.learned import why_not_learned
 from capsule_sweeps.runs.provenance import code, provenance
 from capsule_sweeps.runs.run import Claim, Run
 from capsule_sweeps.runs.signals import Interrupted, Stop
 from capsule_sweeps.runs.signature import columns, signed_config
 from capsule_sweeps.tracking.base import track, tracker_class
-from capsule_sweeps.training.checkpoint import BEST, bytes_needed, damaged, keep_rows, read_checkpoint
+from capsule_sweeps.training.checkpoint import (
+    BEST,
+    bytes_needed,
+    check_progress,
+    damaged,
+    keep_rows,
+    load_momentum,
+    read_checkpoint,
+)
 from capsule_sweeps.training.ema import Average
 from capsule_sweeps.training.evaluation import constant_answer, evaluate, num_correct
 from capsule_sweeps.training.execution import choose_device, num_threads, pin_execution
@@ -89,16 +97,15 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
         stack.enter_context(num_threads(execution["threads"]))
         stack.enter_context(log_to(run.folder / "log.txt"))
         stack.enter_context(record_outcome(claim))
-        write_atomic(run.folder / "config.yaml", OmegaConf.to_yaml(config).encode())
-        before = run.record()
+        claim.write("config.yaml", OmegaConf.to_yaml(config).encode())
         attempt = {"started": time.time(), **provenance(*tracking.packages, device=device)}
         attempt |= {
             "code": code(signed_config(config)),
             "execution": execution,
-            "steps_done": before.get("steps_done", 0),
+            "steps_done": run.record().get("steps_done", 0),
         }
-        attempts = [*before.get("attempts", []), attempt]
-        claim.update(
+        attempts = claim.begin(
+            attempt,
             **columns(config),
             state="running",
             **dict.fromkeys(("error", "failure", "ended")),  # of an earlier attempt
@@ -108,7 +115,6 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             data_sha256=data.sha256,
             normalization=data.normalization._asdict(),
             classes=list(data.classes),
-            attempts=attempts,
             sweep=sweep,
             **tracking.identity(config, run),
         )
@@ -119,7 +125,8 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             checkpoint = read_checkpoint(checkpoint_path, device, bytes_needed(model))
             try:
                 model.load_state_dict(checkpoint["model"])
-                optimizer.load_state_dict(checkpoint["optimizer"])
+                check_progress(checkpoint, recipe.epochs, num_batches)
+                load_momentum(optimizer, checkpoint["optimizer"])
                 if average is not None:
                     average.model.load_state_dict(checkpoint["ema"])
                 first_epoch, first_batch = checkpoint["epoch"], checkpoint["batch"]
@@ -127,9 +134,10 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                 correct += checkpoint["correct"]
                 seconds = checkpoint.get("seconds", 0.0)
                 whole = not first_batch and len(checkpoint["losses"]) == num_batches  # of the epoch before
-            except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 raise ValueError(damaged(checkpoint_path, error)) from error
         rows = keep_rows(metrics_path, first_epoch, unless_last=whole)
+        append = stack.enter_context(claim.lines(metrics_path.name, map(json.dumps, rows)))
         if len(rows) < first_epoch:  # the last one is trained, and still to be evaluated
             first_epoch, first_batch = first_epoch - 1, num_batches
         elif not first_batch:
@@ -157,7 +165,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                 "correct": correct,
                 "seconds": time.perf_counter() - started,
             }
-            write_atomic(checkpoint_path, serialized(content))
+            claim.write(checkpoint_path.name, serialized(content))
 
         observer.start(run.folder.name, recipe.epochs, first_epoch, num_batches)
         for epoch in range(first_epoch, recipe.epochs):
@@ -217,13 +225,12 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             row |= {"lr": optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - started}
             row |= {"images_per_second": num_batches * recipe.batch_size / trained}
             rows.append(row)
-            claim.check()
             if (
                 rule.chooses and evaluated and rule.pick(rows) == (row["test_accuracy"], epoch + 1)
             ):  # the best epoch so far
                 best = {"model": model.state_dict(), "epoch": epoch + 1, "batch": 0}
-                write_atomic(run.folder / BEST, serialized(best))
-            append_line(metrics_path, json.dumps(row))
+                claim.write(BEST, serialized(best))
+            append(json.dumps(row))
             mirror.log(row)
             observer.epoch(row)
             asked_to_stop = bool(stop.signum or claim.cancelled)
@@ -245,10 +252,9 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
         why = why_not_learned(signed_config(config), rows, constant_answer(data.test.labels), len(data.test))
         if why:
             log.info("%s: not learned, %s", run.folder.name, why)
-        claim.check()
         claim.update(state="finished", ended=time.time(), not_learned=why, **summary)
         # Last: it says that all is there
-        write_json(run.folder / "summary.json", {**columns(config), **summary, "not_learned": why})
+        claim.write("summary.json", to_json({**columns(config), **summary, "not_learned": why}))
         run.dequeue()
         mirror.summary(summary)
     return summary
@@ -297,7 +303,7 @@ def record_outcome(claim: Claim) -> Iterator[None]:
         raise
     except Exception as error:
         with suppress(OSError, ValueError):  # the folder itself may be what failed
-            write_atomic(claim.run.folder / "error.txt", traceback.format_exc().encode())
+            claim.write("error.txt", traceback.format_exc().encode())
             message = f"{type(error).__name__}: {error}"
             claim.update(state="failed", ended=time.time(), error=message, failure=failure(error))
             claim.run.dequeue()
@@ -314,12 +320,12 @@ def failure(error: Exception) -> str:
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """While open, log records go to a file too."""
-    handler = logging.FileHandler(path, delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()
-    root.addHandler(handler)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        handler.close()
+    with open(open_append(path), "a", encoding="utf-8", errors="backslashreplace") as file:
+        handler = logging.StreamHandler(file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        root.addHandler(handler)
+        try:
+            yield
+        finally:
+            root.removeHandler(handler)

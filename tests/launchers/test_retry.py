@@ -273,7 +273,7 @@ def test_gc_while_a_folder_disappears(tiny_config, monkeypatch) -> None:
     for path, _, _ in garbage.garbage(Path("runs")):
         paths.append(path)
     temporary(run.folder, 2)
-    garbage.remove(run.folder / "not there")
+    garbage.remove(run.folder / "not there", Path("runs"))
     assert len(list(garbage.garbage(Path("runs")))) == len(paths) + 1
 
 

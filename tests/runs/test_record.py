@@ -82,7 +82,8 @@ def test_a_record_of_before_signed_config_had_its_name_is_read_under_the_present
 def test_one_wrong_value_is_left_out_with_a_line(tmp_path, caplog, key, value, why) -> None:
     folder = tmp_path / "x-00000000"
     record = write(folder / "run.json", json.dumps({"state": "failed", key: value}))
-    assert record == {"state": "failed"}
+    attempts = record.pop("attempts", [])
+    assert record == {"state": "failed"} and all(one == {} for one in attempts), "of an attempt stays what is valid"
     assert caplog.messages == [f"x-00000000: damaged (run.json: {key!a} {why})"]
     read_record(folder)
     assert len(caplog.messages) == 1, "a command that reads a record twice says it once"
@@ -244,7 +245,8 @@ def listings_survive(whole: Path, place: Path, capsule_sweeps: Any, seed: int) -
         warnings.simplefilter("ignore", UserWarning)  # letters that the font lacks
         for words in commands:
             ended = capsule_sweeps(*words)
-            assert ended.code == 0 and "Traceback" not in ended.text, (words, ended.text)
+            alone = words[0] == "show" and "damaged" in ended.err  # of a folder that is damaged
+            assert (ended.code == 0 or alone) and "Traceback" not in ended.text, (words, ended.text)
             assert "\x1b[2J" not in ended.text
     config = compose_config(["dataset=digits", "seed=99", f"runs_dir={runs_dir}"])
     (point,) = make_plan([config], [["seed=99"]], Policy())

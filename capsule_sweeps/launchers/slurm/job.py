@@ -25,12 +25,12 @@ from capsule_sweeps.launchers.slurm import queue as slurm
 from capsule_sweeps.launchers.slurm.settings import Settings
 from capsule_sweeps.launchers.snapshot import check_snapshot
 from capsule_sweeps.runs.attempts import KILLED, fruitless, killed
-from capsule_sweeps.runs.files import read_json, write_atomic, write_json
+from capsule_sweeps.runs.files import last_lines, read_json
 from capsule_sweeps.runs.machine import num_cores
 from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.provenance import ROOT, code
 from capsule_sweeps.runs.queue import this_job
-from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.run import Busy, Run
 from capsule_sweeps.runs.signals import GRACE_SECONDS, Stop
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class SlurmJob:
                 if run.record().get("state") != "failed" and run.waits_for(self.job["submission"]):
                     config = OmegaConf.to_yaml(worker.planned.config)
                     self._record_failure(run, worker.last_words(), "other", worker.errors_text(), config)
-                print((run.folder / "error.txt").read_text(), file=sys.stderr, flush=True)
+                print(*last_lines(run.folder / "error.txt", 1000), sep="\n", file=sys.stderr, flush=True)
             except OSError as error:  # its folder is gone, or the disk full: that is its own affair
                 print(worker.errors_text(), error, sep="\n", file=sys.stderr, flush=True)
                 self._give_up(run, f"failed, and the failure cannot be recorded ({error})")
@@ -140,25 +140,19 @@ class SlurmJob:
     def _record_failure(self, run: Run, error: str, failure: str, text: str = "", config: str = "") -> None:
         """What the run itself could not record: it was killed, or failed before its claim and left nothing behind, as
         without data on this node."""
-        entry, record = run.queue_entry(), run.record()
-        attempts = record.get("attempts", [])
+        entry = run.queue_entry()
+        told = {**entry.get("columns", {}), "signed_config": entry.get("signed_config", {}), **run.record()}
+        told |= {"state": "failed", "failure": failure, "error": error, "ended": time.time()}
+        attempts = told.pop("attempts", [])
         if text:
-            write_atomic(run.folder / "config.yaml", config.encode())
             attempt = {"started": time.time(), "code": code(entry.get("signed_config", {})), **this_job()}
-            attempts = [*attempts, {**attempt, "submission": self.job["submission"]}]
-        write_atomic(run.folder / "error.txt", (text or error + "\n").encode())
-        told = {
-            **entry.get("columns", {}),
-            "signed_config": entry.get("signed_config", {}),
-            **record,
-            "attempts": attempts,
-            "state": "failed",
-            "failure": failure,
-            "error": error,
-            "ended": time.time(),
-        }
-        write_json(run.folder / "run.json", told)
-        run.dequeue()
+            told["attempts"] = [*attempts, {**attempt, "submission": self.job["submission"]}]
+        with suppress(Busy), run.claim() as claim:  # somebody else may have begun with it meanwhile
+            if text:
+                claim.write("config.yaml", config.encode())
+            claim.write("error.txt", (text or error + "\n").encode())
+            claim.update(**told)
+            run.dequeue()
 
     def _failed(self) -> list[str]:
         """Runs that failed in this job, in an earlier start of it as well."""

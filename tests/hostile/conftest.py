@@ -1,0 +1,54 @@
+"""Run folders, sweeps and processes as somebody hostile would leave them in a runs folder."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from synthetic import finished_run
+
+LONG_AGO = 10 * 86_400
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    """A folder of the user that has nothing to do with runs, with old files in it."""
+    folder = tmp_path / "victim"
+    (folder / ".ssh").mkdir(parents=True)
+    for path in (folder / "thesis.tex", folder / ".ssh" / "id_ed25519", folder / ".bashrc"):
+        path.write_text("5ecre7\n")
+    for path in (*folder.rglob("*"), folder):
+        os.utime(path, (time.time() - LONG_AGO,) * 2)
+    return folder
+
+
+@pytest.fixture
+def untouched(victim: Path) -> Iterator[None]:
+    """Whatever the test does, the victim's folder is afterwards what it was."""
+    before = contents(victim)
+    yield
+    assert contents(victim) == before
+
+
+def contents(folder: Path) -> dict[str, tuple[float, bytes]]:
+    """Path → time and bytes of each file, b"" for folders."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if not path.is_dir():
+            found[str(path)] = (path.lstat().st_mtime, path.read_bytes())
+        else:
+            found[str(path)] = (0.0, b"")
+    return found
+
+
+@pytest.fixture
+def make_run(place: Path) -> Callable[..., Path]:
+    """make_run(seed, state): the folder of a run of digits in `place`/runs, without training."""
+
+    def make(seed: int = 0, state: str = "finished", accuracy: float = 0.5, runs_dir: str = "runs") -> Path:
+        return finished_run(["dataset=digits", f"seed={seed}", f"runs_dir={runs_dir}"], accuracy, state=state)
+
+    return make
