@@ -75,6 +75,7 @@ MEANINGS = {
     "capsules.primary.padding": "of the convolution that makes primary capsules",
     "dataset.crop_margin": "pixels by which images are larger than `image_size`; training takes a random window",
     "dataset.views": "`small_norb`: train on familiar viewpoints and test on novel ones",
+    "training.eval_every": "epochs between two evaluations",
     "training.clip_norm": "gradients with a larger norm are shortened to it; null leaves them",
     "capsules.interleaved": "mix poses and places in the windows, as Apple's published code does",
     "training.epochs": "epochs of a run",
