@@ -48,6 +48,13 @@ def missing_package(error: ModuleNotFoundError) -> str:
     return f"the package {name} is not installed: pip install {PIP_NAMES.get(name, name)}"
 
 
+def duration(seconds: float) -> str:
+    """A time with a unit that fits: 40 s, 12 min, 3.4 h."""
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 1 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 class ConsoleHandler(logging.Handler):
     """Prints log records above the bars."""
 

@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.table import Table
 
-from capsule_sweeps.console import console, plain_text
+from capsule_sweeps.console import console, duration, plain_text
 from capsule_sweeps.launchers.launch import Launcher, accuracy, launch
 from capsule_sweeps.runs.plan import PlannedRun, Policy, make_plan
 from capsule_sweeps.runs.signature import columns, signature, signed_config
@@ -122,10 +122,10 @@ class Unit:
             else str(left)
         )
 
-    def hours(self) -> float | None:
-        """What is left of the runs to do, None where nothing like them ran yet."""
+    def seconds(self) -> float | None:
+        """The seconds of what is left of the runs to do, None where nothing like them ran yet."""
         todo = [run.seconds for one in self.chosen for run in one.runs if run.to_do]
-        return None if None in todo else sum(seconds or 0.0 for seconds in todo) / 3600
+        return None if None in todo else sum(seconds or 0.0 for seconds in todo)
 
 
 def entry(seed: int, runs: list[PlannedRun]) -> Entry:
@@ -283,12 +283,12 @@ def show_units(units: Sequence[Unit], procedure: Procedure) -> None:
     """What the plan says of each group before anything starts."""
     table = Table(title="Seeds", title_justify="left")
     table.add_column("runs", overflow="fold")
-    for name in ("n", "half-width so far", "still needed", "hours"):
+    for name in ("n", "half-width so far", "still needed", "time"):
         table.add_column(name, justify="right", overflow="fold")
     for unit in units:
-        width, hours = unit.half_width(), unit.hours()
+        width, left = unit.half_width(), unit.seconds()
         cells = [str(len(unit.values)), "–" if math.isnan(width) else f"±{width:.2f}", unit.still_needed()]
-        table.add_row(*map(plain_text, [unit.label, *cells, "–" if hours is None else f"{hours:.2g}"]))
+        table.add_row(*map(plain_text, [unit.label, *cells, "–" if left is None else duration(left)]))
     console().print(table)
     what = f"the difference between neighbouring values of {procedure.resolve}" if procedure.resolve else "each group"
     console().print(

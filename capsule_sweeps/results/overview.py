@@ -7,18 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from capsule_sweeps.runs.plan import cost_key
+from capsule_sweeps.console import duration
+from capsule_sweeps.runs.costs import Rates
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.sweep import read_sweeps
 
 SCREEN = 20  # runs; of more a list of sweeps says more
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it: 40 s, 12 min, 3.4 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def sweep_table(runs_dir: Path, runs: pd.DataFrame) -> pd.DataFrame:
@@ -29,7 +23,7 @@ def sweep_table(runs_dir: Path, runs: pd.DataFrame) -> pd.DataFrame:
     best accuracy (%, rule last), the reason of a failure, command.
     """
     measured = runs[runs.seconds_per_epoch.notna()]
-    rates = measured.seconds_per_epoch.groupby(measured.signed_config.map(cost_key)).median()
+    rates = Rates(zip(measured.signed_config, measured.seconds_per_epoch, strict=True))
     rows = []
     for sweep in read_sweeps(runs_dir):
         own = runs[runs.signature.isin(sweep.signatures)]
@@ -57,13 +51,12 @@ def sweep_table(runs_dir: Path, runs: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns=[column for column in ("others", "left", "failure") if table[column].isna().all()])
 
 
-def _left(own: pd.DataFrame, missing: int, rates: pd.Series) -> str | None:
+def _left(own: pd.DataFrame, missing: int, rates: Rates) -> str | None:
     """How long the unfinished runs of a sweep take; None where nothing is left or nothing like it was measured."""
     todo = own[own.state.isin(["running", "queued", "new", "interrupted"])]
-    whole = own.epochs.astype(float) * own.signed_config.map(cost_key).map(rates)
-    seconds = (todo.epochs.astype(float) - todo.epochs_done.astype(float).fillna(0)) * todo.signed_config.map(
-        cost_key
-    ).map(rates)
+    whole = own.epochs.astype(float) * own.signed_config.map(rates.seconds).astype(float)
+    left = todo.epochs.astype(float) - todo.epochs_done.astype(float).fillna(0)
+    seconds = left * todo.signed_config.map(rates.seconds).astype(float)
     total = float(seconds.sum()) + missing * float(whole.median() if whole.notna().any() else 0.0)
     return duration(total / max(1, int((own.state == "running").sum()))) if total > 0 else None
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from omegaconf import DictConfig
 from rich.table import Table
 
-from capsule_sweeps.console import console, plain_text
+from capsule_sweeps.console import console, duration, plain_text
+from capsule_sweeps.runs.costs import Rates
 from capsule_sweeps.runs.learned import find_not_learned
 from capsule_sweeps.runs.plan_warnings import architecture, known_sizes, plan_warnings
 from capsule_sweeps.runs.provenance import changed_code
@@ -98,7 +97,7 @@ def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]],
     common = set.intersection(*(set(point) for point in overrides)) if len(overrides) > 1 else set()
     known = {runs_dir: find_runs(Path(runs_dir)) for runs_dir in {str(config.runs_dir) for config in configs}}
     records = [run.record() for runs in known.values() for run in runs.values()]
-    rates, sizes = epoch_rates(records), known_sizes(records)
+    rates, sizes = Rates.of(records), known_sizes(records)
     plan: dict[str, PlannedRun] = {}
     for config, point in zip(configs, overrides, strict=True):
         flat = signed_config(config)
@@ -118,26 +117,11 @@ def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]],
         planned = PlannedRun(config, run, label, state, action, changed, parameters=size, signed=flat)
         if state in ("finished", "stale") and not policy.force:
             planned.not_learned = find_not_learned(run, record)
-        if planned.to_do and cost_key(flat) in rates:
+        if planned.to_do and (seconds := rates.seconds(flat)) is not None:
             done = 0 if action == "run anew" else record.get("epochs_done", 0)
-            planned.seconds = (config.training.epochs - done) * median(rates[cost_key(flat)])
+            planned.seconds = (config.training.epochs - done) * seconds
         plan[identity] = planned
     return list(plan.values())
-
-
-def epoch_rates(records: Iterable[dict[str, Any]]) -> dict[str, list[float]]:
-    """Measured seconds an epoch, by what a run's cost depends on."""
-    rates = defaultdict(list)
-    for record in records:
-        if record.get("epochs_done") and record.get("seconds"):
-            rates[cost_key(record.get("signed_config", {}))].append(record["seconds"] / record["epochs_done"])
-    return rates
-
-
-def cost_key(flat: dict[str, Any]) -> str:
-    """Runs are alike when an epoch of them costs the same: model, data, batch size and precision."""
-    matter = ("model.", "dataset.", "training.batch_size", "training.amp")
-    return json.dumps({key: value for key, value in flat.items() if key.startswith(matter)}, sort_keys=True)
 
 
 def show_plan(plan: Sequence[PlannedRun], asked: int, parallel: int) -> None:
@@ -187,6 +171,6 @@ def _estimate(plan: Sequence[PlannedRun], parallel: int) -> str:
     known = [point.seconds for point in todo if point.seconds is not None]
     if not known:
         return "; no estimate yet"
-    hours = sum(known) / 3600 / max(1, min(parallel, len(todo)))
+    seconds = sum(known) / max(1, min(parallel, len(todo)))
     missing = f" and {len(todo) - len(known)} without an estimate yet" if len(known) < len(todo) else ""
-    return f"; about {hours:.2g} hours{missing}"
+    return f"; about {duration(seconds)}{missing}"

@@ -393,15 +393,26 @@ def test_estimate_from_like_runs(tiny_config, invent, capsys, parallel) -> None:
         invent(tiny_config(f"seed={seed}", "training.lr=0.3"), "finished", epochs_done=2, seconds=seconds)
     half = tiny_config("seed=8", "training.epochs=8")
     invent(half, "interrupted", epochs_done=2, seconds=7200.0)
-    unlike = tiny_config("num_routing=2")
+    unlike = tiny_config("backbone.channels=5")
     configs = [tiny_config("training.epochs=10"), half, unlike]
     plan = make_plan(configs, [[]] * 3, Policy())
     assert [point.seconds for point in plan] == [10 * 3600, 6 * 3600, None]
     planning.show_plan(plan, 3, parallel)
     out = capsys.readouterr().out
-    assert f"about {16 // parallel} hours and 1 without an estimate yet" in out
+    assert f"about {16 // parallel}.0 h and 1 without an estimate yet" in out
     (anew,) = make_plan([half], [[]], Policy(force=True))
     assert anew.seconds == 8 * 3600
+
+
+def test_estimate_from_other_routings_of_the_same_stack_in_a_unit_that_fits(tiny_config, invent, capsys) -> None:
+    invent(tiny_config("num_routing=2", "dataset.crop_padding=1"), "finished", epochs_done=2, seconds=1.5)
+    for epochs, words in ((1, "about 0.75 s."), (80, "about 60 s."), (960, "about 12 min."), (14400, "about 3.0 h.")):
+        plan = make_plan([tiny_config(f"training.epochs={epochs}", "training.batch_size=4")], [[]], Policy())
+        planning.show_plan(plan, 1, 1)
+        assert words in capsys.readouterr().out
+    invent(tiny_config("training.lr=0.3"), "finished", epochs_done=2, seconds=40.0)  # measured exactly
+    (exact,) = make_plan([tiny_config("training.epochs=2")], [[]], Policy())
+    assert exact.seconds == 40
 
 
 def test_rows_show_what_differs(launch) -> None:

@@ -8,17 +8,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
 from uuid import uuid4
 
 from omegaconf import DictConfig
 
+from capsule_sweeps.console import duration
 from capsule_sweeps.launchers.slurm import queue as slurm
 from capsule_sweeps.launchers.slurm.settings import GRACE_SECONDS, Settings, minutes_of
 from capsule_sweeps.launchers.snapshot import take_snapshot
 from capsule_sweeps.launchers.submit import remove
+from capsule_sweeps.runs.costs import Rates
 from capsule_sweeps.runs.files import read_json
-from capsule_sweeps.runs.plan import cost_key, epoch_rates
 from capsule_sweeps.runs.queue import Entry, Refused
 from capsule_sweeps.runs.run import find_runs
 from capsule_sweeps.runs.signature import signed_config
@@ -78,17 +78,17 @@ def enough_time(config: DictConfig, settings: Settings) -> str:
     limit = settings.time or partition_limit(settings.partition)
     minutes = minutes_of(limit)
     records = (run.record() for run in find_runs(Path(config.runs_dir)).values())
-    rates = epoch_rates(records).get(cost_key(signed_config(config)))
-    shown = "no limit" if minutes is None else f"{minutes / 60:.3g} hours"
+    seconds = Rates.of(records).seconds(signed_config(config))
+    shown = "no limit" if minutes is None else duration(60 * minutes)
     if minutes is not None and 60 * minutes <= GRACE_SECONDS and "signal" not in (settings.sbatch or {}):
         raise ValueError(f"the limit of {shown} is too short: jobs are asked to save {GRACE_SECONDS} s before it")
-    if not rates:
+    if not seconds:
         return f"{shown}; no run like this one was measured yet. At the limit runs are saved and the job starts again"
-    needed = median(rates) * config.training.epochs / 60
+    needed = seconds * config.training.epochs / 60
     if minutes is None or needed < minutes:
-        return f"{shown}; a run takes about {needed / 60:.2g} hours"
+        return f"{shown}; a run takes about {duration(60 * needed)}"
     return (
-        f"{shown}; a run takes about {needed / 60:.2g} hours: its job is started {needed / minutes:.0f} times or more"
+        f"{shown}; a run takes about {duration(60 * needed)}: its job is started {needed / minutes:.0f} times or more"
     )
 
 
