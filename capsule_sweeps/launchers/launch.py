@@ -13,10 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from capsule_sweeps.console import console, plain_text
 from capsule_sweeps.launchers.preflight import compare_data, measure_sizes, preflight
-from capsule_sweeps.runs.plan import PlannedRun, Policy, make_plan, show_plan
+from capsule_sweeps.runs.plan import PlannedRun, Policy, accuracy, make_plan, show_plan
 from capsule_sweeps.runs.plan_warnings import size_warning
 from capsule_sweeps.runs.queue import queue_names
-from capsule_sweeps.runs.record import read_summary
 from capsule_sweeps.runs.signals import Interrupted
 from capsule_sweeps.runs.signature import signature, signed_config
 from capsule_sweeps.tracking import base as tracking
@@ -127,7 +126,3 @@ def show_results(plan: Sequence[PlannedRun], rule: str) -> None:
         first |= first_seeds(runs_dir)
     shown, caption = for_people(accuracy_table(runs, rule, first), runs)
     print(render(shown, "table", "Results", notes(runs, rule, first), caption, one_line=True))
-
-
-def accuracy(planned: PlannedRun) -> float | None:
-    return read_summary(planned.run.folder).get(f"accuracy_{planned.config.selection_rule}")

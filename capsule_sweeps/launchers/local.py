@@ -10,11 +10,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from capsule_sweeps.console import Display
+from capsule_sweeps.console import Display, SweepProgress
 from capsule_sweeps.launchers.pool import Slot, make_slots, run_pool
 from capsule_sweeps.runs.lock import hold, owner
 from capsule_sweeps.runs.machine import busy_hint
-from capsule_sweeps.runs.plan import PlannedRun
+from capsule_sweeps.runs.plan import PlannedRun, accuracy
 from capsule_sweeps.runs.run import Busy
 from capsule_sweeps.runs.signals import Interrupted, Stop, abandon_late, stop_signals
 from capsule_sweeps.runs.sweep import record_sweep
@@ -55,7 +55,9 @@ class Launcher:
                 run_here(todo, sweep, stop)
             else:
                 waiting = deque(todo)
-                run_pool(lambda: waiting.popleft() if waiting else None, len(todo), sweep, self.slots, stop)
+                seconds = {planned.run.folder.name: planned.seconds for planned in todo}
+                progress = SweepProgress(len(todo), len(self.slots), seconds)
+                run_pool(lambda: waiting.popleft() if waiting else None, progress, sweep, self.slots, stop)
         return int(stop.signum or 0)
 
 
@@ -67,7 +69,8 @@ def run_here(todo: Sequence[PlannedRun], sweep: str, stop: Stop) -> None:
 
     if hint := busy_hint(torch.get_num_threads()):
         log.warning("%s", hint)
-    with Display() as display:
+    names = {planned.run.folder.name: planned.seconds for planned in todo}
+    with Display(SweepProgress(len(todo), 1, names)) as display:
         for planned in todo:
             name = planned.run.folder.name
             try:
@@ -82,3 +85,4 @@ def run_here(todo: Sequence[PlannedRun], sweep: str, stop: Stop) -> None:
                 log.error("%s: failed, %s: %s", name, type(error).__name__, error)
             if stop.signum:
                 return
+            display.end(name, accuracy(planned))

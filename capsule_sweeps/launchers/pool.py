@@ -17,11 +17,11 @@ from typing import IO, Any
 
 from omegaconf import OmegaConf
 
-from capsule_sweeps.console import PoolDisplay
+from capsule_sweeps.console import PoolDisplay, SweepProgress
 from capsule_sweeps.launchers.worker import BUSY
 from capsule_sweeps.runs.children import child_environment, command
 from capsule_sweeps.runs.machine import num_cores
-from capsule_sweeps.runs.plan import PlannedRun
+from capsule_sweeps.runs.plan import PlannedRun, accuracy
 from capsule_sweeps.runs.provenance import ROOT
 from capsule_sweeps.runs.run import Busy
 from capsule_sweeps.runs.signals import GRACE_SECONDS, Stop
@@ -136,7 +136,7 @@ class Worker:
 
 def run_pool(
     take: Callable[[], PlannedRun | None],
-    total: int,
+    progress: SweepProgress,
     sweep: str,
     slots: Sequence[Slot],
     stop: Stop,
@@ -146,13 +146,13 @@ def run_pool(
     """Run what `take` gives until it gives None, as many at once as there are slots; what ends one leaves others alone.
 
     `ended` is told of each worker when its process is gone; `active` holds those at work, for who must know them;
-    `total` is for the display. A signal is passed on, and no run is started after it. KeyboardInterrupt (a second
+    `progress` is for the display. A signal is passed on, and no run is started after it. KeyboardInterrupt (a second
     Ctrl-C) kills what is left.
     """
     free, active = list(reversed(slots)), set() if active is None else active
     events: queue.Queue[tuple[Worker, Any]] = queue.Queue()
     passed_on = False
-    with PoolDisplay(total) as display:
+    with PoolDisplay(progress) as display:
         try:
             while True:
                 while free and not stop.signum and (planned := take()) is not None:
@@ -175,7 +175,7 @@ def run_pool(
                 if event is not None:
                     display.show(name, event)
                     continue
-                display.end(name)
+                display.end(name, None if worker.process.returncode else accuracy(worker.planned))
                 report(worker)
                 ended(worker)
                 worker.close()

@@ -20,8 +20,8 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from capsule_sweeps.console import console, duration, plain_text
-from capsule_sweeps.launchers.launch import Launcher, accuracy, launch
-from capsule_sweeps.runs.plan import PlannedRun, Policy, make_plan
+from capsule_sweeps.launchers.launch import Launcher, launch
+from capsule_sweeps.runs.plan import PlannedRun, Policy, accuracy, make_plan
 from capsule_sweeps.runs.signature import columns, signature, signed_config
 from capsule_sweeps.runs.sweep import record_seeds
 

@@ -16,6 +16,7 @@ from capsule_sweeps.runs.costs import Rates
 from capsule_sweeps.runs.learned import find_not_learned
 from capsule_sweeps.runs.plan_warnings import architecture, known_sizes, plan_warnings
 from capsule_sweeps.runs.provenance import changed_code
+from capsule_sweeps.runs.record import read_summary
 from capsule_sweeps.runs.run import Run, find_runs
 from capsule_sweeps.runs.signature import run_name, signature, signed_config
 
@@ -87,6 +88,11 @@ class PlannedRun:
     @property
     def to_do(self) -> bool:
         return self.action in ("run", "run anew", "resume", "retry")
+
+
+def accuracy(planned: PlannedRun) -> float | None:
+    """The accuracy (a fraction) of a finished run under its selection rule."""
+    return read_summary(planned.run.folder).get(f"accuracy_{planned.config.selection_rule}")
 
 
 def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]], policy: Policy) -> list[PlannedRun]:

@@ -162,6 +162,17 @@ def test_progress_has_lines_where_there_is_no_terminal(launch, runs) -> None:
         assert "images/s" in line and "left" in line
 
 
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_a_line_for_each_finished_run_of_a_sweep(launch, runs, parallel) -> None:
+    out = launch("-m", "seed=0,1", f"hydra.launcher.parallel={parallel}").out
+    lines = [line for line in out.splitlines() if " finished, accuracy " in line]
+    assert [line.partition(" finished")[0] for line in lines] == ["run 1/2", "run 2/2"]
+    for folder in runs.folders():
+        (line,) = [line for line in lines if line.endswith(folder.name)]
+        assert f"accuracy {runs.record(folder)['accuracy_last']:.1%}" in line
+    assert " left" in lines[0] and " left" not in lines[1]
+
+
 def test_runs_dir_may_be_anywhere(launch, runs, tmp_path) -> None:
     for runs_dir in (str(tmp_path / "else where" / "deep"), "a/b"):
         assert launch("-m", f"runs_dir='{runs_dir}'", "seed=0").code == 0

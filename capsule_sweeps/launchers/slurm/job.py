@@ -20,6 +20,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from capsule_sweeps.config.check import check
+from capsule_sweeps.console import SweepProgress
 from capsule_sweeps.launchers.pool import Slot, Worker, run_pool
 from capsule_sweeps.launchers.slurm import queue as slurm
 from capsule_sweeps.launchers.slurm.settings import Settings
@@ -61,9 +62,8 @@ class SlurmJob:
         self.stop, self.workers = Stop(), set[Worker]()
         self.starts, self.begun, self.given_up = Counter[str](), dict[str, int](), list[str]()
         signal.signal(signal.SIGTERM, self._terminate)
-        run_pool(
-            self.take, len(self.job["runs"]), self.job["sweep"], self._slots(), self.stop, self.ended, self.workers
-        )
+        progress, slots = SweepProgress(len(self.job["runs"])), self._slots()
+        run_pool(self.take, progress, self.job["sweep"], slots, self.stop, self.ended, self.workers)
         if self.stop.signum:
             slurm.requeue_if_running(os.environ["SLURM_JOB_ID"])  # a preemption, which ends before SLURM's grace does
             sys.exit(128 + self.stop.signum)
