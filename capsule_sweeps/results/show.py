@@ -27,6 +27,7 @@ LOG_LINES = 10
 def show(run: Run, form: str) -> str:
     """Columns, attempts with their provenance, accuracy curve, last log lines, the error of a run, and `why`.
 
+    Accuracies are in percent in a table for people, and fractions in csv and json.
     As JSON: one object, with what `why` returns under the key `why`.
     """
     entry = run.queue_entry()  # all that is known before a run starts
@@ -99,6 +100,16 @@ def why(run: Run, form: str) -> str:
 
 
 def _pairs(values: dict[str, Any], form: str, title: str) -> str:
-    texts = [value if isinstance(value, str | Path) else json.dumps(value, default=str) for value in values.values()]
-    frame = pd.DataFrame({"key": list(values), "value": [str(text) for text in texts]})
-    return render(frame, form, title=title)
+    people = form in ("table", "md")
+    texts = [_text(key, value) if people else _exact(value) for key, value in values.items()]
+    return render(pd.DataFrame({"key": list(values), "value": texts}), form, title=title)
+
+
+def _text(key: str, value: Any) -> str:
+    """A value as people read it: accuracies are in percent."""
+    share = isinstance(value, float) and key.startswith("accuracy_")
+    return f"{100 * value:.2f} %" if share else _exact(value)
+
+
+def _exact(value: Any) -> str:
+    return str(value) if isinstance(value, str | Path) else json.dumps(value, default=str)

@@ -33,6 +33,9 @@ def test_show_has_everything_that_is_known(launch, capsule_sweeps, runs) -> None
     attempt = runs.record(folder)["attempts"][1]
     words = [folder.name, "finished", "training.lr", "model.backbone.channels", "Attempt 1", "Attempt 2"]
     words += [sparkline(accuracies), f"{max(accuracies):.1%}", attempt["host"], attempt["versions"]["torch"]]
+    words.append(f"{100 * runs.record(folder)['accuracy_last']:.2f} %")
+    assert str(runs.record(folder)["accuracy_last"]) not in ended.out
+    assert str(runs.record(folder)["accuracy_last"]) in capsule_sweeps("show", folder.name, "--format", "csv").out
     words += ["commit", "dirty", "threads", "log.txt", (folder / "log.txt").read_text().splitlines()[-1]]
     for word in words:
         assert str(word) in ended.out, word
