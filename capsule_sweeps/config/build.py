@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from inspect import signature
 from typing import Any
@@ -10,20 +11,25 @@ from omegaconf import OmegaConf
 
 from capsule_sweeps.config.moved import PRESENT_SPELLING
 
-TARGETS = ("capsule_sweeps.", "torch.")  # a config may name classes of these packages, and of no other
+SWITCH = "CAPSULE_SWEEPS_TRUST_PACKAGES"  # other packages whose classes a config may name, with commas between them
 
 
 def build(node: Any, *args: Any, **kwargs: Any) -> Any:
     """An object of the class that `node._target_` names, made with the node's other keys (except `name`).
 
-    Raises ValueError for a class outside this package and torch, and for keys the class does not take.
+    Raises ValueError for a class outside of this package and those that the user's environment trusts, before anything
+    of another is imported, and for keys the class does not take.
     """
     options: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else dict(node)
     target = str(options.pop("_target_", None))
     target = PRESENT_SPELLING.get(target, target)
     name = options.pop("name", target)
-    if not target.startswith(TARGETS):
-        raise ValueError(f"_target_={target} is not allowed: only classes of capsule_sweeps and torch are built")
+    if not _trusted(target):
+        package = target.partition(".")[0]
+        raise ValueError(
+            f"_target_={target} is not allowed, since building it runs code outside of capsule_sweeps: set "
+            f"{SWITCH}={package} in the environment if you trust the package"
+        )
     module, _, attribute = target.rpartition(".")
     try:
         cls = getattr(import_module(module), attribute)
@@ -31,8 +37,8 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
         raise ValueError(f"_target_={target} is unknown ({error}); check its spelling") from error
     from torch.nn import Module
 
-    if not (isinstance(cls, type) and issubclass(cls, Module) and cls.__module__.startswith(TARGETS)):
-        raise ValueError(f"_target_={target} is not allowed: it is no torch.nn.Module of capsule_sweeps or torch")
+    if not (isinstance(cls, type) and issubclass(cls, Module) and _trusted(f"{cls.__module__}.")):
+        raise ValueError(f"_target_={target} is not allowed: it is no torch.nn.Module of a package that you trust")
     taken = signature(cls.__init__).parameters
     if unknown := [key for key in options if key not in taken and "kwargs" not in taken]:
         raise ValueError(f"{name} ({target}) has no setting {unknown[0]}: remove {unknown[0]}={options[unknown[0]]}")
@@ -40,3 +46,9 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
         return cls(*args, **kwargs, **options)
     except TypeError as error:
         raise ValueError(f"{name} ({target}) cannot be made with {options}: {error}") from error
+
+
+def _trusted(target: str) -> bool:
+    """Whether a dotted name lies in capsule_sweeps or in a package that SWITCH names. A record cannot set it."""
+    packages = ("capsule_sweeps", *filter(None, map(str.strip, os.environ.get(SWITCH, "").split(","))))
+    return target.startswith(tuple(f"{package}." for package in packages))

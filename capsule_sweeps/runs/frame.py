@@ -33,11 +33,11 @@ def load_runs(runs_dir: Path | str, imported: bool = False, settings: bool = Fal
     """One row per run folder under runs_dir, sorted by name; imported ones only if asked for. Damaged folders, whose
     name, signature and configuration do not agree, are left out with a warning.
 
-    Columns: `frame_columns`, `seconds_per_epoch`, `stale` (finished,
-    but with code that changed since), `device`, `imported` (weights from the published code), `data_sha256` and
-    `classes` (names, one a line) of its images, `tags` (with spaces between them), `note`, `sweeps` (the names of all
-    that asked for the run), `folder`, `not_learned` (why a finished run did not learn, or None), and `signed_config`,
-    the flat dict of the signed configuration; with `settings` also one column for each signed key, such as training.lr.
+    Columns: `frame_columns`, `seconds_per_epoch`, `stale` (finished, but with code that changed since), `device`,
+    `imported` (weights from the published code), `data_sha256` and `classes` (names, one a line) of its images, `tags`
+    (with spaces between them), `note`, `sweeps` (the names of all that asked for the run), `folder`, `not_learned` (why
+    a finished run did not learn, or None), and `signed_config`, the flat dict of the signed configuration; with
+    `settings` also one column for each signed key, such as training.lr.
     Accuracies are fractions, NaN while the run is not finished; seconds are those of its epochs, evaluation included.
     """
     runs = runs_frame(filter(agrees, find_runs(Path(runs_dir).expanduser()).values()))

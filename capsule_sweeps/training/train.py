@@ -57,7 +57,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     """Train what a checked config describes in its run folder, from the start or from its checkpoint.
 
     Returns the summary: accuracies (fractions) under every selection rule, seconds of training, parameters.
-    Raises ValueError for what a user can mend (nothing of a new run is on disk then), store.Busy when another process
+    Raises ValueError for what a user can mend (nothing of a new run is on disk then), Busy when another process
     has the folder, FloatingPointError when the loss is not finite, Interrupted once `stop` holds a signal.
     """
     recipe, record, rule = config.training, run.record(), find_rule(config.selection_rule)
@@ -222,7 +222,10 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                         found = evaluate(network, data, split, config)
                         row[f"{prefix}{name}_loss"], row[f"{prefix}{name}_accuracy"] = found
             check_evaluation(row, (epoch + 1) * num_batches)
-            row |= {"lr": optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - started}
+            lr = learning_rate(
+                recipe, (epoch + 1) * num_batches - 1, num_batches
+            )  # where only the evaluation was left, too
+            row |= {"lr": lr, "seconds": time.perf_counter() - started}
             row |= {"images_per_second": num_batches * recipe.batch_size / trained}
             rows.append(row)
             if (

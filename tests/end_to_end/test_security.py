@@ -108,13 +108,19 @@ def handler(mark: Path) -> dict[str, object]:
         "torch.",
     ],
 )
-def test_only_layers_of_this_package_and_torch_are_built(target) -> None:
+def test_only_layers_of_this_package_are_built(target) -> None:
     with pytest.raises(ValueError, match="_target_"):
         build({"_target_": target})
 
 
-def test_layers_of_torch_and_this_package_are_built() -> None:
-    assert isinstance(build({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}), torch.nn.Linear)
+def test_layers_of_this_package_and_those_that_the_user_trusts_are_built(monkeypatch) -> None:
+    node = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}
+    with pytest.raises(ValueError, match="set CAPSULE_SWEEPS_TRUST_PACKAGES=torch"):
+        build(node)
+    monkeypatch.setenv("CAPSULE_SWEEPS_TRUST_PACKAGES", "mine, torch")
+    assert isinstance(build(node), torch.nn.Linear)
+    with pytest.raises(ValueError, match="is not allowed"):
+        build({"_target_": "torchvision.ops.MLP"})  # begins with the same letters
     backbone = build({"_target_": "capsule_sweeps.networks.backbones.Simple", "channels": 4}, image_shape=(1, 8, 8))
     assert isinstance(backbone, torch.nn.Module)
 
