@@ -371,8 +371,8 @@ class Climber(Sweeper):
 
     seen: list[Any] = []  # noqa: RUF012
 
-    def __init__(self, params: Any) -> None:
-        """The node it replaces has `params`."""
+    def __init__(self, **settings: Any) -> None:
+        """The node whose `_target_` it replaces has the settings of hydra/sweeper=grid."""
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         self.launcher = Plugins.instance().instantiate_launcher(
@@ -399,8 +399,7 @@ def test_sweeper_gets_the_accuracy_under_the_configured_rule(launch, runs, monke
     monkeypatch.setattr(Climber, "__module__", module.__name__)
     Plugins.instance().register(Climber)
     name = "hydra_plugins.climber.Climber"
-    own = [f"hydra.sweeper._target_={name}", "~hydra.sweeper.max_runs"]
-    ended = launch("-m", *own, f"selection_rule={rule}", "training.epochs=4")
+    ended = launch("-m", f"hydra.sweeper._target_={name}", f"selection_rule={rule}", "training.epochs=4")
     assert "Traceback" not in ended.text and Climber.seen, ended.text
     assert [job.status for job in Climber.seen] == [JobStatus.COMPLETED, JobStatus.FAILED] * 2
     for job in Climber.seen[::2]:
