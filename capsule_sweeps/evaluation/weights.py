@@ -42,7 +42,7 @@ def load_weights(folder: Path, weights: str | None = None) -> tuple[nn.Module, D
         best = read_best(folder, model)
         if not rule.chooses or best is None or best["epoch"] != (best_epoch or best["epoch"]):
             raise ValueError(
-                f"{folder} has no weights of its best epoch, which selection_rule=best_val or best_test keeps while a "
+                f"{folder} has no weights of its best epoch, which a selection_rule of a best epoch keeps while a "
                 "run trains: choose other weights, last"
             )
         epoch = best["epoch"]

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from capsule_sweeps.runs.files import TEMPORARY
-from capsule_sweeps.runs.queue import FIRST, Entry, find_queue
+from capsule_sweeps.runs.queue import FIRST, SUBMISSION, Entry, find_queue
 from capsule_sweeps.runs.record import JOB, read_typed
 from capsule_sweeps.runs.run import RUN_NAME, run_folders
 
 TEMPORARY_SECONDS = 3600  # younger ones may still be in the making
-SUBMISSION = re.compile(r"sweep-[0-9a-f]{8}-[0-9a-f]{6}|doctor-[0-9a-f]{6}")
-SNAPSHOT = re.compile(r"[0-9a-f]{16}|\.staged-\w+")
+JOBS = re.compile(SUBMISSION.pattern + r"|doctor-[0-9a-f]{6}", re.ASCII)
+SNAPSHOT = re.compile(r"[0-9a-f]{16}(-\d+)?|\.staged-\w+")  # of one user, where several submit
 SUPERSEDED = re.compile(rf"({RUN_NAME.pattern})\.\d+")
 
 
@@ -43,7 +43,7 @@ def ended_jobs(runs_dir: Path) -> Iterator[tuple[Path, str, int]]:
     needed, known = set(), {run.folder.name: run for run in run_folders(runs_dir)}
     for run in known.values():
         needed |= {attempt.get("snapshot") for attempt in run.record().get("attempts", [])}
-    for folder in our_folders(runs_dir / ".jobs", SUBMISSION):
+    for folder in our_folders(runs_dir / ".jobs", JOBS):
         job = read_typed(folder / "job.json", JOB)
         left = [name for name in map(os.path.basename, job.get("runs", [])) if name in known]
         entry = Entry(str(job.get("queue", FIRST)), folder)

@@ -92,7 +92,7 @@ def test_runs_that_have_not_started_and_damaged_records(tiny_config, capsule_swe
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(["ONE", "ONE"], "two different runs"), (["ONE", "none"], "none"), (["ONE", "seed=9"], "not one")],
+    [(["ONE", "ONE"], "two different runs"), (["ONE", "none"], "none"), (["ONE", "seed=9"], "fits none")],
 )
 def test_errors_are_one_sentence(tiny_config, capsule_sweeps, words, said) -> None:
     name = make_run(tiny_config()).folder.name

@@ -104,7 +104,7 @@ def test_options_stand_before_between_and_behind_overrides(words, monkeypatch, c
     seen = []
     monkeypatch.setattr("capsule_sweeps.cli.evaluate.run", seen.append)
     assert capsule_sweeps(*words).code == 0
-    assert (seen[0].run, seen[0].overrides, seen[0].format) == ("RUN", ["data_dir=x", "device=cpu"], "md")
+    assert (seen[0].runs, seen[0].format) == (["RUN", "data_dir=x", "device=cpu"], "md")
 
 
 @pytest.mark.parametrize("word", ["--runs-dir", "--out"])

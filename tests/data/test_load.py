@@ -36,7 +36,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 def dataset_config(**changes):
     config = {"name": "pets", "source": "folder", "num_classes": 3, "channels": 3, "image_size": 5}
     kind = {"root": None, "base": None, "labels_per_image": 1, "affine_test": False, "mean": None, "std": None}
-    kind |= {"test_shift": 0, "test_rotation": 0.0, "crop_margin": 0}
+    kind |= {"test_shift": 0, "test_rotation": 0.0, "crop_margin": 0, "test_size": None}
     return SimpleNamespace(**{**config, **kind, "train_size": None, "val_size": 0, **changes})
 
 
@@ -429,7 +429,7 @@ def test_processes_that_start_together_decode_once(pets):
             time.sleep(0.01)
         config = dict(name="pets", source="folder", num_classes=3, channels=3, image_size=5, root=None, base=None)
         config |= dict(labels_per_image=1, affine_test=False, mean=None, std=None, test_shift=0, test_rotation=0.0)
-        config |= dict(crop_margin=0)
+        config |= dict(crop_margin=0, test_size=None)
         print(data.load_data(SimpleNamespace(**config, train_size=None, val_size=0), data_dir, "cpu").sha256)
     """
     command = [sys.executable, "-c", program, str(data_dir)]

@@ -4,6 +4,7 @@ import ast
 import re
 import runpy
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,8 @@ def images(place) -> None:
 def test_every_sweep_composes(command, images, launch) -> None:
     if "sharp" in command:
         pytest.skip("run by test_extending.py")
+    if "hydra/sweeper=search" in command and find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
+        pytest.skip("needs the package hydra-optuna-sweeper")
     words = shlex.split(command)[2:]
     if "-m" in words:
         ended = launch(*words, "hydra.launcher.dry_run=true", base=[])

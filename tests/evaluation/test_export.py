@@ -48,7 +48,9 @@ def make(tiny_config):
         run = Run(Path(config.runs_dir) / columns(config)["run"])
         run.folder.mkdir(parents=True)
         (run.folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
-        torch.save({"model": model.state_dict(), "epoch": 1, "batch": 0}, run.folder / "checkpoint.pt")
+        torch.save(
+            {"model": model.state_dict(), "epoch": config.training.epochs, "batch": 0}, run.folder / "checkpoint.pt"
+        )
         record = {
             **columns(config),
             "signed_config": signed_config(config),

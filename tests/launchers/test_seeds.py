@@ -87,7 +87,7 @@ def test_the_number_of_seeds_depends_on_the_first_ones_only(launch, invent) -> N
     invent([*SPREAD, *[0.5, 0.99] * 4])
     out = launch("-m", WIDTH.format(0.25)).out
     assert set(planned(out).values()) == {"skip"} and len(planned(out)) == 13
-    assert seeds_table(out) == {"(as configured)": ("13", "±0.24", "0", "0")}
+    assert seeds_table(out) == {"(as configured)": ("13", "±0.24", "0", "0 s")}
     (group,) = {run.group for _, run in load_runs("runs").iterrows()}
     assert first_seeds(Path("runs")) == {group: 5}
 
@@ -189,7 +189,7 @@ def test_a_difference_is_resolved_seed_by_seed(launch, invent) -> None:
     words = ("-m", "num_routing=1,2", "hydra.sweeper.resolve=num_routing")
     ended = launch(*words, WIDTH.format(0.4))
     assert ended.code == 0 and set(planned(ended.out).values()) == {"skip"} and len(planned(ended.out)) == 10
-    assert seeds_table(ended.out) == {"num_routing: 1 → 2": ("5", "±0.39", "0", "0")}
+    assert seeds_table(ended.out) == {"num_routing: 1 → 2": ("5", "±0.39", "0", "0 s")}
     assert rows(ended.out, "Differences") == [["num_routing: 1 → 2", "5", "1.40", "0.39"]]
     out = launch(*words, WIDTH.format(0.25), DRY).out
     assert len(planned(out)) == 26 and seeds_table(out)["num_routing: 1 → 2"][2] == "8"
