@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import nn
 
-from capsule_sweeps.config.selection_rules import find_rule
+from capsule_sweeps.config.selection_rules import RULES, find_rule
 from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.runs.record import read_record
 from capsule_sweeps.runs.run import Run
@@ -41,13 +41,14 @@ def load_weights(folder: Path, weights: str | None = None) -> tuple[nn.Module, D
     elif chosen == "best" and best_epoch != epoch:
         best = read_best(folder, model)
         if not rule.chooses or best is None or best["epoch"] != (best_epoch or best["epoch"]):
+            keeping = " or ".join(known.name for known in RULES if known.chooses)
             raise ValueError(
-                f"{folder} has no weights of its best epoch, which a selection_rule of a best epoch keeps while a "
-                "run trains: choose other weights, last"
+                f"{folder} has no weights of its best epoch, which selection_rule={keeping} keeps while a run trains: "
+                "use --weights last"
             )
         epoch = best["epoch"]
-    columns = {"last": "accuracy_last", "ema": "accuracy_ema_last", "best": rule.column}
-    accuracy = record.get(rule.column if rule.weights == chosen else columns[chosen])
+    same = rule if rule.weights == chosen else next(known for known in RULES if known.weights == chosen)
+    accuracy = record.get(same.column)
     return model, config, {"weights": chosen, "epoch": epoch, "selection_rule": rule.name, "accuracy": accuracy}
 
 
