@@ -81,7 +81,7 @@ def record_seeds(runs_dir: Path, procedure: dict[str, Any], groups: Sequence[str
     content = {**procedure, "groups": list(groups)}
     path = runs_dir / ".sweeps" / f"{seeds_name(content)}.json"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_json(path, content)
 
 
