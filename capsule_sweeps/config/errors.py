@@ -70,6 +70,8 @@ def sentence(error: BaseException) -> str:
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and "not" in text:
         key, parent = str(cause.full_key or word.partition("=")[0]), cause.parent_node
         key = key if "'Config'" in text else _in_a_layer(key)
+        if re.match(r"model\.(backbone|capsules|routing)\.", key):
+            return f"{source}{word or key} is not a key of the model: set {(word or key).removeprefix('model.')}"
         keys = [str(known) for known in parent] if OmegaConf.is_dict(parent) and not parent._is_none() else []
         return source + unknown(word if word.startswith(f"{key}=") else key, keys)
     if word and cause is not error:

@@ -252,7 +252,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 def valid_row(row: Any) -> bool:
     """Whether a line of metrics.jsonl is an epoch's row, evaluated or not. Losses may be infinite or NaN."""
-    if not isinstance(row, dict) or SHARE(row.get("test_accuracy", 0)) or count()(row.get("epoch", 0)):
+    if not (isinstance(row, dict) and row) or SHARE(row.get("test_accuracy", 0)) or count()(row.get("epoch", 0)):
         return False
     finite = [value for value in row.values() if not (isinstance(value, float) and not math.isfinite(value))]
     return not any(map(number(), finite))

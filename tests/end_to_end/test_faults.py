@@ -381,15 +381,18 @@ def test_link_in_the_place_of_a_run_folder(launch, capsule_sweeps, runs, tiny_co
     assert launch(EAGER, "seed=1").code == 0
 
 
-def test_link_to_a_folder_that_was_moved_elsewhere_is_followed(launch, runs, place) -> None:
-    """A full disk is made roomy in this way."""
+def test_link_to_a_run_folder_that_was_moved_elsewhere_is_not_followed(launch, runs, place) -> None:
+    """Where a link leads nothing is written; `runs_dir` itself may be one, which makes room on a full disk."""
     launch(EAGER, signal_at=(signal.SIGTERM, 7))
     folder = runs.only()
     (place / "elsewhere").mkdir()
     shutil.move(folder, place / "elsewhere" / folder.name)
     folder.symlink_to(place / "elsewhere" / folder.name)
-    assert launch(EAGER).code == 0
-    assert (place / "elsewhere" / folder.name / "summary.json").exists() and folder.is_symlink()
+    before = {path.name: path.read_bytes() for path in (place / "elsewhere" / folder.name).iterdir()}
+    refused = launch(EAGER)
+    assert refused.code == 1 and f"{folder.name}: damaged (it is a link)" in refused.text.replace("\n", "")
+    assert {path.name: path.read_bytes() for path in (place / "elsewhere" / folder.name).iterdir()} == before
+    assert folder.is_symlink()
 
 
 HOSTILE = ["../../evil", "/absolute", "..", ".", "a\nb", "\x1b[2J", "[red]x[/red]", "x" * 300, "-rf", "$(touch pwned)"]

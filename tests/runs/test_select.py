@@ -154,7 +154,7 @@ FITTING = [
     (["backbone.channels=4", "seed=1"], {1}),  # as launch.py spells it
     (["training.milestones=[3,5]"], {2}),
     (["training.milestones=[3, 5]"], {2}),
-    (["training.milestones=[3,5],[8,11]"], {0, 1, 2}),
+    (["training.milestones=[3,5],[1]"], {0, 1, 2}),
     (["seed=range(1,3)"], {1, 2}),
     (["seed=choice(0,2)"], {0, 2}),
     (["routing=glob(inv*)", "seed=0"], {0}),
@@ -179,7 +179,7 @@ NO_RUN = [
     (["routing=nope", "seed=0"], "routing=nope fits none of the 4 runs; routing is inverted_attention"),
     (["seed=0", "num_routing=2,3"], "num_routing=2,3 fits none of the 2 runs that fit seed=0; num_routing is 1"),
     (["training.lr=1e-3"], "training.lr=1e-3 fits none of the 4 runs; training.lr is 0.05, 0.1"),
-    (["training.milestones=[3,6]"], "fits none of the 4 runs; training.milestones is [8,11]"),
+    (["training.milestones=[3,6]"], "fits none of the 4 runs; training.milestones is [1]"),
     (["training.loss=margin"], "training.loss is cross_entropy"),
     (["training.epoch=2"], "no run has a key training.epoch; did you mean training.epochs?"),
     (["training=fast"], "training=fast fits none of the 4 runs: none has the values that conf/training sets for it"),

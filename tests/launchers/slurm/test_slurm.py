@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -473,7 +474,10 @@ def test_ctrl_c_while_waiting_leaves_the_jobs_running(cluster, tiny, runs, submi
         "hydra.launcher.wait=true",
     ]
     command = [sys.executable, str(ROOT / "launch.py"), "-m", *tiny, *LONG, *arguments]
-    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # A shell without job control starts what runs in the background, and so the tests and this, with SIGINT ignored
+    listen = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    launcher = subprocess.Popen(command, **pipes, preexec_fn=listen)
     cluster.until(lambda: cluster.jobs() and "running" in states().values())
     launcher.send_signal(signal.SIGINT)
     said, _ = launcher.communicate(timeout=60)
