@@ -163,6 +163,8 @@ def _option(group: str, name: str) -> dict[str, Any]:
 
 def _as_option(signed: dict[str, Any], option: dict[str, Any], others: set[str]) -> bool:
     """Whether a run has the values of an option, but for those that other filters name."""
+    if "training.epochs" in others:  # milestones may be fractions of the run
+        others = others | {"training.milestones"}
     keys = [(name, key) for key in option for name in (key, f"model.{key}") if name in signed or name in NEUTRAL]
     return bool(keys) and all(
         signed.get(name, NEUTRAL.get(name)) == option[key] for name, key in keys if key not in others
