@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
 from capsule_sweeps import __version__, cli
-from capsule_sweeps.console import missing_package, wide
 from capsule_sweeps.launchers.terminal import write_any_text
 
 
@@ -37,6 +36,8 @@ def main() -> None:
     try:
         parser = make_parser(words[0] if words else None)
     except ModuleNotFoundError as error:
+        from capsule_sweeps.console import missing_package  # rich takes its time
+
         sys.exit(f"Error: {missing_package(error)}")
     with suppress(ModuleNotFoundError):  # completion is for those who have installed it
         import argcomplete
@@ -49,13 +50,24 @@ def main() -> None:
         words = escape(words)
     arguments = own.parse_intermixed_args(words[1:]) if own else parser.parse_args(words)
     try:
-        with wide() if getattr(arguments, "wide", False) else nullcontext():
+        with _width(arguments):
             arguments.function(arguments)
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has seen enough
     except ModuleNotFoundError as error:
+        from capsule_sweeps.console import missing_package  # rich takes its time
+
         sys.exit(f"Error: {missing_package(error)}")
     except (ValueError, OSError) as error:
         sys.exit(f"Error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _width(arguments: argparse.Namespace) -> AbstractContextManager[None]:
+    """With --wide no table is fitted to the terminal."""
+    if not getattr(arguments, "wide", False):
+        return nullcontext()
+    from capsule_sweeps.console import wide
+
+    return wide()

@@ -6,7 +6,6 @@ import argparse
 import sys
 
 from capsule_sweeps.cli import add_runs
-from capsule_sweeps.console import plain_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from capsule_sweeps.console import plain_text
     from capsule_sweeps.runs.run import Run
     from capsule_sweeps.runs.select import select
     from capsule_sweeps.tracking.wandb_sync import sync

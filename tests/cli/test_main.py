@@ -18,6 +18,7 @@ from capsule_sweeps.cli.main import make_parser
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns, signed_config
+from capsule_sweeps.runs.signature import signature as hash_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ACTING = ["cancel", "retry", "gc", "sync", "prepare-data"]
@@ -204,7 +205,7 @@ for line in sys.argv[1:]:
         f"why {name}",
         f"diff {name} {other}",
     ]
-    ended = python("-c", program, *lines, "gc", "cancel state=running", "gc --yes")
+    ended = python("-c", program, *lines, "gc", "cancel seed=0", "gc --yes")
     assert ended.code == 0 and ended.err == "", ended.err
 
 
@@ -249,11 +250,12 @@ def test_ten_thousand_runs_are_read(tiny_config, capsule_sweeps, runs) -> None:
     run = make_run(tiny_config())
     record, attempt = runs.record(run.folder), (run.folder / "attempt-1.json").read_bytes()
     for number in range(1, MANY):
-        signature = f"{number:08x}"
+        signed = {**record["signed_config"], "seed": number}
+        signature = hash_of(signed)
         folder = Path("runs") / f"digits-capsnet-simple-inverted_attention-r1-s{number}-{signature}"
         folder.mkdir()
         state = "finished" if number % 2 else "failed"
-        changes = {"seed": number, "signature": signature, "run": folder.name, "state": state, "group": number % 7}
+        changes = {"seed": number, "signature": signature, "run": folder.name, "state": state, "signed_config": signed}
         (folder / "run.json").write_text(json.dumps({**record, **changes}))
         (folder / "attempt-1.json").write_bytes(attempt)
         if number % 2:
@@ -269,6 +271,6 @@ def test_ten_thousand_runs_are_read(tiny_config, capsule_sweeps, runs) -> None:
             assert len(ended.out.splitlines()) == MANY + 1
         if command == ["results"]:
             assert f"Left out: {MANY // 2 - 1} of {MANY} runs" in " ".join(ended.out.split())
-    assert capsule_sweeps("show", "00000005", "--format", "json").code == 0
-    assert capsule_sweeps("why", "00000005").code == 0
+    assert capsule_sweeps("show", folder.name, "--format", "json").code == 0
+    assert capsule_sweeps("why", folder.name).code == 0
     assert os.listdir(".") == ["runs"]
