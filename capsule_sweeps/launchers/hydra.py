@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -257,11 +258,23 @@ def look(arguments: Sequence[str]) -> None:
     check_spelling(hydra.runtime)
     target = str(hydra.launcher.get("_target_"))
     sweep = asked.multirun or hydra.get("mode") == RunMode.MULTIRUN
-    if sweep and not target.startswith("hydra_plugins.capsule_sweeps."):  # others start jobs; ours plan sweeps
+    if sweep and not _plans_sweeps(target):
         raise ValueError(
             f"hydra/launcher={hydra.runtime.choices['hydra/launcher']} is not available for sweeps: set "
             "hydra/launcher=local (hydra.launcher.parallel=N for N runs at once) or hydra/launcher=slurm"
         )
+
+
+def _plans_sweeps(target: str) -> bool:
+    """Whether a launcher is one of ours, which plan sweeps, or derived from them; others start jobs one by one."""
+    module, _, name = target.rpartition(".")
+    if not module.startswith("hydra_plugins."):  # Hydra has imported these already
+        return False
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError):
+        return False
+    return isinstance(found, type) and issubclass(found, SweepLauncher)
 
 
 @contextmanager
