@@ -101,6 +101,9 @@ def _stage(folder: Path, into: Path) -> None:
 def verify(folder: Path) -> dict[str, Any]:
     """The record of a run folder of somebody else. Raises ValueError for one that does not agree with itself."""
     record, summary = read_record(folder), read_summary(folder)
+    finished = (folder / "summary.json").exists()  # which is what makes a run finished, whatever is in it
+    if finished and summary.get("signature") != record.get("signature"):
+        raise ValueError("its summary.json is damaged")
     signed = record.get("signed_config")
     if not signed or signature(signed) != folder.name[-8:]:
         raise ValueError("its signature is not that of its configuration")
@@ -120,7 +123,7 @@ def verify(folder: Path) -> dict[str, Any]:
             raise ValueError(f"its signature is not that of its config.yaml ({', '.join(keys[:3])})")
         expected = columns(config)
         del expected["run"]
-        expected |= _accuracies(folder, config, bool(summary))
+        expected |= _accuracies(folder, config, finished)
     for file, found in (("run.json", record), ("summary.json", summary)):
         for key, value in expected.items():
             if found.get(key) is not None and found[key] != value:

@@ -44,6 +44,8 @@ def select(runs_dir: Path, words: Sequence[str], imported: bool = False) -> pd.D
             runs = runs[runs.signature.isin(_sweep(runs_dir, value))]
         elif key in ("tag", "tags"):
             runs = runs[[bool({*tags.split()} & {*value.split(",")}) for tags in runs.tags]]
+        elif key == "note":
+            runs = runs[[value.casefold() in str(note).casefold() for note in runs.note]]
         elif len(runs):
             fitting = runs[filters.fit(runs, word, words)]
             if fitting.empty:
