@@ -18,10 +18,11 @@ def run(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.evaluation.import_published import import_checkpoint
 
     made, new = import_checkpoint(arguments.file, arguments.num_routing, arguments.overrides, arguments.runs_dir)
-    told = made.record().get("imported", {}).get("windows") if new else None
-    if told:
+    found = made.record().get("imported", {}).get("windows") if new else None
+    if found:
         print(
-            f"Its windows are those of capsules.interleaved={str(told['interleaved']).lower()}: {told['accuracy']:.2%} "
-            f"on {told['images']:,} test images, {told['accuracy_with_the_other_windows']:.2%} with the others."
+            f"Its windows are those of capsules.interleaved={str(found['interleaved']).lower()}: "
+            f"{found['accuracy']:.2%} on {found['images']:,} test images, "
+            f"{found['accuracy_with_the_other_windows']:.2%} with the others."
         )
     print(f"{made.folder} is {'written' if new else 'there already: nothing was done'}")

@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> None:
             counts[outcome] += 1
             if words:
                 print(plain_text(f"{name}: {OUTCOMES[outcome]}; {words}"), flush=True)
-    told = [f"{counts[outcome]} {meaning}" for outcome, meaning in OUTCOMES.items() if counts[outcome]]
-    print(f"Merged into {arguments.runs_dir}: {', '.join(told) or 'no runs were found'}.")
+    merged = [f"{counts[outcome]} {meaning}" for outcome, meaning in OUTCOMES.items() if counts[outcome]]
+    print(f"Merged into {arguments.runs_dir}: {', '.join(merged) or 'no runs were found'}.")
     if counts["different"] or counts["refused"]:
         sys.exit(1)

@@ -159,7 +159,7 @@ def compose_points(loader: Any, master: DictConfig | None, points: Sequence[Sequ
 
 
 def check_interpolations(config: DictConfig | Sequence[str]) -> None:
-    """Raises ValueError for what a config or overrides ask of Hydra's jobs, which nobody numbers."""
+    """Raises ValueError for interpolations of Hydra's job number, which sweeps here do not have."""
     texts = config if not isinstance(config, DictConfig) else OmegaConf.to_yaml(config).splitlines()
     for text in texts:
         if re.search(r"\$\{hydra[:.](job|sweep|sweeper)\b", text):

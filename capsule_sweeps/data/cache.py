@@ -81,7 +81,7 @@ def open_decoded(
 ) -> tuple[Decoded, str, Path | None]:
     """The memory-mapped data, their sha256 and their folder `<stem>-<key>`, which is made first if it is missing.
 
-    It is in `<data_dir>/.cache` or, where that cannot be written or trusted, in the user's cache folder; a link, and
+    It is in `<data_dir>/.cache` or, where that is not writable or not trusted, in the user's cache folder; a link, and
     what belongs neither to the user nor to the owner of data_dir, is not used. `list_source` returns JSON values that
     follow from what `read_source` reads; of several processes that start together one reads. When another process holds
     the lock for a minute, the data are read without the cache, and their folder is None. Raises ValueError when the

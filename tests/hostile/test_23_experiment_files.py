@@ -53,7 +53,7 @@ def test_users_own_environment_and_command_line_are_trusted(experiment, monkeypa
         ["hydra: {job_logging: {handlers: {console: {class: subprocess.Popen, args: [id]}}}}"],
         ["hydra: {job_logging: {formatters: {simple: {(): os.makedirs}}}}"],
         ["hydra: {hydra_logging: {handlers: {console: {stream: 'ext://os.environ'}}}}"],
-        ["hydra: {job_logging: {handlers: {f: {class: logging.FileHandler, filename: /tmp/planted}}}}"],
+        ["hydra: {job_logging: {handlers: {f: {class: logging.FileHandler, filename: /planted}}}}"],
         ["hydra: {job_logging: {handlers: {f: {filename: '${hydra.runtime.output_dir}/../x'}}}}"],
     ],
 )

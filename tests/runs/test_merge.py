@@ -257,7 +257,7 @@ def huge_header() -> bytes:
 
 HOSTILE = {
     "above": (archive(**{f"../{NAME}/run.json": b"{}"}), "is no file of a run folder"),
-    "absolute": (archive(**{"/tmp/run.json": b"{}"}), "is no file of a run folder"),
+    "absolute": (archive(**{"/run.json": b"{}"}), "is no file of a run folder"),
     "through a run": (archive(**{f"{NAME}/../run.json": b"{}"}), "is no file of a run folder"),
     "hidden": (archive(**{f".{NAME}/run.json": b"{}"}), "is no file of a run folder"),
     "a pickle": (archive(**{f"{NAME}/job.pkl": b"."}), "is no file of a run folder"),
