@@ -11,7 +11,7 @@ from capsule_sweeps.routing.votes import Votes
 
 
 class Attention(Routing):
-    """The usual direction of attention: the children compete for each parent. Arguments as InvertedAttention's.
+    """The usual direction of attention: the children compete for each parent. Takes the arguments of InvertedAttention.
 
     The coefficients of a parent are a softmax over all children under its kernel, so they sum to 1.
     """
@@ -22,7 +22,7 @@ class Attention(Routing):
         self.norm = make_norm(norm, shape.parent_size)
 
     def forward(self, votes: Votes, children: Capsules, previous: Capsules | None) -> Capsules:
-        """The parents after one more iteration; in the first all children have the same weight."""
+        """The parents (B, M, h, w, E) after one more iteration; in the first all children have the same weight."""
         if previous is None:
             sums = votes.average(children.poses)
         else:

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from capsule_sweeps.routing.votes import Votes
 
-LEAST_ACTIVATION = 1e-20  # children share from here on: gradients, as large as its reciprocal, still fit in float32
+LEAST_ACTIVATION = 1e-20  # lower bound of activations that are divided by: gradients of 1e20 still fit in float32
 
 
 class Capsules(NamedTuple):
     """The capsules of one layer: poses (B, N, H, W, D), and activations (B, N, H, W) where the routing has them.
 
-    `state` is what else the routing that made them wants to see again in its next step; nobody else reads it.
-    `coefficients` (B, h, w, k, l, N, M) of the step that made them, for those who watch: a routing that computes them
-    itself from `votes.explicit` returns them; those of other sums are recorded by RecordingVotes.
+    `state` is whatever else the routing needs in its next step; no other code reads it. `coefficients`
+    (B, h, w, k, l, N, M) are those of the step that made the capsules, for recording: a routing that computes them
+    itself from `votes.explicit` returns them here; for all other sums RecordingVotes records them.
     """
 
     poses: Tensor
@@ -35,8 +35,9 @@ def squash(sums: Tensor) -> Tensor:
 class Squash(nn.Module):
     """squash(√E s), in place of a LayerNorm.
 
-    Initial weights suit children of length √E, as a LayerNorm makes them. Those that squash made are √E times shorter,
-    and squash shrinks a short pose by its square: without the √E, poses and gradients of a deep stack vanish.
+    Initial weights are scaled for children of length √E, which is what a LayerNorm returns. Squashed children are √E
+    times shorter, and squash shrinks a short pose quadratically: without the √E, the poses and gradients of a deep
+    stack vanish.
     """
 
     def __init__(self, pose_size: int) -> None:
@@ -51,14 +52,14 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {"layer": nn.LayerNorm, "squash":
 
 
 def make_norm(name: str, pose_size: int) -> nn.Module:
-    """What becomes of the summed votes, `routing.norm`. Raises ValueError for a name that there is not."""
+    """The norm of the summed votes, `routing.norm`. Raises ValueError for an unknown name."""
     if name not in NORMS:
         raise ValueError(f"routing.norm={name} is unknown: it must be one of {', '.join(NORMS)}")
     return NORMS[name](pose_size)
 
 
 class LayerShape(NamedTuple):
-    """What a routing may want to know of its layer: kernel (k, l), children N of D numbers, parents M of E numbers."""
+    """The sizes of a layer: kernel (k, l), N children with poses of D numbers, M parents with poses of E numbers."""
 
     kernel: tuple[int, int]
     num_children: int
@@ -68,39 +69,42 @@ class LayerShape(NamedTuple):
 
     @property
     def num_votes(self) -> int:
-        """Votes for the parents of one place."""
+        """Number of votes for the parents of one place, k·l·N·M."""
         return self.kernel[0] * self.kernel[1] * self.num_children * self.num_parents
 
 
 class Routing(nn.Module):
-    """One step of routing for one layer, with the parameters that it needs; made for every layer of a stack.
+    """One step of routing for one layer, with its parameters. Every layer of a stack has an instance of its own.
 
-    A subclass is made with `shape` (LayerShape), `dropout` (the rate at which numbers of the parents are dropped in
-    training) and its own keys of `conf/routing/<name>.yaml`, but for `schedule` and `num_routing`, which are the
-    stack's. It raises ValueError for what it cannot do.
+    The constructor of a subclass takes `shape` (LayerShape), `dropout` (the rate at which numbers of the parents are
+    dropped in training) and the keys of `conf/routing/<name>.yaml`, except for `schedule` and `num_routing`, which
+    belong to the stack. It raises ValueError for invalid values.
     """
 
-    iterates = True  # False: one step is all, whatever num_routing says; its YAML then sets num_routing: 1
+    iterates = True  # False: the routing has exactly one step, and its YAML sets num_routing: 1
     uses_activations = False  # True: primary capsules have activations
     has_class_logits = False  # True: `class_logits` takes the place of the model's head
-    allows_no_poses = False  # True: class capsules may have activations only
-    vote_scale = 1.0  # a layer's weights are multiplied by it; they begin as they should for Σ_i V / M and a LayerNorm
+    allows_no_poses = False  # True: class capsules may have activations and no poses
+    vote_scale = 1.0  # factor of a layer's weights, whose initial values are right for Σ_i V / M and a LayerNorm
 
     def forward(self, votes: Votes, children: Capsules, previous: Capsules | None) -> Capsules:
-        """The parents after one more iteration; `previous` are those that the last one made, None in the first."""
+        """The parents (B, M, h, w, E) after one more iteration.
+
+        children: poses (B, N, H, W, D); previous: the parents of the last iteration, None in the first.
+        """
         raise NotImplementedError
 
     def class_logits(self, classes: Capsules) -> Tensor:
-        """(B, classes) of the last layer's parents; their sigmoids are the activations of the classes.
+        """Class logits (B, classes) from the parents of the last layer; their sigmoids are the class activations.
 
-        With `routing.class_logits=log` these are the logarithms of the activations, so that the cross-entropy is the
+        With `routing.class_logits=log` the logits are the logarithms of the activations, and the cross-entropy is the
         negative log-likelihood of the activations divided by their sum.
         """
         raise NotImplementedError
 
     def multiply_adds(self, shape: LayerShape, first: bool) -> int:
-        """Of one step, for one place of the parents and without making the votes: each number of a vote once for the
-        sums, and after the first step once more for the agreement."""
+        """Multiply-adds of one step for one place of the parents, without making the votes: one for each number of a
+        vote in the sums, and after the first step one more in the agreement."""
         return shape.num_votes * shape.parent_size * (1 if first else 2)
 
 

@@ -1,8 +1,9 @@
-"""torch.compile, so that what ran earlier in a process cannot matter, and so that a run never dies of it.
+"""torch.compile without effects of earlier runs in the same process; falls back to uncompiled code on failure.
 
-Every layout of arguments gets a compilation of its own, for fixed shapes. torch keeps compilations by code object and
-gives up silently after a few of the same one; so each is made from a copy of the function with its own code object.
-Compiled code is kept on disk by torch (TORCHINDUCTOR_CACHE_DIR): another process with the same shapes reads it.
+Every layout of arguments is compiled separately, for fixed shapes. torch caches compilations by code object and
+silently stops compiling after a few for the same one, so each compilation uses a copy of the function with a code
+object of its own. torch keeps compiled code on disk (TORCHINDUCTOR_CACHE_DIR), and later processes with the same
+shapes read it.
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
-MIN_STEPS = 2000  # on a CPU: compiling takes about half a minute, a step of the paper's network gains 25 ms or more
-NUM_IMAGES = {"sklearn": 1400}  # by dataset.source, where dataset.train_size does not say; others: about 50,000
+MIN_STEPS = (
+    2000  # on a CPU: compiling takes about half a minute and saves at least 25 ms per step of the paper's network
+)
+NUM_IMAGES = {"sklearn": 1400}  # by dataset.source, if dataset.train_size is not set; others: about 50,000
 
 
 def decide(config: DictConfig, device: torch.device) -> bool:
-    """What `training.compile` means on this device.
+    """Whether to compile on this device: the value of `training.compile`, with auto resolved.
 
-    auto: on for a CUDA GPU; on for a CPU when a C++ compiler is there and the run has MIN_STEPS training steps or more.
+    auto: on for a CUDA GPU; on for a CPU if a C++ compiler is available and the run has at least MIN_STEPS steps.
     """
     recipe = config.training
     if recipe.compile != "auto":
@@ -48,13 +51,13 @@ def decide(config: DictConfig, device: torch.device) -> bool:
 
 
 def has_cpp_compiler() -> bool:
-    """Whether the one that torch will call is there: $CXX or, where that is not set, g++ (clang++ on macOS)."""
+    """Whether the compiler that torch calls is available: $CXX or, if CXX is not set, g++ (clang++ on macOS)."""
     name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++").split()[:1]
     return bool(name and shutil.which(name[0]))
 
 
 class CompileError(Exception):
-    """A function could not be compiled; the log has said why. What it computes must be had in another way."""
+    """A function could not be compiled; the reason is in the log. Callers fall back to uncompiled code."""
 
 
 class Compiled:
@@ -93,18 +96,18 @@ class Compiled:
         return results
 
     def _options(self) -> dict[str, Any]:
-        """Blocks of reductions on a GPU are not chosen by timing: last bits would depend on the machine's load."""
-        import torch._inductor.config  # which takes a second
+        """Options of torch.compile, without choosing reduction blocks by timing: results would depend on the load."""
+        import torch._inductor.config  # slow: takes a second
 
-        known = hasattr(torch._inductor.config, "deterministic")  # not in every torch
+        known = hasattr(torch._inductor.config, "deterministic")  # newer versions of torch only
         return {**(self.options or {}), **({"deterministic": True} if known else {})}
 
 
 def use_own_cache() -> None:
-    """Set TORCHINDUCTOR_CACHE_DIR, unless the user did, to a folder in the user's cache that nobody else can write.
+    """Set TORCHINDUCTOR_CACHE_DIR, unless the user did, to a folder in the user's cache that only the user can write.
 
-    torch executes what it finds there, and its default in the temporary folder has a name that anybody can take first.
-    Where the user has no such folder, it is a new one, for this process and those that it starts.
+    torch executes the code in this folder, and the name of its default in the temporary folder is predictable, so that
+    other users could create it first. If there is no private cache, a new folder serves this process and its children.
     """
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
         return
@@ -122,7 +125,7 @@ def use_own_cache() -> None:
 
 
 def _layout(tensors: tuple[Tensor, ...]) -> Hashable:
-    """All that compiled code depends on."""
+    """Everything that compiled code depends on."""
     device = tensors[0].device.type
     return (
         *((t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in tensors),
@@ -139,8 +142,8 @@ def _own_code(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _backward_too() -> AbstractContextManager[None]:
-    """While open, a backward pass is compiled with its forward pass. When it is first needed, nothing can fall back."""
-    option = "force_non_lazy_backward_lowering"  # not in every torch
+    """Compile backward passes together with their forward passes: later, a failure could no longer fall back."""
+    option = "force_non_lazy_backward_lowering"  # newer versions of torch only
     config = torch._functorch.config
     return config.patch(option, True) if hasattr(config, option) else nullcontext()
 
@@ -159,9 +162,9 @@ _warned: list[bool] = []
 
 
 class CompiledForward:
-    """A model's forward, compiled for training and left as it is for evaluation, which is a small part of a run.
+    """The forward method of a model, compiled for training. Evaluation, a small part of a run, stays uncompiled.
 
-    Set as the attribute `forward` of a model, it leaves parameters, state dict and everything else alone.
+    It is set as the attribute `forward` of a model and changes neither parameters nor the state dict.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -187,4 +190,4 @@ class CompiledForward:
         return self.eager(images)
 
     def __reduce__(self) -> tuple[type[CompiledForward], tuple[nn.Module]]:
-        return CompiledForward, (self.model,)  # a copy of the model compiles for itself
+        return CompiledForward, (self.model,)  # a copy of the model compiles again

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from capsule_sweeps.routing.base import Capsules, LayerShape, Routing, check_class_logits, squash
 from capsule_sweeps.routing.votes import Votes
 
-SMALLEST = 1e-12  # of squared lengths: the logarithm of 0 has no gradient
+SMALLEST = 1e-12  # lower bound of squared lengths: the logarithm of 0 has no gradient
 
 
 class DynamicState(NamedTuple):
-    """Parents of all iterations so far, summed, and the summed votes of the last one, before the squash."""
+    """The sum of the parents of all iterations so far, and the summed votes of the last one, before the squash."""
 
     total: Tensor
     sums: Tensor
@@ -22,11 +22,11 @@ class DynamicState(NamedTuple):
 class Dynamic(Routing):
     """Routing by agreement (Procedure 1): parents are squashed sums of votes, and compete for each child.
 
-    The logits b[i,m] = Σ_t ⟨V[i,m], U_t[m]⟩ of an iteration are those of the parents U_t of all iterations before it,
-    so ⟨V[i,m], Σ_t U_t[m]⟩: only the sum of the parents is kept, and no vote is stored. With the concurrent schedule V
+    The logits of an iteration are b[i,m] = Σ_t ⟨V[i,m], U_t[m]⟩ = ⟨V[i,m], Σ_t U_t[m]⟩ over the parents U_t of all
+    earlier iterations, so only the sum of the parents is kept, and no vote is stored. With the concurrent schedule V
     are the votes of this iteration. The length of a class capsule is the activation of its class (section 3). In a
-    stack the votes are scaled so that an even sum begins as long as a child: else lengths would fade from layer to
-    layer. `dropout` is that of the summed votes.
+    stack the votes are scaled so that their uniform sum is initially as long as a child; otherwise lengths would shrink
+    from layer to layer. `dropout` is applied to the summed votes.
     """
 
     has_class_logits = True
@@ -36,10 +36,10 @@ class Dynamic(Routing):
         self.logs = check_class_logits(class_logits) == "log"
         self.dropout = nn.Dropout(dropout)
         self.vote_scale = shape.num_parents**0.5
-        self.root = shape.parent_size**0.5  # `routed` divides the agreement by it, the paper does not
+        self.root = shape.parent_size**0.5  # undoes the division of the agreement in `routed`, which the paper omits
 
     def forward(self, votes: Votes, children: Capsules, previous: Capsules | None) -> Capsules:
-        """The parents after one more iteration; in the first every child spreads evenly."""
+        """The parents (B, M, h, w, E) after one more iteration; the first has uniform coefficients."""
         if previous is None:
             sums = self.dropout(votes.uniform(children.poses))
             parents = squash(sums)
@@ -49,7 +49,7 @@ class Dynamic(Routing):
         return Capsules(parents, state=DynamicState(previous.state.total + parents, sums))
 
     def class_logits(self, classes: Capsules) -> Tensor:
-        """log |s|² (B, classes), the sigmoid of which is |s|² / (1 + |s|²), the length of the capsule; or its log."""
+        """log |s|² (B, classes), whose sigmoid |s|² / (1 + |s|²) is the length of the capsule; or log of the length."""
         squared: Tensor = classes.state.sums.float().square().sum(-1)
         logits = squared.clamp_min(SMALLEST).log().flatten(1)
         return nn.functional.logsigmoid(logits) if self.logs else logits

@@ -1,10 +1,10 @@
 """EM routing: "Matrix Capsules with EM Routing", Hinton, Sabour, Frosst, ICLR 2018. Letters as in `routing`.
 
-`gaussian_pass` does an E-step and an M-step without storing the votes: it computes them for so many children at a
+`gaussian_pass` does an E-step and an M-step without storing all votes: it computes them for as many children at a
 time as fit the cache, for log r (i, M, p), for the means, for the variances, and again in the backward pass. (Autograd
-over slices takes 3 to 4 times as long.) With s the share of a child in a parent (s = r a / Σ_i r a), c, ρ and b the
-parents' centres, precisions and log weights before the step, μ and σ² the means and variances after it, and g
-gradients, that one computes
+over slices takes 3 to 4 times as long.) Let s = r a / Σ_i r a be the share of a child in a parent; c, ρ and b the
+parents' centres, precisions and log weights before the step; μ and σ² the means and variances after it; and g
+gradients. The backward pass computes
 
     ∂log s = s Σ_e (gμ (V − μ) + gσ ((V − μ)² − σ²)),  ∂log r = ∂log s + g r a,  ∂z = ∂log r − r Σ_m ∂log r,
     ∂V = s (gμ + 2 gσ (V − μ)) − ∂z ρ (V − c),  ∂c = ρ Σ_i ∂z (V − c),  ∂ρ = −½ Σ_i ∂z (V − c)²,  ∂b = Σ_i ∂z
@@ -23,7 +23,7 @@ from capsule_sweeps.routing.kernels import add_weighted, vote_slices
 from capsule_sweeps.routing.passes import Layout, cache_slice
 from capsule_sweeps.routing.votes import Votes, over_children, places_first
 
-MIN_VARIANCE = 1e-4  # added to every variance: a parent whose votes are all the same is still a Gaussian
+MIN_VARIANCE = 1e-4  # added to every variance, so that a parent with identical votes is still a Gaussian
 
 
 class EMState(NamedTuple):
@@ -35,7 +35,7 @@ class EMState(NamedTuple):
 
 
 class Gaussians(NamedTuple):
-    """The parents that children are shared out among: p(V) ∝ exp(bias − ½ Σ_e precision (V − centre)²).
+    """The parents as Gaussians over votes: p(V) ∝ exp(bias − ½ Σ_e precision (V − centre)²).
 
     centres and precisions (B, M, h, w, E), biases (B, M, h, w): log a − ½ Σ_e log σ², for the sum of log densities.
     """
@@ -55,20 +55,20 @@ def _gaussians(parents: Capsules, density: str) -> Gaussians:
 class EM(Routing):
     """Each parent is a Gaussian over its votes, with an activation; the parents compete for each child (Procedure 1).
 
-    A step is an E-step, unless it is the first, and an M-step. The parents of a place compete for a child, not those of
-    different places. The inverse temperature of iteration t is λ_t = `inverse_temperature` · (1 − `rate`^t), divided by
-    the votes that a parent would get if all were shared out evenly, so that it suits layers of any size, unless
-    `per_share` is false. Class activations are those of the class capsules. In a stack the votes are scaled so that
-    their even mean is as large as the children's poses, and β_u begins where such a mean costs nothing (with
+    A step is an E-step (not in the first iteration) and an M-step. Only the parents of the same place compete for a
+    child. The inverse temperature of iteration t is λ_t = `inverse_temperature` · (1 − `rate`^t). Unless `per_share` is
+    false, it is divided by the number of votes that a parent gets when coefficients are uniform, so that one value is
+    right for layers of any size. Class activations are those of the class capsules. In a stack the votes are scaled so
+    that their unweighted mean is as large as the children's poses, and β_u starts where such a mean has no cost (with
     `per_share: false` at 0).
 
-    `density`: how the log densities of a pose's E numbers are joined into the one that parents compete with. "sum" is
-    the paper's (eq. 2): a product of E independent densities. With random weights such sums differ by several units
-    between parents, so that each child gives itself to one parent almost whole before anything is learned, and with
-    three iterations training does not converge. "mean" divides by E, which keeps the competition soft.
+    `density`: how the log densities of the E numbers of a pose are combined. "sum" is the paper's choice (eq. 2): a
+    product of E independent densities. With random weights such sums differ by several units between parents, so that
+    each child is assigned to a single parent before anything is learned, and with three iterations training does not
+    converge. "mean" divides by E, which keeps the competition soft.
 
-    Coefficients, variances and activations are computed in float32, from logarithms. Raises ValueError for a dropout,
-    which means of votes have no place for, and for settings out of range.
+    Coefficients, variances and activations are computed in float32, from logarithms. Raises ValueError for a dropout
+    above 0, which is not defined for means of votes, and for settings out of range.
     """
 
     uses_activations = True
@@ -104,7 +104,7 @@ class EM(Routing):
         self.beta_a = nn.Parameter(torch.zeros(shape.num_parents))
 
     def forward(self, votes: Votes, children: Capsules, previous: Capsules | None) -> Capsules:
-        """The parents after one more iteration; in the first every child spreads evenly."""
+        """The parents (B, M, h, w, E) after one more iteration; the first has uniform coefficients."""
         assert children.activations is not None
         with torch.autocast(children.poses.device.type, enabled=False):
             dtype = torch.promote_types(children.poses.dtype, torch.float32)
@@ -134,7 +134,7 @@ class EM(Routing):
 def explicit_step(
     votes: Votes, poses: Tensor, activations: Tensor, gaussians: Gaussians | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `gaussian_pass` does, from the votes themselves: slow, but it gives r (B, h, w, k, l, N, M) as well."""
+    """`gaussian_pass` from explicit votes: slow, but also returns the coefficients r (B, h, w, k, l, N, M)."""
     every = votes.explicit(poses)
     if gaussians is None:
         log_r = torch.full_like(every[..., 0], -math.log(every.shape[6]))
@@ -155,10 +155,10 @@ def gaussian_pass(
     """Means and variances (B, M, h, w, E) of the votes that the parents get, and their amounts Σ_i r a (B, M, h, w).
 
     poses (B, N, H, W, D) and activations (B, N, H, W) of the children, float32 or float64. `gaussians`: the parents
-    that they are shared out among, evenly where there are none. Differentiable once.
+    that compete for them; None for uniform coefficients. Differentiable once.
     """
     weight = votes.weight.to(poses.dtype)
-    if gaussians is None:  # all alike
+    if gaussians is None:  # identical parents: uniform coefficients
         _, _, _, x, num_parents, d = weight.shape
         h, w = votes.windows(activations).shape[1:3]
         centres = poses.new_zeros(len(poses), num_parents, h, w, poses.shape[4] // x * d)
@@ -170,18 +170,18 @@ def gaussian_pass(
 
 
 class _Slices:
-    """A layer as its slices see it: places p innermost."""
+    """The slices of a layer, with places p innermost."""
 
     def __init__(self, poses: Tensor, activations: Tensor, weight: Tensor, stride: int, num_images: int) -> None:
         self.layout = Layout(poses, weight, stride, num_images)
         self.activations = self.layout.filled(activations).transpose(0, 1)[:, None, None]  # N 1 1 B H W
 
     def activations_of(self, number: int) -> Tensor:
-        """The activations (i, 1, p) that the parents of a slice see, none below the least."""
+        """The activations (i, 1, p) under the kernels of a slice, at least LEAST_ACTIVATION."""
         return self.layout.patches(number, self.activations)[:, 0].clamp_min(LEAST_ACTIVATION)
 
     def places_last(self, values: Tensor) -> Tensor:
-        """(B, M, h, w, E) → (slices, M, E, p), poses turned; (B, M, h, w) → (slices, M, p)."""
+        """(B, M, h, w, E) → (slices, M, E, p), with poses transposed; (B, M, h, w) → (slices, M, p)."""
         if values.dim() == 5:
             return self.layout.places_last(values).flatten(2, 3)
         values = self.layout.filled(values).unflatten(0, (self.layout.num_slices, -1))
@@ -225,7 +225,7 @@ def _em(
         mean, variance = torch.zeros_like(c[number]), torch.zeros_like(c[number])
         for part, votes, _ in vote_slices(patches, layout.weight):
             add_weighted(mean, shares[part], votes)
-        for part, votes, _ in vote_slices(patches, layout.weight):  # about the new means: others would cost digits
+        for part, votes, _ in vote_slices(patches, layout.weight):  # around the new means, which loses no digits
             add_weighted(variance, shares[part], votes.sub_(mean).square_())
         means[number], variances[number] = mean, variance
     return slices.places_first(means), slices.places_first(variances), slices.places_first(log_amounts.exp_()), logs
@@ -259,7 +259,7 @@ def _em_backward(
     stride: int,
     num_images: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients for poses, activations, weight, centres, precisions and biases. Computes the votes again."""
+    """Gradients for poses, activations, weight, centres, precisions and biases. Recomputes the votes."""
     slices = _Slices(poses, activations, weight, stride, num_images)
     layout = slices.layout
     inputs = (centres, precisions, means, variances, grad_means, grad_variances, grad_amounts)

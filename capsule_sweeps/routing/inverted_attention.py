@@ -11,7 +11,7 @@ from capsule_sweeps.routing.votes import Votes
 class InvertedAttention(Routing):
     """Inverted dot-product attention: the parents compete for each child (paper, section 3 and algorithm 1).
 
-    `dropout` is that of the summed votes, before the norm: a LayerNorm, whose weights all parents share, or see NORMS.
+    `dropout` is applied to the summed votes, before `norm`: one of NORMS, whose weights all parents share.
     """
 
     def __init__(self, shape: LayerShape, dropout: float, norm: str = "layer") -> None:
@@ -20,6 +20,6 @@ class InvertedAttention(Routing):
         self.norm = make_norm(norm, shape.parent_size)
 
     def forward(self, votes: Votes, children: Capsules, previous: Capsules | None) -> Capsules:
-        """The parents after one more iteration; `previous` is None in the first, which spreads evenly."""
+        """The parents (B, M, h, w, E) after one more iteration; the first, with `previous` None, is uniform."""
         sums = votes.uniform(children.poses) if previous is None else votes.routed(children.poses, previous.poses)
         return Capsules(self.norm(self.dropout(sums)))

@@ -1,12 +1,13 @@
-"""The routed pass over a slice of the batch, as plain functions of tensors: once for a compiler, once without.
+"""The routed pass over a slice of the batch, as plain functions of tensors, in a compiled and an uncompiled version.
 
-Letters as in `routing`, with the axes that are looped over in front and places p innermost:
+Letters as in `passes`, with the axes that are looped over first and places p innermost:
 
     patches (i, x, a, p), weight (i, M, d, x), parents and sums (M, d, a, p), coefficients (i, M, p)
 
-Both versions take and return the same. `fused_*` write a vote out as a sum of x products, which the compiler fuses
-into the agreement and again into the sums: no vote is ever stored. `sliced_*` multiply matrices, for so many children
-at a time that their votes stay in the cache. With g the gradient of the sums, the backward passes compute
+Both versions have the same arguments and results. `fused_*` spell a vote out as a sum of x products, which the
+compiler fuses into the agreement and again into the sums, so no vote is ever stored. `sliced_*` multiply matrices for
+as many children at a time as have votes that fit the cache. With g the gradient of the sums, the backward passes
+compute
 
     ∂r = ⟨V, g⟩,  ∂s = r (∂r − Σ_m r ∂r) / √E,  ∂V = r g + ∂s U,  ∂U = Σ_i ∂s V,  ∂W = Σ_p P ∂V,  ∂P = Σ_m W ∂V
 """
@@ -22,9 +23,9 @@ from torch import Tensor
 from capsule_sweeps.routing.compiled import Compiled, CompileError
 
 VOTES_PER_SLICE = 2**19  # on a CPU: two buffers of 2 MiB stay in the cache (measured: 2**17 to 2**20 are within 1.5 x)
-VOTES_PER_SLICE_GPU = 2**26  # there a slice must fill the device, and a buffer is 256 MiB
-MAX_PRODUCTS = 64  # x·d, written out one by one: up to 8x8 weights. Larger ones make good use of matrix products.
-OPTIONS = {  # recompute what is used more than once instead of storing it
+VOTES_PER_SLICE_GPU = 2**26  # a slice must fill the GPU; a buffer is 256 MiB
+MAX_PRODUCTS = 64  # largest x·d that is spelled out as products: 8x8 weights. Matrix products are fast for larger ones.
+OPTIONS = {  # recompute values that are used more than once instead of storing them
     "realize_opcount_threshold": 1_000_000,
     "realize_reads_threshold": 1_000_000,
     "realize_acc_reads_threshold": 1_000_000,
@@ -33,7 +34,7 @@ OPTIONS = {  # recompute what is used more than once instead of storing it
 
 
 def route(patches: Tensor, weight: Tensor, parents: Tensor, fused: bool) -> tuple[Tensor, Tensor]:
-    """Σ_i r V (M, d, a, p) and r (i, M, p). `fused`: by the compiled version where it can be had."""
+    """Σ_i r V (M, d, a, p) and r (i, M, p). `fused`: use the compiled version if it is available."""
     if fused:
         with suppress(CompileError):
             return fused_route(patches, weight, parents)
@@ -50,8 +51,8 @@ def route_backward(
     return sliced_route_backward(patches, weight, parents, coefficients, grad)
 
 
-# With a compiler: five kernels, in which all of a vote stays in registers. They are compiled one by one: what stands
-# between them is stored, for within a kernel the compiler would compute it again for every one of its results.
+# Compiled: five kernels, in which a whole vote stays in registers. They are compiled one by one, so that the results
+# between them are stored: within one kernel the compiler would recompute these for each of its outputs.
 
 
 def fused_route(patches: Tensor, weight: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +84,7 @@ def weighted_sum(patches: Tensor, weight: Tensor, factors: Tensor) -> Tensor:
 
 
 def grad_agreement(coefficients: Tensor, grad_r: Tensor) -> Tensor:
-    """r (∂r − Σ_m r ∂r) (i, M, p): 1/√E is in ∂r already."""
+    """r (∂r − Σ_m r ∂r) (i, M, p); ∂r already contains the factor 1/√E."""
     r_grad_r = coefficients * grad_r
     return r_grad_r - coefficients * r_grad_r.sum(1, keepdim=True)
 
@@ -128,7 +129,7 @@ _GRAD_PATCHES = Compiled(grad_patches, OPTIONS)
 _GRAD_WEIGHT = Compiled(grad_weight, OPTIONS)
 
 
-# Without a compiler: matrix products for a few children at a time
+# Uncompiled: matrix products for a few children at a time
 
 
 def sliced_route(patches: Tensor, weight: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,9 +165,9 @@ def sliced_route_backward(
 
 
 def vote_slices(patches: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """For some i at a time: which, their votes (i, M, E, p), and a buffer of that shape.
+    """For a few children i at a time: their slice, their votes (i, M, E, p), and a buffer of that shape.
 
-    The memory of both is used again and again: fresh memory would fall out of the cache.
+    Votes and buffer reuse their memory: newly allocated memory would not be in the cache.
     """
     num_i, num_parents, d, _ = weight.shape
     a, places = patches.shape[2:]
@@ -186,7 +187,7 @@ def votes_per_slice(device: torch.device) -> int:
 
 def add_weighted(total: Tensor, factors: Tensor, votes: Tensor) -> None:
     """total (M, E, p) += Σ_i factors (i, M, p) · votes (i, M, E, p). May overwrite the votes."""
-    if len(votes) == 1:  # one pass over memory instead of two
+    if len(votes) == 1:  # needs one pass over memory instead of two
         total.addcmul_(factors[0].unsqueeze(1), votes[0])
     else:
         total += votes.mul_(factors.unsqueeze(2)).sum(0)

@@ -13,8 +13,8 @@ Letters, here and in the shapes below:
 children (B, N, H, W, D), parents (B, M, h, w, E), weight (k, l, N, x, M, d). A vector pose is one row (a = 1). A fully
 connected layer is one whose kernel covers the children's grid (h = w = 1).
 
-`uniform_pass` and `routed_pass` cost the time of the paper's routing; `by_place` runs the steps of the routings that it
-is compared with. None of them stores all votes.
+The paper's routing spends its time in `uniform_pass` and `routed_pass`; `by_place` runs the steps of the routings that
+it is compared with. None of them stores all votes.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from torch.nn import functional as F
 
 from capsule_sweeps.routing import kernels
 
-PLACES_PER_SLICE = 128  # of the compiled kernels on a CPU: children and parents of a slice stay in the cache
+PLACES_PER_SLICE = 128  # for compiled kernels on a CPU: children and parents of a slice stay in the cache
 PLACES_PER_SLICE_GPU = 2**16  # not measured yet
 
 
 def uniform_pass(children: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Σ_i V[i,m] / M: the first iteration, in which every child spreads evenly over all parents.
+    """Σ_i V[i,m] / M: the first iteration, in which every coefficient is 1/M.
 
-    children (B, N, H, W, D), weight (k, l, N, x, M, d) → (B, M, h, w, E). With even coefficients the sum over the
-    children is a convolution: pose rows go into the batch, pose columns into the channels, which stand last in memory
-    (a third faster on a CPU). Where the kernel covers the grid it is one matrix product, in half the time.
+    children (B, N, H, W, D), weight (k, l, N, x, M, d) → (B, M, h, w, E). With uniform coefficients the sum over the
+    children is a convolution: pose rows become part of the batch, pose columns become channels, which are last in
+    memory (a third faster on a CPU). If the kernel covers the grid, one matrix product takes half the time.
     """
     k, l, num_children, x, num_parents, d = weight.shape  # noqa: E741
     batch = children.shape[0]
@@ -54,12 +54,12 @@ def uniform_pass(children: Tensor, weight: Tensor, stride: int) -> Tensor:
 def routed_pass(children: Tensor, parents: Tensor, weight: Tensor, stride: int, fused: bool = False) -> Tensor:
     """Σ_i r[i,m] V[i,m] with r[i,·] = softmax over m of ⟨V[i,m], parents[m]⟩ / √E (equations 1 to 3 of the paper).
 
-    children (B, N, H, W, D), parents (B, M, h, w, E), weight (k, l, N, x, M, d) → (B, M, h, w, E) in the children's
-    type. Computes in float32, or float64 if that comes in, under autocast too. Differentiable once. `fused`: by
-    compiled kernels, where they pay and can be made.
+    children (B, N, H, W, D), parents (B, M, h, w, E), weight (k, l, N, x, M, d) → (B, M, h, w, E) in the dtype of the
+    children. Computes in float32, also under autocast, or in float64 if the input is. Differentiable once. `fused`: use
+    compiled kernels if they are faster and available.
     """
     fused = fused and weight.shape[3] * weight.shape[5] <= kernels.MAX_PRODUCTS
-    # Given to the operator, because compiled models on disk know it only by its arguments.
+    # Passed to the operator as an argument, because models compiled to disk store nothing else about the operator.
     num_images = _fused_slice(parents) if fused else cache_slice(parents)
     dtype = torch.promote_types(torch.promote_types(children.dtype, weight.dtype), torch.float32)
     inputs = children.to(dtype), parents.to(dtype), weight.to(dtype)
@@ -68,7 +68,7 @@ def routed_pass(children: Tensor, parents: Tensor, weight: Tensor, stride: int, 
 
 
 def _fused_slice(parents: Tensor) -> int:
-    """Images of a slice: a power of two, so that few shapes are ever compiled, whatever the size of the batch."""
+    """Number of images of a slice: a power of two, so that few shapes are compiled, whatever the batch size."""
     batch, _, h, w, _ = parents.shape
     places = PLACES_PER_SLICE if parents.device.type == "cpu" else PLACES_PER_SLICE_GPU
     most = max(1, places // (h * w))
@@ -76,17 +76,17 @@ def _fused_slice(parents: Tensor) -> int:
 
 
 def cache_slice(parents: Tensor) -> int:
-    """Images of a slice: as many as fit the cache with the votes of one child, all slices about equal."""
+    """Number of images of a slice: as many as fit the cache with the votes of one child, about equal in all slices."""
     batch = len(parents)
     most = min(batch, max(1, kernels.votes_per_slice(parents.device) // parents[0].numel()))
     return int(-(-batch // -(-batch // most)))
 
 
 class Layout:
-    """One layer's children and weight as the kernels read them: places p innermost, contiguous in memory.
+    """The children and the weight of a layer in the order of the kernels: places p innermost, contiguous in memory.
 
-    The batch is cut into `num_slices` of equal size, which the kernels see one at a time; it is filled up with zeros
-    if need be, which give and take no gradient.
+    The batch is cut into `num_slices` slices of equal size, which the kernels process one at a time. It is padded with
+    zeros if necessary; these have no effect on gradients.
     """
 
     def __init__(self, children: Tensor, weight: Tensor, stride: int, num_images: int) -> None:
@@ -104,7 +104,7 @@ class Layout:
         self.children = children.contiguous()  # N x a B H W
 
     def filled(self, images: Tensor) -> Tensor:
-        """(B, …) with the batch filled up to whole slices."""
+        """(B, …) with the batch padded to whole slices."""
         missing = self.num_slices * self.num_images - self.batch
         return torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing else images
 
@@ -122,7 +122,7 @@ class Layout:
         return slice(number * self.num_images, (number + 1) * self.num_images)
 
     def patches(self, number: int, values: Tensor | None = None) -> Tensor:
-        """The children, or values (N, x, a, B, H, W) of theirs, that the kernel sees at every place: (i, x, a, p)."""
+        """The children, or `values` (N, x, a, B, H, W), under the kernel at every place: (i, x, a, p)."""
         some = (self.children if values is None else values)[:, :, :, self.images(number)]
         windows = some.unfold(4, self.k, self.stride).unfold(5, self.l, self.stride)
         return windows.permute(6, 7, 0, 1, 2, 3, 4, 5).flatten(5).flatten(0, 2)
@@ -137,7 +137,7 @@ class Layout:
                 grad[:, :, :, self.images(number), rows, columns] += part
 
 
-# Operators, so that torch.compile takes a routed pass inside of a model for what it is, instead of unrolling its slices
+# Custom operators: torch.compile treats a routed pass in a model as one operation and does not unroll its slices
 
 
 @torch.library.custom_op("capsule_sweeps::routed", mutates_args=())
@@ -150,7 +150,7 @@ def _routed(
     fused: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Σ_i r V (B, M, h, w, E), and all r (slices, i, M, p) if the backward pass will want them: 1/E of the votes."""
+    """Σ_i r V (B, M, h, w, E) and, with `keep`, r (slices, i, M, p) for the backward pass: 1/E of the votes' memory."""
     layout = Layout(children, weight, stride, num_images)
     places = layout.places_last(parents)
     sums = torch.empty_like(places)
@@ -192,7 +192,7 @@ def _routed_backward(
     num_images: int,
     fused: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients for children, parents and weight. Computes the votes again."""
+    """Gradients for children, parents and weight. Recomputes the votes."""
     layout = Layout(children, weight, stride, num_images)
     places, grad = layout.places_last(parents), layout.places_last(grad)
     grad_places, grad_children = torch.empty_like(places), torch.zeros_like(layout.children)
@@ -231,7 +231,7 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
 _routed.register_autograd(_backward, setup_context=_keep_for_backward)
 
 
-# Steps of other routings: plain torch over the votes of a few places at a time, computed again in the backward pass
+# Steps of other routings: plain torch over the votes of a few places at a time, recomputed in the backward pass
 
 Step = Callable[..., tuple[Tensor, ...]]
 STEPS: dict[str, Step] = {}
@@ -240,15 +240,15 @@ STEPS: dict[str, Step] = {}
 def place_step(function: Step) -> Step:
     """Registers a step for `Votes.by_place` under its name.
 
-    It gets votes (p, i, M, E) and the values (p, …) of these places, and returns results (p, …), coefficients
-    (p, i, M) last. Places must not depend on each other.
+    The step takes votes (p, i, M, E) and the values (p, …) of some places, and returns results (p, …), the last of
+    which are the coefficients (p, i, M). Places must not depend on each other.
     """
     STEPS[function.__name__] = function
     return function
 
 
 def run_step(name: str, patches: Tensor, weight: Tensor, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """All that the step returns for patches (p, i, a, x), weight (i, x, M, d) and values (p, …)."""
+    """All results of the step for patches (p, i, a, x), weight (i, x, M, d) and values (p, …)."""
     return STEPS[name](torch.einsum("piax,ixmd->pimad", patches, weight).flatten(3), *values)
 
 
@@ -268,11 +268,11 @@ def _(name: str, patches: Tensor, weight: Tensor, values: list[Tensor]) -> list[
 def _by_place_backward(
     name: str, patches: Tensor, weight: Tensor, values: list[Tensor], grads: list[Tensor]
 ) -> list[Tensor]:
-    """Gradients for patches, weight and values. Computes the votes again."""
+    """Gradients for patches, weight and values. Recomputes the votes."""
     parts, grad_weight = [], torch.zeros_like(weight)
     for some in _some_places(patches, weight, [*values, *grads]):
         inputs, grad = some[: 1 + len(values)], some[1 + len(values) :]
-        backward: Any = torch.func.vjp(partial(_results, name), weight, *inputs)[1]  # unlike autograd.grad, works here
+        backward: Any = torch.func.vjp(partial(_results, name), weight, *inputs)[1]  # autograd.grad does not work here
         grad_some, *own = backward(tuple(grad))
         grad_weight += grad_some
         parts.append(own)
@@ -286,12 +286,12 @@ def _(name: str, patches: Tensor, weight: Tensor, values: list[Tensor], grads: l
 
 
 def _results(name: str, weight: Tensor, patches: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-    """What the step returns but for its coefficients."""
+    """The results of the step without its coefficients."""
     return run_step(name, patches, weight, values)[:-1]
 
 
 def _some_places(patches: Tensor, weight: Tensor, values: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-    """Patches and values cut into slices of places whose votes fit the cache, but of one place at least."""
+    """Patches and values cut into slices of places whose votes fit the cache, with at least one place each."""
     num_i, _, num_parents, d = weight.shape
     votes_of_a_place = num_i * num_parents * d * patches.shape[2]
     places = max(1, kernels.votes_per_slice(patches.device) // votes_of_a_place)

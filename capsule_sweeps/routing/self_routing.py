@@ -17,14 +17,14 @@ from capsule_sweeps.routing.votes import Votes, over_children
 
 
 class SelfRouting(Routing):
-    """Each child says itself, by a linear map of its pose, where its vote goes; there are no iterations (section 3).
+    """Each child's coefficients are a linear map of its own pose; there are no iterations (section 3).
 
     Coefficients c[i,·] = softmax over m of P[i] W_route[i]; parents are means of the votes, weighted by c[i,m] a[i]
-    with the children's activations a; activations a[m] = Σ_i c[i,m] a[i] / Σ_i a[i]. `dropout` is that of the means,
-    before the norm (see NORMS); `bias`: c has one for each child and parent. All votes are stored.
+    with the children's activations a; activations a[m] = Σ_i c[i,m] a[i] / Σ_i a[i]. `dropout` is applied to the means,
+    before the norm (see NORMS); `bias` adds one to the logits of c for each child and parent. All votes are stored.
 
-    Class capsules have poses, which the model's head reads as it does for other routings; or, as in the paper, with
-    `class_logits: log` and `capsules.classes.pose_size: 0`, activations only, whose logarithms are the class logits.
+    Class capsules either have poses, which the head of the model reads; or, as in the paper, with `class_logits: log`
+    and `capsules.classes.pose_size: 0`, only activations, whose logarithms are the class logits.
     """
 
     iterates = False
@@ -41,7 +41,7 @@ class SelfRouting(Routing):
         self.norm = make_norm(norm if shape.parent_size else "none", shape.parent_size)
 
     def forward(self, votes: Votes, children: Capsules, previous: Capsules | None) -> Capsules:
-        """The parents."""
+        """The parents (B, M, h, w, E)."""
         assert children.activations is not None
         with torch.autocast(children.poses.device.type, enabled=False):
             dtype = torch.promote_types(children.poses.dtype, torch.float32)

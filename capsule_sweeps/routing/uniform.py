@@ -1,4 +1,4 @@
-"""Uniform coefficients: every child spreads evenly over all parents."""
+"""Uniform coefficients: every child votes equally for all parents."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from capsule_sweeps.routing.votes import Votes
 
 
 class Uniform(Routing):
-    """No routing: every child spreads evenly over all parents. Arguments as InvertedAttention's."""
+    """No routing: all coefficients are 1/M. Takes the arguments of InvertedAttention."""
 
     iterates = False
 
@@ -19,5 +19,5 @@ class Uniform(Routing):
         self.norm = make_norm(norm, shape.parent_size)
 
     def forward(self, votes: Votes, children: Capsules, previous: Capsules | None) -> Capsules:
-        """The parents."""
+        """The parents (B, M, h, w, E)."""
         return Capsules(self.norm(self.dropout(votes.uniform(children.poses))))

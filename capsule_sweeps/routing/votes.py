@@ -1,7 +1,7 @@
-"""What a layer's children vote for its parents: the sums of votes that a routing asks for. Letters: see passes.py.
+"""The votes of a layer's children, and the sums of them that routings need. Letters: see passes.py.
 
-`Votes` is the interface that a routing gets. FastVotes computes the sums without ever storing all votes; RecordingVotes
-computes them in plain torch and keeps the coefficients, for watching, exporting and describing.
+`Votes` is the interface for routings. FastVotes computes the sums without ever storing all votes; RecordingVotes
+computes them in plain torch and keeps the coefficients, for recording, exporting and describing.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ class Votes:
     """The votes V = P W of the children of one layer.
 
     `weight` (k, l, N, x, M, d), `stride` of the kernel. children (B, N, H, W, D) and parents (B, M, h, w, E) are poses;
-    sums are as long as the parents' grid, poses last.
+    sums have the shape of the parents.
     """
 
     records = False  # True: a routing that computes coefficients itself returns them in its Capsules
-    coefficients: Tensor | None = None  # (B, h, w, k, l, N, M) of the last sum, where they are recorded
+    coefficients: Tensor | None = None  # (B, h, w, k, l, N, M) of the last sum, if they are recorded
 
     def __init__(self, weight: Tensor, stride: int) -> None:
         self.weight = weight
@@ -42,9 +42,9 @@ class Votes:
         raise NotImplementedError
 
     def by_place(self, name: str, children: Tensor, *values: Tensor) -> list[Tensor]:
-        """What the step `name` (see `place_step`) makes of the votes, place by place, without its coefficients.
+        """The results of the step `name` (see `place_step`) for all votes, without its coefficients.
 
-        values (B, h, w, …) → results (B, h, w, …), in float32 at least, under autocast too.
+        values (B, h, w, …) → results (B, h, w, …), at least in float32, also under autocast.
         """
         with torch.autocast(children.device.type, enabled=False):
             dtype = torch.promote_types(torch.promote_types(children.dtype, self.weight.dtype), torch.float32)
@@ -61,20 +61,20 @@ class Votes:
         raise NotImplementedError
 
     def windows(self, values: Tensor) -> Tensor:
-        """What the kernel sees at each place of the parents: values (B, N, H, W, …) → (B, h, w, k, l, N, …)."""
+        """The children's values under the kernel at each place: (B, N, H, W, …) → (B, h, w, k, l, N, …)."""
         k, l = self.weight.shape[:2]  # noqa: E741
         windows = values.unfold(2, k, self.stride).unfold(3, l, self.stride)
         return windows.movedim((2, 3, -2, -1, 1), (1, 2, 3, 4, 5))
 
     def explicit(self, children: Tensor) -> Tensor:
-        """All votes (B, h, w, k, l, N, M, E), which is large: E times the coefficients."""
+        """All votes (B, h, w, k, l, N, M, E). They need E times the memory of the coefficients."""
         k, l, _, x, _, _ = self.weight.shape  # noqa: E741
         windows = children.unfold(2, k, self.stride).unfold(3, l, self.stride).unflatten(4, (-1, x))  # B N h w a x k l
         return torch.einsum("bnhwaxkl,klnxmd->bhwklnmad", windows, self.weight).flatten(7)
 
 
 class FastVotes(Votes):
-    """Votes that are never stored all at once. `fused`: routed passes run in compiled kernels where these pay."""
+    """Votes that are never stored all at once. `fused`: routed passes use compiled kernels where these are faster."""
 
     def __init__(self, weight: Tensor, stride: int, fused: bool = False) -> None:
         super().__init__(weight, stride)
@@ -148,10 +148,10 @@ def _agreement(votes: Tensor, parents: Tensor) -> Tensor:
 
 
 def places_first(parents: Tensor) -> Tensor:
-    """Parents' values (B, M, h, w, …) in the order of the votes: (B, h, w, 1, 1, 1, M, …)."""
+    """Values of the parents (B, M, h, w, …) → in the order of the votes (B, h, w, 1, 1, 1, M, …)."""
     return parents.movedim(1, 3)[:, :, :, None, None, None]
 
 
 def over_children(logits: Tensor) -> Tensor:
-    """A softmax of (B, h, w, k, l, N, M) over the children (k, l, N) of a parent."""
+    """Softmax of (B, h, w, k, l, N, M) over the children (k, l, N) of a parent."""
     return logits.flatten(3, 5).softmax(3).view_as(logits)
