@@ -1,7 +1,7 @@
 """Backbones: convolutions in front of the primary capsules.
 
-A backbone is a module made with `image_shape` = (C, H, W) and its own options. It maps images (B, C, H, W) to features
-(B, C', H', W') and says in `out_shape` = (C', H', W') what comes out.
+A backbone is a module whose constructor takes `image_shape` = (C, H, W) and its own options. It maps images
+(B, C, H, W) to features (B, C', H', W') and has the attribute `out_shape` = (C', H', W').
 """
 
 from torch import Tensor, nn
@@ -90,8 +90,8 @@ class PlainBlock(nn.Module):
 
 
 class ResNet20(nn.Module):
-    """ResNet-20 for small images (He et al. 2016, section 4.2): three stages of three blocks, the channels of which
-    double from `width` on, the last two with stride 2.
+    """ResNet-20 for small images (He et al. 2016, section 4.2): three stages of three blocks with `width`,
+    2·`width` and 4·`width` channels; the second and third begin with stride 2.
 
     Raises ValueError for `width` < 1.
     """

@@ -1,7 +1,7 @@
-"""What routing is compared with: networks without capsules, trained, recorded and tabulated in the same way.
+"""Baselines: networks without capsules, trained, recorded and tabulated in the same way.
 
-A baseline is a module made with `image_shape` = (C, H, W), `num_classes` and its own options. It maps images
-(B, C, H, W) to logits (B, num_classes).
+A baseline is a module whose constructor takes `image_shape` = (C, H, W), `num_classes` and its own options. It maps
+images (B, C, H, W) to logits (B, num_classes).
 """
 
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ from capsule_sweeps.networks.backbones import BasicBlock
 
 
 class ResNet18(nn.Module):
-    """ResNet-18 (He et al. 2016) as it is used for CIFAR: a 3x3 stem with stride 1 and no max-pooling.
+    """ResNet-18 (He et al. 2016) in its usual form for CIFAR: a 3x3 stem with stride 1 and no max-pooling.
 
-    Two blocks each of 64, 128, 256 and 512 channels, the last three begin with stride 2; mean over places; linear.
+    Two blocks each of 64, 128, 256 and 512 channels, the last three pairs with stride 2; mean over places; linear.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
@@ -39,9 +39,9 @@ class ResNet18(nn.Module):
 
 
 class CNN(nn.Module):
-    """A backbone, and where a capsule network has capsules: two convolutions, pooling, two fully connected layers.
+    """A backbone with two convolutions, pooling and two fully connected layers in place of the capsules.
 
-    Both convolutions are 3x3 with batch normalisation and a ReLU, the first with stride 2, as the paper's capsule
+    Both convolutions are 3x3 with batch normalisation and a ReLU, the first with stride 2, as in the paper's capsule
     layers; then a mean over places, a hidden layer and one for the classes. `width`: channels of the convolutions and
     units of the hidden layer. Raises ValueError for width < 1.
     """

@@ -14,12 +14,12 @@ from capsule_sweeps.routing.votes import FastVotes
 
 
 def build_model(config: DictConfig) -> nn.Module:
-    """The model of a composed configuration, with fresh weights: images (B, C, H, W) → logits (B, num_classes).
+    """The model of a composed configuration, newly initialized: images (B, C, H, W) → logits (B, num_classes).
 
-    It runs compiled or not as `training.compile` says; parameters and state dict are the same either way.
+    `training.compile` decides whether its forward is compiled; parameters and state dict are the same in both cases.
 
-    Under `with torch.device("meta")` it checks a stack without making its weights. Raises ValueError naming the key
-    that makes a model impossible.
+    Under `with torch.device("meta")` it checks a stack without allocating its weights. Raises ValueError naming the key
+    if no such model can be built.
     """
     dataset = config.dataset
     compiled = "training" in config and decide(config, _expected_device(config.device))

@@ -15,11 +15,11 @@ from capsule_sweeps.routing.votes import FastVotes, MakeVotes
 
 
 class Intermediates(NamedTuple):
-    """What a network computed on the way: backbone's features (B, C, H, W), primary capsules (B, N, H, W, D), and for
-    each capsule layer, class capsules last, its iterations in order: poses, coefficients, agreement (see Step).
+    """Intermediate results of a network: the features of the backbone (B, C, H, W), the primary capsules
+    (B, N, H, W, D), and for each capsule layer, class capsules last, a Step for each iteration in order.
 
-    With the concurrent schedule the lower layers have fewer iterations than num_routing: updates that can no longer
-    reach the class capsules are not computed.
+    With the concurrent schedule lower layers have fewer iterations than num_routing: updates that can no longer reach
+    the class capsules are not computed.
     """
 
     features: Tensor
@@ -28,13 +28,13 @@ class Intermediates(NamedTuple):
 
 
 class OwnHeads(nn.Module):
-    """A linear classifier of its own for each class capsule: poses (B, C, 1, 1, D) → (B, C, 1, 1, 1)."""
+    """A separate linear classifier for each class capsule: poses (B, C, 1, 1, D) → (B, C, 1, 1, 1)."""
 
     def __init__(self, num_classes: int, pose_size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_classes, 1, 1, pose_size))
         self.bias = nn.Parameter(torch.empty(num_classes, 1, 1, 1))
-        for parameter in (self.weight, self.bias):  # as nn.Linear begins
+        for parameter in (self.weight, self.bias):  # the initialization of nn.Linear
             nn.init.uniform_(parameter, -(pose_size**-0.5), pose_size**-0.5)
 
     def forward(self, poses: Tensor) -> Tensor:
@@ -47,12 +47,13 @@ HEADS = {"shared": lambda num_classes, pose_size: nn.Linear(pose_size, 1), "own"
 class CapsNet(nn.Module):
     """Images (B, C, H, W) → logits (B, num_classes): backbone, capsule stack, linear head.
 
-    `backbone`, `capsules` and `routing` are the config groups of these names; `head` is `shared` by all class capsules,
-    or each has its `own`; a routing may have logits of its own instead. ValueError names a key that cannot be.
+    `backbone`, `capsules` and `routing` are the config groups of these names. `head` is one linear classifier `shared`
+    by all class capsules, or each has its `own`; some routings have class logits instead. Raises ValueError naming the
+    key for invalid values.
 
-    `votes` makes the Votes of the layers; `model(images, votes=…)` uses others for once.
-    `model(images, intermediates=True)` returns logits and Intermediates. It computes them from recorded votes, never
-    compiled; in evaluation mode the logits are those of the fast way but for rounding.
+    `votes` makes the Votes of the layers; `model(images, votes=…)` replaces it for one call.
+    `model(images, intermediates=True)` returns logits and Intermediates. These are computed from recorded votes and
+    never compiled; in evaluation mode the logits equal those of `model(images)` up to rounding.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class CapsNet(nn.Module):
         if own and head != "shared":
             raise ValueError(
                 f"model.head={head} has no effect with routing={routing['name']}, "
-                "which reads the classes from its own parents: leave it out"
+                "which reads the classes from its own parents: remove it"
             )
         self.head = None if own else HEADS[head](num_classes, self.capsules.out_shape[-1])
 

@@ -16,10 +16,10 @@ Shape = tuple[int, int, int, int]  # N, H, W, D
 
 
 class Step(NamedTuple):
-    """One iteration of one layer: parents, coefficients, and how much the votes agree with these parents.
+    """One iteration of one layer: parents, coefficients, and the agreement of the votes with these parents.
 
-    poses (B, M, h, w, E); coefficients and agreement ⟨V, poses⟩ / √E: (B, h, w, k, l, N, M), where (h, w) is the
-    parent's place and (k, l, N) the child under its kernel.
+    poses (B, M, h, w, E); coefficients and agreement ⟨V, poses⟩ / √E, both (B, h, w, k, l, N, M), where (h, w) is the
+    place of the parent and (k, l, N) the child under its kernel.
     """
 
     poses: Tensor
@@ -28,7 +28,7 @@ class Step(NamedTuple):
 
 
 class PoseBatchNorm(nn.Module):
-    """BatchNorm of poses (B, N, H, W, D), with one mean and variance for each number of each capsule type."""
+    """BatchNorm of poses (B, N, H, W, D), with a mean and a variance for each of the N·D numbers."""
 
     def __init__(self, num_capsules: int, pose_size: int) -> None:
         super().__init__()
@@ -40,11 +40,11 @@ class PoseBatchNorm(nn.Module):
 
 
 class PrimaryCapsules(nn.Module):
-    """Features (B, C, H, W) → the first capsules: a convolution without bias, cut into poses, and a norm.
+    """Features (B, C, H, W) → primary capsules (B, N, H, W, D): a convolution without bias, split into poses; a norm.
 
     Channel n·D + j of the convolution is number j of capsule n. `norm`: "layer" is a LayerNorm over each pose; "batch"
     is a BatchNorm of the convolution's channels, and of those of the activations as well; "batch_squash" squashes each
-    pose after the BatchNorm. Convolutions in front of a BatchNorm begin as He et al. (2015) propose.
+    pose after the BatchNorm. Convolutions in front of a BatchNorm are initialized as in He et al. (2015).
     """
 
     def __init__(
@@ -69,9 +69,9 @@ class PrimaryCapsules(nn.Module):
         self.out_shape: Shape = (num_capsules, grid[0], grid[1], pose_size)
 
     def add_activations(self) -> None:
-        """From now on the capsules have activations: the sigmoids of a second convolution, one channel per type.
+        """Give the capsules activations (B, N, H, W): the sigmoids of a second convolution with N channels.
 
-        It has a bias, or where poses have a BatchNorm, one as well.
+        The convolution has a bias, or a BatchNorm if the poses have one.
         """
         num_capsules, conv, batch_norm = self.out_shape[0], self.conv, isinstance(self.norm, PoseBatchNorm)
         settings: Any = {key: getattr(conv, key)[0] for key in ("kernel_size", "stride", "padding")}
@@ -81,7 +81,7 @@ class PrimaryCapsules(nn.Module):
             self.activation = nn.Sequential(self.activation, nn.BatchNorm2d(num_capsules))
 
     def forward(self, features: Tensor) -> Capsules:
-        features = features.contiguous(memory_format=torch.channels_last)  # so that poses lie last in memory as well
+        features = features.contiguous(memory_format=torch.channels_last)  # so that poses are last in memory
         num_capsules, _, _, pose_size = self.out_shape
         images = self.conv(features).movedim(1, 3).unflatten(3, (num_capsules, pose_size))
         if isinstance(self.norm, nn.LayerNorm):
@@ -94,13 +94,13 @@ class PrimaryCapsules(nn.Module):
 
 
 class CapsuleLayer(nn.Module):
-    """One layer of parents: its weight and its routing. A fully connected one is a kernel as large as the grid.
+    """One layer of parents: its weight and its routing. A fully connected layer has a kernel as large as the grid.
 
-    `child_shape` (N, H, W, D); `kernel_size` is None for a fully connected layer; `matrix`: poses are square matrices,
-    else vectors. `routing` does one step: see `Routing`. `votes` makes the Votes that it gets. `interleaved`: see
-    `interleave`. `padding` adds children of pose 0 and activation 0 around the grid.
-    `between`: "batch" is a BatchNorm of the children's poses. `init`: initial weights are "normal" with deviation
-    √(M / (x·N·k·l)), or "kaiming", uniform with deviation √(2 / (x·M·d)) and without the routing's `vote_scale`.
+    `child_shape` (N, H, W, D); `kernel_size` is None for a fully connected layer; `matrix`: poses are square matrices
+    instead of vectors. `routing` is one step, see `Routing`; `votes` makes its Votes. `interleaved`: see `interleave`.
+    `padding` adds children with pose 0 and activation 0 around the grid. `between`: "batch" is a BatchNorm of the
+    children's poses. `init`: initial weights are "normal" with standard deviation √(M / (x·N·k·l)), or "kaiming",
+    uniform with standard deviation √(2 / (x·M·d)) and without the routing's `vote_scale`.
     """
 
     def __init__(
@@ -141,9 +141,9 @@ class CapsuleLayer(nn.Module):
         self.out_shape: Shape = (num_capsules, h, w, pose_size)
 
     def forward(self, children: Capsules, previous: Capsules | None = None, votes: MakeVotes | None = None) -> Capsules:
-        """The parents after one more iteration, or after the first where there is no `previous`.
+        """The parents (B, M, h, w, E) after one more iteration, or after the first if `previous` is None.
 
-        `votes` takes the place of those that the layer was made with.
+        children: poses (B, N, H, W, D). `votes` replaces the layer's own for this call.
         """
         parents: Capsules = self.routing(
             (votes or self.make_votes)(*self._scaled()), self._children_for_votes(children), previous
@@ -151,7 +151,7 @@ class CapsuleLayer(nn.Module):
         return parents
 
     def watch(self, children: Capsules, previous: Capsules | None = None) -> tuple[Capsules, Step]:
-        """What `forward` returns, computed from recorded votes, and what was seen of it."""
+        """The result of `forward`, computed from recorded votes, and its Step."""
         votes, children = RecordingVotes(*self._scaled()), self._children_for_votes(children)
         parents: Capsules = self.routing(votes, children, previous)
         coefficients = votes.coefficients if parents.coefficients is None else parents.coefficients
@@ -159,12 +159,12 @@ class CapsuleLayer(nn.Module):
         return parents, Step(parents.poses, coefficients, votes.agreement(children.poses, parents.poses))
 
     def _scaled(self) -> tuple[Tensor, int]:
-        """The weight and the stride of the votes."""
+        """The weight of the votes (k, l, N, x, M, d), scaled, and their stride."""
         scale, stride = self.vote_scale, self.weight.shape[0] if self.interleaved else self.stride
         return self.weight if scale == 1 else self.weight * scale, stride
 
     def _children_for_votes(self, children: Capsules) -> Capsules:
-        """The children as the votes take them."""
+        """The children as input of the votes: normalized, padded, interleaved."""
         poses, activations = children.poses, children.activations
         if self.norm is not None:
             poses = self.norm(poses)
@@ -178,12 +178,12 @@ class CapsuleLayer(nn.Module):
 
 
 def interleave(poses: Tensor, kernel_size: int, stride: int) -> Tensor:
-    """What the first published program (apple/ml-capsules-…, 53899ae) has under the kernels of a convolutional layer;
-    the author's own (yaohungt/Capsules-…) fixed this in 95bcbc2.
+    """The children of a convolutional layer in the order of the first published code (apple/ml-capsules-…, 53899ae);
+    the author's repository (yaohungt/Capsules-…) fixed the order in 95bcbc2.
 
-    poses (B, N, H, W, D) → (B, N, h·k, w·k, D): window beside window, to be read with stride k. For each child under
-    the kernel, its numbers at all places of the grid, D·h·w, are taken in the order (D, h, w) and read in the order
-    (h, w, D), so that what a parent sees are numbers of other places, too. Weights that were trained so work only so.
+    poses (B, N, H, W, D) → (B, N, h·k, w·k, D): windows side by side, to be read with stride k. For each child under
+    the kernel, the D·h·w numbers at all places of the grid are written in the order (D, h, w) and read in the order
+    (h, w, D), so that numbers of different places are mixed. Weights trained with interleaving need it at inference.
     """
     windows = poses.unfold(2, kernel_size, stride).unfold(3, kernel_size, stride)  # B N h w D k l
     h, w, size = windows.shape[2:5]

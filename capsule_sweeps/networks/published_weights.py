@@ -1,4 +1,4 @@
-"""The published code's weights in our capsule network."""
+"""Loads weights of the published code into our capsule network."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ PUBLISHED_NAMES = (  # our names → the published code's
 
 
 def load_published_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Puts the published code's weights into a CapsNet; keys may carry the `module.` that DataParallel adds.
+    """Load weights of the published code into a CapsNet; keys may have the prefix `module.` of DataParallel.
 
-    Raises ValueError naming a key that is missing, unknown or of another shape; the model is then unchanged.
+    Raises ValueError naming a key that is missing, unknown or has another shape; the model is then unchanged.
     """
     published = {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
     layers = {f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, CapsuleLayer)}
@@ -48,14 +48,14 @@ def _published_name(name: str) -> str:
 
 
 def _published_shape(layer: CapsuleLayer) -> tuple[int, ...]:
-    """(k, l, N), or (N·k·l) if fully connected, and then (x, d, M), or (x, M, d) for vector poses."""
+    """(k, l, N), or (N·k·l) if fully connected, followed by (x, d, M), or (x, M, d) for vector poses."""
     k, l, num_children, x, num_parents, d = layer.weight.shape  # noqa: E741
     children = (num_children * k * l,) if layer.fully_connected else (k, l, num_children)
     return (*children, x, d, num_parents) if layer.matrix else (*children, x, num_parents, d)
 
 
 def _from_published(weight: Tensor, layer: CapsuleLayer) -> Tensor:
-    """A capsule layer's weight in our order (k, l, N, x, M, d)."""
+    """The weight of a capsule layer in our order (k, l, N, x, M, d)."""
     if layer.matrix:
         weight = weight.transpose(-1, -2)
     if layer.fully_connected:

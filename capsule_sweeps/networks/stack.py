@@ -1,7 +1,7 @@
 """The capsule stack: primary capsules, capsule layers, class capsules, and the schedule of their routing.
 
-A layer says only what is its own; grid, number and size of its children come from what stands below it. Letters as in
-`routing`: poses (B, N, H, W, D), weight (k, l, N, x, M, d).
+The configuration of a layer describes its parents only; grid, number and pose size of its children follow from the
+layer below. Letters as in routing/passes.py: poses (B, N, H, W, D), weight (k, l, N, x, M, d).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Layers = Sequence[Callable[..., Capsules]]
 
 
 def concurrent(layers: Layers, primary: Capsules, num_routing: int) -> list[Capsules]:
-    """All layers update together, each from what its neighbours were in the iteration before (algorithm 2).
+    """All layers update together, each from the values of its neighbours in the last iteration (algorithm 2).
 
-    News climbs one layer an iteration. What can no longer reach the class capsules is not computed: in the last
-    iteration only these are updated, in the one before they and the layer below, and so on; the others keep older
-    values, which nobody reads.
+    An update climbs one layer per iteration. Updates that can no longer reach the class capsules are not computed: the
+    last iteration updates the class capsules only, the one before also the layer below them, and so on; lower layers
+    keep older values, which are not read.
     """
     values = [primary]
     for layer in layers:
@@ -39,7 +39,7 @@ def concurrent(layers: Layers, primary: Capsules, num_routing: int) -> list[Caps
 
 
 def sequential(layers: Layers, primary: Capsules, num_routing: int) -> list[Capsules]:
-    """Each layer does all its iterations before the next one begins."""
+    """Each layer does all its iterations before the next layer begins."""
     values = [primary]
     for layer in layers:
         parents = layer(values[-1])
@@ -54,11 +54,10 @@ PRIMARY_NORMS = ("layer", "batch", "batch_squash")
 
 
 class CapsuleStack(nn.Module):
-    """Features (B, C, H, W) → the capsules of all layers: a list of primary, layers in order, class capsules.
+    """Features (B, C, H, W) → a list of the capsules of all layers: primary, capsule layers in order, classes.
 
-    `capsules` and `routing` are the config groups of these names; `votes` makes the Votes of its layers. `out_shape` is
-    (classes, 1, 1, D).
-    Raises ValueError for a stack that cannot be built, naming the key.
+    `capsules` and `routing` are the config groups of these names; `votes` makes the Votes of the layers. `out_shape` is
+    (classes, 1, 1, D). Raises ValueError naming the key for a stack that cannot be built.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class CapsuleStack(nn.Module):
         if self.class_routing.uses_activations and capsules.get("interleaved"):
             raise ValueError(
                 f"capsules.interleaved=true has no effect with routing={routing['name']}, which the published code "
-                "does not have: leave it out"
+                "does not have: remove it"
             )
         if self.class_routing.uses_activations:
             self.primary.add_activations()
@@ -105,12 +104,12 @@ class CapsuleStack(nn.Module):
         return layer.routing
 
     def forward(self, features: Tensor, votes: MakeVotes | None = None) -> list[Capsules]:
-        """`votes` takes the place of those that the layers were made with."""
+        """`votes` replaces those of the layers for this call."""
         layers = [partial(layer, votes=votes) for layer in self.layers]
         return self.schedule(layers, self.primary(features), self.num_routing)
 
     def watch(self, features: Tensor) -> tuple[list[Capsules], list[list[Step]]]:
-        """What `forward` returns, from recorded votes, and the Steps of each layer, first iteration first."""
+        """The result of `forward`, from recorded votes, and the Steps of each layer, first iteration first."""
         steps: list[list[Step]] = [[] for _ in self.layers]
 
         def watched(number: int, children: Capsules, previous: Capsules | None = None) -> Capsules:
@@ -132,7 +131,7 @@ def _check_settings(capsules: Mapping[str, Any], routing: Mapping[str, Any], num
     if "num_routing" in routing and routing.get("schedule") is not None:
         raise ValueError(
             f"routing.schedule={routing['schedule']} has no effect with routing={routing['name']}, "
-            "which does not iterate: leave it out"
+            "which does not iterate: remove it"
         )
     if capsules["pose"] not in ("matrix", "vector"):
         raise ValueError(f"capsules.pose={capsules['pose']} is unknown: it must be matrix or vector")
@@ -164,7 +163,7 @@ def _layer(
     votes: MakeVotes,
     first: bool,
 ) -> CapsuleLayer:
-    """The layer that the config node under `key` describes, above children of this shape."""
+    """The layer of the config node `key`, above children of this shape."""
     matrix = capsules["pose"] == "matrix"
     _, height, width, child_size = child_shape
     num_capsules, pose_size = node["num_capsules"], node["pose_size"]
@@ -214,8 +213,8 @@ def _check_pose_size(key: str, size: int, matrix: bool) -> None:
     if matrix and isqrt(size) ** 2 != size:
         near = isqrt(size) ** 2
         raise ValueError(
-            f"{key}.pose_size={size} is no square, which a matrix pose needs: "
-            f"take {max(near, 4)} or {(isqrt(size) + 1) ** 2}, or capsules.pose=vector"
+            f"{key}.pose_size={size} is not a square number, which matrix poses need: "
+            f"set it to {max(near, 4)} or {(isqrt(size) + 1) ** 2}, or set capsules.pose=vector"
         )
 
 

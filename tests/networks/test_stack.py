@@ -158,8 +158,8 @@ def test_a_stack_can_be_made_without_its_weights():
     [
         (r"capsules\.layers\[1\]\.kernel_size=9 does not fit the 6x6 grid", {"layers": [conv(), conv(kernel_size=9)]}),
         (r"capsules\.primary\.kernel_size=9 does not fit the 8x8 grid", {"primary": {"kernel_size": 9}}),
-        (r"capsules\.primary\.pose_size=5 is no square.* 4 or 9", {"primary": {"pose_size": 5}}),
-        (r"capsules\.layers\[0\]\.pose_size=12 is no square.* 9 or 16", {"layers": [fc(pose_size=12)]}),
+        (r"capsules\.primary\.pose_size=5 is not a square number.* 4 or 9", {"primary": {"pose_size": 5}}),
+        (r"capsules\.layers\[0\]\.pose_size=12 is not a square number.* 9 or 16", {"layers": [fc(pose_size=12)]}),
         (r"capsules\.layers\[0\]\.pose_size=9 differs from the 4", {"layers": [fc(pose_size=9)]}),
         (r"capsules\.classes\.pose_size=16 differs from the 4", {"class_size": 16}),
         (r"capsules\.classes\.pose_size=1 .* at least 2", {"class_size": 1, "pose": "vector"}),
