@@ -74,7 +74,8 @@ def run(arguments: argparse.Namespace) -> None:
     frame = many.evaluate_many(trained, runs_dir, asked, iterations, arguments.classes_in_order)
     print(many.show_many(frame, arguments.format))
     if arguments.figure:
-        from capsule_sweeps.results.figures import accuracy_curves, save_as
+        from capsule_sweeps.evaluation.figures import accuracy_curves
+        from capsule_sweeps.results.figures import save_as
 
         over = many.abscissa(frame)
         labels = [key for key in many.summary(frame).columns if key not in (over, "n", "accuracy", "±")]

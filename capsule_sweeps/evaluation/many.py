@@ -15,7 +15,8 @@ from capsule_sweeps.config.points import sweep_points
 from capsule_sweeps.console import bar
 from capsule_sweeps.data.load import Data
 from capsule_sweeps.evaluation.class_names import match_classes
-from capsule_sweeps.evaluation.evaluate import batch_logits, load_test_data
+from capsule_sweeps.evaluation.evaluate import load_test_data
+from capsule_sweeps.evaluation.measure import batch_logits
 from capsule_sweeps.evaluation.robustness import ATTACKS, CORRUPTIONS, corrupted
 from capsule_sweeps.evaluation.weights import load_checkpoint
 from capsule_sweeps.networks.capsnet import CapsNet

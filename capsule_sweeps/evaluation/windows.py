@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from capsule_sweeps.console import bar
 from capsule_sweeps.data.load import Data, load_data
 from capsule_sweeps.data.open import identify
-from capsule_sweeps.evaluation.evaluate import batch_logits
+from capsule_sweeps.evaluation.measure import batch_logits
 from capsule_sweeps.training.evaluation import evaluation_batch, num_correct
 from capsule_sweeps.training.execution import choose_device
 

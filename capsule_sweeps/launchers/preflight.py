@@ -19,9 +19,9 @@ from omegaconf import DictConfig
 from capsule_sweeps.console import PIP_NAMES
 from capsule_sweeps.data.cache import Identity
 from capsule_sweeps.data.open import identify
+from capsule_sweeps.runs.folders import check_runs_dir
 from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.plan_warnings import architecture
-from capsule_sweeps.runs.run import check_runs_dir
 from capsule_sweeps.tracking.base import tracker_class
 
 FREE_GIB = 5

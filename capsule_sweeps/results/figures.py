@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,7 +17,6 @@ from matplotlib.lines import Line2D
 from capsule_sweeps.config.selection_rules import find_rule
 from capsule_sweeps.console import plain_text
 from capsule_sweeps.results.columns import differences_of, named, settings_frame, typed
-from capsule_sweeps.results.intervals import half_width
 from capsule_sweeps.results.render import shorten
 from capsule_sweeps.results.tables import accuracy_table, finished_runs
 
@@ -125,34 +123,6 @@ def forest_plot(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def confusion_figure(matrices: Mapping[str, np.ndarray], classes: Sequence[str]) -> Figure:
-    """Confusion matrices (K, K) of counts, one panel each under its name: in % of the images of a row's class.
-
-    A class without images is an empty row. Of few classes the numbers are written, too.
-    """
-    few, size = len(classes) <= 12, COLUMN_WIDTH * (1.0 if len(classes) <= 20 else 1.5)
-    with matplotlib.rc_context({**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
-        figure = Figure(figsize=(size, len(matrices) * size * 0.95), layout="constrained")
-        for axes, (name, counts) in zip(
-            figure.subplots(len(matrices), squeeze=False)[:, 0], matrices.items(), strict=True
-        ):
-            totals = counts.sum(1, keepdims=True)
-            shares = np.divide(100.0 * counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
-            shown = axes.imshow(shares, vmin=0, vmax=100, cmap="cividis")
-            axes.set(xlabel="taken for", ylabel="class", title=name)
-            if len(classes) <= 20:
-                axes.set_xticks(range(len(classes)), classes, rotation=90)
-                axes.set_yticks(range(len(classes)), classes)
-            for row, column in np.argwhere(shares >= 0.5) if few else []:
-                share = shares[row, column]
-                axes.text(
-                    column, row, f"{share:.0f}", ha="center", va="center", fontsize=5, color="wk"[int(share > 60)]
-                )
-            bar = figure.colorbar(shown, ax=axes, shrink=0.7, aspect=30)
-            bar.set_label("% of the class's images", fontsize=7)
-    return figure
-
-
 def training_curves(metrics: Mapping[str, pd.DataFrame]) -> Figure:
     """Loss, accuracy and images a second by epoch of some runs: name → its metrics.jsonl as a frame.
 
@@ -187,26 +157,6 @@ def training_curves(metrics: Mapping[str, pd.DataFrame]) -> Figure:
             *upper[0].get_legend_handles_labels(), loc="outside upper left", frameon=False, fontsize=5
         )
         legend.set_title("test full, training dotted; thin lines: learning rate changes")
-    return figure
-
-
-def accuracy_curves(frame: pd.DataFrame, over: str, labels: Sequence[str]) -> Figure:
-    """Accuracy in % against the numeric column `over`: one curve for each combination of the columns `labels`, with the
-    95 % interval over seeds as bars (none for one seed)."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(COLUMN_WIDTH, 2.6), layout="constrained")
-        axes = figure.subplots()
-        groups = frame.groupby(list(labels), dropna=False, sort=False) if labels else [((), frame)]
-        for number, (names, rows) in enumerate(groups):
-            found = rows.groupby(over).accuracy.agg(["mean", "std", "count"])
-            label = ", ".join(f"{key}={name}" for key, name in zip(labels, names, strict=True) if not pd.isna(name))
-            bars = half_width(found["std"], found["count"])
-            color = COLORS[number % len(COLORS)]
-            axes.errorbar(found.index, found["mean"], bars, label=label or None, color=color, marker=".", capsize=2)
-        axes.set_xlabel(over)
-        axes.set_ylabel("test accuracy (%)")
-        if labels:
-            figure.legend(loc="outside upper left", frameon=False, fontsize=6)
     return figure
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from capsule_sweeps.routing.base import Capsules, LayerShape, Routing, make_norm
-from capsule_sweeps.routing.passes import place_step
+from capsule_sweeps.routing.by_place import place_step
 from capsule_sweeps.routing.votes import Votes
 
 

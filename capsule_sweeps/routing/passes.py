@@ -19,8 +19,6 @@ it is compared with. None of them stores all votes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -136,6 +134,20 @@ class Layout:
                 columns = slice(column, column + self.stride * self.w, self.stride)
                 grad[:, :, :, self.images(number), rows, columns] += part
 
+    def children_first(self, grad: Tensor) -> Tensor:
+        """A gradient (N, x, a, B, H, W) of the filled children in their order, (B, N, H, W, D)."""
+        return grad.permute(3, 0, 4, 5, 2, 1).flatten(4)[: self.batch].contiguous()
+
+    def kernel_first(self, grad: Tensor) -> Tensor:
+        """A gradient (i, M, d, x) of the weight in its order, (k, l, N, x, M, d)."""
+        shape = (self.k, self.l, self.num_children, self.num_parents, self.d, self.x)
+        return grad.view(shape).permute(0, 1, 2, 5, 3, 4).contiguous()
+
+    def new_coefficients(self, keep: bool = True) -> Tensor:
+        """Room for a number for each child, parent and place (slices, i, M, p), or none."""
+        places = self.num_images * self.h * self.w
+        return self.children.new_empty(self.num_slices if keep else 0, self.num_i, self.num_parents, places)
+
 
 # Custom operators: torch.compile treats a routed pass in a model as one operation and does not unroll its slices
 
@@ -154,7 +166,7 @@ def _routed(
     layout = Layout(children, weight, stride, num_images)
     places = layout.places_last(parents)
     sums = torch.empty_like(places)
-    coefficients = _empty_coefficients(layout, children, keep)
+    coefficients = layout.new_coefficients(keep)
     for number, poses in enumerate(places):
         sums[number], r = kernels.route(layout.patches(number), layout.weight, poses, fused)
         if keep:
@@ -172,13 +184,7 @@ def _(
     fused: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    coefficients = _empty_coefficients(Layout(children, weight, stride, num_images), children, keep)
-    return parents.new_empty(parents.shape), coefficients
-
-
-def _empty_coefficients(layout: Layout, children: Tensor, keep: bool) -> Tensor:
-    places = layout.num_images * layout.h * layout.w
-    return children.new_empty(layout.num_slices if keep else 0, layout.num_i, layout.num_parents, places)
+    return parents.new_empty(parents.shape), Layout(children, weight, stride, num_images).new_coefficients(keep)
 
 
 @torch.library.custom_op("capsule_sweeps::routed_backward", mutates_args=())
@@ -203,12 +209,7 @@ def _routed_backward(
         )
         grad_weight += grad_some
         layout.add_patches(grad_children, grad_patches, number)
-    shape = (layout.k, layout.l, layout.num_children, layout.num_parents, layout.d, layout.x)
-    return (
-        grad_children.permute(3, 0, 4, 5, 2, 1).flatten(4)[: layout.batch].contiguous(),
-        layout.poses_last(grad_places),
-        grad_weight.view(shape).permute(0, 1, 2, 5, 3, 4).contiguous(),
-    )
+    return layout.children_first(grad_children), layout.poses_last(grad_places), layout.kernel_first(grad_weight)
 
 
 @_routed_backward.register_fake
@@ -229,84 +230,3 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
 
 
 _routed.register_autograd(_backward, setup_context=_keep_for_backward)
-
-
-# Steps of other routings: plain torch over the votes of a few places at a time, recomputed in the backward pass
-
-Step = Callable[..., tuple[Tensor, ...]]
-STEPS: dict[str, Step] = {}
-
-
-def place_step(function: Step) -> Step:
-    """Registers a step for `Votes.by_place` under its name.
-
-    The step takes votes (p, i, M, E) and the values (p, …) of some places, and returns results (p, …), the last of
-    which are the coefficients (p, i, M). Places must not depend on each other.
-    """
-    STEPS[function.__name__] = function
-    return function
-
-
-def run_step(name: str, patches: Tensor, weight: Tensor, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """All results of the step for patches (p, i, a, x), weight (i, x, M, d) and values (p, …)."""
-    return STEPS[name](torch.einsum("piax,ixmd->pimad", patches, weight).flatten(3), *values)
-
-
-@torch.library.custom_op("capsule_sweeps::by_place", mutates_args=())
-def by_place(name: str, patches: Tensor, weight: Tensor, values: list[Tensor]) -> list[Tensor]:
-    """Results of a step for patches (p, i, a, x), weight (i, x, M, d) and values (p, …): see `place_step`."""
-    parts = [_results(name, weight, *some) for some in _some_places(patches, weight, values)]
-    return [torch.cat(part) for part in zip(*parts, strict=True)]
-
-
-@by_place.register_fake
-def _(name: str, patches: Tensor, weight: Tensor, values: list[Tensor]) -> list[Tensor]:
-    return [result.new_empty(result.shape) for result in _results(name, weight, patches, *values)]
-
-
-@torch.library.custom_op("capsule_sweeps::by_place_backward", mutates_args=())
-def _by_place_backward(
-    name: str, patches: Tensor, weight: Tensor, values: list[Tensor], grads: list[Tensor]
-) -> list[Tensor]:
-    """Gradients for patches, weight and values. Recomputes the votes."""
-    parts, grad_weight = [], torch.zeros_like(weight)
-    for some in _some_places(patches, weight, [*values, *grads]):
-        inputs, grad = some[: 1 + len(values)], some[1 + len(values) :]
-        backward: Any = torch.func.vjp(partial(_results, name), weight, *inputs)[1]  # autograd.grad does not work here
-        grad_some, *own = backward(tuple(grad))
-        grad_weight += grad_some
-        parts.append(own)
-    grad_patches, *grad_values = (torch.cat(part) for part in zip(*parts, strict=True))
-    return [grad_patches, grad_weight, *grad_values]
-
-
-@_by_place_backward.register_fake
-def _(name: str, patches: Tensor, weight: Tensor, values: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
-    return [tensor.new_empty(tensor.shape) for tensor in (patches, weight, *values)]
-
-
-def _results(name: str, weight: Tensor, patches: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-    """The results of the step without its coefficients."""
-    return run_step(name, patches, weight, values)[:-1]
-
-
-def _some_places(patches: Tensor, weight: Tensor, values: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-    """Patches and values cut into slices of places whose votes fit the cache, with at least one place each."""
-    num_i, _, num_parents, d = weight.shape
-    votes_of_a_place = num_i * num_parents * d * patches.shape[2]
-    places = max(1, kernels.votes_per_slice(patches.device) // votes_of_a_place)
-    return list(zip(patches.split(places), *(value.split(places) for value in values), strict=True))
-
-
-def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    ctx.name, patches, weight, values = inputs
-    ctx.save_for_backward(patches, weight, *values)
-
-
-def _backward_by_place(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
-    patches, weight, *values = ctx.saved_tensors
-    found = _by_place_backward(ctx.name, patches, weight, values, [grad.contiguous() for grad in grads])
-    return None, found[0], found[1], found[2:]
-
-
-by_place.register_autograd(_backward_by_place, setup_context=_keep_inputs)

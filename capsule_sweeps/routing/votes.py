@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from capsule_sweeps.routing.passes import by_place, routed_pass, run_step, uniform_pass
+from capsule_sweeps.routing.by_place import by_place, run_step
+from capsule_sweeps.routing.passes import routed_pass, uniform_pass
 
 
 class Votes:

@@ -8,12 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from capsule_sweeps.config import selection_rules
+from capsule_sweeps.runs.folders import find_runs
 from capsule_sweeps.runs.labels import read_labels
 from capsule_sweeps.runs.learned import find_not_learned
 from capsule_sweeps.runs.metrics import read_metrics
 from capsule_sweeps.runs.provenance import changed_code
 from capsule_sweeps.runs.record import read_summary, say_damaged
-from capsule_sweeps.runs.run import Run, find_runs
+from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import NEUTRAL
 from capsule_sweeps.runs.sweep import sweeps_of_runs
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from capsule_sweeps.runs.files import TEMPORARY
+from capsule_sweeps.runs.folders import RUN_NAME, run_folders
 from capsule_sweeps.runs.queue import FIRST, SUBMISSION, Entry, find_queue
 from capsule_sweeps.runs.record import JOB, read_typed
-from capsule_sweeps.runs.run import RUN_NAME, run_folders
 
 TEMPORARY_SECONDS = 3600  # younger ones may still be in the making
 JOBS = re.compile(SUBMISSION.pattern + r"|doctor-[0-9a-f]{6}", re.ASCII)

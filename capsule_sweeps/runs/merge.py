@@ -24,11 +24,12 @@ from capsule_sweeps.config import selection_rules
 from capsule_sweeps.config.check import check
 from capsule_sweeps.runs.bundle import CHECKPOINT, FILES, RUN_NAME, SWEEP_NAME, SWEEPS, copy_files, unpack
 from capsule_sweeps.runs.files import create_json, read_file, write_json
+from capsule_sweeps.runs.folders import check_runs_dir, find_runs
 from capsule_sweeps.runs.labels import FILE as LABELS_FILE
 from capsule_sweeps.runs.lock import alive
 from capsule_sweeps.runs.metrics import read_metrics
 from capsule_sweeps.runs.record import SEEDS, SWEEP, read_record, read_summary, read_typed
-from capsule_sweeps.runs.run import Busy, Run, check_runs_dir, find_runs
+from capsule_sweeps.runs.run import Busy, Run
 from capsule_sweeps.runs.signature import columns, signature, signed_config
 from capsule_sweeps.runs.sweep import seeds_name, signatures_name
 

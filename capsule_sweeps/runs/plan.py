@@ -13,11 +13,12 @@ from rich.table import Table
 
 from capsule_sweeps.console import console, duration, plain_text
 from capsule_sweeps.runs.costs import Rates
+from capsule_sweeps.runs.folders import find_runs
 from capsule_sweeps.runs.learned import find_not_learned
 from capsule_sweeps.runs.plan_warnings import architecture, known_sizes, plan_warnings
 from capsule_sweeps.runs.provenance import changed_code
 from capsule_sweeps.runs.record import read_summary
-from capsule_sweeps.runs.run import Run, find_runs
+from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import run_name, signature, signed_config
 
 RETRY = ("all", "oom", "nan", "none")

@@ -12,99 +12,36 @@ left.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import re
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from uuid import uuid4
 
 from omegaconf import DictConfig
 
+from capsule_sweeps.runs.claim import Claim, attempt_path, attempts, last_attempt
 from capsule_sweeps.runs.files import (
     NO_LINK,
     create_json,
     make_folder,
-    read_json,
     remove_temporary,
-    replace_file,
-    to_json,
-    write_json,
 )
 from capsule_sweeps.runs.lock import alive, describe, owner
 from capsule_sweeps.runs.queue import FIRST, Entry, find_queue
-from capsule_sweeps.runs.record import JOB, QUEUE_ENTRY, read_object, read_record, read_typed, say_damaged
+from capsule_sweeps.runs.record import JOB, QUEUE_ENTRY, read_record, read_typed
 from capsule_sweeps.runs.signature import NEUTRAL, signature, signed_config
 from capsule_sweeps.runs.stored import checked_config, read_config
 
 log = logging.getLogger(__name__)
 
 STATES = ("new", "queued", "running", "interrupted", "failed", "finished")
-HEARTBEAT_SECONDS = 10.0
-RUN_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_.+-]*-[0-9a-f]{8}")  # as `run_name` makes them
 
 
 class Busy(Exception):
     """Somebody else works in this run folder now."""
-
-
-def check_runs_dir(runs_dir: Path) -> None:
-    """Raises ValueError when nothing can be written under runs_dir. Leaves nothing behind."""
-    try:
-        existing = next(path for path in [runs_dir.absolute(), *runs_dir.absolute().parents] if path.exists())
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"runs_dir={runs_dir} cannot be written ({error.strerror}); set runs_dir=… to a folder that can"
-        ) from error
-
-
-def run_folders(runs_dir: Path) -> list[Run]:
-    """Every run folder under runs_dir, sorted by name. Links, and names that no run has, are reported and left out."""
-    found = []
-    try:
-        with os.scandir(runs_dir) as entries:
-            for entry in entries:
-                if not re.fullmatch(r"[^.].*-[0-9a-f]{8}", entry.name, re.DOTALL):
-                    continue
-                if entry.is_symlink():
-                    say_damaged(entry.name, "it is a link", Path(entry.path))
-                elif not RUN_NAME.fullmatch(entry.name):
-                    say_damaged(entry.name, "its name has letters that the name of a run has not", Path(entry.path))
-                elif entry.is_dir():
-                    found.append(entry.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise ValueError(
-            f"runs_dir={runs_dir} cannot be read ({error.strerror}); set runs_dir to another one"
-        ) from error
-    return [Run(runs_dir / name) for name in sorted(found)]
-
-
-def find_runs(runs_dir: Path) -> dict[str, Run]:
-    """Signature → run, for the run folders under runs_dir; of several with one signature, the one that was not renamed.
-
-    The others are reported, and all of them where none or several bear the name that their record has.
-    """
-    runs: dict[str, list[Run]] = {}
-    for run in run_folders(runs_dir):
-        runs.setdefault(run.folder.name[-8:], []).append(run)
-    for identity, several in [(identity, some) for identity, some in runs.items() if len(some) > 1]:
-        genuine = [run for run in several if run.record().get("run") == run.folder.name and not run.damage()]
-        runs[identity] = genuine if len(genuine) == 1 else []
-        for run in (run for run in several if run not in runs[identity]):
-            other = next(other for other in genuine or several if other is not run)
-            why = f"it has the signature of {other.folder.name}: move one of them away"
-            say_damaged(run.folder.name, why, run.folder)
-    return {identity: found[0] for identity, found in runs.items() if found}
 
 
 def names_of(classes: Sequence[str]) -> str:
@@ -167,15 +104,13 @@ class Run:
 
     def waits_for(self, submission: str) -> bool:
         """Whether a job of this submission may start the run now."""
-        number = self._last_attempt()
-        busy = bool(number) and alive(self._attempt_path(number))
         finished = (self.folder / "summary.json").exists()
-        return not busy and not finished and self.queue_entry().get("submission") == submission
+        return not self._worker() and not finished and self.queue_entry().get("submission") == submission
 
     def put_aside(self) -> Path:
         """Move the folder to `.superseded/` beside it, so that the run can be made anew. Raises Busy when in use."""
         if self.state() == "running":
-            raise Busy(f"{self.folder} is in use by {describe(self._attempt_path(self._last_attempt()))}")
+            raise Busy(f"{self.folder} is in use by {describe(attempt_path(self.folder, last_attempt(self.folder)))}")
         shelf = make_folder(self.folder.parent / ".superseded")
         number = 1
         while (target := shelf / f"{self.folder.name}.{number}").exists():
@@ -203,15 +138,14 @@ class Run:
         """
         if (self.folder / "summary.json").exists():
             return "finished"
-        number = self._last_attempt()
-        if number and alive(self._attempt_path(number)):
+        if self._worker():
             return "running"
         if self.is_queued():
             return "queued"
         record = self.record() if record is None else record
         if record.get("state") == "failed":
             return "failed"
-        return "interrupted" if number else "new"
+        return "interrupted" if last_attempt(self.folder) else "new"
 
     def damage(self, record: dict[str, Any] | None = None) -> str:
         """Why the folder is no record of the run that its name says; empty when name and configuration agree."""
@@ -283,16 +217,16 @@ class Run:
     def claim(self) -> Iterator[Claim]:
         """Own the folder for the time of a `with`. Raises Busy when somebody else does, or the entry is gone."""
         make_folder(self.folder)
-        last = self._last_attempt()
-        if last and alive(self._attempt_path(last)):
-            raise Busy(f"{self.folder} is in use by {describe(self._attempt_path(last))}")
-        path, nonce = self._attempt_path(last + 1), uuid4().hex
+        last = last_attempt(self.folder)
+        if alive(before := attempt_path(self.folder, last)):
+            raise Busy(f"{self.folder} is in use by {describe(before)}")
+        path, nonce = attempt_path(self.folder, last + 1), uuid4().hex
         try:
             create_json(path, {**owner(), "nonce": nonce})
         except FileExistsError:
             raise Busy(f"{self.folder} was claimed a moment ago by {describe(path)}") from None
-        claim = Claim(self, last + 1, nonce)
-        if self._last_attempt() != last + 1:  # others came and went since `last` was read: they know more
+        claim = Claim(self.folder, last + 1, nonce)
+        if last_attempt(self.folder) != last + 1:  # others came and went since `last` was read: they know more
             path.unlink()
             raise Busy(f"{self.folder} is in use")
         if self.submission and self.queue_entry().get("submission") != self.submission:
@@ -302,129 +236,21 @@ class Run:
             raise Busy(f"{self.folder} was taken out of the queue")
         # An earlier attempt may still hang in a write. Without its temporary files, its renames fail.
         remove_temporary(self.folder, lambda writer: writer.startswith("attempt-") and int(writer[8:]) <= last)
-        for number in self._attempts():
+        for number in attempts(self.folder):
             if number <= last:
                 for suffix in (".json", ".released"):
-                    self._attempt_path(number).with_suffix(suffix).unlink(missing_ok=True)
+                    attempt_path(self.folder, number).with_suffix(suffix).unlink(missing_ok=True)
         claim.start()
         try:
             yield claim
         finally:
             claim.stop()
 
-    def _attempts(self) -> list[int]:
-        try:
-            names = os.listdir(self.folder)
-        except OSError:
-            return []
-        return [int(found[1]) for name in names if (found := re.fullmatch(r"attempt-(\d+)\.(?:json|released)", name))]
-
-    def _last_attempt(self) -> int:
-        return max(self._attempts(), default=0)
-
-    def _attempt_path(self, number: int) -> Path:
-        return self.folder / f"attempt-{number}.json"
+    def _worker(self) -> Path | None:
+        """The claim of the process that works here; None when there is none."""
+        path = attempt_path(self.folder, last_attempt(self.folder))
+        return path if alive(path) else None
 
 
 def _without_neutral(signed: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in signed.items() if not (key in NEUTRAL and value == NEUTRAL[key])}
-
-
-class Claim:
-    """The right to write in a run folder; its file's time is the heartbeat."""
-
-    def __init__(self, run: Run, attempt: int, nonce: str) -> None:
-        self.run, self.attempt, self.nonce = run, attempt, nonce
-        self._path = run._attempt_path(attempt)
-        self.cancelled = False  # somebody asked for the run's end: `request_cancel`
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
-
-    def start(self) -> None:
-        self._cancel_file.unlink(missing_ok=True)
-        self._thread.start()
-
-    @property
-    def _cancel_file(self) -> Path:
-        return self.run.folder / "cancel"
-
-    def stop(self) -> None:
-        self._done.set()
-        self._thread.join()
-        with suppress(OSError, ValueError):  # the folder may be gone or another's; then there is nothing to release
-            self.check()
-            self._cancel_file.unlink(missing_ok=True)
-            try:
-                write_json(self._path, {**owner(), "released": time.time()})
-            except OSError:  # a full disk: a new name needs no room
-                self._path.rename(self._path.with_suffix(".released"))
-
-    def check(self) -> None:
-        """Raises ValueError when the folder was removed or taken over; called before anything is written."""
-        if self.run._last_attempt() != self.attempt or read_json(self._path).get("nonce") != self.nonce:
-            raise ValueError(
-                f"{self.run.folder} was removed or taken over while the run was in it; nothing more is written"
-            )
-
-    def write(self, name: str, data: bytes) -> None:
-        """Replace a file of the run folder whole, unless the folder was taken over, however long the write takes.
-
-        A successor removes the temporary files of the attempts before it, and only then reads the folder. So a rename
-        that comes late finds nothing to rename.
-        """
-        self._replace(name, data).close()
-
-    @contextmanager
-    def lines(self, name: str, lines: Iterable[str]) -> Iterator[Callable[[str], None]]:
-        """Replace a file by one with these lines; what is yielded appends one more.
-
-        Lines that an earlier attempt appends late go to the file that was replaced, which nobody reads any more.
-        """
-        with self._replace(name, "".join(f"{line}\n" for line in lines).encode()) as file:
-
-            def append(line: str) -> None:
-                self.check()
-                data = f"{line}\n".encode()
-                try:
-                    if os.write(file.fileno(), data) < len(data):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                except OSError as error:
-                    raise OSError(error.errno, error.strerror, str(self.run.folder / name)) from error
-
-            yield append
-
-    def _replace(self, name: str, data: bytes) -> BinaryIO:
-        self.check()
-        try:
-            return replace_file(self.run.folder / name, data, f"attempt-{self.attempt}", self.check)
-        except FileNotFoundError:  # a successor took the temporary file away
-            self.check()
-            raise
-
-    def update(self, **changes: Any) -> None:
-        """Change fields of run.json. All others stay, also those that readers refuse."""
-        try:
-            stored = read_object(self.run.folder / "run.json")
-        except (OSError, ValueError):
-            stored = {}
-        self.write("run.json", to_json({**stored, **changes}))
-
-    def begin(self, attempt: dict[str, Any], **changes: Any) -> list[Any]:
-        """Change fields of run.json and add an attempt to those that it has, which are returned."""
-        try:
-            stored = read_object(self.run.folder / "run.json").get("attempts")
-        except (OSError, ValueError):
-            stored = None
-        before = stored if isinstance(stored, list) else self.run.record().get("attempts", [])
-        attempts = [*before, attempt]
-        self.update(**changes, attempts=attempts)
-        return attempts
-
-    def _beat(self) -> None:
-        beat = time.monotonic()
-        while not self._done.wait(1.0):
-            self.cancelled = self.cancelled or self._cancel_file.exists()
-            if time.monotonic() - beat >= HEARTBEAT_SECONDS:
-                beat = time.monotonic()
-                with suppress(OSError):
-                    os.utime(self._path)

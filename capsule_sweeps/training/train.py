@@ -12,25 +12,22 @@ import json
 import logging
 import math
 import time
-import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from capsule_sweeps.config.selection_rules import find_rule, summarize
 from capsule_sweeps.console import Observer
 from capsule_sweeps.data.augment import augment, normalize
 from capsule_sweeps.data.load import load_data
 from capsule_sweeps.networks.build import build_model, decide
-from capsule_sweeps.runs.files import open_append, read_json, to_json
+from capsule_sweeps.runs.files import read_json, to_json
 from capsule_sweeps.runs.learned import why_not_learned
 from capsule_sweeps.runs.provenance import code, provenance
-from capsule_sweeps.runs.run import Claim, Run
+from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signals import Interrupted, Stop
 from capsule_sweeps.runs.signature import columns, signed_config
 from capsule_sweeps.tracking.base import track, tracker_class
@@ -48,6 +45,7 @@ from capsule_sweeps.training.evaluation import constant_answer, evaluate, num_co
 from capsule_sweeps.training.execution import choose_device, num_threads, pin_execution
 from capsule_sweeps.training.learning_rate import learning_rate
 from capsule_sweeps.training.losses import LOSSES
+from capsule_sweeps.training.outcome import check_evaluation, check_finite, log_to, record_outcome
 
 log = logging.getLogger(__name__)
 READ_EVERY = {"cpu": 1}  # batches; elsewhere 50, for reading a number from a GPU makes the program wait for it
@@ -60,6 +58,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     Raises ValueError for what a user can mend (nothing of a new run is on disk then), Busy when another process
     has the folder, FloatingPointError when the loss is not finite, Interrupted once `stop` holds a signal.
     """
+    # The run as it is, its device and its images
     recipe, record, rule = config.training, run.record(), find_rule(config.selection_rule)
     run.compare(signed_config(config), record)
     device = choose_device(config.device, record.get("execution", {}).get("device"))
@@ -68,11 +67,13 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     if recipe.amp == "bf16" and device.type == "mps":
         raise ValueError("training.amp=bf16 is not supported on device=mps; use training.amp=none")
 
+    # How the run is executed: as in its first attempt
     tracking = tracker_class(config)
     execution = {"device": device.type, "threads": torch.get_num_threads(), "channels_last": recipe.channels_last}
     execution = pin_execution({**execution, "compile": decide(config, device)}, record.get("execution"))
     layout = torch.channels_last if execution["channels_last"] else torch.contiguous_format
 
+    # The network, its optimizer and what an epoch adds up
     torch.backends.cudnn.allow_tf32 = False  # like that of matrix products, whose default it is
     torch.backends.cudnn.deterministic = True  # a resumed run ends with the same bits on a GPU, too
     torch.manual_seed(derive_seed(config.seed))
@@ -94,16 +95,15 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
         claim = stack.enter_context(run.claim())
         if (run.folder / "summary.json").exists():  # another process finished it while this one prepared
             return read_json(run.folder / "summary.json")
+
+        # Record the attempt
         stack.enter_context(num_threads(execution["threads"]))
         stack.enter_context(log_to(run.folder / "log.txt"))
-        stack.enter_context(record_outcome(claim))
+        stack.enter_context(record_outcome(run, claim))
         claim.write("config.yaml", OmegaConf.to_yaml(config).encode())
         attempt = {"started": time.time(), **provenance(*tracking.packages, device=device)}
-        attempt |= {
-            "code": code(signed_config(config)),
-            "execution": execution,
-            "steps_done": run.record().get("steps_done", 0),
-        }
+        attempt |= {"code": code(signed_config(config)), "execution": execution}
+        attempt |= {"steps_done": run.record().get("steps_done", 0)}
         attempts = claim.begin(
             attempt,
             **columns(config),
@@ -119,6 +119,8 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             **tracking.identity(config, run),
         )
         (run.folder / "error.txt").unlink(missing_ok=True)
+
+        # Resume from the checkpoint
         first_epoch, first_batch, seconds, whole = 0, 0, 0.0, False
         checkpoint_path, metrics_path = run.folder / "checkpoint.pt", run.folder / "metrics.jsonl"
         if checkpoint_path.exists():
@@ -144,6 +146,8 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             losses.zero_()
             correct.zero_()
             seconds = 0.0
+
+        # Begin to record epochs here and in the tracker
         mirror = stack.enter_context(track(config, run, sweep, rows))
         attempt["steps_done"] = first_epoch * num_batches + first_batch
         claim.update(**mirror.located(), attempts=attempts, steps_done=attempt["steps_done"])
@@ -169,12 +173,15 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
 
         observer.start(run.folder.name, recipe.epochs, first_epoch, num_batches)
         for epoch in range(first_epoch, recipe.epochs):
+            # The order of the images
             started = time.perf_counter() - seconds  # as if it had not been interrupted
             torch.manual_seed(derive_seed(config.seed, epoch))
             order = torch.randperm(num_images).to(device)
             examples = data.train.of_epoch(epoch)
             model.train()
+
             for batch in range(first_batch, num_batches):
+                # The images of a batch
                 torch.manual_seed(derive_seed(config.seed, epoch, batch))
                 step = epoch * num_batches + batch
                 optimizer.param_groups[0]["lr"] = learning_rate(recipe, step, num_batches)
@@ -182,6 +189,8 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                 images, labels = examples.batch(index)
                 images = augment(images, config.dataset.crop_padding, config.dataset.flip, config.dataset.crop_margin)
                 images = normalize(images, *data.normalization).to(memory_format=layout)
+
+                # A step
                 with torch.autocast(device.type, torch.bfloat16, enabled=recipe.amp == "bf16"):
                     logits = model(images)
                 progress = step / (recipe.epochs * num_batches)
@@ -193,6 +202,8 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                 optimizer.step()
                 if average is not None:
                     average.update(step)
+
+                # Progress, and a checkpoint when the run is asked to stop
                 losses[batch] = loss.detach() * len(labels)
                 correct += num_correct(logits.detach(), labels, recipe.loss)
                 done = batch + 1
@@ -206,12 +217,15 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                     save(epoch, done)
                     claim.update(steps_done=step + 1)
                     raise Interrupted(stop.signum)
+
+            # A checkpoint, before the evaluation, which may take long, or more memory than there is
             trained = time.perf_counter() - started
             last = epoch + 1 == recipe.epochs
             due = recipe.checkpoint_epochs and (epoch + 1) % recipe.checkpoint_epochs == 0
             if saved := bool(last or due or stop.signum or claim.cancelled):
-                # Before the evaluation, which may take long, or more memory than there is
                 save(epoch + 1, 0)
+
+            # Evaluation
             row: dict[str, Any] = {"epoch": epoch + 1}
             row |= {"train_loss": float(losses.sum()) / num_images, "train_accuracy": int(correct) / num_images}
             evaluated = last or (epoch + 1) % recipe.eval_every == 0
@@ -222,20 +236,21 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                         found = evaluate(network, data, split, config)
                         row[f"{prefix}{name}_loss"], row[f"{prefix}{name}_accuracy"] = found
             check_evaluation(row, (epoch + 1) * num_batches)
-            lr = learning_rate(
-                recipe, (epoch + 1) * num_batches - 1, num_batches
-            )  # where only the evaluation was left, too
+
+            # The epoch's row
+            lr = learning_rate(recipe, (epoch + 1) * num_batches - 1, num_batches)  # of the epoch's last step
             row |= {"lr": lr, "seconds": time.perf_counter() - started}
             row |= {"images_per_second": num_batches * recipe.batch_size / trained}
             rows.append(row)
-            if (
-                rule.chooses and evaluated and rule.pick(rows) == (row["test_accuracy"], epoch + 1)
-            ):  # the best epoch so far
+            best_so_far = rule.chooses and evaluated and rule.pick(rows) == (row["test_accuracy"], epoch + 1)
+            if best_so_far:
                 best = {"model": model.state_dict(), "epoch": epoch + 1, "batch": 0}
                 claim.write(BEST, serialized(best))
             append(json.dumps(row))
             mirror.log(row)
             observer.epoch(row)
+
+            # A checkpoint when the run is asked to stop
             asked_to_stop = bool(stop.signum or claim.cancelled)
             if asked_to_stop and not saved:
                 save(epoch + 1, 0)
@@ -247,11 +262,10 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             losses.zero_()
             correct.zero_()
             first_batch, seconds = 0, 0.0
-        summary = {
-            **summarize(rows),
-            "parameters": parameters,
-            "seconds": sum(row["seconds"] for row in rows),
-        }
+
+        # The summary
+        seconds = sum(row["seconds"] for row in rows)
+        summary = {**summarize(rows), "parameters": parameters, "seconds": seconds}
         why = why_not_learned(signed_config(config), rows, constant_answer(data.test.labels), len(data.test))
         if why:
             log.info("%s: not learned, %s", run.folder.name, why)
@@ -272,63 +286,3 @@ def serialized(content: dict[str, Any]) -> bytes:
 def derive_seed(*numbers: int) -> int:
     """A seed that follows from some numbers and looks like none of them."""
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8]) >> 1
-
-
-def check_finite(losses: Tensor, epoch: int, num_batches: int) -> None:
-    """Raises FloatingPointError that names the first step whose loss is not finite."""
-    wrong = (~torch.isfinite(losses)).nonzero()
-    if len(wrong):
-        batch = int(wrong[0])
-        raise FloatingPointError(
-            f"the loss is {float(losses[batch])} in step {epoch * num_batches + batch + 1} "
-            f"(epoch {epoch + 1}, batch {batch + 1}); a smaller training.lr may help"
-        )
-
-
-def check_evaluation(row: dict[str, Any], steps: int) -> None:
-    """Raises FloatingPointError when a loss after so many steps is not finite."""
-    for name in row:
-        if name.endswith("_loss") and not math.isfinite(row[name]):
-            raise FloatingPointError(
-                f"the {name} is {row[name]} after step {steps} (epoch {row['epoch']}); a smaller training.lr may help"
-            )
-
-
-@contextmanager
-def record_outcome(claim: Claim) -> Iterator[None]:
-    """While open, what ends the run early is recorded: interrupted, or failed with the traceback in error.txt."""
-    try:
-        yield
-    except Interrupted as interrupted:
-        claim.update(state="interrupted", ended=time.time())
-        if not interrupted.signum:
-            claim.run.dequeue()  # cancelled; after a signal its queue's job resumes it
-        raise
-    except Exception as error:
-        with suppress(OSError, ValueError):  # the folder itself may be what failed
-            claim.write("error.txt", traceback.format_exc().encode())
-            message = f"{type(error).__name__}: {error}"
-            claim.update(state="failed", ended=time.time(), error=message, failure=failure(error))
-            claim.run.dequeue()
-        raise
-
-
-def failure(error: Exception) -> str:
-    """The kind of failure that hydra.launcher.retry asks for: oom, nan or other."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        return "oom"
-    return "nan" if isinstance(error, FloatingPointError) else "other"
-
-
-@contextmanager
-def log_to(path: Path) -> Iterator[None]:
-    """While open, log records go to a file too."""
-    root = logging.getLogger()
-    with open(open_append(path), "a", encoding="utf-8", errors="backslashreplace") as file:
-        handler = logging.StreamHandler(file)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        root.addHandler(handler)
-        try:
-            yield
-        finally:
-            root.removeHandler(handler)

@@ -17,6 +17,7 @@ import torch
 from capsule_sweeps import load_runs
 from capsule_sweeps.runs import run as store
 from capsule_sweeps.runs.files import write_json
+from capsule_sweeps.runs.folders import find_runs
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns
 from capsule_sweeps.training import train
@@ -178,7 +179,7 @@ def test_cancel_in_a_read_only_folder(hold, capsule_sweeps, disk, place) -> None
     disk()
     hold("step", 3, EAGER)
     subprocess.run(["mount", "-o", "remount,ro,force", "runs"], check=False, capture_output=True)
-    run = next(iter(store.find_runs(Path("runs")).values()))
+    run = next(iter(find_runs(Path("runs")).values()))
     try:
         (Path("runs") / "test").touch()
     except OSError:

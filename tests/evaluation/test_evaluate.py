@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from capsule_sweeps.data.load import load_data
 from capsule_sweeps.evaluation import evaluate
-from capsule_sweeps.evaluation.evaluate import calibration_error, measure
+from capsule_sweeps.evaluation.figures import confusion_figure
+from capsule_sweeps.evaluation.measure import calibration_error, measure
 from capsule_sweeps.evaluation.routing_statistics import watch
 from capsule_sweeps.evaluation.weights import load_trained
-from capsule_sweeps.results.figures import COLUMN_WIDTH, confusion_figure
+from capsule_sweeps.results.figures import COLUMN_WIDTH
 
 
 @pytest.fixture

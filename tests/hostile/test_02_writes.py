@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from capsule_sweeps.runs.files import make_folder, open_append, temporary, write_atomic
-from capsule_sweeps.runs.run import Run, find_runs
+from capsule_sweeps.runs.folders import find_runs
+from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns
 
 pytestmark = pytest.mark.usefixtures("untouched")

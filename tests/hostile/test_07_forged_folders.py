@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from capsule_sweeps import load_runs
-from capsule_sweeps.runs.run import find_runs
+from capsule_sweeps.runs.folders import find_runs
 
 
 def change(path: Path, **changes) -> None:

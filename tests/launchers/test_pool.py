@@ -27,6 +27,7 @@ from capsule_sweeps.launchers.pool import Slot, make_slots
 from capsule_sweeps.runs import files, machine
 from capsule_sweeps.runs import lock as owner
 from capsule_sweeps.runs import run as store
+from capsule_sweeps.runs.folders import find_runs
 from capsule_sweeps.runs.plan import Policy
 from capsule_sweeps.runs.signature import signature, signed_config
 
@@ -157,7 +158,7 @@ def test_folder_that_another_process_takes_meanwhile_ends_no_other_run(tiny_conf
     configs = [tiny_config(f"seed={seed}") for seed in range(2)]
     two = {"parallel": 2}
     assert None not in launching.launch(configs, [["0"], ["1"]], Policy(), local.Launcher(**two))
-    taken = store.find_runs(Path("runs"))[signature(signed_config(configs[0]))]
+    taken = find_runs(Path("runs"))[signature(signed_config(configs[0]))]
     original = local.record_sweep
     with monkeypatch.context() as patch, taken.claim() as claim:
         (taken.folder / "summary.json").rename(taken.folder / "kept")

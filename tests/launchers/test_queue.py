@@ -264,7 +264,7 @@ def test_cancel_of_a_run_that_a_job_works_on(submit, queue, capsule_sweeps) -> N
     (path,) = [path for path in Path("runs").glob("*/queued.json") if read_json(path)["columns"]["seed"] == 0]
     with Run(path.parent, name).claim() as claim:
         assert "stopping after the current batch" in capsule_sweeps("cancel", path.parent.name).out
-        assert (claim.run.folder / "cancel").exists() and not path.exists()
+        assert (claim.folder / "cancel").exists() and not path.exists()
     assert states()[1] == "queued" and name in queue.jobs
 
 

@@ -7,7 +7,8 @@ import pytest
 from synthetic import finished_run
 
 from capsule_sweeps import load_runs
-from capsule_sweeps.launchers.seeds import Procedure, launch_seeds
+from capsule_sweeps.launchers.seed_units import Procedure
+from capsule_sweeps.launchers.seeds import launch_seeds
 from capsule_sweeps.runs.plan import Policy
 from capsule_sweeps.runs.sweep import first_seeds
 

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from routed_layers import DIGITS, SHAPES, check_gradients, make_layer, randomise, shapes
 
 from capsule_sweeps import load_runs
-from capsule_sweeps.routing import em
+from capsule_sweeps.routing import em_pass
 from capsule_sweeps.routing.base import Capsules
-from capsule_sweeps.routing.em import EM, MIN_VARIANCE, Gaussians, explicit_step, gaussian_pass
+from capsule_sweeps.routing.em import EM, MIN_VARIANCE, explicit_step
+from capsule_sweeps.routing.em_pass import Gaussians, gaussian_pass
 from capsule_sweeps.routing.votes import FastVotes, RecordingVotes
 
 
@@ -155,7 +156,7 @@ def test_gradients() -> None:
 def test_the_pass_and_its_gradients_are_autograds_over_slices_of_any_shape(
     shape, num_images, evenly, monkeypatch
 ) -> None:
-    monkeypatch.setattr(em, "cache_slice", lambda _: num_images)
+    monkeypatch.setattr(em_pass, "cache_slice", lambda _: num_images)
     layer = make_layer((3, *shape[1:]))
     wide = layer.votes.average(layer.children.poses)
     generator = torch.Generator().manual_seed(2)

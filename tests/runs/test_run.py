@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from capsule_sweeps import compose_config, load_runs
+from capsule_sweeps.runs import claim as claims
 from capsule_sweeps.runs import files
 from capsule_sweeps.runs import lock as owner
 from capsule_sweeps.runs import run as store
 from capsule_sweeps.runs.files import write_atomic
-from capsule_sweeps.runs.run import Busy, Run, find_runs
+from capsule_sweeps.runs.folders import find_runs
+from capsule_sweeps.runs.run import Busy, Run
 from capsule_sweeps.runs.signature import columns, signature, signed_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -261,7 +263,9 @@ def test_claim_of_another_process_holds_while_it_lives_and_not_a_moment_longer(c
     assert run.state() == "running"
     with pytest.raises(Busy, match=str(process.pid)), run.claim():
         pytest.fail("two owners")
-    os.utime(run._attempt_path(1), (1, 1))  # an old heartbeat is no sign of death where we can look at the process
+    os.utime(
+        claims.attempt_path(run.folder, 1), (1, 1)
+    )  # an old heartbeat is no sign of death where we can look at the process
     assert run.state() == "running"
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -328,10 +332,10 @@ def test_claim_that_cannot_be_read_holds_until_it_is_old(tmp_path, text) -> None
 
 
 def test_heartbeat(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(store, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", 0.01)
     run = Run(tmp_path / "x-00000000")
     with run.claim():
-        path = run._attempt_path(1)
+        path = claims.attempt_path(run.folder, 1)
         os.utime(path, (1, 1))
         until = time.monotonic() + 30
         while path.stat().st_mtime == 1 and time.monotonic() < until:
@@ -399,7 +403,7 @@ def find_run_folders(runs_dir: Path) -> list[Path]:
 def test_claim_notices_that_its_folder_is_gone(tmp_path) -> None:
     run = Run(tmp_path / "x-00000000")
     with run.claim() as claim:
-        run._attempt_path(1).unlink()
+        claims.attempt_path(run.folder, 1).unlink()
         run.folder.rmdir()
         with pytest.raises(ValueError, match="removed or taken over"):
             claim.update(state="running")
@@ -420,11 +424,11 @@ def test_claim_does_not_touch_that_of_another_in_a_folder_made_anew(tmp_path) ->
     run = Run(tmp_path / "x-00000000")
     theirs = json.dumps({"host": "elsewhere", "pid": 1, "start": "1", "time": time.time()})
     with run.claim() as claim:
-        run._attempt_path(1).unlink()
-        run._attempt_path(1).write_text(theirs)
+        claims.attempt_path(run.folder, 1).unlink()
+        claims.attempt_path(run.folder, 1).write_text(theirs)
         with pytest.raises(ValueError, match="removed or taken over"):
             claim.check()
-    assert run._attempt_path(1).read_text() == theirs
+    assert claims.attempt_path(run.folder, 1).read_text() == theirs
 
 
 # Files

@@ -12,7 +12,7 @@ from capsule_sweeps import build_model, load_runs
 from capsule_sweeps.data.load import load_data
 from capsule_sweeps.training.ema import Average
 from capsule_sweeps.training.evaluation import evaluate
-from capsule_sweeps.training.train import check_evaluation
+from capsule_sweeps.training.outcome import check_evaluation
 
 BATCHES = 5  # of an epoch of the tiny run
 

@@ -19,8 +19,8 @@ from capsule_sweeps.launchers.snapshot import take_snapshot
 from capsule_sweeps.launchers.submit import remove
 from capsule_sweeps.runs.costs import Rates
 from capsule_sweeps.runs.files import read_json
+from capsule_sweeps.runs.folders import find_runs
 from capsule_sweeps.runs.queue import Entry, Refused
-from capsule_sweeps.runs.run import find_runs
 from capsule_sweeps.runs.signature import signed_config
 
 PROBE_SECONDS = 180  # waiting for the probe to start and answer

@@ -1,0 +1,136 @@
+"""The claim of a run folder: the right to write in it, with a heartbeat."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from capsule_sweeps.runs.files import read_json, replace_file, to_json, write_json
+from capsule_sweeps.runs.lock import owner
+from capsule_sweeps.runs.record import read_object, read_record
+
+HEARTBEAT_SECONDS = 10.0
+
+
+def attempts(folder: Path) -> list[int]:
+    """The numbers of the attempts whose claims are in a run folder."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    return [int(found[1]) for name in names if (found := re.fullmatch(r"attempt-(\d+)\.(?:json|released)", name))]
+
+
+def last_attempt(folder: Path) -> int:
+    return max(attempts(folder), default=0)
+
+
+def attempt_path(folder: Path, number: int) -> Path:
+    return folder / f"attempt-{number}.json"
+
+
+class Claim:
+    """The right to write in a run folder; its file's time is the heartbeat."""
+
+    def __init__(self, folder: Path, attempt: int, nonce: str) -> None:
+        self.folder, self.attempt, self.nonce = folder, attempt, nonce
+        self._path = attempt_path(folder, attempt)
+        self.cancelled = False  # somebody asked for the run's end: `request_cancel`
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
+
+    def start(self) -> None:
+        self._cancel_file.unlink(missing_ok=True)
+        self._thread.start()
+
+    @property
+    def _cancel_file(self) -> Path:
+        return self.folder / "cancel"
+
+    def stop(self) -> None:
+        self._done.set()
+        self._thread.join()
+        with suppress(OSError, ValueError):  # the folder may be gone or another's; then there is nothing to release
+            self.check()
+            self._cancel_file.unlink(missing_ok=True)
+            try:
+                write_json(self._path, {**owner(), "released": time.time()})
+            except OSError:  # a full disk: a new name needs no room
+                self._path.rename(self._path.with_suffix(".released"))
+
+    def check(self) -> None:
+        """Raises ValueError when the folder was removed or taken over; called before anything is written."""
+        if last_attempt(self.folder) != self.attempt or read_json(self._path).get("nonce") != self.nonce:
+            raise ValueError(
+                f"{self.folder} was removed or taken over while the run was in it; nothing more is written"
+            )
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace a file of the run folder whole, unless the folder was taken over, however long the write takes.
+
+        A successor removes the temporary files of the attempts before it, and only then reads the folder. So a rename
+        that comes late finds nothing to rename.
+        """
+        self._replace(name, data).close()
+
+    @contextmanager
+    def lines(self, name: str, lines: Iterable[str]) -> Iterator[Callable[[str], None]]:
+        """Replace a file by one with these lines; what is yielded appends one more.
+
+        Lines that an earlier attempt appends late go to the file that was replaced, which nobody reads any more.
+        """
+        with self._replace(name, "".join(f"{line}\n" for line in lines).encode()) as file:
+
+            def append(line: str) -> None:
+                self.check()
+                data = f"{line}\n".encode()
+                try:
+                    if os.write(file.fileno(), data) < len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                except OSError as error:
+                    raise OSError(error.errno, error.strerror, str(self.folder / name)) from error
+
+            yield append
+
+    def _replace(self, name: str, data: bytes) -> BinaryIO:
+        self.check()
+        try:
+            return replace_file(self.folder / name, data, f"attempt-{self.attempt}", self.check)
+        except FileNotFoundError:  # a successor took the temporary file away
+            self.check()
+            raise
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of run.json. All others stay, also those that readers refuse."""
+        try:
+            stored = read_object(self.folder / "run.json")
+        except (OSError, ValueError):
+            stored = {}
+        self.write("run.json", to_json({**stored, **changes}))
+
+    def begin(self, attempt: dict[str, Any], **changes: Any) -> list[Any]:
+        """Change fields of run.json and add an attempt to those that it has, which are returned."""
+        try:
+            stored = read_object(self.folder / "run.json").get("attempts")
+        except (OSError, ValueError):
+            stored = None
+        before = stored if isinstance(stored, list) else read_record(self.folder).get("attempts", [])
+        attempts = [*before, attempt]
+        self.update(**changes, attempts=attempts)
+        return attempts
+
+    def _beat(self) -> None:
+        beat = time.monotonic()
+        while not self._done.wait(1.0):
+            self.cancelled = self.cancelled or self._cancel_file.exists()
+            if time.monotonic() - beat >= HEARTBEAT_SECONDS:
+                beat = time.monotonic()
+                with suppress(OSError):
+                    os.utime(self._path)

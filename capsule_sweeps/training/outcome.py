@@ -1,0 +1,80 @@
+"""How an attempt ends, and what is recorded of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from capsule_sweeps.runs.claim import Claim
+from capsule_sweeps.runs.files import open_append
+from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.signals import Interrupted
+
+
+def check_finite(losses: Tensor, epoch: int, num_batches: int) -> None:
+    """Raises FloatingPointError that names the first step whose loss is not finite."""
+    wrong = (~torch.isfinite(losses)).nonzero()
+    if len(wrong):
+        batch = int(wrong[0])
+        raise FloatingPointError(
+            f"the loss is {float(losses[batch])} in step {epoch * num_batches + batch + 1} "
+            f"(epoch {epoch + 1}, batch {batch + 1}); a smaller training.lr may help"
+        )
+
+
+def check_evaluation(row: dict[str, Any], steps: int) -> None:
+    """Raises FloatingPointError when a loss after so many steps is not finite."""
+    for name in row:
+        if name.endswith("_loss") and not math.isfinite(row[name]):
+            raise FloatingPointError(
+                f"the {name} is {row[name]} after step {steps} (epoch {row['epoch']}); a smaller training.lr may help"
+            )
+
+
+@contextmanager
+def record_outcome(run: Run, claim: Claim) -> Iterator[None]:
+    """While open, what ends the run early is recorded: interrupted, or failed with the traceback in error.txt."""
+    try:
+        yield
+    except Interrupted as interrupted:
+        claim.update(state="interrupted", ended=time.time())
+        if not interrupted.signum:
+            run.dequeue()  # cancelled; after a signal its queue's job resumes it
+        raise
+    except Exception as error:
+        with suppress(OSError, ValueError):  # the folder itself may be what failed
+            claim.write("error.txt", traceback.format_exc().encode())
+            message = f"{type(error).__name__}: {error}"
+            claim.update(state="failed", ended=time.time(), error=message, failure=failure(error))
+            run.dequeue()
+        raise
+
+
+def failure(error: Exception) -> str:
+    """The kind of failure that hydra.launcher.retry asks for: oom, nan or other."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        return "oom"
+    return "nan" if isinstance(error, FloatingPointError) else "other"
+
+
+@contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """While open, log records go to a file too."""
+    root = logging.getLogger()
+    with open(open_append(path), "a", encoding="utf-8", errors="backslashreplace") as file:
+        handler = logging.StreamHandler(file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        root.addHandler(handler)
+        try:
+            yield
+        finally:
+            root.removeHandler(handler)
