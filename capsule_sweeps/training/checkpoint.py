@@ -20,7 +20,7 @@ BEST = "best.pt"  # in a run folder: the weights of the best epoch, where config
 
 
 def read_checkpoint(path: Path, device: torch.device, needed: int | None = None) -> dict[str, Any]:
-    """A checkpoint's content, of at most `needed` bytes. Raises ValueError that names the file when it is damaged."""
+    """The content of a checkpoint, at most `needed` bytes. Raises ValueError naming the file if it is damaged."""
     try:
         content = load_tensors(path, device, needed)
     except Exception as error:
@@ -31,10 +31,10 @@ def read_checkpoint(path: Path, device: torch.device, needed: int | None = None)
 
 
 def load_tensors(file: Path | io.BytesIO, device: torch.device | str, needed: int | None = None) -> Any:
-    """What torch.save wrote, read without running anything in it.
+    """Read a file of torch.save without executing anything in it.
 
-    torch.save compresses nothing, so what is unpacked is no larger than the file; `needed` is the number of bytes that
-    the reader has a use for. Raises ValueError, before anything is unpacked, for a file that would take more.
+    torch.save does not compress, so the unpacked content is no larger than the file; `needed` is the largest size in
+    bytes that the caller accepts. Raises ValueError, before anything is unpacked, for a larger file.
     """
     with open_regular(file) if isinstance(file, Path) else nullcontext(file) as opened:
         if zipfile.is_zipfile(opened):
@@ -52,7 +52,7 @@ def load_tensors(file: Path | io.BytesIO, device: torch.device | str, needed: in
 
 
 def bytes_needed(model: nn.Module) -> int:
-    """What a checkpoint of a model may hold at most: weights, momentum, their average; losses and names beside them."""
+    """The largest size in bytes of a checkpoint of a model: weights, momentum and average, and losses and names."""
     tensors = [*model.parameters(), *model.buffers()]
     return 3 * sum(tensor.numel() * tensor.element_size() for tensor in tensors) + 1_000 * len(tensors) + 2**24
 
@@ -63,7 +63,7 @@ def damaged(path: Path, error: Exception) -> str:
 
 
 def check_progress(checkpoint: dict[str, Any], epochs: int, num_batches: int) -> None:
-    """Raises ValueError for a place in the training that no run of so many epochs and batches comes to."""
+    """Raises ValueError for an epoch or batch that a run with this many epochs and batches does not have."""
     epoch, batch = checkpoint["epoch"], checkpoint["batch"]
     losses, correct = checkpoint["losses"], checkpoint["correct"]
     for name, value, most in (("epoch", epoch, epochs), ("batch", batch, 0 if epoch == epochs else num_batches - 1)):
@@ -76,7 +76,7 @@ def check_progress(checkpoint: dict[str, Any], epochs: int, num_batches: int) ->
 
 
 def load_momentum(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> None:
-    """Load what an optimizer has gathered. Learning rate, weight decay and others stay those of the configuration.
+    """Load the momentum of an optimizer. Learning rate, weight decay and other settings stay as configured.
 
     Raises ValueError for momenta that do not have the shapes of the weights.
     """
@@ -90,10 +90,10 @@ def load_momentum(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> N
 
 
 def keep_rows(path: Path, epochs: int, unless_last: bool = False) -> list[dict[str, Any]]:
-    """The metrics of the epochs that the checkpoint knows; those after it are made again.
+    """The metrics of the epochs up to the checkpoint; later epochs are repeated.
 
-    The last of them may be missing with `unless_last`: its evaluation had not ended. Raises ValueError when another one
-    is missing or damaged.
+    With `unless_last` the last of them may be missing, because its evaluation had not ended. Raises ValueError if any
+    other is missing or damaged.
     """
     try:
         lines = read_file(path, MAX_METRICS).decode().splitlines()

@@ -15,7 +15,7 @@ MAX_BATCH = 256
 
 
 def evaluation_batch(config: DictConfig) -> int:
-    """How many images are evaluated at once: no more than a step trains on, so that memory for a step is enough.
+    """Number of images per batch in evaluation: at most training.batch_size, so that memory for a step is sufficient.
 
     Configurations of imported checkpoints have no training.batch_size.
     """
@@ -24,9 +24,9 @@ def evaluation_batch(config: DictConfig) -> int:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, data: Data, split: Split, config: DictConfig) -> tuple[float, float]:
-    """Mean loss and accuracy on a split of some data, in evaluation mode.
+    """Mean loss per image and accuracy (a fraction) on a split of some data, in evaluation mode.
 
-    Losses of batches are added in double precision on the host: not every device has it (mps).
+    The losses of batches are added in double precision on the host, because not every device supports it (mps).
     """
     model.eval()
     size, device = evaluation_batch(config), split.labels.device
@@ -46,12 +46,13 @@ def evaluate(model: nn.Module, data: Data, split: Split, config: DictConfig) -> 
 
 
 def constant_answer(labels: Tensor) -> float | None:
-    """The accuracy of the best constant answer to labels (N,): the share of the most frequent class; None for pairs."""
+    """The accuracy of the best constant prediction for labels (N,): the share of the largest class; None for pairs."""
     return None if labels.ndim > 1 else int(labels.bincount().max()) / len(labels)
 
 
 def num_correct(logits: Tensor, labels: Tensor, loss: str = "cross_entropy") -> Tensor:
-    """How many images are named rightly; of an image with L labels (B, L) all must be, and no other class."""
+    """Number of correctly classified images, a tensor (). logits (B, classes), labels (B,) or, for L classes per image,
+    (B, L): such an image counts if exactly these classes are predicted."""
     if labels.ndim == 1:
         return (logits.argmax(1) == labels).sum()
     shown = torch.zeros_like(logits, dtype=torch.bool).scatter(1, labels, True)
@@ -59,8 +60,8 @@ def num_correct(logits: Tensor, labels: Tensor, loss: str = "cross_entropy") -> 
 
 
 def named_classes(logits: Tensor, num_labels: int, loss: str | None) -> Tensor:
-    """(B, classes) bool: those with the `num_labels` largest logits. A model that was trained with
-    binary_cross_entropy says itself how many there are: those with an activation above 0.5 (exact match)."""
+    """The predicted classes (B, classes), bool: the `num_labels` largest logits or, for a model that was trained with
+    binary_cross_entropy, all classes with an activation above 0.5 (exact match)."""
     if loss == "binary_cross_entropy":
         return logits > 0
     return torch.zeros_like(logits, dtype=torch.bool).scatter(1, logits.topk(num_labels).indices, True)

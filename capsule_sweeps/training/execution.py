@@ -1,4 +1,4 @@
-"""Device and threads of a run: what changes its last bits at most."""
+"""Device and threads of a run, which can only change the last bits of its numbers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 
 
 def choose_device(asked: str, before: str | None = None) -> torch.device:
-    """The device for `auto` (that of earlier attempts, else the best there is) or the one asked for.
+    """The requested device; for `auto` that of earlier attempts (`before`), else the best one available.
 
-    Raises ValueError when this machine does not have it.
+    Raises ValueError if the device is not available.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if asked == "auto":
@@ -28,7 +28,7 @@ def choose_device(asked: str, before: str | None = None) -> torch.device:
 
 
 def pin_execution(wanted: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
-    """How the run is executed: as in its first attempt, for only then are its bits the same."""
+    """The execution of a run (device, threads, …): that of its first attempt, for bitwise equal results."""
     if before is None:
         return wanted
     known = [key for key in wanted.keys() & before.keys() if key != "device" and type(before[key]) is type(wanted[key])]
@@ -42,7 +42,7 @@ def pin_execution(wanted: dict[str, Any], before: dict[str, Any] | None) -> dict
 
 @contextmanager
 def num_threads(number: int) -> Iterator[None]:
-    """While open, torch uses so many threads; a run that follows in this process is not touched by it."""
+    """Context in which torch uses this number of threads; afterwards the previous number is restored."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -1,4 +1,4 @@
-"""The learning rate of each step, `training.lr_schedule`: it follows from the step, so that resuming needs no state."""
+"""The learning rate of each step, `training.lr_schedule`: a function of the step, so that resuming needs no state."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 
 def learning_rate(recipe: Any, step: int, num_batches: int) -> float:
-    """The rate of a step (counted from 0 through all epochs) of the settings `training`, with num_batches an epoch.
+    """The learning rate of a step (counted from 0 through all epochs), for the config group `training`.
 
-    It rises linearly from 0 to `lr` in the share `warmup` of all steps. Then it falls: by the factor `lr_decay` after
-    each of the milestones (`steps`), or along half a cosine to 0 at the end (`cosine`; Loshchilov and Hutter 2017,
-    equation 5, one cycle). Each step has the rate of its middle: none is 0, and a run of any length has a whole cycle.
+    It rises linearly from 0 to `lr` during the first `warmup`, a fraction of all steps. Then it falls: by the factor
+    `lr_decay` after each milestone (`steps`), or as half a cosine to 0 at the end (`cosine`; Loshchilov and Hutter
+    2017, equation 5, one cycle). The rate of a step is that of its middle, so it is never 0. `num_batches` is the
+    number of steps per epoch.
     """
     progress = (step + 0.5) / (recipe.epochs * num_batches)
     risen = min(1.0, progress / recipe.warmup) if recipe.warmup else 1.0

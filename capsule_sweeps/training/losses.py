@@ -1,7 +1,7 @@
 """Losses of the class logits: `training.loss`.
 
-binary_cross_entropy, margin and spread are of the classes' activations, the sigmoids of the logits: for a routing with
-class logits of its own these are the activations of its class capsules.
+binary_cross_entropy, margin and spread are computed from the activations of the classes, a = sigmoid(logits). For a
+routing with class logits of its own these are the activations of its class capsules.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor
 def cross_entropy(
     logits: Tensor, labels: Tensor, progress: float, reduction: str, label_smoothing: float = 0.0
 ) -> Tensor:
-    """With smoothing ε, a share ε of each image is spread evenly over all classes (Szegedy et al. 2016, section 7)."""
+    """Cross-entropy; label smoothing ε distributes ε uniformly over all classes (Szegedy et al. 2016, section 7)."""
     shares = targets(labels, logits.shape[1])
     return F.cross_entropy(logits, shares, reduction=reduction, label_smoothing=label_smoothing)
 
 
 def margin(logits: Tensor, labels: Tensor, progress: float, reduction: str) -> Tensor:
-    """max(0, 0.9 − a)² for each right class, half of max(0, a − 0.1)² for each other (Sabour 2017, eq. 4)."""
+    """max(0, 0.9 − a)² for each correct class, 0.5 · max(0, a − 0.1)² for each other (Sabour et al. 2017, eq. 4)."""
     a = logits.sigmoid()
     right = torch.zeros_like(a).scatter(1, labels.view(len(a), -1), 1.0)
     each = right * (0.9 - a).relu().square() + 0.5 * (1 - right) * (a - 0.1).relu().square()
@@ -30,9 +30,9 @@ def margin(logits: Tensor, labels: Tensor, progress: float, reduction: str) -> T
 
 
 def spread(logits: Tensor, labels: Tensor, progress: float, reduction: str) -> Tensor:
-    """Σ max(0, m − (a_right − a))² over the wrong classes; m grows from 0.2 to 0.9 (Hinton et al. 2018, eq. 3).
+    """Σ max(0, m − (a_correct − a))² over the other classes; m grows from 0.2 to 0.9 (Hinton et al. 2018, eq. 3).
 
-    With several labels an image, the mean over them.
+    For images with several labels, the mean over the labels.
     """
     a, labels = logits.sigmoid(), labels.view(len(logits), -1)
     right = a.gather(1, labels)
@@ -42,17 +42,17 @@ def spread(logits: Tensor, labels: Tensor, progress: float, reduction: str) -> T
 
 
 def binary_cross_entropy(logits: Tensor, labels: Tensor, progress: float, reduction: str) -> Tensor:
-    """−log a for each right class, −log (1 − a) for each other, summed over classes.
+    """−log a for each correct class, −log (1 − a) for each other, summed over classes.
 
-    It does not presume how many classes an image shows.
+    It does not depend on the number of classes per image.
     """
     right = torch.zeros_like(logits).scatter(1, labels.view(len(logits), -1), 1.0)
     return _reduced(F.binary_cross_entropy_with_logits(logits, right, reduction="none").sum(1), reduction)
 
 
 def targets(labels: Tensor, num_classes: int) -> Tensor:
-    """What cross entropy takes: labels (B,) as they are; of images with L labels (B, L), the shares of the classes
-    (B, num_classes), 1/L for each label, so that an image's loss is the mean over its labels."""
+    """Targets for the cross-entropy: labels (B,) unchanged; labels (B, L) as class probabilities (B, num_classes), 1/L
+    for each label, so that the loss of an image is the mean over its labels."""
     if labels.ndim == 1:
         return labels
     shares = torch.full(labels.shape, 1 / labels.shape[1], device=labels.device)
@@ -64,7 +64,7 @@ def _reduced(losses: Tensor, reduction: str) -> Tensor:
 
 
 # (logits (B, classes), labels (B,) or (B, L), progress from 0 to 1 through the training, "mean" or "sum") → loss;
-# label_smoothing is for cross_entropy alone, in training alone: losses of evaluation can be compared among recipes
+# label_smoothing is used by cross_entropy in training only: losses in evaluation are comparable between recipes
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "cross_entropy": cross_entropy,
     "binary_cross_entropy": binary_cross_entropy,

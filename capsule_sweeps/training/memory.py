@@ -1,6 +1,6 @@
-"""The memory that a training step needs, estimated before it is taken, and batches that a model cannot take.
+"""The memory that a training step needs, estimated before it is allocated, and invalid batch sizes.
 
-Shapes are followed through forward and backward without numbers (torch's FakeTensorMode): seconds, whatever the size.
+Forward and backward run on shapes without data (torch's FakeTensorMode), which takes seconds for any size.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.runs.machine import free_memory
 from capsule_sweeps.training.losses import LOSSES
 
-PROGRAM = 2**28  # bytes that torch takes for itself when it begins to compute
-MOST_PER_IMAGE = 4000  # a step takes up to 1200 times the memory of its images; below this nothing is estimated
+PROGRAM = 2**28  # bytes that torch itself allocates when it starts to compute
+MOST_PER_IMAGE = 4000  # a step needs up to 1200 times the memory of its images; estimated only if this bound exceeds it
 
 
 class _Peak(TorchDispatchMode):
-    """While open, follows how many bytes the tensors that are made take, and the most at any time."""
+    """While open, tracks the bytes of all tensors that are created, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,9 +47,9 @@ class _Peak(TorchDispatchMode):
 
 
 def step_memory(config: DictConfig, batch_size: int) -> int:
-    """Bytes at the peak of an uncompiled training step with so many images, weights, gradients and momentum included.
+    """Peak bytes of an uncompiled training step with this many images, including weights, gradients and momentum.
 
-    Work space of single operations is not counted. Raises ValueError for a batch that the model cannot take.
+    Workspace of single operations is not counted. Raises ValueError for a batch that the model does not accept.
     """
     eager, dataset, recipe = config.copy(), config.dataset, config.training
     eager.training.compile = "off"
@@ -64,14 +64,14 @@ def step_memory(config: DictConfig, batch_size: int) -> int:
             labels = labels if dataset.labels_per_image > 1 else labels[:, 0]
             LOSSES[recipe.loss](logits.float(), labels, 0.5, "mean").backward()
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    kept = 3 if recipe.ema else 2  # weights and momentum, the average; gradients are part of the peak
+    kept = 3 if recipe.ema else 2  # weights, momentum and perhaps the average; gradients are part of the peak
     return int(peak.most) + kept * weights + images.numel() * images.element_size()
 
 
 def check_memory(config: DictConfig, at_once: int = 1) -> int | None:
-    """Bytes that a step needs by estimate, None where it is too small to matter.
+    """The estimated bytes of a step; None if the step is too small to matter.
 
-    Raises ValueError when this machine has not as much for `at_once` of such runs, with a batch size that fits.
+    Raises ValueError, with a batch size that fits, if this machine lacks the memory for `at_once` such runs.
     """
     dataset, size = config.dataset, config.training.batch_size
     free = free_memory() // at_once
@@ -93,9 +93,9 @@ def check_memory(config: DictConfig, at_once: int = 1) -> int | None:
 
 
 def check_last_batch(config: DictConfig, num_images: int) -> None:
-    """Raises ValueError when an epoch of so many images has a batch of one image, and the model cannot train on it.
+    """Raises ValueError if the last batch of an epoch has one image and the model cannot be trained on it.
 
-    The layers that cannot are those which compare the images of a batch, as BatchNorm does.
+    This concerns layers that normalize over the images of a batch, such as BatchNorm.
     """
     size = config.training.batch_size
     if 1 not in (size, num_images % size):

@@ -21,7 +21,7 @@ from capsule_sweeps.runs.signals import Interrupted
 
 
 def check_finite(losses: Tensor, epoch: int, num_batches: int) -> None:
-    """Raises FloatingPointError that names the first step whose loss is not finite."""
+    """Raises FloatingPointError naming the first step whose loss is not finite."""
     wrong = (~torch.isfinite(losses)).nonzero()
     if len(wrong):
         batch = int(wrong[0])
@@ -42,7 +42,7 @@ def check_evaluation(row: dict[str, Any], steps: int) -> None:
 
 @contextmanager
 def record_outcome(run: Run, claim: Claim) -> Iterator[None]:
-    """While open, what ends the run early is recorded: interrupted, or failed with the traceback in error.txt."""
+    """While open, records how the run ends early: interrupted, or failed with the traceback in error.txt."""
     try:
         yield
     except Interrupted as interrupted:
@@ -51,7 +51,7 @@ def record_outcome(run: Run, claim: Claim) -> Iterator[None]:
             run.dequeue()  # cancelled; after a signal its queue's job resumes it
         raise
     except Exception as error:
-        with suppress(OSError, ValueError):  # the folder itself may be what failed
+        with suppress(OSError, ValueError):  # the folder itself may have caused the failure
             claim.write("error.txt", traceback.format_exc().encode())
             message = f"{type(error).__name__}: {error}"
             claim.update(state="failed", ended=time.time(), error=message, failure=failure(error))
@@ -60,7 +60,7 @@ def record_outcome(run: Run, claim: Claim) -> Iterator[None]:
 
 
 def failure(error: Exception) -> str:
-    """The kind of failure that hydra.launcher.retry asks for: oom, nan or other."""
+    """The kind of a failure, as in hydra.launcher.retry: oom, nan or other."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return "oom"
     return "nan" if isinstance(error, FloatingPointError) else "other"
@@ -68,7 +68,7 @@ def failure(error: Exception) -> str:
 
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    """While open, log records go to a file too."""
+    """While open, log records are also written to a file."""
     root = logging.getLogger()
     with open(open_append(path), "a", encoding="utf-8", errors="backslashreplace") as file:
         handler = logging.StreamHandler(file)

@@ -1,7 +1,7 @@
 """One training of one resolved configuration: the function `train`, to be read from top to bottom.
 
-Shuffling follows from (seed, epoch), augmentation and dropout from (seed, epoch, batch). So a run that goes on from a
-checkpoint needs no random state, and ends with the same bits as one that was never touched.
+Shuffling depends on (seed, epoch), augmentation and dropout on (seed, epoch, batch). A run that resumes from a
+checkpoint therefore needs no random state, and its results are bitwise those of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ from capsule_sweeps.training.losses import LOSSES
 from capsule_sweeps.training.outcome import check_evaluation, check_finite, log_to, record_outcome
 
 log = logging.getLogger(__name__)
-READ_EVERY = {"cpu": 1}  # batches; elsewhere 50, for reading a number from a GPU makes the program wait for it
+READ_EVERY = {"cpu": 1}  # batches between two readings of the loss; otherwise 50, because reading waits for the GPU
 
 
 def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: Stop) -> dict[str, Any]:
-    """Train what a checked config describes in its run folder, from the start or from its checkpoint.
+    """Train a checked config in its run folder, from the start or from its checkpoint.
 
-    Returns the summary: accuracies (fractions) under every selection rule, seconds of training, parameters.
-    Raises ValueError for what a user can mend (nothing of a new run is on disk then), Busy when another process
-    has the folder, FloatingPointError when the loss is not finite, Interrupted once `stop` holds a signal.
+    Returns the summary: accuracies (fractions) under every selection rule, seconds of training, parameters. Raises
+    ValueError for errors that the user can fix (a new run has then written nothing), Busy if another process holds the
+    folder, FloatingPointError if the loss is not finite, Interrupted once `stop` has a signal.
     """
     # The run as it is, its device and its images
     recipe, record, rule = config.training, run.record(), find_rule(config.selection_rule)
@@ -74,8 +74,8 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     layout = torch.channels_last if execution["channels_last"] else torch.contiguous_format
 
     # The network, its optimizer and what an epoch adds up
-    torch.backends.cudnn.allow_tf32 = False  # like that of matrix products, whose default it is
-    torch.backends.cudnn.deterministic = True  # a resumed run ends with the same bits on a GPU, too
+    torch.backends.cudnn.allow_tf32 = False  # for matrix products this is the default
+    torch.backends.cudnn.deterministic = True  # resumed runs are bitwise equal also on a GPU
     torch.manual_seed(derive_seed(config.seed))
     decided = {"training": {"compile": "on" if execution["compile"] else "off"}}
     model = build_model(DictConfig(OmegaConf.merge(config, decided))).to(device)
@@ -93,7 +93,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
 
     with ExitStack() as stack:
         claim = stack.enter_context(run.claim())
-        if (run.folder / "summary.json").exists():  # another process finished it while this one prepared
+        if (run.folder / "summary.json").exists():  # another process finished it in the meantime
             return read_json(run.folder / "summary.json")
 
         # Record the attempt
@@ -135,12 +135,12 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                 losses[: len(checkpoint["losses"])] = checkpoint["losses"]
                 correct += checkpoint["correct"]
                 seconds = checkpoint.get("seconds", 0.0)
-                whole = not first_batch and len(checkpoint["losses"]) == num_batches  # of the epoch before
+                whole = not first_batch and len(checkpoint["losses"]) == num_batches  # of the previous epoch
             except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 raise ValueError(damaged(checkpoint_path, error)) from error
         rows = keep_rows(metrics_path, first_epoch, unless_last=whole)
         append = stack.enter_context(claim.lines(metrics_path.name, map(json.dumps, rows)))
-        if len(rows) < first_epoch:  # the last one is trained, and still to be evaluated
+        if len(rows) < first_epoch:  # the last epoch is trained but not evaluated
             first_epoch, first_batch = first_epoch - 1, num_batches
         elif not first_batch:
             losses.zero_()
@@ -154,9 +154,9 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
         log.info("%s: from epoch %d, batch %d, on %s", run.folder.name, first_epoch + 1, first_batch + 1, device)
 
         def save(epoch: int, batch: int) -> None:
-            """What is needed to go on at this batch of this epoch (both counted from 0).
+            """Write a checkpoint that resumes at this batch of this epoch (both counted from 0).
 
-            At an epoch's first batch the losses are those of the epoch before, whose evaluation may not have ended.
+            At the first batch the losses are those of the previous epoch, whose evaluation may not have ended.
             """
             claim.check()
             content = {
@@ -270,7 +270,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
         if why:
             log.info("%s: not learned, %s", run.folder.name, why)
         claim.update(state="finished", ended=time.time(), not_learned=why, **summary)
-        # Last: it says that all is there
+        # Written last: its existence means that the run is finished
         claim.write("summary.json", to_json({**columns(config), **summary, "not_learned": why}))
         run.dequeue()
         mirror.summary(summary)
@@ -284,5 +284,5 @@ def serialized(content: dict[str, Any]) -> bytes:
 
 
 def derive_seed(*numbers: int) -> int:
-    """A seed that follows from some numbers and looks like none of them."""
+    """A seed derived from some numbers, statistically unrelated to the seeds of other numbers."""
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8]) >> 1
