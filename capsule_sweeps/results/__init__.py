@@ -1,6 +1,6 @@
 """From finished runs to tables, comparisons, figures and reports.
 
-A table is a file here with two functions: one from the rows of `load_runs` and the name of a selection rule to a
-DataFrame, and one to the notes that must be printed under it (see `ablation`). `render` prints it in every format,
-`cli/results.py` chooses it by an option, and `report` shows it as one more section.
+A table is a file in this folder with two functions: from the rows of `load_runs` and the name of a selection rule, one
+makes a DataFrame, the other the notes to print under it (see `ablation`). `render` prints it in every format, an option
+of `cli/results.py` selects it, and `report` shows it as a section.
 """

@@ -1,7 +1,7 @@
 """Ablations: a base configuration and one change at a time, compared seed by seed.
 
-Which run is which ablation is not written down anywhere: it follows from the signed configurations. So a run counts
-however it was asked for, and the base shares its runs with every other sweep.
+Runs do not record which ablation they are; this follows from their signed configurations. So it does not matter which
+command made a run, and the base shares its runs with every other sweep.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from capsule_sweeps.results.against import Pair, against_notes, against_table, b
 from capsule_sweeps.results.tables import finished_runs
 from capsule_sweeps.runs.signature import NEUTRAL, signed_config
 
-NEEDS_ITERATIONS = ("sequential", "uniform", "softmax_over_children")  # no change with num_routing=1
+NEEDS_ITERATIONS = ("sequential", "uniform", "softmax_over_children")  # have no effect with num_routing=1
 
 
 @cache
 def changes() -> dict[str, dict[str, Any]]:
-    """Name of each ablation → the signed keys that it changes, with their new values; None where a key is gone."""
-    base = signed_config(compose_config(["num_routing=2"]))  # uniform coefficients take the iterations away
+    """Name of each ablation → the signed keys that it changes, with their new values; None for a removed key."""
+    base = signed_config(compose_config(["num_routing=2"]))  # with num_routing=1, some ablations would change nothing
     found = {}
     for path in sorted((CONF_DIR / "ablation").glob("*.yaml")):
         if path.stem != "none":
@@ -39,7 +39,7 @@ def ablation_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
 
 
 def ablation_notes(table: pd.DataFrame, runs: pd.DataFrame, rule: str) -> str:
-    """What must be said under a table of ablations."""
+    """The notes under a table of ablations."""
     return against_notes(table, runs, "ablation=none", rule) + _missing_note(table)
 
 
@@ -49,7 +49,7 @@ def _pairs(first: pd.DataFrame) -> list[Pair]:
 
 
 def base_groups(runs: pd.DataFrame, rule: str) -> dict[str, pd.Series]:
-    """What the table calls a base → one of its runs, a row of `load_runs`."""
+    """Name of each base in the table → one of its runs, a row of `load_runs`."""
     finished = finished_runs(runs, rule).dropna(subset=["group", "seed"]).drop_duplicates(["group", "seed"])
     first = finished.drop_duplicates("group").set_index("group", drop=False)
     own = first.loc[list(_bases({str(group): signed for group, signed in first.signed_config.items()}))]
@@ -57,7 +57,7 @@ def base_groups(runs: pd.DataFrame, rule: str) -> dict[str, pd.Series]:
 
 
 def _bases(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
-    """Group of each base → ablation → group; a base is what has ablations and is itself no ablation of another group.
+    """Group of each base → ablation → group. A base has ablations and is not an ablation of another group itself.
 
     `configs`: a signed configuration of each group.
     """
@@ -72,13 +72,13 @@ def _bases(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
 
 
 def _key(signed: dict[str, Any]) -> str:
-    """A signed configuration but for its seed, as text."""
+    """A signed configuration without its seed, as text."""
     kept = {key: value for key, value in signed.items() if key != "seed" and value is not None}
     return json.dumps({key: value for key, value in kept.items() if NEUTRAL.get(key) != value}, sort_keys=True)
 
 
 def _missing_note(table: pd.DataFrame) -> str:
-    """Sentences, with a space before them, on ablations that a table does not have or that change nothing."""
+    """Sentences, with a leading space, about ablations that are missing from a table or have no effect."""
     text = ""
     missing = [name for name in changes() if name not in set(table.ablation)]
     if missing:
@@ -86,7 +86,7 @@ def _missing_note(table: pd.DataFrame) -> str:
     once = table.base.str.contains(r"num_routing=1\b") & table.ablation.isin(NEEDS_ITERATIONS)
     if once.any():
         names = ", ".join(dict.fromkeys(table.ablation[once]))
-        text += f" With num_routing=1 there is nothing that these could change: {names}."
+        text += f" With num_routing=1 these have no effect: {names}."
     if table.empty:
         text += " Make some: python launch.py -m 'ablation=glob(*)' num_routing=2 seed=0,1,2"
     return text

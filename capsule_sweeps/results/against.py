@@ -1,8 +1,8 @@
-"""Differences between groups of runs that differ in one thing: `results --against KEY=VALUE`, ablations among them.
+"""Differences between groups of runs that differ in one key: `results --against KEY=VALUE`; also used for ablations.
 
-The baseline of a group has VALUE where the group has another value, and all else alike. A key of a choice (routing,
-model, backbone, dataset, capsules) stands for all signed keys of that choice. Where no group is alike in all else, the
-baseline may also differ in training.*, because a choice may bring its own recipe; the table marks such rows.
+The baseline of a group has KEY=VALUE and equals the group in all other keys. The name of a config group (routing,
+model, backbone, dataset, capsules) stands for all signed keys of that group. If no group is equal in all other keys,
+the baseline may also differ in training.*, because an option may set its own recipe; the table marks such rows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHOICES |= {"capsules": ("model.capsules.",), "dataset": ("dataset.",)}
 
 
 class Pair(NamedTuple):
-    """Group of the base, group that is compared with it, what it changes, and whether its recipe differs, too."""
+    """Group of the base, group that is compared with it, what it changes, and whether the recipe also differs."""
 
     base: str
     group: str
@@ -36,13 +36,13 @@ class Pair(NamedTuple):
 def against_table(
     runs: pd.DataFrame, against: str, rule: str, find: Callable[[pd.DataFrame], Iterable[Pair]] | None = None
 ) -> pd.DataFrame:
-    """One row for each baseline and, with it, for each group that differs from it only in the key of `against`.
+    """One row per baseline and per group that differs from a baseline only in the key of `against`.
 
-    Columns: the settings that tell baselines apart; base (these in words); the key (num_routing, say) with the value of
-    the row's runs; n (pairs of seeds, or the runs of the smaller group), mean of the row's runs, difference to the base
-    (percentage points), half_width of its 95 % interval, p_value, p_holm (Holm's correction over all rows),
-    seeds_needed (see `intervals.compare`), paired, rule. `find` names the pairs, given a run of each group, where they
-    are not those of the key. Raises ValueError when no run has the key or the value.
+    Columns: the settings in which baselines differ; base (the same in words); the key (such as num_routing) with the
+    value of the row's runs; n (pairs of seeds, or the runs of the smaller group), mean of the row's runs (%),
+    difference to the base (percentage points), half_width of its 95 % interval, p_value, p_holm (Holm's correction over
+    all rows), seeds_needed (see `intervals.compare`), paired, rule. `find`, given a run of each group, returns other
+    pairs than those of the key. Raises ValueError if no run has the key or the value.
     """
     finished = finished_runs(runs, rule).dropna(subset=["group", "seed"]).drop_duplicates(["group", "seed"])
     accuracies = {
@@ -74,7 +74,7 @@ def against_table(
 
 
 def _column(against: str) -> str:
-    """The name of the key's column: its last word, of routing.name the first."""
+    """The name of the key's column: its last word, or `routing` for routing.name."""
     return against.partition("=")[0].removesuffix(".name").rpartition(".")[2]
 
 
@@ -82,7 +82,7 @@ def _pairs(first: pd.DataFrame, against: str) -> Iterator[Pair]:
     """Baseline and group; `first`: a run of each group."""
     key = against.partition("=")[0]
     if not against.partition("=")[2]:
-        raise ValueError(f"--against {against}: give a key and the value of the baseline, such as num_routing=1")
+        raise ValueError(f"--against {against} is invalid; use KEY=VALUE of the baseline, such as num_routing=1")
     if first.empty:
         return
     key = key.removesuffix(".name").removeprefix("model.") if key.endswith(".name") else key
@@ -92,7 +92,9 @@ def _pairs(first: pd.DataFrame, against: str) -> Iterator[Pair]:
     if not free:
         if key not in first.columns:
             raise ValueError(f"--against {against}: {filters.unknown(first, key)}")
-        raise ValueError(f"--against {against}: {key} is no setting of a group; give a key of the configuration")
+        raise ValueError(
+            f"--against {against}: {key} is not a key of the configuration; use one, such as num_routing=1"
+        )
     is_base = filters.fit(first, against)
     if not is_base.any():
         raise ValueError(f"--against {filters.none_fits(first, against, [against])}")
@@ -108,22 +110,22 @@ def _pairs(first: pd.DataFrame, against: str) -> Iterator[Pair]:
                 for base, one in bases.signed_config.items()
                 if _rest(one, keys) == _rest(run.signed_config, keys)
             ]
-            alike = alike if keys == free or len(alike) == 1 else []  # of several recipes none is the baseline
+            alike = alike if keys == free or len(alike) == 1 else []  # with several recipes the baseline is ambiguous
             found += [Pair(base, str(group), value, keys != free) for base in alike if (base, value) not in done]
         done |= {(pair.base, pair.change) for pair in found}
         yield from found
 
 
 def _rest(signed: dict[str, Any], free: tuple[str, ...]) -> str:
-    """A signed configuration as text, but for its seed, the keys in `free`, and all below those that end in a dot."""
+    """A signed configuration as text, without the seed and the keys in `free` (a prefix if it ends in a dot)."""
     parts = tuple(key for key in free if key.endswith("."))
     kept = {key: value for key, value in signed.items() if key not in ("seed", *free) and not key.startswith(parts)}
     return json.dumps({key: value for key, value in kept.items() if NEUTRAL.get(key) != value}, sort_keys=True)
 
 
 def base_names(first: pd.DataFrame, against: str) -> tuple[list[str], pd.DataFrame]:
-    """What to call bases, given a run of each: dataset, num_routing or model, and settings that tell them apart; the
-    same as columns."""
+    """Names of bases, given a run of each: dataset, num_routing or model, and the settings in which they differ; and
+    the same as columns."""
     frame = settings_frame(first).drop(columns=[_column(against)], errors="ignore")
     names = []
     for group in first.index:
@@ -141,7 +143,7 @@ def base_names(first: pd.DataFrame, against: str) -> tuple[list[str], pd.DataFra
 
 
 def shown_differences(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """An `against_table` with the short heads that people read, and a caption with what all bases share."""
+    """An `against_table` with short column names for display, and a caption with the settings that all bases share."""
     heads = {"half_width": "±95%", "p_value": "p", "p_holm": "p (Holm)", "seeds_needed": "seeds needed"}
     settings = list(table.columns[: list(table.columns).index("base")])
     common = [column for column in settings if table[column].nunique(dropna=False) <= 1]
@@ -152,7 +154,7 @@ def shown_differences(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def against_notes(table: pd.DataFrame, runs: pd.DataFrame, against: str, rule: str) -> str:
-    """What must be said under a table of differences."""
+    """The notes under a table of differences."""
     text = (
         f"Test accuracy in %, selection rule: {rule} for every number. difference: to the base ({against}) in "
         "percentage points, seed by seed where seeds match (paired; else Welch), with ±95% for its interval "
@@ -161,7 +163,7 @@ def against_notes(table: pd.DataFrame, runs: pd.DataFrame, against: str, rule: s
         f"row. {left_out(runs, rule)}"
     )
     if table[_column(against)].astype(str).str.endswith("*").any():
-        text += " *: its recipe (training.*) differs from that of the base, too."
+        text += " *: the recipe (training.*) also differs from that of the base."
     if table.empty and against != "ablation=none":
         text += f" No finished group differs from one with {against} in this key alone."
     return text

@@ -1,4 +1,4 @@
-"""Which settings tell runs apart: they are the columns of a table, and what is constant stands in its caption."""
+"""The settings in which runs differ are the columns of a table; constant settings are in its caption."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import pandas as pd
 from capsule_sweeps.runs.signature import NEUTRAL
 
 LABELS = ("dataset", "model", "backbone", "routing", "schedule", "imported")  # columns of `load_runs`
-ALWAYS = ("dataset", "num_routing")  # of a table for files
+ALWAYS = ("dataset", "num_routing")  # always columns of a table in a file
 
 
 def setting(signed: dict[str, Any], key: str) -> Any:
-    """The value of a signed key; a neutral value is not signed, but it is what the run has. None for a missing key."""
+    """The value of a signed key, including neutral values, which are not signed. None for a missing key."""
     return signed.get(key, NEUTRAL.get(key))
 
 
 def differences_of(here: dict[str, Any], there: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Signed key → its two values, for those in which two configurations differ beyond their seed."""
+    """Signed key → its two values, for all keys except the seed in which two configurations differ."""
     keys = sorted((here.keys() | there.keys()) - {"seed"})
     pairs = {key: (setting(here, key), setting(there, key)) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def typed(value: Any) -> Any:
-    """A value as it is typed at launch: numbers stay numbers, all others become text."""
+    """A value as it is typed on the command line: numbers stay numbers, everything else becomes text."""
     if isinstance(value, bool | np.bool_):
         return str(bool(value)).lower()
     if isinstance(value, list):
@@ -38,7 +38,7 @@ def typed(value: Any) -> Any:
 
 
 def differing(runs: pd.DataFrame) -> list[str]:
-    """Signed keys that tell runs apart beyond dataset, LABELS, num_routing and seed."""
+    """Signed keys in which runs differ, except for dataset, LABELS, num_routing and seed."""
     keys: set[str] = set()
     for _, alike in runs.groupby(list(LABELS), dropna=False):
         configs = list(alike.drop_duplicates("group").signed_config)
@@ -49,7 +49,7 @@ def differing(runs: pd.DataFrame) -> list[str]:
 
 
 def short_names(keys: Sequence[str], taken: Sequence[str] = ()) -> dict[str, str]:
-    """Key → the shortest end of it that names no other key and no column that is `taken`: training.lr → lr."""
+    """Key → its shortest suffix that is neither that of another key nor a column in `taken`: training.lr → lr."""
     ends = {key: [".".join(parts[-n:]) for n in range(1, len(parts) + 1)] for key in keys if (parts := key.split("."))}
     counts = Counter(end for own in ends.values() for end in own)
     return {
@@ -59,11 +59,11 @@ def short_names(keys: Sequence[str], taken: Sequence[str] = ()) -> dict[str, str
 
 
 def settings_frame(runs: pd.DataFrame, taken: Sequence[str] = ()) -> pd.DataFrame:
-    """A column for each setting that tells runs apart, on the index of `runs`: dataset and num_routing always, LABELS
-    that vary, and each signed key that varies by its short name, with values as they are typed at launch."""
+    """A column for each setting in which runs differ, on the index of `runs`: always dataset and num_routing, LABELS
+    that vary, and each signed key that varies under its short name, with values as typed on the command line."""
     labels = [label for label in LABELS if label in ALWAYS or runs[label].nunique(dropna=False) > 1]
     if "routing" in labels and (runs.groupby("routing", dropna=False).schedule.nunique(dropna=False) <= 1).all():
-        labels = [label for label in labels if label != "schedule"]  # each routing has its own
+        labels = [label for label in labels if label != "schedule"]  # it is determined by the routing
     frame = runs[[*labels, "num_routing"]].copy()
     keys = differing(runs)
     for key, name in short_names(keys, [*LABELS, "num_routing", *taken]).items():
@@ -76,14 +76,14 @@ def settings_frame(runs: pd.DataFrame, taken: Sequence[str] = ()) -> pd.DataFram
 
 
 def named(row: pd.Series) -> str:
-    """A row of a `settings_frame` as words, without what is missing; names such as the routing's without their key."""
+    """A row of a `settings_frame` as words, without missing values; names, such as that of the routing, without key."""
     kept = {key: value for key, value in row.items() if not pd.isna(value) and value is not False}
     bare = ("dataset", "model", "backbone", "routing", "schedule")
     return " ".join(str(value) if key in bare else f"{key}={value}" for key, value in kept.items())
 
 
 def constants(runs: pd.DataFrame) -> dict[str, Any]:
-    """What all of some runs have in common and a reader wants to know: LABELS, num_routing, epochs."""
+    """The values of LABELS, num_routing and epochs that all runs have in common."""
     found = {
         label: runs[label].iloc[0] for label in (*LABELS[:-1], "num_routing") if runs[label].nunique(dropna=False) == 1
     }

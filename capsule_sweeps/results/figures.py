@@ -1,4 +1,4 @@
-"""Figures for a column of a paper, drawn from `load_runs` without pyplot: no window, no state left behind."""
+"""Figures for a column of a paper, drawn from `load_runs` without pyplot, so without windows and global state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from capsule_sweeps.results.columns import differences_of, named, settings_frame
 from capsule_sweeps.results.render import shorten
 from capsule_sweeps.results.tables import accuracy_table, finished_runs
 
-LONGEST_NAME = 70  # letters of a line in the legend
+LONGEST_NAME = 70  # characters of a line in the legend
 COLUMN_WIDTH = 3.4  # inches
 COLORS = (
     "#0072B2",
@@ -31,7 +31,7 @@ COLORS = (
     "#56B4E9",
     "#000000",
 )  # Okabe and Ito, colour-blind safe
-MARKERS = ("o", "s", "^", "D", "v")  # for readers without any colour; 5 × 7 pairs before one comes again
+MARKERS = ("o", "s", "^", "D", "v")  # for print without colour; 5 × 7 pairs of marker and colour until one repeats
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.labelsize": 8,
@@ -49,18 +49,18 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#D9D9D9",
     "lines.linewidth": 1.2,
     "savefig.dpi": 300,
-    "text.parse_math": False,  # names come from others: a dollar sign is a dollar sign
-    "pdf.fonttype": 42,  # letters stay letters: publishers refuse Type 3
+    "text.parse_math": False,  # names may contain dollar signs, which are not mathematics
+    "pdf.fonttype": 42,  # TrueType: publishers reject Type 3 fonts
 }
 
 
 def accuracy_vs_num_routing(runs: pd.DataFrame, rule: str = "last", published: pd.DataFrame | None = None) -> Figure:
-    """Test accuracy in % against num_routing, one panel a dataset: mean line, sample standard deviation as bars (none
-    for n = 1), every run as a point; `published.marks` as markers, with their own rule in the legend.
+    """Test accuracy (%) against num_routing, one panel per dataset: mean as a line, sample standard deviation as bars
+    (none for n = 1), every run as a point; `published.marks` as markers, with their own rule in the legend.
 
     Runs on one line differ only in seed and num_routing; models without num_routing are horizontal lines. A published
-    value is drawn where a run of its recipe is; the legend says what differs for the others. Unfinished runs stay out.
-    Raises ValueError when no run has a num_routing, or for an unknown rule.
+    value is drawn if there is a run of its recipe; for the others the legend lists what differs. Unfinished runs are
+    excluded. Raises ValueError if no run has a num_routing, or for an unknown rule.
     """
     finished = finished_runs(runs, rule).dropna(subset=["dataset"])
     if finished.num_routing.isna().all():
@@ -84,10 +84,10 @@ def accuracy_vs_num_routing(runs: pd.DataFrame, rule: str = "last", published: p
 
 
 def forest_plot(table: pd.DataFrame) -> Figure:
-    """The differences of an `ablation.ablation_table`, one panel a base: a point each, its 95 % interval as a bar (none
-    where there is no interval), the base as the line at 0.
+    """The differences of an `ablation.ablation_table`, one panel per base: a point each, its 95 % interval as a bar (if
+    there is one), the base as a line at 0.
 
-    Raises ValueError when the table has no ablation.
+    Raises ValueError if the table has no ablation.
     """
     changed = table[table.paired.notna()]
     if changed.empty:
@@ -124,10 +124,10 @@ def forest_plot(table: pd.DataFrame) -> Figure:
 
 
 def training_curves(metrics: Mapping[str, pd.DataFrame]) -> Figure:
-    """Loss, accuracy and images a second by epoch of some runs: name → its metrics.jsonl as a frame.
+    """Loss, accuracy and images per second against epochs, for runs given as name → frame of metrics.jsonl.
 
-    Training dotted, test full; a thin line where a run's learning rate changed. Raises ValueError when there is nothing
-    to draw.
+    Training is dotted, test is solid; thin vertical lines mark changes of the learning rate. Raises ValueError if there
+    is nothing to draw.
     """
     drawn = {name: rows for name, rows in metrics.items() if len(rows)}
     if not drawn:
@@ -140,7 +140,7 @@ def training_curves(metrics: Mapping[str, pd.DataFrame]) -> Figure:
             color = COLORS[number % len(COLORS)]
             epochs = rows.epoch.to_numpy()
             for axes, (key, _, scale) in zip(upper, panels, strict=True):
-                marks: dict[str, Any] = {"color": color, "marker": "." if len(rows) == 1 else ""}  # no line has one end
+                marks: dict[str, Any] = {"color": color, "marker": "." if len(rows) == 1 else ""}  # one point, no line
                 axes.plot(epochs, scale * rows[f"train_{key}"], linestyle=":", **marks)
                 axes.plot(epochs, scale * rows[f"test_{key}"], label=name, **marks)
             speed.plot(epochs, rows.images_per_second, **marks)
@@ -156,12 +156,12 @@ def training_curves(metrics: Mapping[str, pd.DataFrame]) -> Figure:
         legend = figure.legend(
             *upper[0].get_legend_handles_labels(), loc="outside upper left", frameon=False, fontsize=5
         )
-        legend.set_title("test full, training dotted; thin lines: learning rate changes")
+        legend.set_title("test solid, training dotted; thin lines: learning rate changes")
     return figure
 
 
 def save(figure: Figure, folder: Path | str, name: str) -> list[Path]:
-    """Write `<folder>/<name>.png` and `.pdf`, and return their paths. The same figure gives the same bytes."""
+    """Write `<folder>/<name>.png` and `.pdf`, and return their paths. Equal figures give equal bytes."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
@@ -172,13 +172,13 @@ def save(figure: Figure, folder: Path | str, name: str) -> list[Path]:
 
 
 def save_as(figure: Figure, path: Path) -> list[Path]:
-    """`save` under a path that a user gave, with or without one of the two endings."""
+    """`save` under a path given by the user, with or without one of the two suffixes."""
     path = path.with_suffix("") if path.suffix in (".png", ".pdf") else path
     return save(figure, path.parent, path.name)
 
 
 def _draw_accuracies(axes: Axes, finished: pd.DataFrame, rule: str, published: pd.DataFrame | None) -> list[str]:
-    """Draw the lines of one dataset, a little beside each other so that none hides another; return their labels."""
+    """Draw the lines of one dataset, slightly shifted so that none hides another; return their labels."""
     lines = list(finished.groupby(_line_names(finished), sort=True))
     gap = min(0.2, 0.7 / len(lines))
     handles: list[Any] = []
@@ -252,8 +252,8 @@ def _label(name: str, counts: list[int]) -> str:
 
 
 def other_recipe(finished: pd.DataFrame, mark: pd.Series) -> str:
-    """Why a published value is not drawn: how the nearest of the finished runs differ from its recipe; empty if none
-    does."""
+    """Why a published value is not drawn: how the nearest finished runs differ from its recipe; empty if they do
+    not."""
     if finished.group.isin(mark["groups"]).any():
         return ""
     differences = [differences_of(signed, mark.signed_config) for signed in finished.signed_config]
@@ -264,13 +264,13 @@ def other_recipe(finished: pd.DataFrame, mark: pd.Series) -> str:
 
 
 def _line_names(finished: pd.DataFrame) -> pd.Series:
-    """For each run the name of its line: whatever tells it from the other lines, empty when there is only one."""
+    """For each run the name of its line: the settings in which lines differ, empty if there is only one."""
     frame = settings_frame(finished).drop(columns=["dataset", "num_routing"])
     return pd.Series([named(row) for _, row in frame.iterrows()], index=frame.index, dtype=object)
 
 
 def _spread(runs: pd.DataFrame) -> pd.Series:
-    """Numbers in [-1, 1] that keep the points of one mean apart, in the order of their seeds; 0 for n = 1."""
+    """Horizontal offsets in [-1, 1] of the points of one mean, in the order of their seeds; 0 for n = 1."""
     seeds = runs.groupby("num_routing").seed
     steps = (seeds.transform("size") - 1).clip(lower=1).astype(float)
     rank = seeds.rank(method="first").astype(float) - 1

@@ -1,7 +1,7 @@
-"""Statistics of runs that differ only in their seed: intervals, comparisons, and how many seeds it would take.
+"""Statistics of runs that differ only in their seed: intervals, comparisons, and required numbers of seeds.
 
-scipy is imported by the functions that need it: a list of runs needs none. Accuracies may be fractions or percent; what
-comes out is in the unit of what went in.
+scipy is imported inside the functions that need it, so listing runs stays fast. Accuracies may be fractions or percent;
+results are in the unit of the input.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 LEVEL = 0.95  # of every interval
-POWER = 0.8  # the chance to see a difference that is there
+POWER = 0.8  # probability of detecting a true difference
 MOST_SEEDS = 100_000
 
 
@@ -35,8 +35,8 @@ class Summary:
 class Comparison:
     """One group minus another, with the half-width of its 95 % interval and a two-sided p-value (NaN when unknown).
 
-    `n` counts pairs if `paired`, else the runs of the smaller group. `seeds_needed` is how many seeds (of each group)
-    would show a difference of this size: see `seeds_needed`; None when no number would, or nothing is known of it.
+    `n` counts pairs if `paired`, else the runs of the smaller group. `seeds_needed` is the number of seeds (of each
+    group) that would show a difference of this size, see `seeds_needed`; None if there is none or it is unknown.
     """
 
     n: int
@@ -48,20 +48,20 @@ class Comparison:
 
 
 def summarize(values: pd.Series) -> Summary:
-    """The Summary of some values, at least one; the best is the largest."""
+    """The Summary of one or more values; the best is the largest."""
     std = float(values.std(ddof=1)) if len(values) > 1 else math.nan
     width = float(half_width(std, len(values)))
     return Summary(len(values), float(values.mean()), std, width, float(values.max()), float(values.min()))
 
 
 def half_width(std: Any, n: Any) -> Any:
-    """Half the width of the 95 % interval of a mean: t(0.975, n − 1) · std / √n; NaN for n = 1. Takes arrays, too."""
+    """Half the width of the 95 % interval of a mean: t(0.975, n − 1) · std / √n; NaN for n = 1. Accepts arrays."""
     return t_quantile(np.asarray(n, float) - 1) * np.asarray(std, float) / np.sqrt(np.asarray(n, float))
 
 
 def t_quantile(df: Any) -> Any:
-    """Student's t at 97.5 %; NaN for no degrees of freedom."""
-    from scipy.special import stdtrit  # scipy.stats would take half a second more to import
+    """The 97.5 % quantile of Student's t; NaN for df < 1."""
+    from scipy.special import stdtrit  # importing scipy.stats would take half a second longer
 
     df = np.asarray(df, float)
     return np.where(df > 0, stdtrit(np.where(df > 0, df, 1.0), (1 + LEVEL) / 2), np.nan)
@@ -70,8 +70,8 @@ def t_quantile(df: Any) -> Any:
 def compare(values: pd.Series, base: pd.Series) -> Comparison:
     """`values` minus `base`, two Series of accuracies indexed by seed.
 
-    Seed by seed (paired t-test) where at least two seeds are in both groups, or the groups have the same seeds; else by
-    Welch's t-test, which takes the groups for independent. Of a single pair the difference is all that is known.
+    Paired by seed (paired t-test) if at least two seeds are in both groups, or the groups have the same seeds;
+    otherwise by Welch's t-test, which assumes independent groups. For a single pair only the difference is known.
     """
     from scipy.stats import ttest_ind, ttest_rel
 
@@ -84,10 +84,10 @@ def compare(values: pd.Series, base: pd.Series) -> Comparison:
     variances = [float(group.var(ddof=1)) for group in differing]  # NaN for one run
     if any(map(math.isnan, variances)):
         return Comparison(n, paired, difference, math.nan, math.nan, None)
-    if not any(variances):  # no spread at all: the difference is certain, or there is none
+    if not any(variances):  # no spread at all: the p-value is 0 or 1
         return Comparison(n, paired, difference, 0.0, 0.0 if difference else 1.0, seeds_needed(difference, 0.0))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a spread as small as rounding is still a spread
+        warnings.simplefilter("ignore", RuntimeWarning)  # the spread may be as small as rounding errors
         found = ttest_rel(values, base) if paired else ttest_ind(values, base, equal_var=False)
     low, high = found.confidence_interval(LEVEL)
     width, p_value = float(high - low) / 2, float(found.pvalue)
@@ -95,19 +95,19 @@ def compare(values: pd.Series, base: pd.Series) -> Comparison:
 
 
 def holm(p_values: pd.Series) -> pd.Series:
-    """p-values after Holm's correction for their number (familywise error), on the same index; NaN stays NaN."""
+    """p-values with Holm's correction for their number (family-wise error rate), same index; NaN stays NaN."""
     ranked = p_values.dropna().sort_values()
     factors = np.arange(len(ranked), 0, -1)
     return (ranked * factors).cummax().clip(upper=1.0).reindex(p_values.index)
 
 
 def seeds_needed(difference: float, *variances: float) -> int | None:
-    """How many seeds show a difference of this size at the 5 % level with a chance of 80 %.
+    """The number of seeds that show a difference of this size at the 5 % level with a probability (power) of 80 %.
 
-    `variances`: one, of paired differences, and the answer counts pairs; or those of two independent groups, and it
-    counts the seeds of each. The power is that of the two-sided t-test, from the noncentral t distribution, for the
-    first n that suffices, counted up from the n of the normal approximation, which is never too large. At least 2; None
-    when the difference is 0, or so small that MOST_SEEDS are not enough.
+    `variances`: one, of paired differences, and the result counts pairs; or those of two independent groups, and the
+    result counts the seeds of each. The power is that of the two-sided t-test, from the noncentral t distribution. The
+    search starts at the n of the normal approximation, which is never too large. At least 2; None if the difference is
+    0 or MOST_SEEDS are not enough.
     """
     from scipy.special import ndtri
     from scipy.stats import nct
@@ -129,9 +129,9 @@ def seeds_needed(difference: float, *variances: float) -> int | None:
 
 
 def seeds_for_half_width(std: float, wanted: float) -> int | None:
-    """The smallest n, from 2, whose 95 % interval is no wider than ± `wanted` if the deviation stays as it is.
+    """The smallest n ≥ 2 whose 95 % interval has a half-width of at most `wanted`, given standard deviation `std`.
 
-    None when MOST_SEEDS are not enough.
+    None if MOST_SEEDS are not enough.
     """
     n = np.arange(2, MOST_SEEDS + 1)
     enough = n[half_width(std, n) <= wanted]

@@ -12,15 +12,15 @@ from capsule_sweeps.runs.costs import Rates
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.sweep import read_sweeps
 
-SCREEN = 20  # runs; of more a list of sweeps says more
+SCREEN = 20  # runs; for more, `status` lists sweeps instead
 
 
 def sweep_table(runs_dir: Path, runs: pd.DataFrame) -> pd.DataFrame:
-    """A row for each sweep that asked for some of these rows of `load_runs`, newest first.
+    """One row per sweep that contains some of these rows of `load_runs`, newest first.
 
-    Columns: sweep, date of its last start, done (of how many runs, those that never started included), states of the
-    others, left (an estimate, from measured epochs of the same model and data, for as many runs at once as run now),
-    best accuracy (%, rule last), the reason of a failure, command.
+    Columns: sweep, date of its last start, done (finished/all runs, including runs that never started), states of the
+    others, left (remaining time, estimated from measured epochs of the same model and data, for as many runs at once
+    as are running now), best accuracy (%, rule last), the reason of a failure, command.
     """
     measured = runs[runs.seconds_per_epoch.notna()]
     rates = Rates(zip(measured.signed_config, measured.seconds_per_epoch, strict=True))
@@ -52,7 +52,7 @@ def sweep_table(runs_dir: Path, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _left(own: pd.DataFrame, missing: int, rates: Rates) -> str | None:
-    """How long the unfinished runs of a sweep take; None where nothing is left or nothing like it was measured."""
+    """Estimated time of the unfinished runs of a sweep; None if nothing is left or no similar run was measured."""
     todo = own[own.state.isin(["running", "queued", "new", "interrupted"])]
     whole = own.epochs.astype(float) * own.signed_config.map(rates.seconds).astype(float)
     left = todo.epochs.astype(float) - todo.epochs_done.astype(float).fillna(0)
@@ -62,7 +62,7 @@ def _left(own: pd.DataFrame, missing: int, rates: Rates) -> str | None:
 
 
 def run_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row for each run: run, state, epochs_done, epochs, accuracy (%, rule last), seconds, and labels where set."""
+    """One row per run: run, state, epochs_done, epochs, accuracy (%, rule last), seconds, and labels if any are set."""
     columns = ["run", "state", "epochs_done", "epochs", "accuracy", "seconds"]
     labels = [column for column in ("tags", "note") if runs[column].any()]
     return runs.assign(accuracy=100 * runs.accuracy_last)[[*columns, *labels]]

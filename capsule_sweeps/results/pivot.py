@@ -1,4 +1,4 @@
-"""Accuracies as papers print them: a row for each method, a column for each value of one key, best values in bold."""
+"""Accuracies as papers print them: one row per method, one column per value of a key, best values in bold."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from capsule_sweeps.results.tables import COST, NUMBERS
 
 
 def pivot(table: pd.DataFrame, key: str) -> tuple[pd.DataFrame, str]:
-    """A `tables.accuracy_table` with a column for each value of one of its columns, and a sentence on what cells are.
+    """A `tables.accuracy_table` with a column for each value of one of its columns, and a sentence about the cells.
 
-    A cell is mean ± sample standard deviation, or the mean of a single run; where not all cells have the same n, each
-    has it in brackets. The best mean of each column, or of a single row, is bold, by data set. Raises ValueError where
-    the table has no such column.
+    A cell is mean ± sample standard deviation, or the mean of a single run. If n differs between cells, each shows it
+    in brackets. The best mean of each column (or of the only row) is bold, separately for each dataset. Raises
+    ValueError if the table has no such column.
     """
     settings = [column for column in table.columns if column not in (*COST, *NUMBERS, "rule")]
     short = short_names([key])[key]
@@ -48,7 +48,7 @@ def _head(value: object) -> str:
 
 
 def _best(found: dict[tuple[object, ...], dict[object, pd.Series]], rows: list[str]) -> set[tuple[object, object]]:
-    """Row and column of each cell that no other of its column and data set exceeds; or of the only row."""
+    """Row and column of each cell with the largest mean of its column and dataset, or of the only row."""
     cells = [(place, head, row["mean"]) for place, columns in found.items() for head, row in columns.items()]
 
     def rivals(place: tuple[object, ...], head: object) -> tuple[object, ...]:

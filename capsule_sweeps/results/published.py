@@ -1,7 +1,7 @@
 """Published numbers beside ours: the cells of analysis/published.yaml, and a verdict on each.
 
-An average is judged by the 95 % interval of our mean over seeds. Of the published average neither the number of seeds
-nor the spread is known, so it counts as exact.
+An average is judged by the 95 % interval of our mean over seeds. The number of seeds and the spread of the published
+average are unknown, so it is treated as exact.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from capsule_sweeps.runs.sweep import first_seeds
 
 PATH = CONF_DIR.parent / "analysis" / "published.yaml"
 AGGREGATES = ("mean over seeds", "best run", "count")
-SEEDS = range(5)  # that a missing cell is filled with; those of conf/experiment/readme_table.yaml
+SEEDS = range(5)  # for missing cells, as in conf/experiment/readme_table.yaml
 TOLERANCE = 0.5  # points
 ERROR = "% error"  # the unit of test errors; accuracies have "%"
 OPEN = "too few seeds to say"
-NOTED = ["rule", "command"]  # columns for files; beneath a printed table its note says them
+NOTED = ["rule", "command"]  # columns in files; for a printed table they are in the note below it
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class Cell:
             raise ValueError(f"{where} needs a source with citation and where")
 
     def command(self, runs_dir: Path | str = "runs", seeds: Sequence[str] = ()) -> str:
-        """What fills the cell with runs in runs_dir; those that are there already are not repeated. `seeds`: overrides
-        that say how many, instead of the usual ones."""
+        """The command that fills the cell with runs in runs_dir; existing runs are not repeated. `seeds`: overrides
+        that choose the seeds, instead of the default ones."""
         return sweep_command([*self.overrides, *(seeds or [f"seed={','.join(map(str, SEEDS))}"])], runs_dir)
 
 
 def table_names(path: Path = PATH) -> list[str]:
-    """The published tables that there are."""
+    """The names of the published tables."""
     return list(dict.fromkeys(node["table"] for node in _cells(path)))
 
 
@@ -81,8 +81,8 @@ def _cells(path: Path) -> list[dict[str, Any]]:
 
 
 def read_cells(table: str, path: Path = PATH) -> list[Cell]:
-    """The cells of one published table, in the file's order, one for each reading. Raises ValueError when there is no
-    such table."""
+    """The cells of one published table, in the order of the file, one for each reading. Raises ValueError for an
+    unknown table or an invalid cell."""
     names = {entry.name for entry in fields(Cell)}
     cells = []
     for number, node in enumerate(_cells(path), 1):
@@ -110,10 +110,10 @@ def published_table(
     runs_dir: Path | str = "runs",
     groups: Mapping[tuple[str, ...], str] | None = None,
 ) -> pd.DataFrame:
-    """One row a cell: row, column (with unit), published, reading (if the table has several), ours, n, ± (half-width of
-    the 95 % interval), difference (ours − published), verdict, rule, and the command that fills a missing cell or
-    settles an open verdict with runs in runs_dir. `groups`: the groups of runs to show beside the cells, by the
-    overrides of the cells, instead of those of the published recipe."""
+    """One row per cell: row, column (with unit), published, reading (if the table has several), ours, n, ± (half-width
+    of the 95 % interval), difference (ours − published), verdict, rule, and the command that fills a missing cell or
+    settles an open verdict with runs in runs_dir. `groups`: overrides of a cell → the group of runs to show beside it,
+    instead of that of the published recipe."""
     rows, first = [], first_seeds(Path(runs_dir))
     for cell in cells:
         found = _ours(runs, cell, first, groups)
@@ -128,7 +128,7 @@ def published_table(
 def _command(
     cell: Cell, said: str, runs_dir: Path | str, ours: float, n: Any, std: float, half_width: float
 ) -> str | None:
-    """The command that fills a missing cell, or settles the verdict on it if it takes more seeds; else None."""
+    """The command that fills a missing cell, or adds the seeds that settle its verdict; None if neither is needed."""
     if said == "missing":
         return cell.command(runs_dir)
     if not said.startswith(OPEN):
@@ -141,7 +141,7 @@ def _command(
 def _ours(
     runs: pd.DataFrame, cell: Cell, first: Mapping[str, int], groups: Mapping[tuple[str, ...], str] | None
 ) -> dict[str, Any]:
-    """Our number for a cell: ours, n, std, half_width; NaN where there is none. `first` as for `accuracy_table`."""
+    """Our number for a cell: ours, n, std, half_width; NaN if there is none. `first` as for `accuracy_table`."""
     if cell.aggregate == "count":
         return {"ours": _million_parameters(tuple(cell.overrides)), "n": None, "std": math.nan, "half_width": math.nan}
     overrides = tuple(cell.overrides)
@@ -161,13 +161,13 @@ def _ours(
 
 @cache
 def _group(overrides: tuple[str, ...]) -> str:
-    """What the runs of a configuration share, whatever their seed: the column `group`."""
+    """The column `group` of a configuration, which its runs with any seed share."""
     return str(columns(compose_config(list(overrides)))["group"])
 
 
 @cache
 def _million_parameters(overrides: tuple[str, ...]) -> float:
-    """Parameters of the model, which needs no run, only its shapes."""
+    """Parameters of the model in millions, computed from its shapes without a run."""
     import torch
 
     from capsule_sweeps.networks.build import build_model
@@ -178,12 +178,12 @@ def _million_parameters(overrides: tuple[str, ...]) -> float:
 
 
 def verdict(cell: Cell, ours: float, n: int | None, std: float, half_width: float) -> str:
-    """What can be said of our number beside the published one.
+    """The verdict on our number beside the published one.
 
-    Of an average: `reproduced` when the difference and the half-width are within the tolerance; `below` or `above` when
-    the whole interval is beyond it; else `too few seeds to say`, and how many more would bring one of these about if
-    mean and deviation stayed as they are. A best run or a count has no interval: the difference decides. `missing` when
-    no run of it is finished.
+    For an average: `reproduced` if the difference and the half-width are within the tolerance; `below` or `above` if
+    the whole interval is beyond it; otherwise `too few seeds to say`, with the number of further seeds that would lead
+    to one of these if mean and deviation stayed as they are. A best run or a count has no interval: the difference
+    decides. `missing` if no run of the cell is finished.
     """
     if math.isnan(ours):
         return "missing"
@@ -204,8 +204,8 @@ def verdict(cell: Cell, ours: float, n: int | None, std: float, half_width: floa
 
 
 def marks(cells: list[Cell]) -> pd.DataFrame:
-    """The published accuracies as points for a plot: dataset, num_routing, value, aggregate, rule, and the groups of
-    runs that reproduce them (one for each reading) with the signed configuration of the first of these."""
+    """The published accuracies as points of a plot: dataset, num_routing, value (%), aggregate, rule, and the groups of
+    runs that reproduce them (one per reading) with the signed configuration of the first group."""
     points: dict[tuple[Any, ...], dict[str, Any]] = {}
     for cell in (cell for cell in cells if cell.aggregate != "count"):
         config = compose_config(cell.overrides)
@@ -219,12 +219,12 @@ def marks(cells: list[Cell]) -> pd.DataFrame:
 
 
 def of_table(runs: pd.DataFrame, cells: list[Cell]) -> pd.DataFrame:
-    """The runs, finished or not, that some cells are made of."""
+    """The runs, finished or not, that belong to some cells."""
     return runs[runs.group.isin({_group(tuple(cell.overrides)) for cell in cells})]
 
 
 def published_notes(cells: list[Cell], runs: pd.DataFrame, table: pd.DataFrame, runs_dir: Path | str = "runs") -> str:
-    """What must be said under a published table: rule, tolerance, sources, what was left out, and commands."""
+    """The notes under a published table: rule, tolerance, sources, excluded runs, and commands."""
     rule = next((cell.rule for cell in cells if cell.rule), None)
     own = of_table(runs, cells)
     tolerances = dict.fromkeys(f"{cell.tolerance:g} {_points(cell.unit)}" for cell in cells)

@@ -1,4 +1,4 @@
-"""Runs of other recipes beside published cells, and the runs that nearly fill a cell."""
+"""Runs of other recipes beside published cells, and the runs that come nearest to a missing cell."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from capsule_sweeps.results.tables import finished_runs
 from capsule_sweeps.runs.signature import signed_config
 
 RECIPE = "training."  # the keys of a recipe
-NEAR = 12  # keys; a run that differs in more is no near miss
+NEAR = 12  # keys; a run that differs in more is not mentioned
 SHOWN = 6  # keys in a sentence
 
 Differences = dict[str, tuple[Any, Any]]  # signed key → value of the run, value of the cell
 
 
 def differences(runs: pd.DataFrame, cells: Sequence[Cell]) -> list[tuple[Cell, pd.Series, Differences]]:
-    """Each pair of a cell and a group of finished runs, by one of its runs, with what differs between them."""
+    """Each pair of a cell and a run of a group of finished runs, with the keys in which they differ."""
     found = []
     for cell in (cell for cell in cells if cell.aggregate != "count"):
         wanted = signed_config(compose_config(cell.overrides))
@@ -31,9 +31,9 @@ def differences(runs: pd.DataFrame, cells: Sequence[Cell]) -> list[tuple[Cell, p
 
 
 def recipe_tables(runs: pd.DataFrame, cells: list[Cell], runs_dir: Any) -> dict[str, pd.DataFrame]:
-    """Recipe → `published.published_table` of the runs that differ from the cells in just these values of training.*.
+    """Recipe → `published.published_table` of the runs that differ from the cells only in these values of training.*.
 
-    Runs of two recipes are never in one cell. The verdict says `other recipe`, and there are no commands.
+    Runs of two recipes are never in one cell. The verdict is `other recipe`, and there are no commands.
     """
     groups: dict[str, dict[tuple[str, ...], str]] = {}
     for cell, run, differing in differences(runs, cells):
@@ -49,13 +49,13 @@ def recipe_tables(runs: pd.DataFrame, cells: list[Cell], runs_dir: Any) -> dict[
 
 
 def as_one(published: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """The published recipe's table and those of other recipes, for programs: with a column `recipe`."""
+    """The table of the published recipe and those of other recipes in one frame with a column `recipe`."""
     parts = [published.assign(recipe="published"), *(table.assign(recipe=name) for name, table in tables.items())]
     return pd.concat(parts, ignore_index=True) if tables else published
 
 
 def near_misses(runs: pd.DataFrame, cells: list[Cell]) -> str:
-    """Lines on cells that no run fills: the finished runs that come nearest, and by which keys they miss the cell."""
+    """Lines about missing cells: the nearest finished runs, and the keys in which they differ from the cell."""
     nearest: dict[str, tuple[Cell, pd.Series, Differences]] = {}
     for cell, run, differing in differences(runs, cells):
         known = nearest.get(f"{cell.row}, {cell.column}")

@@ -1,7 +1,8 @@
 """A table as text: for a terminal, Markdown, LaTeX, CSV or JSON.
 
-On a terminal numbers never wrap. Where a table is too wide its texts do, or, in a table with one line per row, less
-important columns are left out and named beneath it, and words are shortened in the middle; `--wide` shows all.
+On a terminal numbers never wrap. If a table is too wide, its texts wrap; in a table with one line per row, less
+important columns are hidden and named below the table, and words are shortened in the middle. `--wide` shows
+everything.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from capsule_sweeps.console import console, plain_text
 
 MANY = 1000  # rows
 LESS_IMPORTANT = ("rule", "max", "min", "paired", "seeds needed", "s/epoch", "seconds")
-MERGED = "settings"  # the column of all settings, where there is no room for one each
-SHORTEST = 12  # letters of a word that is shortened
+MERGED = "settings"  # one column for all settings, if there is no room for one each
+SHORTEST = 12  # characters that a shortened word keeps at least
 
 
 class Best(str):
@@ -32,7 +33,7 @@ def render(
 ) -> str:
     """A frame as text: `table` (for a terminal), `md`, `tex` (booktabs), `csv` or `json` (a list of objects).
 
-    With `one_line` no cell of a terminal's table wraps.
+    With `one_line` no cell wraps in a table for a terminal.
     """
     if form == "json":
         return frame.to_json(orient="records", indent=1, default_handler=str)
@@ -65,7 +66,7 @@ def render(
 def _bordered(
     heads: list[str], cells: list[list[str]], numeric: list[bool], title: str, one_line: bool
 ) -> tuple[Table, list[str]]:
-    """The table, with `one_line` as wide as the console allows, and the columns that are not in it."""
+    """The table, with `one_line` no wider than the console, and the columns that are hidden."""
     table = Table(title=plain_text(title) if title else None, title_justify="left")
     left_out: list[str] = []
     widths: list[int | None] = [None] * len(heads)
@@ -85,10 +86,10 @@ def _bordered(
 
 
 def _fitted(heads: list[str], cells: list[list[str]], numeric: list[bool], room: int) -> Any:
-    """Heads, cells, which columns are numeric and how wide, of a table no wider than `room`; columns left out.
+    """Heads, cells, numeric columns and widths of a table no wider than `room`; and the hidden columns.
 
-    First heads break at their underscores, then less important columns go, then words become shorter. If all this is
-    not enough, the settings before the column n become one column, which wraps.
+    First heads break at underscores, then less important columns are hidden, then words are shortened. If this is not
+    enough, the settings before the column n become one column, which wraps.
     """
     rows = [heads, *cells]
     widths = [max(cell_len(row[n]) for row in rows[1:]) if cells else 0 for n in range(len(heads))]
@@ -107,7 +108,7 @@ def _fitted(heads: list[str], cells: list[list[str]], numeric: list[bool], room:
             shown.remove(heads.index(name))
     words = [n for n in shown if not numeric[n]]
     while (over := excess()) > 0 and words and (longest := max(widths[n] for n in words)) > SHORTEST:
-        for n in words:  # the longest ones become as short as the next ones, together
+        for n in words:  # the longest words are shortened together, to the length of the next ones
             if widths[n] == longest and over > 0:
                 widths[n], over = widths[n] - 1, over - 1
     left_out = [head for n, head in enumerate(heads) if n not in shown]
@@ -139,7 +140,7 @@ def _text(cell: str, width: int | None) -> Text:
 
 
 def shorten(text: str, width: int) -> str:
-    """A text of at most `width` letters, without its middle where it is longer."""
+    """A text of at most `width` characters; longer texts lose their middle."""
     if len(text) <= width:
         return text
     end = (width - 1) // 2
@@ -147,7 +148,7 @@ def shorten(text: str, width: int) -> str:
 
 
 def _is_numeric(column: pd.Series, cells: list[str]) -> bool:
-    """Whether a column has numbers, or texts such as 37,521, 84.0 ± 3.7 and – that begin as numbers do."""
+    """Whether a column has numbers, or texts that start with a number, such as 37,521 and 84.0 ± 3.7, or –."""
     return pd.api.types.is_numeric_dtype(column) or all(re.match(r"[-−+]?\d[\d,.]*( ±|$)|–$", cell) for cell in cells)
 
 
@@ -156,7 +157,7 @@ def _cell(value: Any) -> str:
 
 
 def _md(cell: str) -> str:
-    """A cell of a Markdown table, in which names from others are no HTML and end no row."""
+    """A cell of a Markdown table, with HTML and the separators of cells escaped."""
     text = html.escape(" ".join(cell.splitlines()), quote=False).replace("\\", "\\\\").replace("|", "\\|")
     return f"**{text}**" if isinstance(cell, Best) else text
 
@@ -166,15 +167,15 @@ def _sentence(text: str) -> str:
 
 
 def cell_text(value: Any) -> str:
-    """A value of a table as people read it: – for none, two decimals, of small numbers one digit that is not 0."""
+    """A value as shown in a table: – for a missing one, two decimals, or one significant digit for small numbers."""
     if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
         return "–"
     if isinstance(value, float):
-        return f"{value:.2f}" if value == 0 or abs(value) >= 0.005 else f"{value:.1g}"  # a small number is no zero
+        return f"{value:.2f}" if value == 0 or abs(value) >= 0.005 else f"{value:.1g}"  # never 0.00 for small numbers
     return str(value)
 
 
-TEX = {  # of letters that LaTeX reads as commands, or that not every font has
+TEX = {  # for characters that are commands in LaTeX, or missing in some fonts
     "\\": r"\textbackslash{}",
     **{letter: "\\" + letter for letter in "&%$#_{}"},
     "~": r"\textasciitilde{}",
@@ -191,7 +192,7 @@ TEX = {  # of letters that LaTeX reads as commands, or that not every font has
 
 
 def _tex(frame: pd.DataFrame, cells: list[list[str]], caption: str, title: str) -> str:
-    """A LaTeX table with booktabs, numbers to the right, best cells bold, all that is to be said in the caption."""
+    """A LaTeX table with booktabs: numbers aligned to the right, best cells bold, notes in the caption."""
 
     def plain(text: str) -> str:
         escaped = "".join(TEX.get(letter, letter) for letter in text)

@@ -1,6 +1,6 @@
-"""One HTML page about runs that can be sent: nothing in it is loaded from elsewhere, and all text is escaped.
+"""One self-contained HTML page about runs: it loads nothing from elsewhere, and all text is escaped.
 
-The page is report.html, a template of jinja2; this file finds what is shown there.
+The page is report.html, a template of jinja2; this file computes its content.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _counts(words: Counter[str]) -> str:
 
 
 def _sweeps(runs_dir: Path, states: dict[str, str], records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The sweeps that asked for these runs: their commands, and what the same command would do now."""
+    """The sweeps that contain these runs: their commands, and what the same command would do now."""
     known = {name[-8:]: (state, records[name]) for name, state in states.items()}
     sweeps = []
     for sweep in read_sweeps(runs_dir):
@@ -108,7 +108,7 @@ def _hours(seconds: float) -> str:
 
 
 def _provenance(record: dict[str, Any]) -> str:
-    """Code, machine and versions of the last attempt, and how many there were."""
+    """Code, machine and versions of the last attempt, and the number of attempts."""
     attempts = record.get("attempts") or [{}]
     last = attempts[-1]
     execution, versions = last.get("execution") or {}, last.get("versions") or {}
@@ -169,7 +169,7 @@ def _published(runs_dir: Path, runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _ablations(runs: pd.DataFrame, rule: str) -> Iterator[dict[str, Any]]:
-    """Table and forest plot of the ablations that are finished beside their base."""
+    """Table and forest plot of the ablations that are finished and have a finished base."""
     from capsule_sweeps.results.ablation import ablation_notes, ablation_table
     from capsule_sweeps.results.against import shown_differences
     from capsule_sweeps.results.figures import forest_plot
@@ -183,7 +183,7 @@ def _ablations(runs: pd.DataFrame, rule: str) -> Iterator[dict[str, Any]]:
 
 
 def _figure(figure: Figure, label: str) -> dict[str, Any]:
-    """A figure as markup; `label` says to those who do not see it what it shows."""
+    """A figure as SVG markup; `label` describes it for screen readers."""
     import matplotlib
     from markupsafe import Markup
 
@@ -194,13 +194,13 @@ def _figure(figure: Figure, label: str) -> dict[str, Any]:
         figure.savefig(image, format="svg", metadata={"Date": None})
     svg = image.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    own = re.sub(r"\W", "-", label)  # two figures of a page must not share names
+    own = re.sub(r"\W", "-", label)  # ids must be unique on the page
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{own}-", svg)
     return {"figure": Markup(svg), "label": label}
 
 
 def _curve(values: Sequence[float]) -> dict[str, str] | None:
-    """The points of a polyline in a box of 100 by 20, and what it says to those who do not see it."""
+    """The points of a polyline in a box of 100 by 20, and its description for screen readers."""
     if len(values) < 2:
         return None
     low, span = min(values), (max(values) - min(values)) or 1.0

@@ -1,4 +1,4 @@
-"""The parts of a long table: one for each sweep, or for each value of some keys."""
+"""The parts of a long table: one per sweep, or one per value of some keys."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from capsule_sweeps.runs.sweep import read_sweeps
 
 
 def by_sweep(runs_dir: Path, runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Heading and runs of each sweep that asked for some of these runs, newest first, and of the runs of no sweep.
+    """Heading and runs of each sweep that contains some of these runs, newest first, and of the runs of no sweep.
 
-    A part has all seeds of its groups, whichever sweep asked for them, so that a group has the same n everywhere. A
-    sweep all of whose groups another one has, too, is left out: its table would repeat rows.
+    A part has all seeds of its groups, also those from other sweeps, so that a group has the same n everywhere. A sweep
+    whose groups are all in another sweep is left out, because its table would repeat rows.
     """
     groups = runs.group.fillna(runs.run)
     found = [(sweep, set(groups[runs.signature.isin(sweep.signatures)])) for sweep in read_sweeps(runs_dir)]
@@ -31,7 +31,7 @@ def by_sweep(runs_dir: Path, runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame
 
 
 def by_keys(runs: pd.DataFrame, keys: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
-    """Heading and runs for each combination of values of some columns or signed keys, in order of the values.
+    """Heading and runs for each combination of values of some columns or signed keys, sorted by these values.
 
     Raises ValueError for a key that no run has.
     """
@@ -48,7 +48,7 @@ def by_keys(runs: pd.DataFrame, keys: Sequence[str]) -> list[tuple[str, pd.DataF
 
 
 def column_of(runs: pd.DataFrame, key: str) -> list[object]:
-    """The values of a column or of a signed key, as launch.py spells it. Raises ValueError when no run has the key."""
+    """The values of a column or of a signed key, spelled as for launch.py. Raises ValueError if no run has the key."""
     if key in runs.columns and key not in ("signed_config", "sweeps", "folder"):
         return [None if pd.isna(value) else value for value in runs[key]]
     if (signed := signed_key(runs, key)) is None:

@@ -1,4 +1,4 @@
-"""Commands that settle open verdicts: more seeds, by the two-stage procedure, for what a run's configuration says."""
+"""Commands that settle open verdicts: more seeds, by the two-stage procedure, for the configuration of some runs."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from capsule_sweeps.results.stein import num_seeds
 from capsule_sweeps.runs.signature import NEUTRAL, signed_config
 
 FIRST, MOST = 5, 20  # the defaults of hydra.sweeper.min_seeds and max_seeds
-TOO_MANY = 1000  # seeds: nobody runs so many
+TOO_MANY = 1000  # seeds; no command is suggested for more
 IN_MODEL = ("backbone.", "capsules.", "routing.", "num_routing")  # top-level keys that are signed as a part of model
 
 
 def seed_words(std: float, n: int, wanted: float) -> list[str]:
-    """The overrides that bring an interval of n values with this deviation to `wanted` points; [] for too many seeds.
+    """The overrides that narrow an interval of n values with this deviation to ± `wanted` points; [] for too many
+    seeds.
 
-    The n values count as the first ones of the procedure, which is what asks for the fewest more.
+    The n values count as the first seeds of the procedure, which needs the fewest additional seeds.
     """
     if not 0 < wanted < 100:
         return []
     digits = 1 - math.floor(math.log10(wanted))
-    wanted = math.floor(wanted * 10**digits * (1 + 1e-9)) / 10**digits  # two digits, and no more than asked for
+    wanted = math.floor(wanted * 10**digits * (1 + 1e-9)) / 10**digits  # two significant digits, rounded down
     first = max(FIRST, n)
     asked = int(num_seeds(0.0 if math.isnan(std) else std, first, wanted))
     if asked > TOO_MANY:
@@ -42,7 +43,7 @@ def seed_words(std: float, n: int, wanted: float) -> list[str]:
 
 
 def sweep_command(words: Sequence[str], runs_dir: Path | str) -> str:
-    """`python launch.py -m …` as it is typed in a shell, for runs in runs_dir."""
+    """The command `python launch.py -m …`, quoted for a shell, for runs in runs_dir."""
     words = list(words)
     if str(runs_dir) != "runs":
         plain = re.fullmatch(r"[\w./-]+", str(runs_dir))
@@ -51,15 +52,15 @@ def sweep_command(words: Sequence[str], runs_dir: Path | str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Text as a value that Hydra takes as it is."""
+    """Text as a quoted value of a Hydra override."""
     escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text)
     return f"'{escaped}'"
 
 
 def settle_ablations(table: pd.DataFrame, runs: pd.DataFrame, rule: str, runs_dir: Path | str) -> list[str]:
-    """A command for each ablation whose difference to its base is not told from 0 yet; none for a difference of 0.
+    """A command for each ablation whose difference to its base is not significant yet; none for a difference of 0.
 
-    Left out are bases whose configuration has no short spelling as overrides.
+    Bases whose configuration has no short form as overrides are left out.
     """
     bases, commands = base_groups(runs, rule), []
     for row in table.itertuples():
@@ -84,10 +85,10 @@ def _deviation(half_width: float, n: int) -> float:
 
 @cache
 def overrides_of(signed: str, dataset: str, model: str) -> list[str] | None:
-    """Overrides that compose to a signed configuration (as JSON), whatever its seed; None where these are not found.
+    """Overrides that compose to a signed configuration (as JSON) except for its seed; None if there are none.
 
-    Options of groups are chosen where they bring the configuration nearer, then single keys are set. The result is
-    composed once more and compared, so that a command that is shown is right.
+    First options of config groups are chosen, as far as each brings the configuration nearer; then single keys are set.
+    The result is composed once more and compared, so that only correct commands are shown.
     """
     wanted = {key: value for key, value in json.loads(signed).items() if key != "seed"}
 
@@ -125,13 +126,14 @@ def _options(group: str) -> list[str]:
 
 
 def _key(signed: str) -> str:
-    """How the command line spells a signed key."""
+    """The spelling of a signed key on the command line."""
     short = signed.removeprefix("model.")
     return short if short.startswith(IN_MODEL) else signed
 
 
 def _value(value: Any) -> str:
-    """A value as Hydra reads it. Raises ValueError for text that is more than a word: it comes from a run folder."""
+    """A value in Hydra's syntax. Raises ValueError for text that is not a single word, since run folders may be
+    forged."""
     if isinstance(value, list):
         return "[" + ",".join(map(_value, value)) + "]"
     if value is None or isinstance(value, bool | int | float):

@@ -1,4 +1,4 @@
-"""One run from near: everything that is known of it, and what makes it different from others."""
+"""Details of one run, and how it differs from similar runs."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ LOG_LINES = 10
 def show(run: Run, form: str) -> str:
     """Columns, attempts with their provenance, accuracy curve, last log lines, the error of a run, and `why`.
 
-    Accuracies are in percent in a table for people, and fractions in csv and json.
-    As JSON: one object, with what `why` returns under the key `why`.
+    Accuracies are in percent in tables for display, and fractions in csv and json. JSON is one object, in which the key
+    `why` has the result of `why`.
     """
-    entry = run.queue_entry()  # all that is known before a run starts
+    entry = run.queue_entry()  # the only source before a run starts
     record = {**entry.get("columns", {}), "signed_config": entry.get("signed_config", {}), **run.record()}
     attempts = record.pop("attempts", [])
     signed = record.pop("signed_config", {})
@@ -76,7 +76,7 @@ def sparkline(values: list[float], width: int = 80) -> str:
 
 
 def why(run: Run, form: str) -> str:
-    """Which signed fields make a run what it is, and how it differs from its nearest relatives in the same folder."""
+    """The signed configuration of a run, and how it differs from the most similar runs in the same folder."""
     signed = run.record().get("signed_config") or run.queue_entry().get("signed_config", {})
     runs = load_runs(run.folder.parent)
     relatives = []
@@ -106,7 +106,7 @@ def _pairs(values: dict[str, Any], form: str, title: str) -> str:
 
 
 def _text(key: str, value: Any) -> str:
-    """A value as people read it: accuracies are in percent."""
+    """A value for display: accuracies are in percent."""
     share = isinstance(value, float) and key.startswith("accuracy_")
     return f"{100 * value:.2f} %" if share else _exact(value)
 

@@ -1,9 +1,9 @@
-"""Stein's two-stage procedure: as many seeds as a confidence interval of a wanted half-width needs.
+"""Stein's two-stage procedure: as many seeds as a confidence interval with a given half-width needs.
 
 The first n0 seeds give a standard deviation s0, and n = max(n0, ⌈(t(n0 − 1) s0 / h)²⌉ seeds are run in all. The
 interval mean ± t(n0 − 1) s0 / √n covers the true mean with exactly 95 % for normal accuracies, although n depends on
-what was seen: s0 is independent of the mean. An interval that is computed again after every seed, until it is narrow,
-does not (docs/seeds.md). Functions take numbers or arrays; all values are in one unit.
+the data, because s0 is independent of the mean. An interval that is recomputed after every seed until it is narrow
+does not (docs/seeds.md). Functions accept numbers or arrays; all values are in one unit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROUNDING = 1e-9  # of (t s / h)²: 25.000000000001 seeds are 25
 
 
 def num_seeds(std: Any, first: int, wanted: float) -> Any:
-    """How many seeds bring the half-width down to `wanted`, given the deviation of the `first` ones; at least these."""
+    """The number of seeds for the half-width `wanted`, given the deviation of the `first` ones; at least `first`."""
     asked = (t_quantile(first - 1) * np.asarray(std, float) / wanted) ** 2
     return np.maximum(first, np.ceil(asked * (1 - ROUNDING))).astype(np.int64)
 
@@ -32,7 +32,7 @@ def two_stage_half_width(std: Any, first: int, n: Any) -> Any:
 
 
 def of_values(values: pd.Series, first: int) -> float:
-    """`two_stage_half_width` of accuracies indexed by seed; NaN for fewer than `first`."""
+    """`two_stage_half_width` of accuracies indexed by seed; NaN for fewer than `first` of them."""
     if len(values) < first:
         return math.nan
     std = float(values.sort_index().iloc[:first].std(ddof=1))
@@ -50,7 +50,7 @@ def half_widths(finished: pd.DataFrame, rule: str, first: Mapping[str, int]) -> 
 
 
 def two_stage_note(finished: pd.DataFrame, first: Mapping[str, int]) -> str:
-    """A sentence, with a space before it, that the procedure chose the seeds of some of these runs; empty if not."""
+    """A sentence, with a leading space, if the procedure chose the seeds of some of these runs; otherwise empty."""
     counts = finished[finished.group.isin(list(first))].groupby("group").size()
     numbers = sorted({first[str(group)] for group, n in counts.items() if n >= first[str(group)]})
     if not numbers:

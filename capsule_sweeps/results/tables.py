@@ -1,4 +1,4 @@
-"""From run folders to tables. A number never stands without its selection rule, its n and its spread."""
+"""From run folders to tables. Every accuracy is shown with its selection rule, its n and its spread."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from capsule_sweeps.results.intervals import half_width
 from capsule_sweeps.results.stein import half_widths, two_stage_note
 from capsule_sweeps.runs.learned import not_learned_note
 
-COST = {  # column of `load_runs` → from which ratio on two rows differ
+COST = {  # column of `load_runs` → the ratio from which two rows count as different
     "parameters": 1.0,
-    "seconds_per_epoch": 1.1,  # times are never quite the same
+    "seconds_per_epoch": 1.1,  # times always vary a little
 }
 NUMBERS = ("n", "mean", "std", "half_width", "min", "max")
-WIDTH = "±95%"  # what people read for half_width
-NAMED = 5  # stale runs; `status stale=true` has all
+WIDTH = "±95%"  # the column half_width in tables for display
+NAMED = 5  # stale runs named in a note; `status stale=true` lists all
 
 
 def finished_runs(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
@@ -27,18 +27,18 @@ def finished_runs(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
 
 
 def accuracy_table(runs: pd.DataFrame, rule: str, first: Mapping[str, int] | None = None) -> pd.DataFrame:
-    """Accuracy in percent of the finished runs, one row for each group of runs that differ only in their seed.
+    """Accuracy in percent of the finished runs, one row per group of runs that differ only in their seed.
 
-    Columns: dataset, num_routing, and each setting that tells the groups apart, see `columns.settings_frame`; those of
+    Columns: dataset, num_routing, and each setting in which groups differ, see `columns.settings_frame`; the columns of
     COST that differ between rows (parameters, seconds; means over the runs of a row); n, mean, std (sample standard
     deviation), half_width (of the 95 % t interval; both NaN for n = 1), min (the worst run), max (the best); rule.
-    `first` is the number of first seeds of groups whose seeds a procedure chose (`runs.sweep.first_seeds`): it has its
-    interval.
+    `first`: group → number of first seeds, if a procedure chose its seeds (`runs.sweep.first_seeds`); such a group gets
+    the interval of the procedure. Raises ValueError for an unknown rule.
     """
     finished = finished_runs(runs, rule)
     frame = settings_frame(finished, (*COST, *NUMBERS, "rule"))
     labels = list(frame.columns)
-    group = finished.group.fillna(finished.run)  # damaged records have none; different settings are never averaged
+    group = finished.group.fillna(finished.run)  # damaged records have no group and are not averaged with others
     number = frame.astype(object).assign(group=group).groupby([*labels, "group"], dropna=False, sort=False).ngroup()
     accuracies = (100 * finished[f"accuracy_{rule}"]).groupby(number)
     table = frame.groupby(number).first().reindex(columns=labels)
@@ -56,14 +56,14 @@ def accuracy_table(runs: pd.DataFrame, rule: str, first: Mapping[str, int] | Non
 
 
 def _sortable(column: pd.Series) -> pd.Series:
-    """Numbers by size, words by the alphabet, also where a column has both."""
+    """A sort key for numbers by size and words alphabetically, also in columns that have both."""
     if pd.api.types.is_numeric_dtype(column):
         return column
     return column.map(lambda value: f"{value:020.8f}" if isinstance(value, int | float) else str(value))
 
 
 def for_people(table: pd.DataFrame, runs: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """An `accuracy_table` without what is constant, and a caption that has it; settings as they are typed."""
+    """An `accuracy_table` without constant columns, and a caption that names them; settings as they are typed."""
     drop = [column for column in table.columns if column not in NUMBERS and table[column].nunique(dropna=False) <= 1]
     shown = table.drop(columns=drop).rename(columns={"half_width": WIDTH, "seconds_per_epoch": "s/epoch"})
     for column in shown.columns:
@@ -78,9 +78,10 @@ def for_people(table: pd.DataFrame, runs: pd.DataFrame) -> tuple[pd.DataFrame, s
 
 
 def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Hours of training and evaluation so far, unfinished runs included: by dataset, num_routing and device, and total.
+    """Hours of training and evaluation so far, including unfinished runs, by dataset, num_routing and device, and
+    total.
 
-    Hours on the device `cuda` are GPU hours: a run has one GPU. What an interrupted epoch took is not in them.
+    Hours on the device `cuda` are GPU hours, because a run uses one GPU. Interrupted epochs are not included.
     """
     frame = runs[["dataset", "num_routing", "device"]].assign(hours=runs.seconds / 3600)
     grouped = frame.groupby(["dataset", "num_routing", "device"], dropna=False, sort=True).hours
@@ -95,7 +96,7 @@ def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def notes(runs: pd.DataFrame, rule: str, first: Mapping[str, int] | None = None) -> str:
-    """What must be said under a table of accuracies."""
+    """The notes under a table of accuracies."""
     return (
         f"Test accuracy in %, selection rule: {rule} ({find_rule(rule).meaning}) for every number; "
         "mean ± sample standard deviation over seeds, "
@@ -105,8 +106,8 @@ def notes(runs: pd.DataFrame, rule: str, first: Mapping[str, int] | None = None)
 
 
 def left_out(runs: pd.DataFrame, rule: str) -> str:
-    """In sentences: that only finished runs enter a table, how many of these do not and why, and which are stale."""
-    finished, text = runs[runs.state == "finished"], "Only finished runs enter."
+    """Sentences about the runs that a table excludes, and about stale runs and runs that did not learn."""
+    finished, text = runs[runs.state == "finished"], "Only finished runs are included."
     if len(runs) > len(finished):
         text += f" Left out: {len(runs) - len(finished)} of {len(runs)} runs, not finished."
     text += stale_note(runs) + images_note(finished)
@@ -115,26 +116,26 @@ def left_out(runs: pd.DataFrame, rule: str) -> str:
     if needs and finished[f"accuracy_{rule}"].isna().any():
         text += f" Left out: runs without {needs.what} ({needs.key})."
     if runs.imported.any():
-        text += f" Imported: {runs.imported.sum()}, with the accuracy that their files tell, which is best_test."
+        text += f" Imported: {runs.imported.sum()}, with the accuracy stored in their files, which is best_test."
     return text
 
 
 def stale_note(runs: pd.DataFrame) -> str:
-    """A sentence, with a space before it, that names the stale ones of some runs; empty where there is none."""
+    """A sentence, with a leading space, that names the stale runs among some runs; empty if there are none."""
     names = list(runs.run[runs.stale])
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f" These are stale, made with code that changed since: {', '.join(names[:NAMED])}{more}." if names else ""
+    return f" Stale (the code has changed since): {', '.join(names[:NAMED])}{more}." if names else ""
 
 
 def images_note(runs: pd.DataFrame) -> str:
-    """A sentence, with a space before it, that names runs which differ in their seed and in their images."""
+    """A sentence, with a leading space, that names runs of one group that were trained on different images."""
     columns = [column for column in ("data_sha256", "classes") if column in runs]
     mixed = (runs.groupby("group")[columns].nunique() > 1).any(axis=1)
     names = list(runs.run[runs.group.isin(mixed[mixed].index)])
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return (
-        " These differ in their seed alone but were trained on different images (data_sha256 and classes in run.json), "
-        f"so that their mean says nothing: {', '.join(names[:NAMED])}{more}."
+        " These differ only in their seed but were trained on different images (data_sha256 and classes in run.json), "
+        f"so their mean is meaningless: {', '.join(names[:NAMED])}{more}."
         if names
         else ""
     )

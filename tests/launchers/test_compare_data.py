@@ -110,7 +110,7 @@ def test_seeds_with_different_images_are_named(launch, capsule_sweeps, runs) -> 
     assert "different images" not in capsule_sweeps("results").out
     runs.change_record(runs.folders()[0], data_sha256="0" * 64)
     said = " ".join(capsule_sweeps("results").out.split())
-    assert "differ in their seed alone but were trained on different images" in said
+    assert "differ only in their seed but were trained on different images" in said
 
 
 def test_comparing_imports_no_torch(python) -> None:

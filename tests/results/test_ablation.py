@@ -235,7 +235,13 @@ def test_different_seeds_are_compared_by_welch(place) -> None:
 def test_what_is_said_under_the_table(three_seeds) -> None:
     runs = load_runs("runs")
     text = ablation_notes(ablation_table(runs, "last"), runs, "last")
-    for words in ("selection rule: last", "Only finished runs enter", "Left out: 1 of 11", "seed by seed", "no_norm"):
+    for words in (
+        "selection rule: last",
+        "Only finished runs are included",
+        "Left out: 1 of 11",
+        "seed by seed",
+        "no_norm",
+    ):
         assert words in text
     assert "nothing that these could change" not in text and "validation" not in text
     assert "Left out: runs without validation images" in ablation_notes(
@@ -248,7 +254,7 @@ def test_with_one_iteration_some_changes_are_none(place) -> None:
     finished_run(["dataset=digits", "ablation=sequential"], 0.5)
     runs = load_runs("runs")
     text = ablation_notes(ablation_table(runs, "last"), runs, "last")
-    assert "With num_routing=1 there is nothing that these could change: sequential" in text
+    assert "With num_routing=1 these have no effect: sequential" in text
 
 
 def test_commands_formats_and_figure(three_seeds, capsule_sweeps) -> None:

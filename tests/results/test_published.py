@@ -229,7 +229,7 @@ def test_every_format_has_every_cell_rule_and_command(half_done, capsule_sweeps)
             assert word in text, (form, word)
         assert command.replace("_", r"\_") in text if form == "tex" else command in text
         assert "best" in text and "with the best test accuracy" in text
-        assert "Only finished runs enter. Left out: 1 of" in text
+        assert "Only finished runs are included. Left out: 1 of" in text
     assert objects[4]["command"] == command and r"\toprule" in ended["tex"].out
 
 

@@ -143,7 +143,7 @@ def test_rule_and_finished_runs_are_said_under_every_table(invent, capsule_sweep
     invent(["seed=0"], 0.5)
     for form in ("table", "md", "tex"):
         text = " ".join(capsule_sweeps("results", "--rule", "best_test", "--format", form).out.split())
-        assert "selection rule: best" in text and "Only finished runs enter" in text and "95" in text
+        assert "selection rule: best" in text and "Only finished runs are included" in text and "95" in text
 
 
 def test_num_routing_is_compared_seed_by_seed(invent) -> None:
