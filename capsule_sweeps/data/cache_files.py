@@ -73,7 +73,7 @@ def read_about(path: Path, trusted: set[int]) -> dict[str, Any]:
         content = file.read(MAX_BYTES + 1)
     about = json.loads(content[:MAX_BYTES])
     if not isinstance(about, dict):
-        raise ValueError("about.json holds no object")
+        raise ValueError("about.json is not an object")
     return about
 
 

@@ -1,4 +1,4 @@
-"""Run folders as one file that can be sent: a tar archive, compressed with gzip. Nothing in an archive is trusted.
+"""Run folders as one file: a tar archive, compressed with gzip. Nothing in an archive is trusted.
 
 <run>/<file>             the files FILES of each run
 .sweeps/<sweep>.json     which runs were asked for together, and which seeds a procedure chose
@@ -23,7 +23,7 @@ from capsule_sweeps.runs.metrics import MAX_METRICS
 from capsule_sweeps.runs.run import Run
 
 CHECKPOINT = "checkpoint.pt"
-FILES = {  # what travels of a run folder → the most bytes that are taken of it
+FILES = {  # files of a run folder that are bundled → their largest size in bytes
     "config.yaml": 2**17,
     "run.json": MAX_BYTES,
     "metrics.jsonl": MAX_METRICS,
@@ -37,19 +37,19 @@ RUN_NAME = r"[A-Za-z0-9_+][A-Za-z0-9_.+-]{0,200}-[0-9a-f]{8}"
 SWEEPS = ".sweeps"
 SWEEP_NAME = r"(?:sweep|seeds)-[0-9a-f]{8}\.json"
 MAX_MEMBERS = 200_000
-MAX_READ = 2**20  # bytes at once: an archive's own headers, which nobody needs to be large
+MAX_READ = 2**20  # bytes per read, which bounds the headers of an archive
 WRONG = (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, OverflowError, IndexError, RecursionError)
 
 
 def write_bundle(runs: Iterable[Run], sweeps: Iterable[Path], out: Path, checkpoints: bool) -> int:
     """Write the folders of some runs, and sweep files, to a new archive. Returns the number of files in it.
 
-    The same folders give the same bytes. Raises ValueError when `out` exists, and OSError when it cannot be written.
+    Equal folders give equal bytes. Raises ValueError if `out` exists, and OSError if it cannot be written.
     """
     if out.exists():
         raise ValueError(f"{out} exists: set --out to the name of a new file")
     if not out.absolute().parent.is_dir():
-        raise ValueError(f"{out} cannot be written: {out.parent} is no folder")
+        raise ValueError(f"{out} cannot be written: {out.parent} is not a folder")
     beside, count = out.with_name(f".{out.name}.{os.getpid()}.{threading.get_ident()}.tmp"), 0
     try:
         with (
@@ -76,7 +76,7 @@ def _add(archive: tarfile.TarFile, path: Path, name: str, most: int) -> int:
             member = tarfile.TarInfo(name)
             member.size = os.fstat(file.fileno()).st_size
             if member.size > most:
-                raise ValueError(f"{path} is larger than {most:,} bytes: leave its run out")
+                raise ValueError(f"{path} is larger than {most:,} bytes: exclude its run")
             archive.addfile(member, file)
     except FileNotFoundError:
         return 0
@@ -96,7 +96,7 @@ def unpack(path: Path, into: Path) -> None:
         ):
             _unpack(archive, into)
             if sum(len(packed.read(MAX_READ)) for _ in range(2)) > MAX_READ:  # reads its checksum as well
-                raise ValueError("it goes on behind its end")
+                raise ValueError("it has data after its end")
     except WRONG as error:
         if isinstance(error, FileNotFoundError):
             raise ValueError(f"{path} does not exist: give a bundle or a folder of runs") from error
@@ -114,7 +114,7 @@ def _unpack(archive: tarfile.TarFile, into: Path) -> None:
         if run == SWEEPS and re.fullmatch(SWEEP_NAME, name):
             most = MAX_BYTES
         if not most:
-            raise ValueError(f"it has {member.name[:100]!a}, which is no file of a run folder")
+            raise ValueError(f"it has {member.name[:100]!a}, which is not a file of a run folder")
         if not member.isreg() or member.issparse():
             raise ValueError(f"it has {member.name[:100]!a}, which is a link, a device or a folder, not a file")
         if member.name in seen or len(seen) >= MAX_MEMBERS:
@@ -135,9 +135,9 @@ def _unpack(archive: tarfile.TarFile, into: Path) -> None:
 
 
 class _Bounded(io.RawIOBase):
-    """A file that is read forwards, by at most MAX_READ bytes at once, whatever a header asks for.
+    """A file that is read forwards in blocks of at most MAX_READ bytes, whatever a header says.
 
-    tarfile looks at the last byte before each header again; of a compressed file that would start from the beginning.
+    tarfile rereads the last byte before each header; in a compressed file this would start again from the beginning.
     """
 
     def __init__(self, file: gzip.GzipFile) -> None:
@@ -173,7 +173,7 @@ class _Bounded(io.RawIOBase):
 
 
 def copy_files(folder: Path, into: Path, names: Iterable[str]) -> None:
-    """Copy some of the files FILES of a run folder, if there. Raises ValueError for links and too large files."""
+    """Copy those of some files of a run folder that exist. Raises ValueError for links and files that are too large."""
     for name in names:
         try:
             with open_regular(folder / name) as source, open(into / name, "xb") as file:

@@ -1,4 +1,4 @@
-"""Python processes of our own. They import our code and nothing from the current folder, as launch.py does not."""
+"""Commands for our own Python processes, which import our code and, like launch.py, nothing from the current folder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def command(module: str) -> list[str]:
 
 
 def import_path(environment: dict[str, str] | os._Environ[str] = os.environ) -> list[str]:
-    """PYTHONPATH as a list. An empty part would mean the current folder, and is left out."""
+    """PYTHONPATH as a list without empty entries, which would mean the current folder."""
     return [part for part in environment.get("PYTHONPATH", "").split(os.pathsep) if part]
 
 
 def child_environment(**more: str) -> dict[str, str]:
-    """The environment of such a process, whose import path begins with this code."""
+    """The environment of such a process, with this code first on the import path."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *import_path()]), "PYTHONSAFEPATH": "1", **more}

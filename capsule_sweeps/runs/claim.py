@@ -37,12 +37,12 @@ def attempt_path(folder: Path, number: int) -> Path:
 
 
 class Claim:
-    """The right to write in a run folder; its file's time is the heartbeat."""
+    """The right to write into a run folder. The mtime of its file is the heartbeat."""
 
     def __init__(self, folder: Path, attempt: int, nonce: str) -> None:
         self.folder, self.attempt, self.nonce = folder, attempt, nonce
         self._path = attempt_path(folder, attempt)
-        self.cancelled = False  # somebody asked for the run's end: `request_cancel`
+        self.cancelled = False  # set by `request_cancel`, also from other processes
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
 
@@ -57,34 +57,34 @@ class Claim:
     def stop(self) -> None:
         self._done.set()
         self._thread.join()
-        with suppress(OSError, ValueError):  # the folder may be gone or another's; then there is nothing to release
+        with suppress(OSError, ValueError):  # nothing to release if the folder is gone or was taken over
             self.check()
             self._cancel_file.unlink(missing_ok=True)
             try:
                 write_json(self._path, {**owner(), "released": time.time()})
-            except OSError:  # a full disk: a new name needs no room
+            except OSError:  # a full disk: renaming needs no space
                 self._path.rename(self._path.with_suffix(".released"))
 
     def check(self) -> None:
-        """Raises ValueError when the folder was removed or taken over; called before anything is written."""
+        """Raises ValueError if the folder was removed or taken over; called before every write."""
         if last_attempt(self.folder) != self.attempt or read_json(self._path).get("nonce") != self.nonce:
             raise ValueError(
                 f"{self.folder} was removed or taken over while the run was in it; nothing more is written"
             )
 
     def write(self, name: str, data: bytes) -> None:
-        """Replace a file of the run folder whole, unless the folder was taken over, however long the write takes.
+        """Replace a file of the run folder atomically, unless the folder was taken over.
 
-        A successor removes the temporary files of the attempts before it, and only then reads the folder. So a rename
-        that comes late finds nothing to rename.
+        A successor removes the temporary files of earlier attempts before it reads the folder, so the rename of a late
+        write fails, however long the write takes.
         """
         self._replace(name, data).close()
 
     @contextmanager
     def lines(self, name: str, lines: Iterable[str]) -> Iterator[Callable[[str], None]]:
-        """Replace a file by one with these lines; what is yielded appends one more.
+        """Replace a file by one with these lines; yields a function that appends one more line.
 
-        Lines that an earlier attempt appends late go to the file that was replaced, which nobody reads any more.
+        Late lines of an earlier attempt go to the replaced file, which is no longer read.
         """
         with self._replace(name, "".join(f"{line}\n" for line in lines).encode()) as file:
 
@@ -103,12 +103,12 @@ class Claim:
         self.check()
         try:
             return replace_file(self.folder / name, data, f"attempt-{self.attempt}", self.check)
-        except FileNotFoundError:  # a successor took the temporary file away
+        except FileNotFoundError:  # a successor removed the temporary file
             self.check()
             raise
 
     def update(self, **changes: Any) -> None:
-        """Change fields of run.json. All others stay, also those that readers refuse."""
+        """Change fields of run.json. All others stay, including those that readers reject."""
         try:
             stored = read_object(self.folder / "run.json")
         except (OSError, ValueError):
@@ -116,7 +116,7 @@ class Claim:
         self.write("run.json", to_json({**stored, **changes}))
 
     def begin(self, attempt: dict[str, Any], **changes: Any) -> list[Any]:
-        """Change fields of run.json and add an attempt to those that it has, which are returned."""
+        """Change fields of run.json and add an attempt. Returns the earlier attempts."""
         try:
             stored = read_object(self.folder / "run.json").get("attempts")
         except (OSError, ValueError):

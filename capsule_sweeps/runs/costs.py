@@ -1,4 +1,4 @@
-"""How long runs take, by the epochs measured so far."""
+"""Estimates how long runs take, from the epochs measured so far."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ AUGMENTATION = ("dataset.crop_", "dataset.flip", "dataset.mean", "dataset.std")
 class Rates:
     """Measured seconds per epoch.
 
-    Where no run with the same model, data, batch size and precision was measured, runs of the same stack on the same
-    data count, whatever their routing, augmentation, batch size and precision.
+    If no run with the same model, data, batch size and precision was measured, runs of the same stack on the same data
+    count, with any routing, augmentation, batch size and precision.
     """
 
     def __init__(self, measured: Iterable[tuple[dict[str, Any], float]]) -> None:
@@ -28,18 +28,18 @@ class Rates:
 
     @classmethod
     def of(cls, records: Iterable[dict[str, Any]]) -> Rates:
-        """The rates that records of runs (run.json) hold."""
+        """The rates measured in some records (run.json)."""
         done = [record for record in records if record.get("epochs_done") and record.get("seconds")]
         return cls((record.get("signed_config", {}), record["seconds"] / record["epochs_done"]) for record in done)
 
     def seconds(self, flat: dict[str, Any]) -> float | None:
-        """The median seconds per epoch of runs like the signed configuration `flat`; None where none was measured."""
+        """The median seconds per epoch of runs like the signed configuration `flat`; None if there are none."""
         found = next((self._like[key] for key in _keys(flat) if key in self._like), None)
         return median(found) if found else None
 
 
 def _keys(flat: dict[str, Any]) -> list[str]:
-    """What the cost of an epoch depends on: exactly, and without settings that change it less than the stack does."""
+    """The cost keys of a run: all settings that the cost of an epoch depends on, and only those of stack and data."""
     exact = ("model.", "dataset.", "training.batch_size", "training.amp")
     alike = {key: value for key, value in flat.items() if key.startswith(exact)}
     stack = {

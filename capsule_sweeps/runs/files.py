@@ -1,4 +1,4 @@
-"""Small files that are replaced whole, so that a reader never sees half of one."""
+"""Small files that are replaced atomically, so that readers never see a part of one."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ NO_LINK = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def write_atomic(path: Path, data: bytes, writer: str = "", check: Callable[[], None] | None = None) -> None:
-    """Replace a file whole: write beside it, flush to the disk, rename.
+    """Replace a file atomically: write a temporary file beside it, flush it to disk, rename it.
 
-    `writer` is part of the temporary file's name (the process, else), `check` is called right before the rename.
+    `writer` is part of the temporary file's name (by default the process number), `check` is called right before the
+    rename.
     """
     replace_file(path, data, writer, check).close()
 
 
 def replace_file(path: Path, data: bytes, writer: str = "", check: Callable[[], None] | None = None) -> BinaryIO:
-    """`write_atomic`, and the new file, open for more. Whoever replaces it in turn, the open file stays the old one."""
+    """`write_atomic` that returns the new file, open for appending. If it is replaced later, this stays the old
+    file."""
     beside = temporary(path, writer)
     file = None
     try:
@@ -46,33 +48,34 @@ def replace_file(path: Path, data: bytes, writer: str = "", check: Callable[[], 
         return file
     except BaseException as error:
         if file is not None:
-            with suppress(OSError):  # what a full disk did not take
+            with suppress(OSError):  # flushing may fail again on a full disk
                 file.close()
         with suppress(OSError):
             beside.unlink()
-        if isinstance(error, OSError):  # a full disk does not say which file
+        if isinstance(error, OSError):  # the error of a full disk does not name the file
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
 def temporary(path: Path, writer: str = "") -> Path:
-    """A new name beside a file that nobody can foresee; `garbage` knows names of this form."""
+    """A new, unpredictable name beside a file; `garbage` recognizes names of this form."""
     return path.with_name(f".{path.name}.{writer or os.getpid()}.{secrets.token_hex(8)}.tmp")
 
 
 def remove_temporary(folder: Path, is_dead: Callable[[str], bool]) -> None:
-    """Remove the temporary files of the writers that are dead: the renames that they may still try then fail."""
+    """Remove the temporary files of dead writers, so that renames that they may still try fail."""
     for name in os.listdir(folder):
         if (found := TEMPORARY.fullmatch(name)) and is_dead(found[2]):
             (folder / name).unlink(missing_ok=True)
 
 
 def open_append(path: Path) -> int:
-    """A descriptor that appends to a regular file, made if there is none. Raises ValueError for any other file."""
+    """A descriptor that appends to a regular file, which is created if missing. Raises ValueError for any other
+    file."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_LINK, 0o666)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a pipe that nobody reads
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a pipe without a reader
             raise ValueError(f"{path} is not a regular file: remove it") from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -83,7 +86,7 @@ def open_append(path: Path) -> int:
 
 
 def make_folder(path: Path) -> Path:
-    """A folder, made if there is none, in a shared folder shared as well. Raises ValueError where it is a link."""
+    """Create a folder if it is missing, shared if its parent is. Raises ValueError if it is a link."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir()
@@ -96,9 +99,10 @@ def make_folder(path: Path) -> Path:
 
 
 def share(path: Path, descriptor: int | None = None) -> None:
-    """Give what was made in a folder that its group may write to the same group: setgid and write, whatever the umask.
+    """In a folder that its group may write, make a new file writable for this group (setgid and mode), ignoring the
+    umask.
 
-    Nothing changes in a folder that all others may write to as well, where this would open files to everybody.
+    Nothing changes in a folder that all users may write, where this would open files to everyone.
     """
     around, own = path.parent.stat().st_mode, os.stat(path if descriptor is None else descriptor)
     if own.st_uid != os.geteuid() or not around & stat.S_IWGRP or around & stat.S_IWOTH:
@@ -107,7 +111,7 @@ def share(path: Path, descriptor: int | None = None) -> None:
     if stat.S_ISDIR(own.st_mode):
         wanted |= stat.S_IXGRP | (around & stat.S_ISGID)
     if wanted != stat.S_IMODE(own.st_mode):
-        with suppress(OSError):  # a file system without modes
+        with suppress(OSError):  # the file system may not support modes
             os.chmod(path if descriptor is None else descriptor, wanted)
 
 
@@ -124,9 +128,9 @@ def to_json(value: Any) -> bytes:
 
 
 def read_file(path: Path, most: int) -> bytes:
-    """The content of a regular file; at most so many bytes, and no link, device or pipe is read.
+    """The content of a regular file of at most `most` bytes. Links, devices and pipes are not read.
 
-    Raises OSError when the file cannot be opened, ValueError when it is none of these or larger.
+    Raises OSError if the file cannot be opened, ValueError if it is not a regular file or larger.
     """
     with open_regular(path) as file:
         data = file.read(most + 1)
@@ -136,7 +140,7 @@ def read_file(path: Path, most: int) -> bytes:
 
 
 def last_lines(path: Path, count: int) -> list[str]:
-    """The last lines of a regular file, without reading all of it; none when it cannot be read."""
+    """The last lines of a regular file, without reading all of it; [] if it cannot be read."""
     try:
         with open_regular(path) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
@@ -159,14 +163,14 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def create_json(path: Path, value: Any) -> None:
-    """Like `write_json`, for a new file that appears whole or not at all. Raises FileExistsError when there is one."""
+    """Like `write_json`, for a new file, which appears atomically. Raises FileExistsError if the file exists."""
     beside = temporary(path)
     write_json(beside, value)
     try:
         os.link(beside, path)
     except FileExistsError:
         raise
-    except OSError:  # a file system without links: creation is exclusive as well, and a failed write leaves nothing
+    except OSError:  # no links on this file system: exclusive creation, and a failed write leaves nothing
         with open(_create(path), "wb") as file:
             try:
                 file.write(beside.read_bytes())
@@ -179,7 +183,7 @@ def create_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; {} when there is none, and with a warning when it is damaged."""
+    """The object in a JSON file; {} if the file does not exist, and {} with a warning if it is damaged."""
     try:
         value = json.loads(read_file(path, MAX_BYTES).decode())
     except FileNotFoundError:

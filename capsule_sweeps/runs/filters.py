@@ -1,8 +1,8 @@
-"""Filters such as dataset=CIFAR10 or num_routing=1,2: which rows of `load_runs` a word that is typed at launch fits.
+"""Filters such as dataset=CIFAR10 or num_routing=1,2, which select rows of `load_runs`.
 
-Values are read by Hydra's own grammar, so that 5e-4, null, [3,5], 0,1,2, range(3) and glob(em*) mean here what they
-mean at launch. A choice of a group that is no column, training=fast, stands for all values that its file sets
-and no other filter names.
+Values are parsed by Hydra's own grammar, so 5e-4, null, [3,5], 0,1,2, range(3) and glob(em*) have the same meaning as
+for launch.py. The option of a config group that is not a column, such as training=fast, stands for all values in its
+file, except for keys that another filter names.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from capsule_sweeps.config.compose import CONF_DIR
 from capsule_sweeps.runs.signature import NEUTRAL, flatten
 
 HIDDEN = ("signed_config", "folder", "sweeps", "not_learned", "classes", "note", "tags")  # columns that are no filters
-SHOWN = 12  # values in a sentence
+SHOWN = 12  # values listed in a message
 
 
 def fit(runs: pd.DataFrame, word: str, words: Sequence[str] = ()) -> np.ndarray:
-    """For each of some runs, at least one, whether it fits a filter; `words`: all filters of the command.
+    """For each run, of at least one, whether it fits the filter `word`; `words`: all filters of the command.
 
     Raises ValueError for a key that no run has.
     """
@@ -44,18 +44,18 @@ def fit(runs: pd.DataFrame, word: str, words: Sequence[str] = ()) -> np.ndarray:
 
 
 def values(runs: pd.DataFrame, key: str) -> list[Any]:
-    """The value of a signed key in each run: a neutral one is not signed, but it is what the run has. NaN for none."""
+    """The value of a signed key in each run, including neutral values, which are not signed; NaN for a missing key."""
     return [signed.get(key, NEUTRAL.get(key, np.nan)) for signed in runs.signed_config]
 
 
 def signed_key(runs: pd.DataFrame, key: str) -> str | None:
-    """The signed key that a word names, as launch.py spells it (backbone.channels) or in full; None when unknown."""
+    """The signed key for a key as spelled for launch.py (backbone.channels) or in full; None if it is unknown."""
     known = _signed(runs)
     return next((name for name in (key, f"model.{key}") if name in known), None)
 
 
 def none_fits(runs: pd.DataFrame, word: str, words: Sequence[str]) -> str:
-    """A sentence on a filter that none of some runs fits: which values there are."""
+    """A sentence about a filter that no run fits, with the existing values."""
     key = word.partition("=")[0]
     earlier = list(words[: list(words).index(word)])
     of = f"{len(runs)} runs" + (f" that fit {' '.join(earlier)}" if earlier else "")
@@ -80,14 +80,14 @@ def _listed(found: list[Any]) -> str:
 
 
 def as_typed(value: Any) -> str:
-    """A value as it is typed at launch."""
+    """A value as it is typed on the command line."""
     if value is None or value is pd.NA:
         return "null"
     return str(value).lower() if isinstance(value, bool | np.bool_) else str(value).replace(" ", "")
 
 
 def _reader(text: str) -> Any:
-    """A function that says whether a value is one of those that are typed."""
+    """A function that returns whether a value is among those in `text`."""
     asked = _parsed(text)
     literal = text.strip().lower()
 
@@ -123,7 +123,7 @@ class _Glob:
 
 
 def _parsed(text: str) -> list[Any]:
-    """The values that a text gives, as Hydra reads it; the words between commas where Hydra cannot."""
+    """The values in a text, parsed by Hydra; if that fails, the words between commas."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Glob
     from hydra.errors import HydraException
@@ -141,7 +141,7 @@ def _parsed(text: str) -> list[Any]:
 
 
 def _strings(override: Any) -> list[str]:
-    """The values of a sweep, at most as many as a sweep may have."""
+    """The values of a sweep override, at most as many as a sweep may have."""
     from itertools import islice
 
     return list(islice(override.sweep_string_iterator(), 10_000))
@@ -149,7 +149,7 @@ def _strings(override: Any) -> list[str]:
 
 @cache
 def _option(group: str, name: str) -> dict[str, Any]:
-    """The values that conf/<group>/<name>.yaml sets, with its defaults; {} when there is no such file."""
+    """The values that conf/<group>/<name>.yaml sets, with its defaults; {} if there is no such file."""
     from capsule_sweeps.config.compose import compose_config
 
     folder = CONF_DIR / group
@@ -162,7 +162,7 @@ def _option(group: str, name: str) -> dict[str, Any]:
 
 
 def _as_option(signed: dict[str, Any], option: dict[str, Any], others: set[str]) -> bool:
-    """Whether a run has the values of an option, but for those that other filters name."""
+    """Whether a run has the values of an option, except for keys that other filters name."""
     if "training.epochs" in others:  # milestones may be fractions of the run
         others = others | {"training.milestones"}
     keys = [(name, key) for key in option for name in (key, f"model.{key}") if name in signed or name in NEUTRAL]
@@ -176,7 +176,7 @@ def _signed(runs: pd.DataFrame) -> set[str]:
 
 
 def unknown(runs: pd.DataFrame, key: str) -> str:
-    """A sentence on a key that no run has, with the key that was probably meant."""
+    """A sentence about a key that no run has, with the most similar key."""
     columns = [column for column in runs.columns if column not in HIDDEN]
     signed = [name.removeprefix("model.") for name in _signed(runs)]
     close = difflib.get_close_matches(key, [*columns, *signed, *_signed(runs)], 1, 0.75)

@@ -10,11 +10,11 @@ from pathlib import Path
 from capsule_sweeps.runs.record import say_damaged
 from capsule_sweeps.runs.run import Run
 
-RUN_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_.+-]*-[0-9a-f]{8}")  # as `run_name` makes them
+RUN_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_.+-]*-[0-9a-f]{8}")  # results of `run_name`
 
 
 def check_runs_dir(runs_dir: Path) -> None:
-    """Raises ValueError when nothing can be written under runs_dir. Leaves nothing behind."""
+    """Raises ValueError if runs_dir cannot be written. Leaves no files behind."""
     try:
         existing = next(path for path in [runs_dir.absolute(), *runs_dir.absolute().parents] if path.exists())
         with tempfile.TemporaryFile(dir=existing):
@@ -26,7 +26,7 @@ def check_runs_dir(runs_dir: Path) -> None:
 
 
 def run_folders(runs_dir: Path) -> list[Run]:
-    """Every run folder under runs_dir, sorted by name. Links, and names that no run has, are reported and left out."""
+    """All run folders under runs_dir, sorted by name. Links and invalid names are reported and left out."""
     found = []
     try:
         with os.scandir(runs_dir) as entries:
@@ -36,7 +36,7 @@ def run_folders(runs_dir: Path) -> list[Run]:
                 if entry.is_symlink():
                     say_damaged(entry.name, "it is a link", Path(entry.path))
                 elif not RUN_NAME.fullmatch(entry.name):
-                    say_damaged(entry.name, "its name has letters that the name of a run has not", Path(entry.path))
+                    say_damaged(entry.name, "its name is not a valid run name", Path(entry.path))
                 elif entry.is_dir():
                     found.append(entry.name)
     except (FileNotFoundError, NotADirectoryError):
@@ -49,9 +49,8 @@ def run_folders(runs_dir: Path) -> list[Run]:
 
 
 def find_runs(runs_dir: Path) -> dict[str, Run]:
-    """Signature → run, for the run folders under runs_dir; of several with one signature, the one that was not renamed.
-
-    The others are reported, and all of them where none or several bear the name that their record has.
+    """Signature → run, for the run folders under runs_dir. If several have one signature, the one whose folder was not
+    renamed is returned and the others are reported; if this is ambiguous, all of them are reported.
     """
     runs: dict[str, list[Run]] = {}
     for run in run_folders(runs_dir):

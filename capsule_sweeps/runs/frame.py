@@ -22,7 +22,7 @@ INTEGERS = ("num_routing", "seed", "epochs", "epochs_done", "parameters")
 
 
 def frame_columns() -> list[str]:
-    """What is known of a run, one accuracy per selection rule."""
+    """The columns of `load_runs` that come from run.json, including one accuracy per selection rule."""
     return [
         *("run", "signature", "state", "dataset", "model", "backbone", "routing", "schedule", "num_routing", "seed"),
         *("epochs", "epochs_done", "parameters"),
@@ -31,15 +31,17 @@ def frame_columns() -> list[str]:
 
 
 def load_runs(runs_dir: Path | str, imported: bool = False, settings: bool = False) -> pd.DataFrame:
-    """One row per run folder under runs_dir, sorted by name; imported ones only if asked for. Damaged folders, whose
+    """One row per run folder under runs_dir, sorted by name; imported runs only with `imported`. Damaged folders, whose
     name, signature and configuration do not agree, are left out with a warning.
 
-    Columns: `frame_columns`, `seconds_per_epoch`, `stale` (finished, but with code that changed since), `device`,
-    `imported` (weights from the published code), `data_sha256` and `classes` (names, one a line) of its images, `tags`
-    (with spaces between them), `note`, `sweeps` (the names of all that asked for the run), `folder`, `not_learned` (why
-    a finished run did not learn, or None), and `signed_config`, the flat dict of the signed configuration; with
-    `settings` also one column for each signed key, such as training.lr.
-    Accuracies are fractions, NaN while the run is not finished; seconds are those of its epochs, evaluation included.
+    Columns: `frame_columns`, `seconds_per_epoch`, `stale` (finished, but the code has changed since), `device`,
+    `imported` (weights from the published code), `data_sha256` and `classes` (names, one per line) of its images,
+    `tags` (separated by spaces), `note`, `sweeps` (the names of all sweeps that contain the run), `folder`,
+    `not_learned` (why a finished run did not learn, or None), and `signed_config`, the signed configuration as a flat
+    dict; with `settings` also one column for each signed key, such as training.lr.
+
+    Accuracies are fractions, and NaN while the run is not finished. `seconds` is the total time of all epochs including
+    evaluation. Raises ValueError if runs_dir cannot be read.
     """
     runs = runs_frame(filter(agrees, find_runs(Path(runs_dir).expanduser()).values()))
     runs = runs if imported else runs[~runs.imported].reset_index(drop=True)
@@ -47,18 +49,18 @@ def load_runs(runs_dir: Path | str, imported: bool = False, settings: bool = Fal
 
 
 def settings_columns(runs: pd.DataFrame) -> pd.DataFrame:
-    """A column for each signed key of some runs, neutral values filled in; None where a run has no such key."""
+    """One column per signed key of some runs, including neutral values; None if a run does not have the key."""
     keys = sorted(NEUTRAL.keys() | {key for signed in runs.signed_config for key in signed})
     rows = [[signed.get(key, NEUTRAL.get(key)) for key in keys] for signed in runs.signed_config]
     return pd.DataFrame(rows, columns=keys, index=runs.index).drop(columns=["seed"], errors="ignore")
 
 
 def load_metrics(runs: pd.DataFrame) -> pd.DataFrame:
-    """The epochs of some rows of `load_runs` as one tidy frame, for seaborn and groupby: a row per run and epoch.
+    """The epochs of some rows of `load_runs` as one tidy frame, for seaborn and groupby: one row per run and epoch.
 
     Columns: run, dataset, model, backbone, routing, schedule, num_routing, seed, group, and those of metrics.jsonl
-    (epoch, lr, seconds, images_per_second, train_loss, test_accuracy as a fraction, …). Damaged rows and those behind
-    them are left out.
+    (epoch, lr, seconds, images_per_second, train_loss, test_accuracy as a fraction, …). A damaged row and all rows
+    after it are left out.
     """
     named = ["run", "dataset", "model", "backbone", "routing", "schedule", "num_routing", "seed", "group"]
     frames = [pd.DataFrame(read_metrics(Run(Path(folder)))[0]).assign(run=Path(folder).name) for folder in runs.folder]
@@ -67,7 +69,7 @@ def load_metrics(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def agrees(run: Run) -> bool:
-    """Whether name, signature and configuration of a run folder agree; reports a folder where they do not."""
+    """Whether name, signature and configuration of a run folder agree; logs a warning if they do not."""
     if why := run.damage():
         say_damaged(run.folder.name, why, run.folder)
     return not why
@@ -81,10 +83,10 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
     for run in runs:
         record = run.record()
         state = run.state(record)
-        if state in ("queued", "new"):  # not started yet: all that is known stands on the entry
+        if state in ("queued", "new"):  # not started yet: the queue entry is the only source
             entry = run.queue_entry()
             record = {**entry.get("columns", {}), "signed_config": entry.get("signed_config", {}), **record}
-        if state == "finished" and record.get("state") != "finished":  # run.json was damaged; the summary has it all
+        if state == "finished" and record.get("state") != "finished":  # run.json is damaged; the summary is complete
             record = {**record, **read_summary(run.folder)}
         row = {column: record.get(column) for column in columns}
         row |= {"run": run.folder.name, "signature": run.folder.name[-8:], "state": state}
@@ -99,7 +101,7 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
         rows.append({**row, "signed_config": record.get("signed_config", {})})
     more = ["stale", "device", "imported", "data_sha256", "classes", "not_learned", "tags", "note", "folder", "sweeps"]
     frame = pd.DataFrame(rows, columns=[*columns, *more, "signed_config"])
-    frame["imported"] = frame.imported.astype(bool)  # of no rows, too
+    frame["imported"] = frame.imported.astype(bool)  # also for an empty frame
     frame.insert(list(frame.columns).index("seconds") + 1, "seconds_per_epoch", frame.seconds / frame.epochs_done)
     frame = frame.astype(
         {

@@ -1,4 +1,4 @@
-"""What nobody needs any more in a runs folder."""
+"""Files in a runs folder that are no longer needed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from capsule_sweeps.runs.folders import RUN_NAME, run_folders
 from capsule_sweeps.runs.queue import FIRST, SUBMISSION, Entry, find_queue
 from capsule_sweeps.runs.record import JOB, read_typed
 
-TEMPORARY_SECONDS = 3600  # younger ones may still be in the making
+TEMPORARY_SECONDS = 3600  # younger files may still be in use
 JOBS = re.compile(SUBMISSION.pattern + r"|doctor-[0-9a-f]{6}", re.ASCII)
-SNAPSHOT = re.compile(r"[0-9a-f]{16}(-\d+)?|\.staged-\w+")  # of one user, where several submit
+SNAPSHOT = re.compile(r"[0-9a-f]{16}(-\d+)?|\.staged-\w+")  # with a user's number if several users submit
 SUPERSEDED = re.compile(rf"({RUN_NAME.pattern})\.\d+")
 
 
 def garbage(runs_dir: Path) -> Iterator[tuple[Path, str, int]]:
-    """(path, why, bytes) of what nobody needs: temporary files left by killed processes, superseded folders."""
+    """(path, reason, bytes) of files that are no longer needed: temporary files of killed processes, superseded
+    folders."""
     for folder in [runs_dir, *sorted(path for path in runs_dir.iterdir() if path.is_dir() and not path.is_symlink())]:
         for path in sorted(folder.iterdir()):
             old = TEMPORARY.fullmatch(path.name) and time.time() - path.lstat().st_mtime > TEMPORARY_SECONDS
@@ -31,14 +32,14 @@ def garbage(runs_dir: Path) -> Iterator[tuple[Path, str, int]]:
     yield from ended_jobs(runs_dir)
     for path in our_folders(runs_dir / ".superseded", SUPERSEDED):
         if not (runs_dir / path.name.rpartition(".")[0] / "summary.json").exists():
-            continue  # what was to take its place is not finished yet
-        yield path, "superseded: the run was made again with force", size_of(path)
+            continue  # its replacement is not finished yet
+        yield path, "superseded: the run was repeated with force", size_of(path)
 
 
 def ended_jobs(runs_dir: Path) -> Iterator[tuple[Path, str, int]]:
-    """Files of submissions with no job left and nothing unfinished, and code that no run and no such job needs.
+    """Files of submissions without jobs and unfinished runs, and snapshots of code that no run and no job needs.
 
-    Code that a run in runs_dir was made with is kept: it belongs to where its numbers come from.
+    Snapshots with which a run in runs_dir was made are kept, as a part of its provenance.
     """
     needed, known = set(), {run.folder.name: run for run in run_folders(runs_dir)}
     for run in known.values():
@@ -47,18 +48,18 @@ def ended_jobs(runs_dir: Path) -> Iterator[tuple[Path, str, int]]:
         job = read_typed(folder / "job.json", JOB)
         left = [name for name in map(os.path.basename, job.get("runs", [])) if name in known]
         entry = Entry(str(job.get("queue", FIRST)), folder)
-        young = time.time() - folder.stat().st_mtime < TEMPORARY_SECONDS  # perhaps about to be submitted
+        young = time.time() - folder.stat().st_mtime < TEMPORARY_SECONDS  # may be about to be submitted
         if young or find_queue(entry.queue).is_active(entry) or any(known[name].state() != "finished" for name in left):
             needed.add(os.path.basename(job.get("snapshot", "")))
         else:
-            yield folder, "jobs that ended, all their runs are finished", size_of(folder)
+            yield folder, "its jobs have ended and all runs are finished", size_of(folder)
     for folder in our_folders(runs_dir / ".code", SNAPSHOT):
         if folder.name not in needed and time.time() - folder.stat().st_mtime > TEMPORARY_SECONDS:
             yield folder, "code that no job and no run needs", size_of(folder)
 
 
 def our_folders(shelf: Path, names: re.Pattern[str]) -> list[Path]:
-    """The folders on a shelf of runs_dir whose names are of the kind that we make. No link is followed."""
+    """The folders in a shelf of runs_dir whose names have our pattern. Links are not followed."""
     if not shelf.is_dir() or shelf.is_symlink():
         return []
     with os.scandir(shelf) as entries:
@@ -71,9 +72,9 @@ def size_of(folder: Path) -> int:
 
 
 def remove(path: Path, runs_dir: Path) -> None:
-    """Remove what `garbage` listed. Raises ValueError for what is no longer inside runs_dir."""
+    """Remove a path that `garbage` listed. Raises ValueError if it is no longer inside runs_dir."""
     if not path.parent.resolve().is_relative_to(runs_dir.resolve()):
-        raise ValueError(f"{path} is a way out of runs_dir={runs_dir}: nothing there is removed")
+        raise ValueError(f"{path} leads out of runs_dir={runs_dir}: nothing there is removed")
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)  # by directory handles: no link that appears meanwhile is followed
     else:

@@ -1,4 +1,4 @@
-"""Tags and a note of a run: `labels.json` in its folder. They are not signed, and change nothing but what is shown."""
+"""Tags and a note of a run: `labels.json` in its folder. They are not signed and only affect what is shown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from capsule_sweeps.runs.record import Check, each, read_typed, text
 
 FILE = "labels.json"
 TAG = r"[^\W_][\w.-]{0,49}"  # letters and digits of any language, _ . -
-MAX_NOTE = 2000  # letters
+MAX_NOTE = 2000  # characters
 MAX_TAGS = 100
 LABELS: dict[str, Check] = {
     **dict.fromkeys(("tags", "removed"), each(text(50, TAG), MAX_TAGS)),
@@ -22,7 +22,7 @@ LABELS: dict[str, Check] = {
 
 @dataclass(frozen=True)
 class Labels:
-    """`removed` are tags that the run once had: a mirror takes them away as well."""
+    """`removed` are tags that the run once had, so that mirrors remove them as well."""
 
     tags: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
@@ -30,13 +30,13 @@ class Labels:
 
 
 def read_labels(folder: Path) -> Labels:
-    """The labels of a run folder; empty ones where there are none. What is damaged is left out and reported."""
+    """The labels of a run folder, empty if there are none. Damaged parts are left out and reported."""
     found = read_typed(folder / FILE, LABELS) if (folder / FILE).exists() else {}
     return Labels(tuple(found.get("tags", ())), tuple(found.get("removed", ())), str(found.get("note", "")))
 
 
 def change_tags(folder: Path, add: Iterable[str], remove: Iterable[str]) -> Labels:
-    """Add and remove tags of a run. Raises ValueError for what is no tag."""
+    """Add and remove tags of a run. Raises ValueError for an invalid tag."""
     before, add, remove = read_labels(folder), list(add), list(remove)
     for tag in (*add, *remove):
         if not re.fullmatch(TAG, tag):
@@ -49,7 +49,7 @@ def change_tags(folder: Path, add: Iterable[str], remove: Iterable[str]) -> Labe
 
 
 def change_note(folder: Path, note: str) -> Labels:
-    """Set the note of a run; an empty one removes it. Raises ValueError for one that is too long."""
+    """Set the note of a run; an empty note removes it. Raises ValueError for a note that is too long."""
     if len(note) > MAX_NOTE:
         raise ValueError(f"the note has {len(note):,} letters: a note has up to {MAX_NOTE:,}")
     before = read_labels(folder)

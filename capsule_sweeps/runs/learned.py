@@ -1,4 +1,4 @@
-"""Runs that finished and did not learn: they are marked wherever their accuracy is shown."""
+"""Finished runs that did not learn; they are marked wherever their accuracy is shown."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SIGMAS = 3
-IMAGES = 1000  # test images of runs that did not record what chance is
-GROWING = ("spread",)  # losses that grow while a run learns, because their margin does
+IMAGES = 1000  # assumed number of test images for runs that did not record chance
+GROWING = ("spread",)  # losses that grow while a run learns, because their margin grows
 SHOWN = 3
 
 
 def why_not_learned(
     signed: dict[str, Any], rows: Sequence[dict[str, Any]], chance: float | None = None, images: int = IMAGES
 ) -> str | None:
-    """Why the epochs of a finished run show that it did not learn; None for a run that did.
+    """Why a finished run did not learn, judged by its epochs; None for a run that did.
 
-    Its last accuracy is within noise of chance, or its training loss is above that of the first epoch. `chance`: the
-    accuracy of the best constant answer on so many test images; None stands for 1 / the number of possible answers.
+    Either its last accuracy is within noise of chance, or its training loss is above that of the first epoch. `chance`:
+    the accuracy of the best constant prediction on `images` test images; None means 1 / the number of possible labels.
     """
     if not rows or "test_accuracy" not in rows[-1]:
         return None
@@ -43,8 +43,8 @@ def why_not_learned(
 
 
 def find_not_learned(run: Run, record: dict[str, Any]) -> str | None:
-    """The same for a finished run: as it was recorded, or from its metrics where it was made before there were records
-    of it. Imported runs have no epochs."""
+    """`why_not_learned` of a finished run: as recorded, or from its metrics if it was made by an older version. None
+    for imported runs, which have no epochs."""
     if "not_learned" in record or "imported" in record:
         return record.get("not_learned")
     rows, _ = read_metrics(run)
@@ -52,7 +52,7 @@ def find_not_learned(run: Run, record: dict[str, Any]) -> str | None:
 
 
 def not_learned_note(runs: pd.DataFrame) -> str:
-    """What is said under a table with runs that did not learn; empty when all did. Columns: run, not_learned."""
+    """The note under a table with runs that did not learn; empty if all did. Columns of `runs`: run, not_learned."""
     if "not_learned" not in runs:
         return ""
     pairs = zip(runs.run, runs.not_learned, strict=True)

@@ -1,4 +1,4 @@
-"""Who works in a run folder or launches a sweep: a process of a host, and whether it still lives."""
+"""The process that holds a run folder or launches a sweep, and whether it is alive."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from capsule_sweeps.runs.files import MAX_BYTES, read_file, read_json
 from capsule_sweeps.runs.queue import this_job
 
 STALE_SECONDS = 120.0
-HIDDEN = "hidden"  # the start of a process that is alive, and nothing else is known of it
+HIDDEN = "hidden"  # in place of the start time of a process that is alive but not visible
 
 
 def _host() -> str:
-    """This machine as far as process numbers mean the same: name, boot, and process namespace where there are such."""
+    """The scope of process numbers: name of the machine, boot, and process namespace if there are namespaces."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -28,9 +28,9 @@ def _host() -> str:
 
 
 def _process_start(pid: Any) -> str | None:
-    """When a process of this host started, in a unit that no clock change moves; None when it is gone.
+    """When a process of this host started, independently of clock changes; None if it is gone.
 
-    HIDDEN when it lives and /proc does not show it, as on nodes that hide the processes of other users (hidepid).
+    HIDDEN if it is alive and not visible in /proc, as on nodes that hide the processes of other users (hidepid).
     """
     if not isinstance(pid, int) or not 0 < pid < 2**31:
         return None
@@ -40,7 +40,7 @@ def _process_start(pid: Any) -> str | None:
     except OSError:
         if Path("/proc/self/stat").exists():
             return HIDDEN if _exists(pid) else None
-    import psutil  # where there is no /proc
+    import psutil  # on systems without /proc
 
     try:
         return str(psutil.Process(pid).create_time())
@@ -59,16 +59,16 @@ def _exists(pid: int) -> bool:
 
 
 def owner() -> dict[str, Any]:
-    """This process, as claims and sweeps name it."""
+    """The description of this process in claims and sweep files."""
     process = {"host": _host(), "pid": os.getpid(), "start": _process_start(os.getpid())}
     return {**process, **this_job(), "time": time.time()}
 
 
 def alive(path: Path) -> bool:
-    """Whether the process that a claim or sweep file names still works.
+    """Whether the process that a claim or sweep file names is still at work.
 
-    It does not, at once when its process on this host is gone or an earlier start of this job made it, and after
-    STALE_SECONDS without a heartbeat when it came from another host, or is a process that this host hides from us.
+    A process of this host that is gone, or an earlier start of this job, is not. A process of another host, or one that
+    this host hides from us, is not after STALE_SECONDS without a heartbeat.
     """
     try:
         owner = json.loads(read_file(path, MAX_BYTES).decode())
@@ -76,7 +76,7 @@ def alive(path: Path) -> bool:
             return False
         here = this_job()
         if here and owner.get("job") == here["job"] and owner["restart"] < here["restart"]:
-            return False  # a queue starts a job again only when its processes are gone
+            return False  # a queue restarts a job only when its processes are gone
         if owner["host"] == _host():
             start = _process_start(owner["pid"])
             if start != HIDDEN:
@@ -84,18 +84,18 @@ def alive(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass  # being written at this moment, or damaged: its age decides
+        pass  # just being written, or damaged: its age decides
     try:
-        return time.time() - path.stat().st_mtime < STALE_SECONDS  # a clock set back makes it young: alive
+        return time.time() - path.stat().st_mtime < STALE_SECONDS  # if the clock was set back, alive
     except OSError:
         return False
 
 
 def launcher_here(path: Path) -> int | None:
-    """The living process on this host that launches the sweep of a file; None for any other.
+    """The live process on this host that launches the sweep of a file; None if there is none.
 
-    Files come from others, so the word of the file is not enough: the process runs our code, and it holds this very
-    file open, as a launcher does (`hold`).
+    Files may be forged, so their content is not sufficient: the process must run our code and hold this very file open,
+    as a launcher does (`hold`).
     """
     owner = read_json(path)
     pid, start = owner.get("pid"), owner.get("start")
@@ -114,13 +114,13 @@ def launcher_here(path: Path) -> int | None:
 
 @contextmanager
 def hold(path: Path) -> Iterator[None]:
-    """Keep a sweep file open, which shows `launcher_here` that this process is the launcher that the file names."""
+    """Keep a sweep file open, by which `launcher_here` recognizes the launcher that the file names."""
     with open(path, "rb"):
         yield
 
 
 def other_host(path: Path) -> str | None:
-    """The other host whose process a sweep file names; None when it names one of this host, or none."""
+    """The host of the process that a sweep file names, if it is another host; None otherwise."""
     host = read_json(path).get("host")
     return host.split()[0] if isinstance(host, str) and host.split() and host != _host() else None
 

@@ -1,4 +1,4 @@
-"""What this process may use of the machine: CPU cores and memory, within the limits of its container or job."""
+"""The CPU cores and the memory that this process may use, within the limits of its container or job."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def num_cores() -> int:
 
 
 def busy_hint(threads: int) -> str:
-    """A sentence when so many threads are more than the cores that nobody uses now; they wait for each other then."""
+    """A sentence if there are more threads than idle cores; empty otherwise."""
     cores = num_cores()
     free = max(1, min(cores, round(cores - os.getloadavg()[0])))
     if threads <= free:
         return ""
     return (
-        f"{threads} threads on {cores} cores, about {free} of them free: threads that wait for each other may take "
-        f"several times as long; set OMP_NUM_THREADS={free}"
+        f"{threads} threads on {cores} cores, of which about {free} are idle: training may take several times as long; "
+        f"set OMP_NUM_THREADS={free}"
     )
 
 
@@ -59,7 +59,7 @@ def _quota(folder: Path) -> float | None:
 
 
 def _room(folder: Path) -> int | None:
-    """Bytes between a limit and what is used; pages of files that were read are given back when they are needed."""
+    """Bytes left below a limit. Cached pages of files count as free, because they are released on demand."""
     for limit, used, pages in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),

@@ -1,7 +1,7 @@
-"""Takes run folders of others, from a bundle or from another runs folder, into a runs folder.
+"""Merges run folders of others, from a bundle or from another runs folder, into a runs folder.
 
-Nothing of theirs is trusted: a run is taken only if its name, its columns and its accuracies follow from its own
-configuration and epochs. What is here stays. Each folder is prepared beside its place and renamed.
+Their content is not trusted: a run is taken only if its name, its columns and its accuracies follow from its own
+configuration and epochs. Existing runs stay. Each folder is prepared under a temporary name and renamed.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from capsule_sweeps.runs.signature import columns, signature, signed_config
 from capsule_sweeps.runs.sweep import seeds_name, signatures_name
 
 CONFLICTS = ".conflicts"
-TIMES = ("seconds", "images_per_second")  # of an epoch: the only numbers in which equal runs differ
+TIMES = ("seconds", "images_per_second")  # the only numbers of an epoch in which equal runs differ
 MACHINE = ("host", "processor", "gpu")
 
 
 def merge(path: Path, runs_dir: Path) -> Iterator[tuple[str, str, str]]:
     """(run, outcome, what was done) for each run of a bundle or runs folder; outcomes are the keys of OUTCOMES.
 
-    Raises ValueError, with nothing taken, for a file that is no bundle; OSError when runs_dir cannot be written.
+    Raises ValueError, with nothing taken, for a file that is not a bundle; OSError if runs_dir cannot be written.
     """
     check_runs_dir(runs_dir)
     if path.is_dir() and runs_dir.is_dir() and path.samefile(runs_dir):
-        raise ValueError(f"{path} is the folder to merge into: give another one, or set --runs-dir")
+        raise ValueError(f"{path} is the folder to merge into: pass another one, or set --runs-dir")
     if (path / "run.json").is_file():
-        raise ValueError(f"{path} is one run: give the folder that it is in, or a bundle of it")
+        raise ValueError(f"{path} is one run: pass the folder that contains it, or a bundle of it")
     runs_dir.mkdir(parents=True, exist_ok=True)
     staged = runs_dir / f".merge.{os.getpid()}.{threading.get_ident()}.tmp"
     staged.mkdir()
@@ -96,20 +96,20 @@ def _stage(folder: Path, into: Path) -> None:
     copy_files(folder, into, [name for name in FILES if name != CHECKPOINT])
 
 
-# ── what is believed ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── verification ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """The record of a run folder of somebody else. Raises ValueError for one that does not agree with itself."""
+    """The record of a run folder from elsewhere. Raises ValueError if its files contradict each other."""
     record, summary = read_record(folder), read_summary(folder)
-    finished = (folder / "summary.json").exists()  # which is what makes a run finished, whatever is in it
+    finished = (folder / "summary.json").exists()  # its existence makes a run finished, whatever its content
     if finished and summary.get("signature") != record.get("signature"):
         raise ValueError("its summary.json is damaged")
     signed = record.get("signed_config")
     if not signed or signature(signed) != folder.name[-8:]:
         raise ValueError("its signature is not that of its configuration")
     if ("imported" in record) != ("imported.sha256" in signed):
-        raise ValueError("it says that it is imported and that it is not")
+        raise ValueError("its files contradict each other on whether it is imported")
     config = _config(folder / "config.yaml")
     if "imported" in record:
         expected = {"group": signature(signed), "seed": None, "epochs": None}
@@ -133,7 +133,7 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 def _config(path: Path) -> DictConfig:
-    """A stored configuration, with no interpolation in it and no part that is written once and used often."""
+    """A stored configuration. Raises ValueError if it has interpolations, anchors or tags."""
     try:
         text = read_file(path, FILES[path.name]).decode()
         if "${" in text:
@@ -142,7 +142,7 @@ def _config(path: Path) -> DictConfig:
             raise ValueError("it has an anchor or a tag")
         found = OmegaConf.create(text)
         if not isinstance(found, DictConfig):
-            raise ValueError("it holds no mapping")
+            raise ValueError("it is not a mapping")
     except Exception as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise ValueError(f"its {path.name} cannot be used ({reason})") from error
@@ -150,13 +150,13 @@ def _config(path: Path) -> DictConfig:
 
 
 def _accuracies(folder: Path, config: DictConfig, finished: bool) -> dict[str, Any]:
-    """What a run's epochs say of its accuracies under each rule. Raises ValueError when they are not complete."""
+    """The accuracies of a run under each rule, from its epochs. Raises ValueError if epochs are missing."""
     rows, damage = read_metrics(Run(folder))
     if damage:
         raise ValueError(f"its metrics.jsonl is damaged ({damage.rpartition(' ')[2]})" if "line" in damage else damage)
-    epochs = config.training.epochs  # perhaps more than there is memory for
+    epochs = config.training.epochs  # may be a huge number in a forged configuration
     if finished and (len(rows) != epochs or [row.get("epoch") for row in rows] != list(range(1, len(rows) + 1))):
-        raise ValueError(f"it is finished, and metrics.jsonl has not its {epochs} epochs")
+        raise ValueError(f"it is finished, but metrics.jsonl does not have its {epochs} epochs")
     return selection_rules.summarize(rows) if finished else {}
 
 
@@ -165,7 +165,7 @@ def _data(record: dict[str, Any]) -> str:
 
 
 def _images(here: dict[str, Run]) -> dict[str, Run]:
-    """Settings of a data set → a run here that was trained on it."""
+    """Settings of a dataset → a run here that was trained on it."""
     found: dict[str, Run] = {}
     for run in here.values():
         record = run.record()
@@ -175,7 +175,7 @@ def _images(here: dict[str, Run]) -> dict[str, Run]:
 
 
 def _compare_images(record: dict[str, Any], images: dict[str, Run]) -> None:
-    """Raises ValueError when a run here with the same settings was trained on other images."""
+    """Raises ValueError if a run here with the same dataset settings was trained on other images."""
     if "data_sha256" in record and (known := images.get(_data(record))) is not None:
         try:
             known.compare_data(record["data_sha256"], record.get("classes") or known.record().get("classes") or [])
@@ -183,13 +183,13 @@ def _compare_images(record: dict[str, Any], images: dict[str, Run]) -> None:
             raise ValueError(f"it was trained on other images than {known.folder.name}, of the same name") from error
 
 
-# ── what becomes of it ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── taking it ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _take(folder: Path, origin: Path | None, local: Run | None, runs_dir: Path, source: str) -> tuple[str, str]:
-    """Outcome and a sentence. What is here is moved aside only if it is unfinished and the other one is finished.
+    """The outcome and a sentence. An existing run is moved aside only if it is unfinished and the new one is finished.
 
-    `origin`: the runs folder where the checkpoint still is, which is copied only if the run is kept.
+    `origin`: the runs folder that has the checkpoint, which is copied only if the run is taken.
     """
     theirs, state = Run(folder), local.state() if local else "new"
     done = (folder / "summary.json").exists()
@@ -203,7 +203,7 @@ def _take(folder: Path, origin: Path | None, local: Run | None, runs_dir: Path, 
         words = _differences(local, theirs)
         _fetch_checkpoint(origin, folder)
         aside = _keep_aside(folder, runs_dir / CONFLICTS)
-        return "different", f"{words}. The run that is here stays, the other one is in {aside}"
+        return "different", f"{words}. The existing run stays, the other one is in {aside}"
     if local is not None and state != "new" and not done:
         return "left", f"it is unfinished there and {state} here"
     _fetch_checkpoint(origin, folder)
@@ -212,7 +212,7 @@ def _take(folder: Path, origin: Path | None, local: Run | None, runs_dir: Path, 
     attempts = len(record.get("attempts", []))
     record["merged"] = {"from": source, "time": time.time(), "attempts": attempts, **told}
     write_json(folder / "run.json", record)
-    if not done and attempts:  # so that it is resumed, not begun
+    if not done and attempts:  # so that it resumes instead of starting
         (folder / f"attempt-{attempts}.released").touch()
     try:
         if local is not None and state != "new":
@@ -229,14 +229,14 @@ def _take(folder: Path, origin: Path | None, local: Run | None, runs_dir: Path, 
 
 
 def _fetch_checkpoint(origin: Path | None, folder: Path) -> None:
-    """A checkpoint that cannot be copied is left out: the run is complete without."""
+    """Copy the checkpoint if possible; the run is complete without it."""
     if origin is not None:
         with suppress(ValueError):
             copy_files(origin / folder.name, folder, (CHECKPOINT,))
 
 
 def _numbers(folder: Path) -> str:
-    """All numbers of a finished run but its times, as text, in which NaN is equal to itself."""
+    """All numbers of a finished run except its times, as text, in which NaN equals itself."""
     rows = [{key: value for key, value in row.items() if key not in TIMES} for row in read_metrics(Run(folder))[0]]
     summary = read_summary(folder)
     rows.append({key: summary.get(key) for key in selection_rules.summary_keys()})
@@ -244,7 +244,7 @@ def _numbers(folder: Path) -> str:
 
 
 def _differences(here: Run, there: Run) -> str:
-    """What may be the reason for other numbers: accuracies, code, versions and device of both."""
+    """How two runs with different numbers differ: accuracies, code, versions and device."""
     ours, theirs, words = here.record(), there.record(), []
     for rule in selection_rules.RULES:
         pair = [read_summary(run.folder).get(rule.column) for run in (here, there)]
@@ -281,7 +281,7 @@ def _keep_aside(folder: Path, shelf: Path) -> Path:
 
 
 def _take_sweeps(there: Path, here: Path) -> None:
-    """Which runs were asked for together, and which seeds a procedure chose; only files that are named after that."""
+    """Copy the files of sweeps and of seeds chosen by a procedure, if their names agree with their content."""
     for path in sorted(there.iterdir()) if there.is_dir() and not there.is_symlink() else ():
         if not re.fullmatch(SWEEP_NAME, path.name):
             continue

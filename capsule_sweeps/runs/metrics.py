@@ -13,7 +13,8 @@ MAX_METRICS = 64 * 2**20  # bytes
 
 
 def read_metrics(run: Run) -> tuple[list[dict[str, Any]], str]:
-    """The rows of metrics.jsonl up to the first damaged one, and a sentence about it."""
+    """The rows of metrics.jsonl up to the first damaged one, and a sentence about the damage (empty if there is
+    none)."""
     path = run.folder / "metrics.jsonl"
     rows: list[dict[str, Any]] = []
     try:

@@ -1,4 +1,4 @@
-"""What a command asks for, what of it is there, and what is to be done."""
+"""The plan of a command: the runs it asks for, their states, and the action for each."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ RETRY = ("all", "oom", "nan", "none")
 
 @dataclass(frozen=True)
 class Policy:
-    """What to do about runs that exist: the settings `hydra.launcher.<name>`.
+    """How to treat existing runs: the settings `hydra.launcher.<name>`.
 
-    `retry` says which failed runs are tried again: all, those out of memory, those whose loss was not finite, none.
-    `force` runs everything anew and keeps the old folders aside; `dry_run` only shows the plan.
+    `retry` selects the failed runs that are tried again: all, out of memory (oom), loss not finite (nan), or none.
+    `force` runs everything from scratch and moves the old folders aside; `dry_run` only shows the plan.
     """
 
     dry_run: bool = False
@@ -55,13 +55,12 @@ class Policy:
 
 @dataclass
 class PlannedRun:
-    """One run that was asked for.
+    """A run that a command asks for.
 
-    `label` shows the overrides by which it differs from the others, `changed` the modules whose code differs from what
-    it was made with, `seconds` what is left of it by the epochs measured so far (None: nothing like it ran yet), `same`
-    the configurations of other points with its signature and `same_labels` their overrides, `parameters` the number of
-    weights if a run with this model was made, `not_learned` why a finished run did not learn, `signed` the signed
-    configuration.
+    `label`: the overrides in which it differs from the other runs; `changed`: the modules whose code has changed since
+    it was made; `seconds`: the estimated time left (None if no similar run was measured); `same`: the configurations of
+    other points with the same signature, and `same_labels` their overrides; `parameters`: the number of weights if a
+    run with this model was made; `not_learned`: why a finished run did not learn; `signed`: the signed configuration.
     """
 
     config: DictConfig
@@ -82,7 +81,7 @@ class PlannedRun:
         return self.run.folder.name[-8:]
 
     def put_old_aside(self) -> None:
-        """Put the old folder of a run that is made anew aside; called right before it starts."""
+        """Move the old folder of a run aside if it runs from scratch; called right before it starts."""
         if self.action == "run anew":
             self.run.put_aside()
 
@@ -97,9 +96,9 @@ def accuracy(planned: PlannedRun) -> float | None:
 
 
 def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]], policy: Policy) -> list[PlannedRun]:
-    """A point for every signature, in the order asked for.
+    """One planned run per signature, in the given order.
 
-    Raises ValueError when a folder holds a different signed config under a signature that is asked for.
+    Raises ValueError if a run folder has one of these signatures and a different signed config.
     """
     common = set.intersection(*(set(point) for point in overrides)) if len(overrides) > 1 else set()
     known = {runs_dir: find_runs(Path(runs_dir)) for runs_dir in {str(config.runs_dir) for config in configs}}
@@ -132,7 +131,7 @@ def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]],
 
 
 def show_plan(plan: Sequence[PlannedRun], asked: int, parallel: int) -> None:
-    """One screen before anything starts."""
+    """Print the plan, before anything starts."""
     table = Table(title="Plan", title_justify="left")
     table.add_column("run", overflow="fold")
     table.add_column("differs by", overflow="fold")
@@ -154,7 +153,7 @@ def show_plan(plan: Sequence[PlannedRun], asked: int, parallel: int) -> None:
     if stale:
         modules = ", ".join(sorted({module for point in stale for module in point.changed}))
         say.append(
-            f"{len(stale)} stale: finished with other code ({modules} changed since). Their numbers are shown and "
+            f"{len(stale)} stale: the code has changed since they finished ({modules}). Their numbers are shown and "
             "marked; hydra.launcher.force=true runs them from scratch and keeps the old folders in .superseded."
         )
     unlearned = [f"{point.run.folder.name} ({point.not_learned})" for point in plan if point.not_learned]

@@ -1,4 +1,4 @@
-"""What a plan warns of before hours are spent: comparisons that would not compare what they seem to."""
+"""Warnings of a plan about misleading comparisons, shown before hours are spent."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from omegaconf import DictConfig
 
 from capsule_sweeps.config.milestones import as_epochs
 
-RATIO = 2  # models differ much in size when one has so many times the parameters of another
-SHAPE = [0.43, 0.71]  # of the published recipe: milestones as fractions of the run
-SHOWN = 5  # groups of points that coincide
+RATIO = 2  # warn if one model has at least this many times the parameters of another
+SHAPE = [0.43, 0.71]  # milestones of the published recipe as fractions of the run
+SHOWN = 5  # groups of coinciding points that are listed
 
 
 class Point(Protocol):
-    """What is looked at of a `plan.PlannedRun`."""
+    """The attributes of a `plan.PlannedRun` that are needed here."""
 
     config: DictConfig
     signed: dict[str, Any]
@@ -32,10 +32,10 @@ def plan_warnings(plan: Sequence[Point]) -> list[str]:
 
 
 def _coinciding(plan: Sequence[Point]) -> list[str]:
-    """Points that are one run, by the overrides in which they differ."""
+    """Warnings about points that are the same run, with the overrides in which they differ."""
     groups = [list(dict.fromkeys([point.label, *point.same_labels])) for point in plan if point.same_labels]
     lines = [
-        f"{' and '.join(labels)} are one run: they differ in nothing that changes its numbers."
+        f"{' and '.join(labels)} are one run: they differ only in settings that do not change its numbers."
         if len(labels) > 1
         else f"{labels[0]} is asked for more than once: it is one run."
         for labels in groups
@@ -45,7 +45,7 @@ def _coinciding(plan: Sequence[Point]) -> list[str]:
 
 
 def _without_iterations(plan: Sequence[Point]) -> str:
-    """A routing that iterates does nothing in its first pass but average."""
+    """A warning about routings that iterate, whose first iteration only averages, with num_routing=1."""
     once = [point for point in plan if _iterations(point.signed) == 1]
     if not once:
         return ""
@@ -58,12 +58,12 @@ def _without_iterations(plan: Sequence[Point]) -> str:
 
 
 def _iterations(signed: dict[str, Any]) -> int | None:
-    """None for a model or a routing that has no iterations."""
+    """num_routing; None for a model or a routing without iterations."""
     return None if "model.routing.num_routing" in signed else signed.get("model.num_routing")
 
 
 def _milestones(plan: Sequence[Point]) -> str:
-    """Epochs that no run reaches."""
+    """Warnings about milestones that no run reaches."""
     for point in plan:
         milestones, epochs = point.signed.get("training.milestones", []), point.signed.get("training.epochs", 0)
         late = [milestone for milestone in milestones if milestone >= epochs]
@@ -79,7 +79,7 @@ def _milestones(plan: Sequence[Point]) -> str:
 
 
 def size_warning(plan: Sequence[Point]) -> str:
-    """Models for the same data set with very different numbers of parameters, of those that are known."""
+    """A warning about models for the same dataset with very different known numbers of parameters; empty if none."""
     for dataset in dict.fromkeys(point.signed.get("dataset.name") for point in plan):
         known = [(point.parameters, point.label) for point in plan if point.signed.get("dataset.name") == dataset]
         sizes = sorted((size, label) for size, label in known if size)
@@ -93,13 +93,13 @@ def size_warning(plan: Sequence[Point]) -> str:
 
 
 def architecture(flat: dict[str, Any]) -> str:
-    """What the number of parameters depends on, and little more."""
+    """A key of the settings that the number of parameters depends on."""
     kept = ("model.", "dataset.num_classes", "dataset.channels", "dataset.image_size")
     return json.dumps({key: value for key, value in flat.items() if key.startswith(kept)}, sort_keys=True)
 
 
 def known_sizes(records: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """The number of parameters of each architecture that ran."""
+    """Architecture → its number of parameters, for architectures that were run."""
     return {
         architecture(record.get("signed_config", {})): record["parameters"]
         for record in records

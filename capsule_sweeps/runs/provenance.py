@@ -1,4 +1,4 @@
-"""Where numbers come from: code, versions and machine of an attempt."""
+"""The provenance of an attempt: code, versions and machine."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from capsule_sweeps.runs.queue import this_job
 ROOT = Path(__file__).resolve().parents[2]
 CHECKOUT = (ROOT / "launch.py").is_file()  # or a snapshot of one; in an installed wheel, ROOT is site-packages
 MANIFEST = "MANIFEST.json"  # in the root of a snapshot: its files with their hashes, the commit, the patch to it
-SUBMISSION = "CAPSULE_SWEEPS_SUBMISSION"  # the environment variable in which a job finds its submission's name
-OWN_VERSION = sys.modules["capsule_sweeps"].__version__  # of this code, whatever the installed metadata say
+SUBMISSION = "CAPSULE_SWEEPS_SUBMISSION"  # the environment variable of a job with the name of its submission
+OWN_VERSION = sys.modules["capsule_sweeps"].__version__  # of this code; installed metadata may differ
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "submitit")
 
 
-NUMBERS = ("routing", "networks", "data", "training")  # the rooms whose code makes a run's numbers
+NUMBERS = ("routing", "networks", "data", "training")  # the rooms whose code determines the numbers of a run
 FLAT_CODE = Path(__file__).with_name(
     "flat_code.json"
 )  # module before the rooms → its fingerprint, and what became of it
@@ -36,13 +36,14 @@ FLAT_CODE = Path(__file__).with_name(
 
 @cache
 def fingerprint(module: str) -> str | None:
-    """8 hex digits of a module's code (`routing.em`) without comments and docstrings; None without such a module."""
+    """8 hex digits of a module's code (`routing.em`) without comments and docstrings; None if there is no such
+    module."""
     path = _path(module)
     return None if path is None else hashed(ast.parse(path.read_text()))
 
 
 def hashed(tree: ast.Module) -> str:
-    """8 hex digits of a syntax tree, whose docstrings are removed; the same in every version of Python."""
+    """8 hex digits of a syntax tree without docstrings, the same for all versions of Python."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
             node.body = node.body[1:] or [ast.Pass()]
@@ -50,8 +51,8 @@ def hashed(tree: ast.Module) -> str:
 
 
 def _parts(node: Any) -> Any:
-    """A syntax tree as lists. Versions of Python differ in what ast.dump and ast.unparse make of a tree, in empty
-    fields, in `kind` (the u of u"text" beside an f-string), and in the empty text at the end of a format."""
+    """A syntax tree as lists, independent of the version of Python. Versions differ in the results of ast.dump and
+    ast.unparse, in empty fields, in `kind` (the u of u"text" beside an f-string), and in empty text after a format."""
     if isinstance(node, ast.AST):
         fields = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, []) and name != "kind"]
         if isinstance(node, ast.JoinedStr):
@@ -62,7 +63,7 @@ def _parts(node: Any) -> Any:
 
 
 def _path(module: str) -> Path | None:
-    if not re.fullmatch(r"\w{1,100}(\.\w{1,100})*", module, re.ASCII):  # of a record that somebody else wrote
+    if not re.fullmatch(r"\w{1,100}(\.\w{1,100})*", module, re.ASCII):  # may come from a forged record
         return None
     path = (ROOT / "capsule_sweeps").joinpath(*module.split("."))
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
@@ -70,7 +71,7 @@ def _path(module: str) -> Path | None:
 
 @cache
 def _imported(module: str) -> frozenset[str]:
-    """The modules of the rooms NUMBERS that a module imports, wherever in it; the rooms themselves hold no code."""
+    """The modules of the rooms NUMBERS that a module imports, anywhere in it; __init__ files of rooms have no code."""
     path, found = _path(module), set()
     for node in ast.walk(ast.parse(path.read_text())) if path else ():
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("capsule_sweeps."):
@@ -80,7 +81,7 @@ def _imported(module: str) -> frozenset[str]:
 
 
 def code(flat: dict[str, Any]) -> dict[str, str]:
-    """The fingerprints of the modules that a run with this signed configuration executes to make its numbers."""
+    """Module → fingerprint, for the modules that determine the numbers of a run with this signed configuration."""
     built = [PRESENT_SPELLING.get(str(value), str(value)) for key, value in flat.items() if key.endswith("_target_")]
     todo = {"training.train", f"data.sources.{flat.get('dataset.source')}"}
     todo |= {path.removeprefix("capsule_sweeps.").rpartition(".")[0] for path in built}
@@ -95,12 +96,12 @@ def code(flat: dict[str, Any]) -> dict[str, str]:
 
 
 def changed_code(record: dict[str, Any]) -> list[str]:
-    """The modules that a run's configuration uses and whose code is not what one of its attempts ran."""
+    """The modules used by the configuration of a run whose code has changed since one of its attempts."""
     now = code(record.get("signed_config", {}))
     changed = set()
     for attempt in record.get("attempts", []):
         for name, known in (attempt.get("code") or dict.fromkeys(now)).items():
-            if name in _flat_code():  # before the rooms, every module was recorded, used or not
+            if name in _flat_code():  # old records, before modules moved to rooms, name also modules that are not used
                 then, became = _flat_code()[name]
                 used = became.keys() & now.keys()
                 changed |= used if known not in then else {new for new in used if became[new] != now[new]}
@@ -111,13 +112,13 @@ def changed_code(record: dict[str, Any]) -> list[str]:
 
 @cache
 def _flat_code() -> dict[str, tuple[list[str], dict[str, str]]]:
-    """The fingerprints of before differ between Python 3.11, 3.12 and 3.13."""
+    """Fingerprints in old records, which differ between Python 3.11, 3.12 and 3.13."""
     return json.loads(FLAT_CODE.read_text())
 
 
 def provenance(*packages: str, device: Any = None) -> dict[str, Any]:
-    """Commit, whether the tree was dirty, versions (also of these packages), host, processor, job of a queue,
-    the snapshot that ran, and the GPU that `device` (a torch.device) is; None for any other."""
+    """Commit, whether the tree was dirty, versions (also of these packages), host, processor, job of a queue, snapshot,
+    and the name of the GPU `device` (a torch.device; None for a CPU)."""
     manifest = read_json(ROOT / MANIFEST)
     return {
         "commit": (manifest["commit"] if manifest else git("rev-parse", "HEAD")).strip() or None,
@@ -135,7 +136,7 @@ def provenance(*packages: str, device: Any = None) -> dict[str, Any]:
 
 
 def git(*arguments: str) -> str:
-    """What git reports of the checkout of this code; empty outside of a checkout, and where git is not available."""
+    """The output of git in the checkout of this code; empty outside of a checkout and if git is not available."""
     if not CHECKOUT:
         return ""
     try:

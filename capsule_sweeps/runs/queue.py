@@ -1,7 +1,7 @@
-"""What the ledger asks a queue, a scheduler that holds runs, and how it finds the queue that a queue entry names.
+"""The protocol between the ledger and a queue, a scheduler that holds runs, and the lookup of a queue by name.
 
-The queue NAME is the object QUEUE of `capsule_sweeps/launchers/NAME/queue.py`: the folder is the registry, and a name
-that is not in it is never imported.
+The queue NAME is the object QUEUE in `capsule_sweeps/launchers/NAME/queue.py`. The folder is the registry: a name that
+is not in it is never imported.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any, Protocol, cast
 
 LAUNCHERS = Path(__file__).resolve().parents[1] / "launchers"
 SUBMISSION = re.compile(r"\w[\w.+]{,23}-[0-9a-f]{8}-[0-9a-f]{6}", re.ASCII)  # <data set>-<sweep>-<random>
-FIRST = "slurm"  # entries written before there were others do not name their queue
+FIRST = "slurm"  # queue of entries that do not name one, as written by older versions
 
 
 @dataclass(frozen=True)
 class Entry:
-    """How a queue knows a run: the files of a submission, which its jobs are named after, and the job that took it."""
+    """A run in a queue: the folder of its submission, after which the jobs are named, and the job that claimed it."""
 
     queue: str
     folder: Path  # <runs_dir>/.jobs/<submission>
@@ -33,30 +33,30 @@ class Entry:
 
 
 class Refused(Exception):
-    """A queue does not take jobs, in its own words."""
+    """A queue refused jobs; the message is that of the queue."""
 
 
 class Queue(Protocol):
     """A scheduler that holds runs."""
 
     def is_active(self, entry: Entry) -> bool:
-        """Whether a job of this submission waits or works; True as well when the queue does not answer."""
+        """Whether a job of this submission is pending or running; also True if the queue does not answer."""
 
     def cancel(self, entry: Entry) -> bool:
-        """End the jobs of this submission that have not started. False when the queue does not answer."""
+        """Cancel the jobs of this submission that have not started. False if the queue does not answer."""
 
     def where(self, entry: Entry) -> str:
-        """Why the job waits, or its node and the time left; empty when the queue has no such job."""
+        """Why the job is pending, or its node and the time left; empty if the queue has no such job."""
 
     def log(self, entry: Entry) -> Path | None:
-        """What the entry's job printed; before a job worked on the run, the newest log of the submission."""
+        """The log of the entry's job; before a job claimed the run, the newest log of the submission."""
 
     def this_job(self) -> dict[str, Any]:
-        """The job that this process belongs to and how often it was started again, {job, restart}, or {}."""
+        """The job that this process belongs to and how often it was restarted, {job, restart}, or {}."""
 
 
 class Unknown:
-    """A queue that this code does not have. Like one that does not answer, it is left alone."""
+    """A queue that this code does not have. It is treated like a queue that does not answer."""
 
     def is_active(self, entry: Entry) -> bool:
         return True
@@ -86,5 +86,5 @@ def find_queue(name: str) -> Queue:
 
 
 def this_job() -> dict[str, Any]:
-    """The job, of whichever queue, that this process belongs to; {} for none."""
+    """The job, of any queue, that this process belongs to; {} if there is none."""
     return next((job for name in queue_names() if (job := find_queue(name).this_job())), {})

@@ -1,8 +1,8 @@
-"""The one reader of the JSON files of a runs folder: types and bounds of everything that is believed.
+"""The one reader of the JSON files of a runs folder: checks types and bounds of everything that is used.
 
-Run folders come from others. A file is read only when it is a regular file of bounded size. A value that is not of its
-type or outside of its bounds is left out, as if nobody had written it, and one line says so: `<name>: damaged (<why>)`.
-Keys that no reader knows are kept when they are plain JSON of bounded depth.
+Run folders may come from others. Only regular files of bounded size are read. A value of the wrong type or out of
+bounds is left out as if it were missing, and reported in one line: `<name>: damaged (<why>)`. Unknown keys are kept if
+they are plain JSON of bounded depth.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from capsule_sweeps.runs.files import MAX_BYTES, read_file
 
 log = logging.getLogger(__name__)
 
-MAX_NUMBER = 2**53  # beyond it a float is not exact; every count here is far below
-MAX_FLOAT = sys.float_info.max  # of a setting: a user may choose any finite learning rate
-MAX_SECONDS = 1e11  # of a clock or a duration: 3,000 years
-MAX_TEXT = 100_000  # letters, of an error message
-MAX_NAME = 1000  # letters
+MAX_NUMBER = 2**53  # larger integers are not exact as floats; every count here is far below
+MAX_FLOAT = sys.float_info.max  # for settings: any finite learning rate is valid
+MAX_SECONDS = 1e11  # for clocks and durations: 3,000 years
+MAX_TEXT = 100_000  # characters of an error message
+MAX_NAME = 1000  # characters
 MAX_ATTEMPTS = 1000
 MAX_DEPTH = 20
 
-Check = Callable[[Any], str]  # says what is wrong with a value, "" when nothing is
+Check = Callable[[Any], str]  # returns what is wrong with a value, "" if nothing is
 
 
 def text(longest: int = MAX_NAME, pattern: str = "") -> Check:
@@ -62,7 +62,7 @@ def flag(value: Any) -> str:
 
 
 def leaf(value: Any) -> str:
-    """A value of a configuration: text, a number, true, false, or a list of these."""
+    """Check a value of a configuration: text, a number, true, false, or a list of these."""
     if isinstance(value, list):
         return next(filter(None, map(_scalar, value)), "")
     return _scalar(value)
@@ -86,7 +86,7 @@ def each(check: Check, most: int = 1_000_000) -> Check:
 
 
 def table(known: Mapping[str, Check] | None = None, others: Check | None = None) -> Check:
-    """An object: `known` keys pass their check or are null, all others pass `others`."""
+    """A check of an object: `known` keys must pass their check or be null, all others must pass `others`."""
 
     def check(value: Any) -> str:
         if not isinstance(value, dict):
@@ -101,7 +101,7 @@ def table(known: Mapping[str, Check] | None = None, others: Check | None = None)
 
 
 def plain(value: Any, depth: int = MAX_DEPTH) -> str:
-    """Whether a value of a key that no reader knows is harmless."""
+    """Check the value of an unknown key."""
     if depth == 0:
         return "is nested too deeply"
     if isinstance(value, dict | list):
@@ -115,7 +115,7 @@ def plain(value: Any, depth: int = MAX_DEPTH) -> str:
 
 CLOCK = number(0, MAX_SECONDS)
 SHARE = number(0, 1)
-IDENTIFIER = text(pattern=r"([A-Za-z0-9_][A-Za-z0-9_.-]*)?")  # safe as the name of a file, and in a glob
+IDENTIFIER = text(pattern=r"([A-Za-z0-9_][A-Za-z0-9_.-]*)?")  # safe as a file name and in a glob
 SIGNED_CONFIG = table(others=leaf)
 EXECUTION = table({"device": text(), "threads": count()}, others=leaf)
 COLUMNS: dict[str, Check] = {
@@ -174,15 +174,15 @@ SEEDS: dict[str, Check] = {  # .sweeps/seeds-*.json
     "resolve": text(),
     "groups": each(text()),
 }
-FORMER_KEYS = {"science": "signed_config"}  # as they were spelled before version 0.2.0
+FORMER_KEYS = {"science": "signed_config"}  # names before version 0.2.0
 JOB: dict[str, Check] = {"queue": text(), "runs": each(text(4096)), "snapshot": text(4096), "settings": table()}
 
 
 def read_typed(path: Path, known: Mapping[str, Check], nulls: bool = False) -> dict[str, Any]:
-    """What is valid of the object in a file; {} when there is none. Says in one line what is damaged.
+    """The valid part of the object in a JSON file; {} if the file does not exist. Logs one line about damaged parts.
 
-    Keys whose value is null are kept only with `nulls`. Of damaged attempts their valid keys are kept: an attempt of
-    which nothing is known is one all the same.
+    Keys whose value is null are kept only with `nulls`. Damaged attempts keep their valid keys, so that their number
+    stays the same.
     """
     try:
         value = read_object(path)
@@ -198,7 +198,7 @@ def read_typed(path: Path, known: Mapping[str, Check], nulls: bool = False) -> d
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, whatever is in it; {} when there is none. Former keys are read as the present ones.
+    """The object in a JSON file, unchecked; {} if the file does not exist. Former names of keys are replaced.
 
     Raises ValueError or OSError for any other file.
     """
@@ -209,13 +209,13 @@ def read_object(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())[:200]) from error
     if not isinstance(value, dict):
-        raise ValueError("it holds no object")
+        raise ValueError("it is not an object")
     former = {key: value[old] for old, key in FORMER_KEYS.items() if old in value}
     return former | {key: item for key, item in value.items() if key not in FORMER_KEYS}
 
 
 def _valid_attempts(value: Any) -> list[dict[str, Any]]:
-    """As many as there are, or MAX_ATTEMPTS of them."""
+    """All attempts, at most MAX_ATTEMPTS, with their valid keys."""
     attempts = [one if isinstance(one, dict) else {} for one in (value if isinstance(value, list) else [value])]
     return [
         {key: item for key, item in one.items() if not table(ATTEMPT)({key: item})} for one in attempts[-MAX_ATTEMPTS:]
@@ -234,14 +234,14 @@ _said: set[tuple[str, str]] = set()
 
 
 def say_damaged(name: str, why: str, path: Path) -> None:
-    """`<name>: damaged (<why>)`, once per process: a command reads a record several times."""
+    """Log `<name>: damaged (<why>)`, once per process, because a command may read a record several times."""
     if (line := (str(path.absolute()), why)) not in _said:
         _said.add(line)
         log.warning("%s: damaged (%s)", name if re.fullmatch(r"[!-~ ]+", name) else ascii(name), why)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What is valid of a run's run.json: the columns of `load_runs`, signed_config, provenance, execution, attempts."""
+    """The valid part of run.json: the columns of `load_runs`, signed_config, provenance, execution, attempts."""
     record = read_typed(folder / "run.json", RECORD, nulls=True)
     return {key: value for key, value in record.items() if value is not None or key not in NO_NULL}
 
@@ -251,7 +251,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def valid_row(row: Any) -> bool:
-    """Whether a line of metrics.jsonl is an epoch's row, evaluated or not. Losses may be infinite or NaN."""
+    """Whether a row of metrics.jsonl is valid, evaluated or not. Losses may be infinite or NaN."""
     if not (isinstance(row, dict) and row) or SHARE(row.get("test_accuracy", 0)) or count()(row.get("epoch", 0)):
         return False
     finite = [value for value in row.values() if not (isinstance(value, float) and not math.isfinite(value))]

@@ -1,13 +1,12 @@
-"""The ledger: one folder a run, `<runs_dir>/<readable name>-<signature>/`, which is all that is known of the run.
+"""The ledger: one folder per run, `<runs_dir>/<readable name>-<signature>/`, with everything known about the run.
 
-Every file in it but the append-only metrics is replaced atomically, so a reader never sees half of one and a process
-may be killed at any moment. The folder is claimed by creating `attempt-<n>.json`, n one above the last: creation is
-exclusive on local disks and on NFS alike, numbers never fall, and the highest number owns the folder. A claim is void
-at once when its process on this host is gone, and some time after its last heartbeat when it came from another.
+Every file in it except the append-only metrics is replaced atomically, so readers never see a part of one and a process
+may be killed at any moment. The folder is claimed by creating `attempt-<n>.json`, with n one above the last: creation
+is exclusive on local disks and on NFS, numbers only grow, and the highest number owns the folder. A claim of a process
+on this host ends with the process; one of another host ends some time after its last heartbeat.
 
-A run that was given to a queue has a queue entry, `queued.json`, which names the queue. The jobs of that submission may
-claim the run; the entry is removed when the run finishes, fails or is cancelled, and has no effect once no such job is
-left.
+A run in a queue has a queue entry, `queued.json`, which names the queue. The jobs of that submission may claim the run.
+The entry is removed when the run finishes, fails or is cancelled, and has no effect once no such job is left.
 """
 
 from __future__ import annotations
@@ -41,16 +40,16 @@ STATES = ("new", "queued", "running", "interrupted", "failed", "finished")
 
 
 class Busy(Exception):
-    """Somebody else works in this run folder now."""
+    """Another process holds this run folder."""
 
 
 def names_of(classes: Sequence[str]) -> str:
-    """The names of classes as a sentence shows them: the first 20."""
+    """The first 20 names of classes, for a message."""
     return ", ".join(classes[:20]) + (f" and {len(classes) - 20} more" if len(classes) > 20 else "")
 
 
 class Run:
-    """One run folder, whether it exists yet or not. With a `submission`, only its queue entry allows a claim."""
+    """A run folder, which may not exist yet. With a `submission`, a claim needs the queue entry of that submission."""
 
     def __init__(self, folder: Path, submission: str | None = None) -> None:
         self.folder, self.submission = folder, submission
@@ -60,11 +59,11 @@ class Run:
         return self.folder / "queued.json"
 
     def queue_entry(self) -> dict[str, Any]:
-        """The queue entry: queue, submission, user, config, columns, signed_config, attempts. {} if there is none."""
+        """The queue entry: queue, submission, user, config, columns, signed_config, attempts; {} if there is none."""
         return read_typed(self._entry_path, QUEUE_ENTRY)
 
     def entry(self) -> Entry | None:
-        """How a queue knows the run, by its queue entry or its last attempt; None if no queue had a part in it."""
+        """The run in a queue, by its queue entry or its last attempt; None if it never was in a queue."""
         found, attempt = self.queue_entry(), (self.record().get("attempts") or [{}])[-1]
         submission = found.get("submission") or attempt.get("submission")
         if not submission:
@@ -75,7 +74,7 @@ class Run:
         return Entry(str(queue), folder, found.get("user"), job)
 
     def is_queued(self) -> bool:
-        """Whether the queue has a job for the entry, or the run's launcher is about to submit one."""
+        """Whether the queue has a job for the queue entry, or the launcher is about to submit one."""
         if not self._entry_path.exists():
             return False
         found = self.queue_entry()
@@ -84,18 +83,18 @@ class Run:
         return find_queue(entry.queue).is_active(entry) or alive(folder / "launching.json")
 
     def enqueue(self, entry: dict[str, Any]) -> None:
-        """Raises Busy when somebody else works on the run or has just queued it."""
+        """Write the queue entry. Raises Busy if another process holds the run or has just queued it."""
         make_folder(self.folder)
         if self.state() in ("running", "queued"):
             raise Busy(f"{self.folder} is in use")
-        self._entry_path.unlink(missing_ok=True)  # of jobs that are gone
+        self._entry_path.unlink(missing_ok=True)  # its jobs are gone
         try:
             create_json(self._entry_path, entry)
         except FileExistsError:
             raise Busy(f"{self.folder} was queued a moment ago") from None
 
     def dequeue(self, submission: str | None = None) -> None:
-        """Take the entry away (of this submission only, if one is named), and the folder if that was all in it."""
+        """Remove the queue entry (only of this submission, if one is named), and the folder if it is empty then."""
         if submission is not None and self.queue_entry().get("submission") != submission:
             return
         with suppress(OSError):
@@ -103,12 +102,13 @@ class Run:
             self.folder.rmdir()
 
     def waits_for(self, submission: str) -> bool:
-        """Whether a job of this submission may start the run now."""
+        """Whether a job of this submission may start the run."""
         finished = (self.folder / "summary.json").exists()
         return not self._worker() and not finished and self.queue_entry().get("submission") == submission
 
     def put_aside(self) -> Path:
-        """Move the folder to `.superseded/` beside it, so that the run can be made anew. Raises Busy when in use."""
+        """Move the folder to `.superseded/` beside it, so that the run can start from scratch. Raises Busy if in
+        use."""
         if self.state() == "running":
             raise Busy(f"{self.folder} is in use by {describe(attempt_path(self.folder, last_attempt(self.folder)))}")
         shelf = make_folder(self.folder.parent / ".superseded")
@@ -119,22 +119,22 @@ class Run:
         return target
 
     def request_cancel(self) -> bool:
-        """Ask the process that works here, on whatever host, to save and stop. False when there is none."""
+        """Ask the process that holds the run, on any host, to save and stop. False if there is none."""
         if self.state() != "running":
             return False
         with suppress(FileExistsError):
             os.close(os.open(self.folder / "cancel", os.O_CREAT | os.O_EXCL | NO_LINK, 0o666))
-        self.dequeue()  # a job that starts again leaves it alone
+        self.dequeue()  # so that a restarted job does not resume it
         return True
 
     def record(self) -> dict[str, Any]:
-        """What run.json holds: the columns of `load_runs`, signed_config, provenance, execution, attempts."""
+        """The content of run.json: the columns of `load_runs`, signed_config, provenance, execution, attempts."""
         return read_record(self.folder)
 
     def state(self, record: dict[str, Any] | None = None) -> str:
-        """One of STATES. The folder decides: a summary means finished, a living claim means running.
+        """One of STATES. The folder decides: a summary means finished, a claim of a live process means running.
 
-        A run is queued while the queue still has a job for its entry.
+        A run is queued as long as the queue has a job for its entry.
         """
         if (self.folder / "summary.json").exists():
             return "finished"
@@ -148,7 +148,7 @@ class Run:
         return "interrupted" if last_attempt(self.folder) else "new"
 
     def damage(self, record: dict[str, Any] | None = None) -> str:
-        """Why the folder is no record of the run that its name says; empty when name and configuration agree."""
+        """Why the folder is damaged; empty if its name and its configuration agree."""
         record, name = self.record() if record is None else record, self.folder.name
         signed = record.get("signed_config") or self.queue_entry().get("signed_config")
         if not signed and (self.folder / "config.yaml").exists():
@@ -165,9 +165,9 @@ class Run:
         return "" if told == name[-8:] else f"run.json has the signature {told}"
 
     def config(self) -> DictConfig:
-        """The configuration that the run was made with, checked; of an imported run what of it is known.
+        """The checked configuration of the run; for an imported run the known part of it.
 
-        Raises ValueError when config.yaml is damaged or describes another run.
+        Raises ValueError if config.yaml is damaged or belongs to another run.
         """
         path = self.folder / "config.yaml"
         if "imported" in self.record():
@@ -176,12 +176,12 @@ class Run:
         self.compare(signed_config(config), self.record())
         if not self.folder.name.endswith(f"-{signature(signed_config(config))}"):
             raise ValueError(
-                f"{path} describes another run than {self.folder.name}: it was edited; bring the old one back"
+                f"{path} describes another run than {self.folder.name}: it was edited; restore the original file"
             )
         return config
 
     def compare(self, asked: dict[str, Any], record: dict[str, Any]) -> None:
-        """Raises ValueError when the folder's signed config is not the one asked for: never reuse another run."""
+        """Raises ValueError if the signed config of the folder is not `asked`, so that no other run is ever reused."""
         stored = record.get("signed_config")
         if stored is None and (self.folder / "config.yaml").exists():
             stored = signed_config(checked_config(self.folder / "config.yaml"))
@@ -196,9 +196,9 @@ class Run:
             )
 
     def compare_data(self, sha256: str, classes: Sequence[str]) -> None:
-        """Raises ValueError when the run was trained on other data than those with this hash and these classes.
+        """Raises ValueError if the run was trained on data with another hash or other classes.
 
-        A record that has none of the two is not compared: it was made before there was one.
+        Records of older versions, which have neither, are not compared.
         """
         record = self.record()
         what, then = "", record.get("classes")
@@ -209,13 +209,13 @@ class Run:
         if what:
             raise ValueError(
                 f"the images under data_dir or dataset.root are not those that {self.folder} was trained on ({what}); "
-                "bring the old data back, give the new ones another dataset.name, or move the folder away to train "
+                "restore the old images, set another dataset.name for the new ones, or move the folder away to train "
                 "from scratch"
             )
 
     @contextmanager
     def claim(self) -> Iterator[Claim]:
-        """Own the folder for the time of a `with`. Raises Busy when somebody else does, or the entry is gone."""
+        """Hold the folder inside a `with`. Raises Busy if another process holds it, or the queue entry is gone."""
         make_folder(self.folder)
         last = last_attempt(self.folder)
         if alive(before := attempt_path(self.folder, last)):
@@ -234,7 +234,7 @@ class Run:
             with suppress(OSError):
                 self.folder.rmdir()
             raise Busy(f"{self.folder} was taken out of the queue")
-        # An earlier attempt may still hang in a write. Without its temporary files, its renames fail.
+        # An earlier attempt may still be blocked in a write. Without its temporary files, its renames fail.
         remove_temporary(self.folder, lambda writer: writer.startswith("attempt-") and int(writer[8:]) <= last)
         for number in attempts(self.folder):
             if number <= last:

@@ -1,4 +1,4 @@
-"""Which runs a command is about: run names, prefixes of signatures, paths, sweeps, and filters like dataset=CIFAR10."""
+"""Selects runs for a command: by run name, signature prefix, path, sweep, and filters such as dataset=CIFAR10."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from capsule_sweeps.runs.run import Run
 
 log = logging.getLogger(__name__)
 
-CHANGING = ("state", "stale", "imported", "epochs_done")  # a run that fits may come
+CHANGING = ("state", "stale", "imported", "epochs_done")  # filters that runs may fit later
 
 
 def select(runs_dir: Path, words: Sequence[str], imported: bool = False) -> pd.DataFrame:
-    """The rows of `load_runs` that fit all filters and, where runs or sweeps are named, are among these.
+    """The rows of `load_runs` that fit all filters and, if runs or sweeps are named, belong to these.
 
-    A filter is column=value, or key=value for a key of the signed configuration, as it is typed at launch: see
-    `filters`. tag=TAG selects runs that have this tag. Imported runs are among them if they are named, with
-    imported=true (only these) or imported=any (also these), or if the caller asks for them. Raises ValueError for an
-    unknown word, and for a filter that no run fits. A state that no run has is only reported, since states change.
+    A filter is column=value, or key=value for a key of the signed configuration, as typed on the command line: see
+    `filters`. tag=TAG selects runs with this tag. Imported runs are included if they are named, with imported=true
+    (only imported runs) or imported=any (all runs), or with the argument `imported`. Raises ValueError for an unknown
+    word, and for a filter that no run fits. A state that no run has is only reported, because states change.
     """
     if not runs_dir.is_dir():
-        raise ValueError(f"there is no folder {runs_dir}; set --runs-dir to the folder of the runs")
+        raise ValueError(f"{runs_dir} does not exist; set --runs-dir to the folder of the runs")
     runs = load_runs(runs_dir, imported=True)
     named = [word for word in words if "=" not in word]
     if named:
@@ -58,7 +58,7 @@ def select(runs_dir: Path, words: Sequence[str], imported: bool = False) -> pd.D
 
 
 def find_run(runs_dir: Path, word: str) -> Run:
-    """The one run that a word names. Raises ValueError when there is none, or more than one."""
+    """The run that a word names. Raises ValueError if there is none, or more than one."""
     if os.sep in word and (Path(word) / "run.json").is_file():
         found = Run(Path(word))
         if why := found.damage():
@@ -71,7 +71,7 @@ def find_run(runs_dir: Path, word: str) -> Run:
 
 
 def _named(runs_dir: Path, runs: pd.DataFrame, word: str) -> list[str]:
-    """Signatures of the runs that a name, a path, a prefix of a signature, or a sweep's name stands for."""
+    """Signatures of the runs that a name, a path, a prefix of a signature, or the name of a sweep denotes."""
     name, parent = Path(word).name, Path(word).parent
     if os.sep in word and parent.resolve() != runs_dir.resolve():
         raise ValueError(f"{word} is not in {runs_dir}; set --runs-dir {parent}")

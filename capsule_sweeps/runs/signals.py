@@ -1,4 +1,4 @@
-"""Signals as a request: finish the batch, save, leave."""
+"""Signals as a request to finish the batch, save and stop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
 class Interrupted(Exception):
-    """The run was asked to stop and its checkpoint is written: by the signal `signum`, or (0) because of `cancel`."""
+    """The run was asked to stop, by the signal `signum` or (0) by `cancel`, and its checkpoint is written."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}" if signum else "cancelled")
@@ -28,16 +28,16 @@ class Interrupted(Exception):
 
 
 class Stop:
-    """The signal that asked the run to stop, 0 while there is none."""
+    """The signal that asked the run to stop, or 0."""
 
     signum = 0
 
 
 @contextmanager
 def abandon_late(stop: Stop, seconds: float = GRACE_SECONDS) -> Iterator[None]:
-    """While open, SIGTERM or SIGUSR2 ends this process after so many seconds, if what is in progress does not end.
+    """While open, SIGTERM or SIGUSR2 ends this process after this many seconds, if the batch in progress does not end.
 
-    The last checkpoint is safe then, and the same command resumes the run. Ctrl-C waits, and a second one does not.
+    The last checkpoint is kept, and the same command resumes the run. Ctrl-C waits; a second Ctrl-C does not.
     """
     done = threading.Event()
 
@@ -46,7 +46,7 @@ def abandon_late(stop: Stop, seconds: float = GRACE_SECONDS) -> Iterator[None]:
             if stop.signum in (signal.SIGTERM, signal.SIGUSR2):
                 break
         if not done.wait(seconds) and stop.signum:
-            log.error("nothing ended in %g s after %s: abandoned", seconds, signal.Signals(stop.signum).name)
+            log.error("still busy %g s after %s: abandoned", seconds, signal.Signals(stop.signum).name)
             console().show_cursor()
             os._exit(128 + stop.signum)
 
@@ -63,9 +63,9 @@ def abandon_late(stop: Stop, seconds: float = GRACE_SECONDS) -> Iterator[None]:
 def stop_signals() -> Iterator[Stop]:
     """While open, SIGTERM, SIGUSR2 and Ctrl-C only raise a flag; a second Ctrl-C raises KeyboardInterrupt.
 
-    The signals are blocked and a thread waits for them. Processes started meanwhile, such as a compiler, inherit the
-    block: a signal to the whole group or the whole SLURM step, which is how they mostly come, does not end them.
-    Threads that were there before may still be given one; therefore handlers stand ready, too.
+    The signals are blocked and a thread waits for them. Child processes started meanwhile, such as a compiler, inherit
+    the block, so that a signal to the whole process group or SLURM step, the usual case, does not end them. Threads
+    that started earlier may still receive a signal; for these there are also handlers.
     """
     stop, owner, done = Stop(), os.getpid(), threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -51,7 +51,7 @@ NEUTRAL: dict[str, Any] = {
 def signed_config(config: DictConfig) -> dict[str, Any]:
     """Everything in a checked config that can change a run's numbers, flat with dotted keys, and nothing else.
 
-    Names are for people (`build` never sees them), except the dataset's, which says what is read.
+    Names are only for display (`build` does not use them), except that of the dataset, which selects what is read.
     """
     model, dataset, training = (OmegaConf.to_container(config[key]) for key in ("model", "dataset", "training"))
     signed = {
@@ -76,7 +76,7 @@ def _is_neutral(key: str, value: Any) -> bool:
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and leaves; lists are leaves unless they hold dicts. Whole floats become ints: 1 and 1.0 are one."""
+    """Dotted keys and leaves; lists are leaves unless they contain dicts. Whole floats become ints: 1.0 equals 1."""
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value)
     if isinstance(value, dict) and value:
@@ -100,7 +100,7 @@ def signature(flat: dict[str, Any]) -> str:
 
 
 def columns(config: DictConfig) -> dict[str, Any]:
-    """What tables show of a run and its config can tell. `group` is shared by runs that differ only in their seed."""
+    """The columns of tables that follow from the config. `group` is shared by runs that differ only in their seed."""
     flat = signed_config(config)
     model = config.model
     return {

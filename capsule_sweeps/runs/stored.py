@@ -1,7 +1,7 @@
 """The one reader of the configurations in run folders: config.yaml, and that of a queue entry.
 
-What is stored was resolved and checked before it was written, so nothing in it is ever interpolated, and a file with
-anchors, tags or of a size that no configuration has is damaged.
+Stored configurations were resolved and checked before they were written, so they are never interpolated, and a file
+that has anchors or tags or is too large is damaged.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ NOT_OURS = (yaml.AnchorToken, yaml.AliasToken, yaml.TagToken)
 
 
 def read_config(path: Path) -> DictConfig:
-    """A stored configuration as it was written. Raises ValueError that names the file when it is damaged."""
+    """A stored configuration as written. Raises ValueError naming the file if it is damaged."""
     try:
         text = read_file(path, MAX_BYTES).decode()
         if any(isinstance(token, NOT_OURS) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
-            raise ValueError("it has anchors or tags, which no stored configuration has")
+            raise ValueError("it has anchors or tags, which stored configurations never have")
         return plain_config(OmegaConf.create(text))
     except Exception as error:
         raise ValueError(f"{path} is damaged ({_sentence(error)}); move the folder away") from error
@@ -34,15 +34,15 @@ def plain_config(stored: Any) -> DictConfig:
     """A stored configuration, from any container. Raises ValueError for one that has interpolations."""
     config = stored if OmegaConf.is_config(stored) else None
     if "${" in repr(stored if config is None else OmegaConf.to_container(config)):
-        raise ValueError("it has an interpolation, ${…}, which no stored configuration has")
+        raise ValueError("it has an interpolation, ${…}, which stored configurations never have")
     config = OmegaConf.create(stored) if config is None else config
     if not isinstance(config, DictConfig):
-        raise ValueError("it holds no object")
+        raise ValueError("it is not an object")
     return config
 
 
 def checked_config(path: Path) -> DictConfig:
-    """`read_config` under the schema. Raises ValueError that names the file for what is missing or out of range."""
+    """`read_config` checked by the schema. Raises ValueError naming the file for missing or invalid values."""
     try:
         return check(read_config(path))
     except ValueError as error:

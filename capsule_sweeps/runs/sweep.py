@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def sweep_name(plan: Sequence[PlannedRun]) -> str:
-    """The same for the same set of runs."""
+    """The name of a sweep, which depends only on its set of runs."""
     return signatures_name([planned.signature for planned in plan])
 
 
@@ -31,7 +31,7 @@ def signatures_name(signatures: Sequence[str]) -> str:
 
 
 def record_sweep(plan: Sequence[PlannedRun], launcher: dict[str, Any]) -> str:
-    """Record which runs a sweep has and which process launches them, {} for none. Returns its name."""
+    """Record the runs of a sweep and the process that launches them ({} for none). Returns the name of the sweep."""
     name, signatures = sweep_name(plan), sorted(planned.signature for planned in plan)
     folder = make_folder(plan[0].run.folder.parent / ".sweeps")
     content = {"sweep": name, "command": sys.argv, "signatures": signatures, "started": time.time()}
@@ -41,9 +41,9 @@ def record_sweep(plan: Sequence[PlannedRun], launcher: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What `.sweeps/<name>.json` records: the command as typed, when it last started, the runs that it asked for.
+    """The content of `.sweeps/<name>.json`: the command as typed, when it last started, the runs that it asked for.
 
-    `runs` has the names of their folders, also of those that never started; it is empty in old records.
+    `runs`: the names of their folders, including runs that never started; empty in old records.
     """
 
     name: str
@@ -68,7 +68,7 @@ def read_sweeps(runs_dir: Path) -> list[Sweep]:
 
 
 def sweeps_of_runs(runs_dir: Path) -> dict[str, list[str]]:
-    """Signature → the names of all sweeps that asked for the run, newest first."""
+    """Signature → the names of all sweeps that contain the run, newest first."""
     found: dict[str, list[str]] = {}
     for sweep in read_sweeps(runs_dir):
         for signature in sweep.signatures:
@@ -77,7 +77,7 @@ def sweeps_of_runs(runs_dir: Path) -> dict[str, list[str]]:
 
 
 def record_seeds(runs_dir: Path, procedure: dict[str, Any], groups: Sequence[str]) -> None:
-    """Record that the seeds of some groups are chosen by a procedure with these settings; nothing when it is known."""
+    """Record that a procedure with these settings chooses the seeds of some groups, unless this is recorded already."""
     content = {**procedure, "groups": list(groups)}
     path = runs_dir / ".sweeps" / f"{seeds_name(content)}.json"
     if not path.exists():
@@ -86,14 +86,14 @@ def record_seeds(runs_dir: Path, procedure: dict[str, Any], groups: Sequence[str
 
 
 def seeds_name(content: dict[str, Any]) -> str:
-    """The name of the file that holds a procedure's settings and groups."""
+    """The name of the file with the settings and groups of a procedure."""
     return "seeds-" + hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def first_seeds(runs_dir: Path) -> dict[str, int]:
-    """Group → how many first seeds told a procedure how many the group needs. Groups with a fixed number are not in it.
+    """Group → the number of first seeds, for groups whose number of seeds was chosen by a procedure.
 
-    Of several procedures for one group the largest number counts: the deviation of any first seeds is independent of
+    For several procedures with one group the largest number counts: the deviation of any first seeds is independent of
     the mean.
     """
     found: dict[str, int] = {}
@@ -106,7 +106,7 @@ def first_seeds(runs_dir: Path) -> dict[str, int]:
 
 
 def sweeps_of(runs_dir: Path, runs: pd.DataFrame) -> list[Path]:
-    """The files that say of these rows of `load_runs` which were asked for together, and which seeds were chosen."""
+    """The files of the sweeps and procedures that concern these rows of `load_runs`."""
     found, signatures, groups = [], set(runs.signature), set(runs.group)
     for path in sorted((runs_dir / ".sweeps").glob("*.json")):
         asked = read_typed(path, SWEEP).get("signatures", []) if path.stem.startswith("sweep-") else []

@@ -1,4 +1,4 @@
-"""Where queued and running runs are, as their queues say, and where their jobs write."""
+"""Where queued and running runs are according to their queues, and the logs of their jobs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from capsule_sweeps.runs.run import Run
 
 
 def where(runs_dir: Path, runs: pd.DataFrame) -> list[str]:
-    """For each run what its queue says of its job: why it waits, or its node and the time left; empty for others."""
+    """For each run the status of its job: why it is pending, or its node and the time left; empty without a job."""
     if not (runs_dir / ".jobs").is_dir():
         return [""] * len(runs)
     return [_where(Run(runs_dir / name), state) for name, state in zip(runs.run, runs.state, strict=True)]
@@ -26,7 +26,7 @@ def _where(run: Run, state: str) -> str:
 
 
 def lost(run: Run) -> str:
-    """A sentence on a run whose queue entry no job answers to any more; empty for all others."""
+    """A sentence about a run with a queue entry but without a job; empty for all others."""
     if not run.queue_entry() or run.state() not in ("new", "interrupted"):
         return ""
     log = queue_log(run)
@@ -34,6 +34,6 @@ def lost(run: Run) -> str:
 
 
 def queue_log(run: Run) -> Path | None:
-    """What the job that last worked on a run printed; None when no queue had a part in it."""
+    """The log of the last job of a run; None if the run never was in a queue."""
     entry = run.entry()
     return None if entry is None else find_queue(entry.queue).log(entry)

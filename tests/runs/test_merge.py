@@ -205,7 +205,7 @@ FORGED = {
     "group": (lambda folder: change(folder / "summary.json", group="00000000"), "its summary.json has group=00000000"),
     "accuracy": (lambda folder: change(folder / "summary.json", accuracy_last=0.99), "has accuracy_last=0.99"),
     "accuracy in the record": (lambda folder: change(folder / "run.json", accuracy_last=0.99), "run.json has accuracy"),
-    "fewer epochs": (lambda folder: (folder / "metrics.jsonl").write_text(""), "has not its 2 epochs"),
+    "fewer epochs": (lambda folder: (folder / "metrics.jsonl").write_text(""), "does not have its 2 epochs"),
     "empty summary": (lambda folder: (folder / "summary.json").write_text("{}"), "its summary.json is damaged"),
     "garbled summary": (lambda folder: (folder / "summary.json").write_text("x"), "its summary.json is damaged"),
     "imported": (lambda folder: change(folder / "run.json", imported={"sha256": "0"}), "imported"),
@@ -256,13 +256,13 @@ def huge_header() -> bytes:
 
 
 HOSTILE = {
-    "above": (archive(**{f"../{NAME}/run.json": b"{}"}), "is no file of a run folder"),
-    "absolute": (archive(**{"/run.json": b"{}"}), "is no file of a run folder"),
-    "through a run": (archive(**{f"{NAME}/../run.json": b"{}"}), "is no file of a run folder"),
-    "hidden": (archive(**{f".{NAME}/run.json": b"{}"}), "is no file of a run folder"),
-    "a pickle": (archive(**{f"{NAME}/job.pkl": b"."}), "is no file of a run folder"),
-    "a queue entry": (archive(**{f"{NAME}/queued.json": b"{}"}), "is no file of a run folder"),
-    "a job": (archive(**{".jobs/x/job.json": b"{}"}), "is no file of a run folder"),
+    "above": (archive(**{f"../{NAME}/run.json": b"{}"}), "is not a file of a run folder"),
+    "absolute": (archive(**{"/run.json": b"{}"}), "is not a file of a run folder"),
+    "through a run": (archive(**{f"{NAME}/../run.json": b"{}"}), "is not a file of a run folder"),
+    "hidden": (archive(**{f".{NAME}/run.json": b"{}"}), "is not a file of a run folder"),
+    "a pickle": (archive(**{f"{NAME}/job.pkl": b"."}), "is not a file of a run folder"),
+    "a queue entry": (archive(**{f"{NAME}/queued.json": b"{}"}), "is not a file of a run folder"),
+    "a job": (archive(**{".jobs/x/job.json": b"{}"}), "is not a file of a run folder"),
     "link": (archive(**special(f"{NAME}/run.json", tarfile.SYMTYPE, "/etc/passwd")), "a link"),
     "hard link": (archive(**special(f"{NAME}/run.json", tarfile.LNKTYPE, "/etc/passwd")), "a link"),
     "device": (archive(**special(f"{NAME}/run.json", tarfile.CHRTYPE)), "a link, a device"),
@@ -295,7 +295,7 @@ def test_a_file_twice_and_a_folder_that_is_missing(made, place, tmp_path, capsul
     assert "twice" in capsule_sweeps("merge", str(tmp_path / "bad.tar.gz")).err
     assert "does not exist" in capsule_sweeps("merge", "nowhere.tar.gz").err
     assert "is one run" in capsule_sweeps("merge", str(only(made))).err
-    assert "is no folder" in capsule_sweeps("bundle", "--runs-dir", str(made), "--out", "nowhere/b.tar.gz").err
+    assert "is not a folder" in capsule_sweeps("bundle", "--runs-dir", str(made), "--out", "nowhere/b.tar.gz").err
     assert "is the folder to merge into" in capsule_sweeps("merge", "runs").err
 
 

@@ -54,7 +54,9 @@ def test_milestones_that_no_epoch_reaches(place) -> None:
 
 def test_points_that_coincide_are_named(place) -> None:
     (line,) = plan_warnings(plan("device=cpu", "device=auto", "seed=1"))
-    assert line == "device=cpu and device=auto are one run: they differ in nothing that changes its numbers."
+    assert (
+        line == "device=cpu and device=auto are one run: they differ only in settings that do not change its numbers."
+    )
     (line,) = plan_warnings(plan("seed=1", "seed=1", "seed=2"))
     assert line == "seed=1 is asked for more than once: it is one run."
     many = plan_warnings(plan(*[f"seed={seed} device={device}" for seed in range(7) for device in ("cpu", "auto")]))

@@ -93,7 +93,7 @@ def test_one_wrong_value_is_left_out_with_a_line(tmp_path, caplog, key, value, w
     ("text", "why"),
     [
         ("", "Expecting value"),
-        ("[]", "it holds no object"),
+        ("[]", "it is not an object"),
         ("[" * 200_000, "recursion"),
         (b"\xff\xfe", "codec"),
         ("1" * 10_000, "digits"),
