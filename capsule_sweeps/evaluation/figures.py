@@ -14,9 +14,9 @@ from capsule_sweeps.results.intervals import half_width
 
 
 def confusion_figure(matrices: Mapping[str, np.ndarray], classes: Sequence[str]) -> Figure:
-    """Confusion matrices (K, K) of counts, one panel each under its name: in % of the images of a row's class.
+    """Confusion matrices (K, K) of counts, one panel each with its name as title, in % of the images of a row's class.
 
-    A class without images is an empty row. Of few classes the numbers are written, too.
+    A class without images is an empty row. If there are few classes, cells also show the numbers.
     """
     few, size = len(classes) <= 12, COLUMN_WIDTH * (1.0 if len(classes) <= 20 else 1.5)
     with matplotlib.rc_context({**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
