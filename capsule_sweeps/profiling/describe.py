@@ -7,7 +7,6 @@ What is done to each number for itself is not counted: norms, activations, softm
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
@@ -23,9 +22,11 @@ from capsule_sweeps.config.compose import CONF_DIR, compose_config
 from capsule_sweeps.networks.backbones import BasicBlock
 from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.networks.layers import CapsuleLayer, PrimaryCapsules
-from capsule_sweeps.profiling.steps import memory
 from capsule_sweeps.results.render import render
 from capsule_sweeps.routing.base import LayerShape
+from capsule_sweeps.runs.machine import free_memory
+from capsule_sweeps.training.execution import choose_device
+from capsule_sweeps.training.memory import step_memory
 
 WHOLE = (BasicBlock, PrimaryCapsules, CapsuleLayer)  # layers, although they have parts
 COLUMNS = ["layer", "kind", "grid", "channels", "capsules", "pose_size", "parameters", "multiply_adds"]
@@ -85,18 +86,14 @@ def note(config: DictConfig, frame: pd.DataFrame) -> str:
     """What is said under the table: what was counted, widths like a capsule network, the memory of a training step."""
     iterations = config.model.get("num_routing")
     counted = "Multiply-adds of one image, forward" + (f", num_routing={iterations}" if iterations else "")
-    need = memory(config, "eager", iterations or 0, None)
-    kept = 3 * 4 * int(frame.parameters.iloc[-1]) / 1e6
-    step = f"training step with batch size {config.training.batch_size}, not compiled"
-    if need is None:
-        said = "The memory of a step cannot be measured on this system."
-    elif need == math.inf:
-        said = f"A {step}, needs more memory than is free here; set a smaller training.batch_size."
-    else:
-        said = (
-            f"Peak memory of a {step}: {need + kept:,.1f} MB, {kept:,.1f} of them for weights, gradients, momentum. "
-            "An evaluation takes no more images at once and needs less."
-        )
+    size, kept = config.training.batch_size, 3 * 4 * int(frame.parameters.iloc[-1]) / 1e6
+    need, free = step_memory(config, size) / 1e6, free_memory() / 1e6
+    said = (
+        f"Estimated peak memory of a training step with batch size {size}, not compiled: {need:,.1f} MB, {kept:,.1f} "
+        "of them for weights, gradients, momentum. An evaluation takes no more images at once and needs less."
+    )
+    if need > free and choose_device(config.device).type == "cpu":
+        said += f" Only {free:,.1f} MB are free here; set a smaller training.batch_size."
     return " ".join([f"{counted}.", *([like_capsnet(config)] if "width" in config.model else []), said])
 
 

@@ -1,15 +1,13 @@
 """Training steps of each variant, to be timed: the backbone alone, ours eager and compiled, the published code.
 
 A step is forward, loss, backward and an SGD step on random images. Memory is what one step needs beyond what stays
-between steps (weights, gradients, momentum); on a CPU it is measured in a process of its own.
+between steps (weights, gradients, momentum): the peak on a GPU, an estimate elsewhere (training/memory.py).
 """
 
 from __future__ import annotations
 
 import json
 import math
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +19,8 @@ from torch.nn import functional as F
 
 from capsule_sweeps.config.build import build
 from capsule_sweeps.networks.build import build_model
-from capsule_sweeps.runs.children import child_environment, command
 from capsule_sweeps.training.execution import choose_device
-
-MEMORY_ENV = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # freed memory leaves the process
+from capsule_sweeps.training.memory import peak_of_step
 
 
 def as_in_training() -> None:
@@ -106,61 +102,24 @@ def _published(config: DictConfig, num_routing: int, checkout: Path) -> nn.Modul
 
 
 def memory(config: DictConfig, name: str, num_routing: int, against: Path | None) -> float | None:
-    """MB that a step needs beyond what stays between steps; None where the system does not tell, infinity where it has
-    less than that."""
-    if device_of(config).type == "cuda":
-        try:
-            step = make_step(config, name, num_routing, against)
-            step()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            step()
-        except torch.OutOfMemoryError:
-            return math.inf
-        return round((torch.cuda.max_memory_allocated() - before) / 1e6, 1)
-    if not Path("/proc/self/clear_refs").exists():
-        return None
-    task = {"config": OmegaConf.to_container(config), "name": name, "num_routing": num_routing}
-    task |= {"against": str(against) if against else None, "threads": torch.get_num_threads()}
-    done = subprocess.run(
-        command("capsule_sweeps.profiling.steps"),
-        input=json.dumps(task),
-        env=child_environment(**MEMORY_ENV),
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode == -signal.SIGKILL or "can't allocate memory" in done.stderr or "MemoryError" in done.stderr:
+    """MB that a step needs beyond what stays between steps: on a GPU infinity where it has less than that, elsewhere an
+    estimate, None for compiled steps, of which there is none."""
+    if device_of(config).type != "cuda":
+        if name == "compiled":
+            return None
+        more, _ = peak_of_step(
+            lambda: make_model(config, name, num_routing, against), config, config.training.batch_size
+        )
+        return round(more / 1e6, 1)
+    try:
+        step = make_step(config, name, num_routing, against)
+        step()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+    except torch.OutOfMemoryError:
         return math.inf
-    if done.returncode:
-        raise RuntimeError(f"measuring the memory of {name} failed:\n{done.stderr}")
-    return float(done.stdout)
-
-
-def _memory_of_a_step() -> None:
-    """What the process that `memory` starts does: Linux can reset the peak of resident memory."""
-    import resource
-
-    import psutil
-
-    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]  # with a limit Linux ends no other program to make room
-    free = psutil.virtual_memory().available
-    resource.setrlimit(resource.RLIMIT_DATA, (free if hard == resource.RLIM_INFINITY else min(free, hard), hard))
-    task = json.loads(sys.stdin.read())
-    torch.set_num_threads(task["threads"])
-    config = OmegaConf.create(task["config"])
-    step = make_step(config, task["name"], task["num_routing"], Path(task["against"]) if task["against"] else None)
-    step()
-    step()
-    before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    step()
-    print(round((_resident("VmHWM") - before) / 1000, 1))
-
-
-def _resident(field: str) -> int:
-    """kB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1])
+    return round((torch.cuda.max_memory_allocated() - before) / 1e6, 1)
 
 
 def device_of(config: DictConfig) -> torch.device:
@@ -170,7 +129,3 @@ def device_of(config: DictConfig) -> torch.device:
 def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-if __name__ == "__main__":
-    _memory_of_a_step()

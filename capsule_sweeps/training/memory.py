@@ -6,11 +6,12 @@ Forward and backward run on shapes without data (torch's FakeTensorMode), which 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -51,10 +52,18 @@ def step_memory(config: DictConfig, batch_size: int) -> int:
 
     Workspace of single operations is not counted. Raises ValueError for a batch that the model does not accept.
     """
-    eager, dataset, recipe = config.copy(), config.dataset, config.training
+    eager = config.copy()
     eager.training.compile = "off"
+    more, weights = peak_of_step(lambda: build_model(eager), config, batch_size)
+    return more + (4 if config.training.ema else 3) * weights  # weights, gradients and momentum, the average
+
+
+def peak_of_step(make: Callable[[], nn.Module], config: DictConfig, batch_size: int) -> tuple[int, int]:
+    """Bytes at the peak of an uncompiled training step besides weights, gradients and momentum, and the bytes of the
+    weights, for the model that `make` makes."""
+    dataset, recipe = config.dataset, config.training
     with FakeTensorMode():
-        model = build_model(eager).train()
+        model = make().train()
         images = torch.empty(batch_size, dataset.channels, dataset.image_size, dataset.image_size)
         labels = torch.zeros((batch_size, dataset.labels_per_image), dtype=torch.int64)
         peak = _Peak()
@@ -64,8 +73,7 @@ def step_memory(config: DictConfig, batch_size: int) -> int:
             labels = labels if dataset.labels_per_image > 1 else labels[:, 0]
             LOSSES[recipe.loss](logits.float(), labels, 0.5, "mean").backward()
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    kept = 3 if recipe.ema else 2  # weights, momentum and perhaps the average; gradients are part of the peak
-    return int(peak.most) + kept * weights + images.numel() * images.element_size()
+    return int(peak.most) + images.numel() * images.element_size() - weights, weights
 
 
 def check_memory(config: DictConfig, at_once: int = 1) -> int | None:
