@@ -7,7 +7,6 @@ with its reason, and the others are rendered. Pages hold no scripts: names in ru
 
 from __future__ import annotations
 
-import html
 import re
 import sys
 from pathlib import Path
@@ -18,6 +17,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from traitlets.config import Config
+
+from capsule_sweeps.display import html as html_text
+from capsule_sweeps.display import terminal
 
 HERE = Path(__file__).resolve().parent
 
@@ -45,7 +47,7 @@ def render(path: Path, folder: Path, **parameters: str) -> None:
 def say_missing(name: str, folder: Path, sentence: str) -> None:
     """A page in place of a notebook's, for runs that lack what the notebook shows."""
     folder.mkdir(parents=True, exist_ok=True)
-    words = f"<h1>{name}</h1>\n<p>{html.escape(sentence)}</p>"
+    words = f"<h1>{name}</h1>\n<p>{html_text(sentence)}</p>"
     page = f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{name}</title>\n{words}\n</html>\n'
     (folder / f"{name}.html").write_text(page, encoding="utf-8")
 
@@ -61,10 +63,10 @@ def main(runs_dir: str, *names: str) -> int:
         except CellExecutionError as error:
             if error.ename == "ValueError":  # the sentence of our own functions
                 say_missing(path.stem, HERE / "rendered", error.evalue)
-                print(f"{path.stem}: analysis/rendered/{path.stem}.html says what is missing: {error.evalue}")
+                print(f"{path.stem}: analysis/rendered/{path.stem}.html says what is missing: {terminal(error.evalue)}")
                 continue
             failed += 1
-            print(f"{path.stem}: not executed, {error.ename}: {error.evalue}", file=sys.stderr)
+            print(f"{path.stem}: not executed, {error.ename}: {terminal(error.evalue)}", file=sys.stderr)
     return int(failed > 0)
 
 

@@ -16,6 +16,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Column
 from rich.text import Text
 
+from capsule_sweeps.display import terminal
+
 PIP_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "PyYAML", "wandb_workspaces": "wandb-workspaces"}
 
 
@@ -38,9 +40,9 @@ def wide(letters: int = 10_000) -> Iterator[None]:
         found.width = before
 
 
-def plain_text(text: str) -> Text:
-    """Text for a table, without markup and without control characters: names and errors come from files."""
-    return Text("".join(letter for letter in text if letter == "\n" or letter.isprintable()))
+def tell(text: object) -> None:
+    """Print a sentence above the bars, however long; what is in it comes from others."""
+    console().print(terminal(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def missing_package(error: ModuleNotFoundError) -> str:
@@ -60,7 +62,7 @@ class ConsoleHandler(logging.Handler):
     """Prints log records above the bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        console().print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+        tell(self.format(record))
 
 
 class Observer(Protocol):
@@ -102,7 +104,7 @@ class SweepProgress:
         if self.num_runs > 1:
             left = f", {self.left()}" if self.left() else ""
             line = f"run {self.num_ended}/{self.num_runs} finished, accuracy {accuracy:.1%}{left}: {name}"
-            console().print(line, markup=False, highlight=False, soft_wrap=True)
+            tell(line)
 
     def left(self) -> str:
         """As "about 12 min left"; empty at the end, and while nothing is known."""
@@ -245,14 +247,14 @@ class EpochLines:
         left = (now - self._started) / (row["epoch"] - self._first) * (self._epochs - row["epoch"])
         rate = f"{row['images_per_second']:,.0f} images/s  {duration(left)} left"
         line = f"{self._name}  epoch {row['epoch']}/{self._epochs}  {summary_of(row)}  {rate}"
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(terminal(line), markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
     """One bar for a piece of work; what is yielded is called with how much more of it is done."""
     with _bars(console()) as bars:
-        task = bars.add_task(name, total=total, note="")
+        task = bars.add_task(terminal(name), total=total, note="")
         yield lambda done: bars.update(task, advance=done)
 
 
@@ -276,19 +278,20 @@ def _name_width(console: Console) -> int:
 
 def _short(console: Console, name: str) -> str:
     """The name of a run, shortened in the middle, so that its signature stays and numbers fit beside it."""
-    width = _name_width(console) - len(" epoch")
+    name, width = terminal(name), _name_width(console) - len(" epoch")
     return name if len(name) <= width else f"{name[: width - 9]}…{name[-8:]}"
 
 
 def _bars(console: Console) -> Progress:
     length = 24 if console.width >= 120 else 6
     note = max(8, console.width - _name_width(console) - length - 20)
+    short = Column(no_wrap=True, overflow="ellipsis", max_width=note)
     columns: list[ProgressColumn] = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=length),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}", markup=False),
         _TimeLeft(),
-        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=note)),
+        TextColumn("{task.fields[note]}", markup=False, table_column=short),
     ]
     return Progress(
         *columns,

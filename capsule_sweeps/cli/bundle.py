@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from capsule_sweeps.cli import add_runs, path
+from capsule_sweeps.display import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,4 +29,4 @@ def run(arguments: argparse.Namespace) -> None:
     write_bundle(folders, sweeps_of(arguments.runs_dir, packed), arguments.out, arguments.checkpoints)
     left = f"; left out: {busy.sum()} that are running or have not begun" if busy.any() else ""
     size = arguments.out.stat().st_size / 1e6
-    print(f"{arguments.out} is written: {len(packed)} run{'s' if len(packed) > 1 else ''}, {size:,.1f} MB{left}")
+    say(f"{arguments.out} is written: {len(packed)} run{'s' if len(packed) > 1 else ''}, {size:,.1f} MB{left}")

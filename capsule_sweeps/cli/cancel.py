@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from capsule_sweeps.cli import add_runs
+from capsule_sweeps.display import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,4 +19,4 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.runs:
         raise ValueError("cancel needs a run, a sweep, or a filter such as state=running")
     sweeps = [word.removeprefix("sweep=") for word in arguments.runs if word.startswith(("sweep-", "sweep="))]
-    print("\n".join(cancel(arguments.runs_dir, select(arguments.runs_dir, arguments.runs), sweeps)))
+    say("\n".join(cancel(arguments.runs_dir, select(arguments.runs_dir, arguments.runs), sweeps)))

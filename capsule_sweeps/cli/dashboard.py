@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from capsule_sweeps.cli import add_rule
+from capsule_sweeps.display import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,4 +19,4 @@ def run(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.tracking.wandb_dashboard import make_dashboard
 
     for name, url in make_dashboard(arguments.entity, arguments.project, arguments.sweep, arguments.rule).items():
-        print(f"{name}: {url}")
+        say(f"{name}: {url}")

@@ -7,6 +7,7 @@ import sys
 from itertools import chain
 
 from capsule_sweeps.cli import add_format, add_overrides, add_runs_dir
+from capsule_sweeps.display import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name, ok, text in checks:
         found.append({"check": name, "ok": ok, "text": text})
         if arguments.format == "table":
-            print(f"{'ok  ' if ok else 'FAIL'}  {name:<14} {text}", flush=True)
+            say(f"{'ok  ' if ok else 'FAIL'}  {name:<14} {text}")
     if arguments.format != "table":
         print(render(pd.DataFrame(found), arguments.format))
     if not all(check["ok"] for check in found):

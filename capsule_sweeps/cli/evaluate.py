@@ -11,6 +11,7 @@ from os import sep
 from typing import Any
 
 from capsule_sweeps.cli import add_format, add_runs, path
+from capsule_sweeps.display import say
 
 
 def _list(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
@@ -82,4 +83,4 @@ def run(arguments: argparse.Namespace) -> None:
         labels = [key for key in labels if frame[key].nunique(dropna=False) > 1]
         written = save_as(accuracy_curves(frame, over, labels), arguments.figure)
         if arguments.format == "table":
-            print(f"Wrote {written[0]} and {written[1]}.")
+            say(f"Wrote {written[0]} and {written[1]}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from capsule_sweeps.cli import add_run, path
+from capsule_sweeps.display import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,4 +19,4 @@ def run(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.evaluation.export import export
     from capsule_sweeps.runs.select import find_run
 
-    print(export(find_run(arguments.runs_dir, arguments.run), arguments.out, arguments.weights))
+    say(export(find_run(arguments.runs_dir, arguments.run), arguments.out, arguments.weights))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from capsule_sweeps.cli import add_runs
+from capsule_sweeps.display import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
         if not arguments.runs or {path.parent.name, path.name.rpartition(".")[0]} & names
     ]
     if not found:
-        print(f"Nothing to remove in {arguments.runs_dir}.")
+        say(f"Nothing to remove in {arguments.runs_dir}.")
         return
     for path, _, _ in found if arguments.yes else []:
         remove(path, arguments.runs_dir)

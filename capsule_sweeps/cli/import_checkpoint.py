@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from capsule_sweeps.cli import add_overrides, add_runs_dir, path
+from capsule_sweeps.display import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,9 +21,9 @@ def run(arguments: argparse.Namespace) -> None:
     made, new = import_checkpoint(arguments.file, arguments.num_routing, arguments.overrides, arguments.runs_dir)
     found = made.record().get("imported", {}).get("windows") if new else None
     if found:
-        print(
+        say(
             f"Its windows are those of capsules.interleaved={str(found['interleaved']).lower()}: "
             f"{found['accuracy']:.2%} on {found['images']:,} test images, "
             f"{found['accuracy_with_the_other_windows']:.2%} with the others."
         )
-    print(f"{made.folder} is {'written' if new else 'there already: nothing was done'}")
+    say(f"{made.folder} is {'written' if new else 'there already: nothing was done'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import import_module
@@ -10,6 +11,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from capsule_sweeps import __version__, cli
+from capsule_sweeps.display import Formatter, terminal
 from capsule_sweeps.launchers.terminal import write_any_text
 
 
@@ -32,6 +34,8 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 def main() -> None:
     write_any_text()
+    assert logging.lastResort is not None  # prints warnings, as no command sets up a log
+    logging.lastResort.setFormatter(Formatter())
     words = sys.argv[1:]
     try:
         parser = make_parser(words[0] if words else None)
@@ -59,7 +63,7 @@ def main() -> None:
 
         sys.exit(f"Error: {missing_package(error)}")
     except (ValueError, OSError) as error:
-        sys.exit(f"Error: {error}")
+        sys.exit(f"Error: {terminal(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
 

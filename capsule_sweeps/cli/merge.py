@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 
 from capsule_sweeps.cli import add_runs_dir, path
+from capsule_sweeps.display import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,16 +16,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from capsule_sweeps.console import plain_text
     from capsule_sweeps.runs.merge import OUTCOMES, merge
 
+    if missing := [str(source) for source in arguments.paths if not source.exists()]:
+        raise ValueError(f"{missing[0]} does not exist: give a bundle or a folder of runs")
     counts: Counter[str] = Counter()
-    for source in arguments.paths:
-        for name, outcome, words in merge(source, arguments.runs_dir):
-            counts[outcome] += 1
-            if words:
-                print(plain_text(f"{name}: {OUTCOMES[outcome]}; {words}"), flush=True)
-    merged = [f"{counts[outcome]} {meaning}" for outcome, meaning in OUTCOMES.items() if counts[outcome]]
-    print(f"Merged into {arguments.runs_dir}: {', '.join(merged) or 'no runs were found'}.")
+    try:
+        for source in arguments.paths:
+            for name, outcome, words in merge(source, arguments.runs_dir):
+                counts[outcome] += 1
+                if words:
+                    say(f"{name}: {OUTCOMES[outcome]}; {words}")
+    except (ValueError, OSError):
+        if counts:
+            conclude(arguments, counts)
+        raise
+    conclude(arguments, counts)
     if counts["different"] or counts["refused"]:
         sys.exit(1)
+
+
+def conclude(arguments: argparse.Namespace, counts: Counter[str]) -> None:
+    """Say what became of the runs of all paths so far."""
+    from capsule_sweeps.runs.merge import OUTCOMES
+
+    merged = [f"{counts[outcome]} {meaning}" for outcome, meaning in OUTCOMES.items() if counts[outcome]]
+    say(f"Merged into {arguments.runs_dir}: {', '.join(merged) or 'no runs were found'}.")

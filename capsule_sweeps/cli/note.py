@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from capsule_sweeps.cli import add_run
+from capsule_sweeps.display import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,4 +19,4 @@ def run(arguments: argparse.Namespace) -> None:
 
     found = find_run(arguments.runs_dir, arguments.run)
     labels = change_note(found.folder, arguments.note)
-    print(f"{found.folder.name}: {labels.note or 'no note'}")
+    say(f"{found.folder.name}: {labels.note or 'no note'}")

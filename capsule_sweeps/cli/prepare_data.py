@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from capsule_sweeps.cli import add_overrides
+from capsule_sweeps.display import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,6 @@ def run(arguments: argparse.Namespace) -> None:
         except ValueError as error:  # the others are prepared all the same
             wrong.append(str(error))
         else:
-            print(f"{config.dataset.name}: {len(data.train):,} training and {len(data.test):,} test images are ready")
+            say(f"{config.dataset.name}: {len(data.train):,} training and {len(data.test):,} test images are ready")
     if wrong:
         raise ValueError("\n".join(dict.fromkeys(wrong)))

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from capsule_sweeps.cli import add_rule, add_runs, path
+from capsule_sweeps.display import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,4 +20,4 @@ def run(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.runs.select import select
 
     write_report(arguments.runs_dir, select(arguments.runs_dir, arguments.runs), arguments.rule, arguments.out)
-    print(f"{arguments.out} is written")
+    say(f"{arguments.out} is written")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capsule_sweeps.cli import FORMATS, add_rule, add_runs, add_wide, path
+from capsule_sweeps.display import line, markdown, say, terminal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,32 +50,39 @@ def accuracies(runs: pd.DataFrame, rule: str, arguments: argparse.Namespace) -> 
     from capsule_sweeps.results.render import render
     from capsule_sweeps.results.sections import by_keys, by_sweep
     from capsule_sweeps.results.tables import accuracy_table, for_people, left_out, notes
-    from capsule_sweeps.runs.sweep import first_seeds
 
-    first, form = first_seeds(arguments.runs_dir), arguments.format
+    form = arguments.format
     if form in ("csv", "json"):
-        table = accuracy_table(runs, rule, first)
+        table = accuracy_table(runs, rule)
         return render(pivot(table, arguments.pivot)[0] if arguments.pivot else table, form)
     parts = by_keys(runs, arguments.by.split(",")) if arguments.by else by_sweep(arguments.runs_dir, runs)
     parts = parts if len(parts) > 1 or arguments.by else [("Results", runs)]
     texts = []
     for title, own in parts:
-        table = accuracy_table(own, rule, first)
+        table = accuracy_table(own, rule)
         if table.empty and len(parts) > 1:
-            texts.append(f"{title}\nNone of {len(own)} runs is finished with an accuracy under rule={rule}.")
+            texts.append(
+                plain(form, f"{title}\nNone of {len(own)} runs is finished with an accuracy under rule={rule}.")
+            )
             continue
         shown, caption = for_people(table, own)
-        note = "" if len(parts) > 1 else notes(own, rule, first)
+        note = "" if len(parts) > 1 else notes(own, rule)
         if arguments.pivot:
             shown, said = pivot(table, arguments.pivot)
             note = f"{said} {left_out(own, rule)}" if len(parts) == 1 else said
             caption = f"Test accuracy in %, rule {rule}; {caption}"
-        heading = f"**{title}**\n\n" if form == "md" and len(parts) > 1 else ""
+        heading = f"**{markdown(title)}**\n\n" if form == "md" and len(parts) > 1 else ""
         texts.append(heading + render(shown, form, title, note, caption, one_line=True))
     if len(parts) > 1:
-        comment = "% " if form == "tex" else ""
-        texts.append(comment + notes(runs, rule, first))
+        texts.append(plain(form, notes(runs, rule)))
     return "\n\n".join(texts)
+
+
+def plain(form: str, text: str) -> str:
+    """Lines between tables: comments in a LaTeX file."""
+    if form == "tex":
+        return "\n".join(f"% {line(words)}" for words in text.splitlines())
+    return "\n".join(map(markdown, text.splitlines())) if form == "md" else terminal(text)
 
 
 def differences(runs: pd.DataFrame, rule: str, against: str, arguments: argparse.Namespace) -> None:
@@ -102,7 +110,7 @@ def differences(runs: pd.DataFrame, rule: str, against: str, arguments: argparse
         from capsule_sweeps.results.figures import forest_plot, save_as
 
         written = save_as(forest_plot(table), arguments.figure)
-        print(f"wrote {written[0]} and {written[1]}", file=sys.stderr)
+        say(f"wrote {written[0]} and {written[1]}", sys.stderr)
 
 
 def published(arguments: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from capsule_sweeps.console import plain_text
+    from capsule_sweeps.display import say
     from capsule_sweeps.runs.run import Run
     from capsule_sweeps.runs.select import select
     from capsule_sweeps.tracking.wandb_sync import sync
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     runs = [Run(arguments.runs_dir / name) for name in found.run]
     for name, arrived, text in sync(runs, arguments.rebuild, arguments.merged, arguments.to):
         outcomes.append(arrived)
-        print(f"{'ok     ' if arrived else 'MISSING'}  {plain_text(f'{name}: {text}')}", flush=True)
+        say(f"{'ok     ' if arrived else 'MISSING'}  {name}: {text}")
     if not outcomes:
         print("nothing to send: no run has tracking=wandb; --rebuild also sends the others")
     if not all(outcomes):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from capsule_sweeps.cli import add_runs_dir
+from capsule_sweeps.display import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,4 +31,4 @@ def run(arguments: argparse.Namespace) -> None:
     add, remove = ([word[1:] for word in tags if word[0] == sign] for sign in "+-")
     for name in select(arguments.runs_dir, named, imported=True).run:
         labels = change_tags(arguments.runs_dir / name, add, remove)
-        print(f"{name}: {' '.join(labels.tags) or 'no tags'}")
+        say(f"{name}: {' '.join(labels.tags) or 'no tags'}")

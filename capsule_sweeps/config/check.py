@@ -47,6 +47,9 @@ def check_values(typed: DictConfig) -> DictConfig:
     for key, value, metadata in _leaves(values, Config):
         if "test" in metadata and value is not None and not _passes(metadata["test"], value):
             raise ValueError(f"{key}={value} is out of range: it must be {metadata['words']}")
+    if "${" in repr(values):
+        key, value = next((key, value) for key, value in _flat(values) if "${" in str(value))
+        raise ValueError(f"{key}={value} has ${{ in it, which is reserved for interpolations: set it to another value")
     iterations = values["model"].get("num_routing", 1)
     if isinstance(iterations, int) and iterations > MAX_ITERATIONS:
         raise ValueError(f"model.num_routing={iterations} is out of range: it must be at most {MAX_ITERATIONS}")
@@ -64,6 +67,15 @@ def check_values(typed: DictConfig) -> DictConfig:
             f"selection_rule={typed.selection_rule} needs {needs.what}: set {needs.key}, for instance {needs.example}"
         )
     return typed
+
+
+def _flat(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, dict):
+        for name, value in values.items():
+            yield from _flat(value, f"{key}.{name}" if key else str(name))
+            yield f"{key}.{name}", name if "${" in str(name) else ""
+    else:
+        yield key, values
 
 
 def home(path: str) -> str:

@@ -22,6 +22,7 @@ from capsule_sweeps.config.compose import compose_config
 from capsule_sweeps.config.schema import MAX_ITERATIONS
 from capsule_sweeps.config.selection_rules import names
 from capsule_sweeps.data.load import Data, load_data
+from capsule_sweeps.display import markdown
 from capsule_sweeps.evaluation.class_names import match_classes
 from capsule_sweeps.evaluation.measure import NUM_BINS, Evaluation, evaluations
 from capsule_sweeps.evaluation.weights import load_checkpoint
@@ -235,7 +236,7 @@ def _title(one: Evaluation) -> str:
 
 
 def _heading(form: str, one: Evaluation) -> str:
-    return f"**{_title(one)}**\n\n" if form == "md" else ""
+    return f"**{markdown(_title(one))}**\n\n" if form == "md" else ""
 
 
 def _whole(run: Run, config: DictConfig, data: Data, one: Evaluation) -> dict[str, Any]:

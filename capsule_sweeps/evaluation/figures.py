@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from capsule_sweeps.display import mathtext
 from capsule_sweeps.results.figures import COLORS, COLUMN_WIDTH, STYLE
 from capsule_sweeps.results.intervals import half_width
 
@@ -27,10 +28,11 @@ def confusion_figure(matrices: Mapping[str, np.ndarray], classes: Sequence[str])
             totals = counts.sum(1, keepdims=True)
             shares = np.divide(100.0 * counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
             shown = axes.imshow(shares, vmin=0, vmax=100, cmap="cividis")
-            axes.set(xlabel="taken for", ylabel="class", title=name)
+            axes.set(xlabel="taken for", ylabel="class", title=mathtext(name))
             if len(classes) <= 20:
-                axes.set_xticks(range(len(classes)), classes, rotation=90)
-                axes.set_yticks(range(len(classes)), classes)
+                names = list(map(mathtext, classes))
+                axes.set_xticks(range(len(names)), names, rotation=90)
+                axes.set_yticks(range(len(names)), names)
             for row, column in np.argwhere(shares >= 0.5) if few else []:
                 share = shares[row, column]
                 axes.text(
@@ -50,11 +52,12 @@ def accuracy_curves(frame: pd.DataFrame, over: str, labels: Sequence[str]) -> Fi
         groups = frame.groupby(list(labels), dropna=False, sort=False) if labels else [((), frame)]
         for number, (names, rows) in enumerate(groups):
             found = rows.groupby(over).accuracy.agg(["mean", "std", "count"])
-            label = ", ".join(f"{key}={name}" for key, name in zip(labels, names, strict=True) if not pd.isna(name))
+            told = [f"{key}={name}" for key, name in zip(labels, names, strict=True) if not pd.isna(name)]
+            label = mathtext(", ".join(told)) or None
             bars = half_width(found["std"], found["count"])
             color = COLORS[number % len(COLORS)]
-            axes.errorbar(found.index, found["mean"], bars, label=label or None, color=color, marker=".", capsize=2)
-        axes.set_xlabel(over)
+            axes.errorbar(found.index, found["mean"], bars, label=label, color=color, marker=".", capsize=2)
+        axes.set_xlabel(mathtext(over))
         axes.set_ylabel("test accuracy (%)")
         if labels:
             figure.legend(loc="outside upper left", frameon=False, fontsize=6)

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from capsule_sweeps.display import mathtext
 from capsule_sweeps.results.figures import COLORS, COLUMN_WIDTH, MARKERS, STYLE
 
 IMAGES: dict[Any, Any] = {**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}
@@ -34,7 +35,7 @@ def routing_maps(image: np.ndarray, maps: Sequence[Sequence[np.ndarray]]) -> Fig
                 shown = axes.imshow(values, vmin=0, vmax=highest, cmap="viridis")
                 axes.set_title(f"iteration {iteration}", fontsize=6, pad=2)
                 axes.set_xlabel("grid column", fontsize=6, labelpad=1)
-                axes.set_ylabel(f"{name}\ngrid row" if iteration == 1 else "", fontsize=6, labelpad=1)
+                axes.set_ylabel(f"{mathtext(name)}\ngrid row" if iteration == 1 else "", fontsize=6, labelpad=1)
                 axes.set(xticks=[], yticks=[])
         bar = figure.colorbar(shown, ax=grid, shrink=0.8, aspect=30)
         bar.set_label("largest coefficient of a child, mean", fontsize=7)
@@ -74,7 +75,7 @@ def class_feeds_figure(feeds: np.ndarray, name: str) -> Figure:
         places, kinds = figure.subplots(1, 2)
         shown = places.imshow(feeds.sum(2), cmap="PuOr", vmin=-limit, vmax=limit)
         places.set(xlabel="column", ylabel="row", xticks=[], yticks=[])
-        places.set_title(f"fed to class {name}, by place", fontsize=7)
+        places.set_title(f"fed to class {mathtext(name)}, by place", fontsize=7)
         figure.colorbar(shown, ax=places, shrink=0.8).ax.tick_params(labelsize=6)
         kinds.bar(range(feeds.shape[2]), feeds.sum((0, 1)), color=COLORS[0])
         kinds.axhline(0, color="black", linewidth=0.6)
@@ -100,7 +101,7 @@ def response_figure(response: Mapping[str, Mapping[str, np.ndarray]], name: str)
             probability.plot(amount, response[kind]["probability"], color="black", marker=MARKERS[0], markersize=2)
             probability.set_ylim(-0.05, 1.05)
             probability.set_xlabel(label)
-        grid[0, 0].set_ylabel(f"pose of class {name}\n({response['shift']['poses'].shape[1]} numbers)")
+        grid[0, 0].set_ylabel(f"pose of class {mathtext(name)}\n({response['shift']['poses'].shape[1]} numbers)")
         grid[1, 0].set_ylabel("probability")
     return figure
 

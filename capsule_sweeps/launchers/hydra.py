@@ -34,6 +34,7 @@ from capsule_sweeps.config.points import MAX_RUNS, sweep_points
 from capsule_sweeps.config.trust import check_hydra
 from capsule_sweeps.config.yaml_files import check_files, check_spelling
 from capsule_sweeps.console import missing_package
+from capsule_sweeps.display import terminal
 from capsule_sweeps.launchers.launch import Launcher as RunLauncher
 from capsule_sweeps.launchers.launch import find_launcher, launch
 from capsule_sweeps.launchers.seed_units import MAX_SEEDS, MIN_SEEDS, Procedure
@@ -222,7 +223,7 @@ def user_errors() -> Iterator[None]:
     except ModuleNotFoundError as error:
         sys.exit(f"Error: {missing_package(error)}")
     except (ValueError, OSError, Busy) as error:
-        sys.exit(f"Error: {error}")
+        sys.exit(f"Error: {terminal(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -292,8 +293,8 @@ def hydra_errors() -> Iterator[None]:
         with env_override({"HYDRA_FULL_ERROR": "1"}), one_sentence():  # else Hydra prints it, in its own words
             yield
     except NotFinished as error:
-        sys.exit(f"Error: {error}")
+        sys.exit(f"Error: {terminal(error)}")
     except ValueError as error:
         if not isinstance(error.__cause__, HydraException | OmegaConfBaseException | YAMLError | RecursionError):
             raise
-        sys.exit(f"Error: {error}")
+        sys.exit(f"Error: {terminal(error)}")

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
-from capsule_sweeps.console import console, plain_text
+from capsule_sweeps.console import tell
 from capsule_sweeps.launchers.preflight import compare_data, measure_sizes, preflight
 from capsule_sweeps.runs.plan import PlannedRun, Policy, accuracy, make_plan, show_plan
 from capsule_sweeps.runs.plan_warnings import size_warning
@@ -96,7 +96,7 @@ def warn_of_sizes(plan: Sequence[PlannedRun]) -> None:
     said = size_warning(plan)
     measure_sizes(plan)
     if (warning := size_warning(plan)) != said:
-        console().print(plain_text(warning), soft_wrap=True)
+        tell(warning)
 
 
 def absolute(config: DictConfig) -> None:
@@ -118,11 +118,7 @@ def show_results(plan: Sequence[PlannedRun], rule: str) -> None:
     from capsule_sweeps.results.render import render
     from capsule_sweeps.results.tables import accuracy_table, for_people, notes
     from capsule_sweeps.runs.frame import runs_frame
-    from capsule_sweeps.runs.sweep import first_seeds
 
     runs = runs_frame(planned.run for planned in plan)
-    first: dict[str, int] = {}
-    for runs_dir in {planned.run.folder.parent for planned in plan}:
-        first |= first_seeds(runs_dir)
-    shown, caption = for_people(accuracy_table(runs, rule, first), runs)
-    print(render(shown, "table", "Results", notes(runs, rule, first), caption, one_line=True))
+    shown, caption = for_people(accuracy_table(runs, rule), runs)
+    print(render(shown, "table", "Results", notes(runs, rule), caption, one_line=True))

@@ -11,7 +11,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from capsule_sweeps.config.check import check, home
-from capsule_sweeps.console import plain_text
+from capsule_sweeps.display import say
 from capsule_sweeps.launchers.launch import Launcher, find_launcher, launch
 from capsule_sweeps.launchers.local import Launcher as LocalLauncher
 from capsule_sweeps.launchers.snapshot import is_private
@@ -82,7 +82,7 @@ def same_launcher(entry: Entry, name: str) -> QueueLauncher | None:
         raise ValueError(f"{path} is damaged ({error}); run {name} with launch.py") from error
     usual = found().settings()
     told = ", ".join(f"{key}={value}" for key, value in launcher.settings().items() if value != usual[key])
-    print(f"Settings of {entry.submission}: {plain_text(told or 'the usual ones')}")
+    say(f"Settings of {entry.submission}: {told or 'the usual ones'}")
     return cast(QueueLauncher, launcher)
 
 

@@ -19,13 +19,15 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.table import Table
 
-from capsule_sweeps.console import console, duration, plain_text
+from capsule_sweeps.console import console, duration, tell
+from capsule_sweeps.display import rich
 from capsule_sweeps.launchers.launch import Launcher, launch
 from capsule_sweeps.launchers.seed_units import Group, Procedure, Unit
 from capsule_sweeps.runs.plan import PlannedRun, Policy, accuracy, make_plan
 from capsule_sweeps.runs.signature import columns, signature, signed_config
-from capsule_sweeps.runs.sweep import record_seeds
+from capsule_sweeps.runs.sweep import first_seeds, record_seeds
 
+MOST_SEED = 2**31 - 1
 Points = Sequence[Sequence[str]]
 
 
@@ -66,6 +68,7 @@ def launch_seeds(
 
     done: set[str] = set()
     groups, units = look()
+    check_begun(groups, procedure)
     while True:
         show_units(units, procedure)
         wanted = {run.signature for unit in units for one in unit.chosen for run in one.runs}
@@ -104,7 +107,7 @@ def group_seeds(points: Points, procedure: Procedure) -> dict[tuple[str, ...], l
         words = tuple(word for word in point if _key(word) != "seed")
         seeds = [word.partition("=")[2] for word in point if _key(word) == "seed"]
         if bad := [seed for seed in seeds if not (seed.isascii() and seed.isdigit())]:
-            raise ValueError(f"seed={bad[0]} is out of range: it must be a whole number from 0 to 2147483647")
+            raise ValueError(f"seed={bad[0]} is out of range: it must be a whole number from 0 to {MOST_SEED}")
         named.setdefault(words, set()).update(map(int, seeds))
     found = {}
     for words, numbers in named.items():
@@ -113,8 +116,13 @@ def group_seeds(points: Points, procedure: Procedure) -> dict[tuple[str, ...], l
                 f"seed names {len(numbers)} seeds, more than hydra.sweeper.max_seeds={procedure.max_seeds}: "
                 f"set hydra.sweeper.max_seeds={len(numbers)}"
             )
-        following = max(numbers, default=-1) + 1
-        found[words] = [*sorted(numbers), *range(following, following + procedure.max_seeds - len(numbers))]
+        following, more = max(numbers, default=-1) + 1, procedure.max_seeds - len(numbers)
+        if following + more > MOST_SEED + 1:
+            raise ValueError(
+                f"seed={following - 1} is out of range: {more} more seeds follow it with hydra.sweeper.max_seeds="
+                f"{procedure.max_seeds}, and the largest seed is {MOST_SEED}: set seed to a smaller number"
+            )
+        found[words] = [*sorted(numbers), *range(following, following + more)]
     return found
 
 
@@ -133,6 +141,23 @@ def make_groups(
         own = groups.setdefault(words, Group(words, str(columns(config)["group"]), {}))
         own.points[seed] = (config, point, plan[signature(signed_config(config))])
     return list({group.name: group for group in reversed(groups.values())}.values())[::-1]
+
+
+def check_begun(groups: Sequence[Group], procedure: Procedure) -> None:
+    """Raises ValueError where a smaller number of first seeds chose the seeds of a group before.
+
+    A larger one may have been set because of what was seen, and its interval would not keep the coverage.
+    """
+    known: dict[Path, dict[str, int]] = {}
+    for group in groups:
+        runs_dir = next(iter(group.points.values()))[2].run.folder.parent
+        known.setdefault(runs_dir, first_seeds(runs_dir))
+        if (begun := known[runs_dir].get(group.name, procedure.min_seeds)) < procedure.min_seeds:
+            raise ValueError(
+                f"hydra.sweeper.min_seeds={procedure.min_seeds} is more than the {begun} first seeds with which the "
+                f"number of seeds of {' '.join(group.words) or 'these runs'} was chosen before, and which its interval "
+                f"is made of: set hydra.sweeper.min_seeds={begun}"
+            )
 
 
 def make_units(groups: Sequence[Group], procedure: Procedure) -> list[Unit]:
@@ -179,15 +204,12 @@ def show_units(units: Sequence[Unit], procedure: Procedure) -> None:
     for unit in units:
         width, left = unit.half_width(), unit.seconds()
         cells = [str(len(unit.values)), "–" if math.isnan(width) else f"±{width:.2f}", unit.still_needed()]
-        table.add_row(*map(plain_text, [unit.label, *cells, "–" if left is None else duration(left)]))
+        table.add_row(*map(rich, [unit.label, *cells, "–" if left is None else duration(left)]))
     console().print(table)
     what = f"the difference between neighbouring values of {procedure.resolve}" if procedure.resolve else "each group"
-    console().print(
+    tell(
         f"Stein's two-stage procedure: the first {procedure.min_seeds} seeds tell how many the 95 % interval of {what} "
-        f"needs to be ±{procedure.half_width:g} points, at most {procedure.max_seeds}.",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f"needs to be ±{procedure.half_width:g} points, at most {procedure.max_seeds}."
     )
 
 

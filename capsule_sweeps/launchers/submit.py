@@ -25,7 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.live import Live
 from rich.table import Table
 
-from capsule_sweeps.console import console, plain_text
+from capsule_sweeps.console import console, tell
+from capsule_sweeps.display import rich
 from capsule_sweeps.launchers.snapshot import take_snapshot
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.lock import owner
@@ -142,12 +143,9 @@ def submit(todo: Sequence[PlannedRun], sweep: str, launcher: QueueLauncher) -> s
     (folder / "launching.json").unlink()
     num_jobs, numbers = num_jobs - left, ", ".join(job["job_ids"])
     runs = f"{len(todo)} run{'s' if len(todo) > 1 else ''}"
-    console().print(
+    tell(
         f"{runs} queued in {num_jobs} job{'s' if num_jobs > 1 else ''} ({numbers}): {submission}. "
-        f"Follow with `python -m capsule_sweeps status --runs-dir {shlex.quote(os.path.relpath(runs_dir))} --watch`.",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f"Follow with `python -m capsule_sweeps status --runs-dir {shlex.quote(os.path.relpath(runs_dir))} --watch`."
     )
     return submission
 
@@ -229,7 +227,7 @@ def follow(plan: Sequence[PlannedRun]) -> None:
                 else:
                     for name, state in states.items():
                         if said.get(name) != state:
-                            console().print(f"{name}: {state}", markup=False, highlight=False, soft_wrap=True)
+                            tell(f"{name}: {state}")
                 said = states
                 if not {"queued", "running"} & set(states.values()):
                     break
@@ -256,5 +254,5 @@ def _states_table(plan: Sequence[PlannedRun], states: dict[str, str]) -> Table:
         done, of = record.get("epochs_done", 0), planned.config.training.epochs
         accuracy = record.get("accuracy_last")
         shown = f"{accuracy:.1%}" if isinstance(accuracy, float) else "–"
-        table.add_row(plain_text(name), states[name], f"{done}/{of}", shown)
+        table.add_row(rich(name), states[name], f"{done}/{of}", shown)
     return table

@@ -17,12 +17,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from capsule_sweeps.config.check import check
+from capsule_sweeps.display import Formatter, say
 from capsule_sweeps.runs.provenance import ROOT
 from capsule_sweeps.runs.run import Busy, Run
 from capsule_sweeps.runs.signals import Interrupted, abandon_late, stop_signals
+from capsule_sweeps.runs.stored import plain_config
 
 BUSY = os.EX_TEMPFAIL
 
@@ -49,7 +49,8 @@ class PipeDisplay:
 def main() -> int:
     with stop_signals() as stop:
         task = json.loads(sys.stdin.readline())
-        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+        logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+        logging.getLogger().handlers[0].setFormatter(Formatter())
         logging.getLogger("capsule_sweeps").setLevel(logging.INFO)
         threading.Thread(target=stop_with_parent, daemon=True).start()
         import torch
@@ -60,7 +61,7 @@ def main() -> int:
         try:
             if task["code"] != str(ROOT):
                 raise ValueError(f"the worker runs the code in {ROOT} and not {task['code']}: was that folder removed?")
-            run, config = Run(Path(task["folder"]), task["submission"]), check(OmegaConf.create(task["config"]))
+            run, config = Run(Path(task["folder"]), task["submission"]), check(plain_config(task["config"]))
             if task["gpu_asked"] and config.device == "auto" and not torch.cuda.is_available():
                 raise ValueError(
                     f"the job asked for a GPU, and torch {torch.__version__} finds none on {socket.gethostname()}; set "
@@ -69,13 +70,13 @@ def main() -> int:
             with abandon_late(stop, task["grace"]):
                 train(config, run, task["sweep"], PipeDisplay(), stop)
         except Interrupted as interrupted:
-            print(interrupted, file=sys.stderr)
+            say(interrupted, sys.stderr)
             return 128 + interrupted.signum
         except Busy as busy:
-            print(busy, file=sys.stderr)
+            say(busy, sys.stderr)
             return BUSY
         except Exception as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            say(f"{type(error).__name__}: {error}", sys.stderr)
             return 1
     return 0
 

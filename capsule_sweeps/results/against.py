@@ -15,11 +15,12 @@ import pandas as pd
 
 from capsule_sweeps.results.columns import settings_frame
 from capsule_sweeps.results.intervals import compare, holm
+from capsule_sweeps.results.stein import first_of, two_stage_note
 from capsule_sweeps.results.tables import finished_runs, left_out
 from capsule_sweeps.runs import filters
 from capsule_sweeps.runs.signature import NEUTRAL
 
-NUMBERS = ["n", "mean", "difference", "half_width", "p_value", "p_holm", "seeds_needed", "paired"]
+NUMBERS = ["n", "mean", "difference", "half_width", "first_seeds", "p_value", "p_holm", "seeds_needed", "paired"]
 CHOICES = {"routing": ("model.routing.",), "model": ("model.",), "backbone": ("model.backbone.",)}
 CHOICES |= {"capsules": ("model.capsules.",), "dataset": ("dataset.",)}
 
@@ -41,8 +42,9 @@ def against_table(
     Columns: the settings in which baselines differ; base (the same in words); the key (such as num_routing) with the
     value of the row's runs; n (pairs of seeds, or the runs of the smaller group), mean of the row's runs (%),
     difference to the base (percentage points), half_width of its 95 % interval, p_value, p_holm (Holm's correction over
-    all rows), seeds_needed (see `intervals.compare`), paired, rule. `find`, given a run of each group, returns other
-    pairs than those of the key. Raises ValueError if no run has the key or the value.
+    all rows), seeds_needed (see `intervals.compare`), paired, rule; also first_seeds, the n0 of the interval, if a
+    procedure chose the number of seeds of some groups. `find`, given a run of each group, returns other pairs than
+    those of the key. Raises ValueError if no run has the key or the value.
     """
     finished = finished_runs(runs, rule).dropna(subset=["group", "seed"]).drop_duplicates(["group", "seed"])
     accuracies = {
@@ -50,6 +52,7 @@ def against_table(
         for group, own in finished.groupby("group")
     }
     first = finished.drop_duplicates("group").set_index("group", drop=False)
+    begun = {str(group): first_of(own) for group, own in finished.groupby("group")}
     found = list(find(first) if find else _pairs(first, against))
     key, value = _column(against), against.partition("=")[2]
     rows = []
@@ -61,12 +64,14 @@ def against_table(
         of = {**frame.loc[base], "base": name}
         rows.append({**of, key: value, "n": len(own), "mean": own.mean(), "difference": 0.0})
         for pair in (pair for pair in found if pair.base == base):
-            seen = compare(accuracies[pair.group], own)
+            seen = compare(accuracies[pair.group], own, begun[pair.group], begun[base])
             row = {**of, key: pair.change + ("*" if pair.recipe else ""), "n": seen.n}
             row |= {"mean": accuracies[pair.group].mean(), "difference": seen.difference, "half_width": seen.half_width}
+            row["first_seeds"] = seen.first_seeds
             rows.append({**row, "p_value": seen.p_value, "seeds_needed": seen.seeds_needed, "paired": seen.paired})
     table = pd.DataFrame(rows, columns=[*settings, "base", key, *NUMBERS]).assign(rule=rule)
-    table = table.astype({"n": "Int64", "seeds_needed": "Int64"})
+    table = table.astype({"n": "Int64", "seeds_needed": "Int64", "first_seeds": "Int64"})
+    table = table if table.first_seeds.notna().any() else table.drop(columns="first_seeds")
     numbers = ["mean", "difference", "half_width", "p_value", "p_holm"]
     table[numbers] = table[numbers].astype(float)
     table["p_holm"] = holm(table.p_value)
@@ -144,7 +149,8 @@ def base_names(first: pd.DataFrame, against: str) -> tuple[list[str], pd.DataFra
 
 def shown_differences(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """An `against_table` with short column names for display, and a caption with the settings that all bases share."""
-    heads = {"half_width": "±95%", "p_value": "p", "p_holm": "p (Holm)", "seeds_needed": "seeds needed"}
+    heads = {"half_width": "±95%", "first_seeds": "n0", "p_value": "p", "p_holm": "p (Holm)"}
+    heads["seeds_needed"] = "seeds needed"
     settings = list(table.columns[: list(table.columns).index("base")])
     common = [column for column in settings if table[column].nunique(dropna=False) <= 1]
     told = len(table[settings].astype(str).drop_duplicates()) == table.base.nunique()
@@ -162,6 +168,8 @@ def against_notes(table: pd.DataFrame, runs: pd.DataFrame, against: str, rule: s
         "of this size (5 % level, power 0.8). n: pairs, or the runs of the smaller group; mean: over all runs of a "
         f"row. {left_out(runs, rule)}"
     )
+    if "first_seeds" in table:
+        text += two_stage_note(table.first_seeds[table.paired.notna()], "the standard error in half_width and p")
     if table[_column(against)].astype(str).str.endswith("*").any():
         text += " *: the recipe (training.*) also differs from that of the base."
     if table.empty and against != "ablation=none":

@@ -15,12 +15,13 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 
 from capsule_sweeps.config.selection_rules import find_rule
-from capsule_sweeps.console import plain_text
+from capsule_sweeps.display import line, mathtext
 from capsule_sweeps.results.columns import differences_of, named, settings_frame, typed
 from capsule_sweeps.results.render import shorten
 from capsule_sweeps.results.tables import accuracy_table, finished_runs
 
 LONGEST_NAME = 70  # characters of a line in the legend
+SHORT_NAME = 20  # characters of a data set in the title of a legend
 COLUMN_WIDTH = 3.4  # inches
 COLORS = (
     "#0072B2",
@@ -49,7 +50,6 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#D9D9D9",
     "lines.linewidth": 1.2,
     "savefig.dpi": 300,
-    "text.parse_math": False,  # names may contain dollar signs, which are not mathematics
     "pdf.fonttype": 42,  # TrueType: publishers reject Type 3 fonts
 }
 
@@ -77,7 +77,9 @@ def accuracy_vs_num_routing(runs: pd.DataFrame, rule: str = "last", published: p
         for axes, dataset in zip(figure.subplots(len(datasets), squeeze=False)[:, 0], datasets, strict=True):
             theirs = None if published is None else published[published.dataset == dataset]
             labels = _draw_accuracies(axes, finished[finished.dataset == dataset], rule, theirs)
-            axes.get_legend().set_title(f"{plain_text(dataset)}: mean ± sample std, and every run")
+            axes.get_legend().set_title(
+                f"{mathtext(shorten(line(dataset), SHORT_NAME))}: mean ± sample std, and every run"
+            )
             height += 2.2 + sum(0.04 + 0.11 * (1 + label.count("\n")) for label in labels)
         figure.set_size_inches(COLUMN_WIDTH, height)
     return figure
@@ -115,9 +117,10 @@ def forest_plot(table: pd.DataFrame) -> Figure:
                 capsize=2,
                 elinewidth=1,
             )
-            axes.set_yticks(places, [f"{change} (n = {n})" for change, n in zip(rows[key], rows.n, strict=True)])
+            names = [mathtext(f"{change} (n = {n})") for change, n in zip(rows[key], rows.n, strict=True)]
+            axes.set_yticks(places, names)
             axes.set_ylim(len(rows) - 0.5, -0.5)
-            axes.set_title(textwrap.fill(str(plain_text(str(base))), 60), fontsize=8, loc="right")
+            axes.set_title(mathtext(textwrap.fill(str(base), 60)), fontsize=8, loc="right")
         rule = changed.rule.iloc[0]
         axes.set_xlabel(f"difference (percentage points)\nrule: {rule}; bars: 95 % interval")
     return figure
@@ -142,7 +145,7 @@ def training_curves(metrics: Mapping[str, pd.DataFrame]) -> Figure:
             for axes, (key, _, scale) in zip(upper, panels, strict=True):
                 marks: dict[str, Any] = {"color": color, "marker": "." if len(rows) == 1 else ""}  # one point, no line
                 axes.plot(epochs, scale * rows[f"train_{key}"], linestyle=":", **marks)
-                axes.plot(epochs, scale * rows[f"test_{key}"], label=name, **marks)
+                axes.plot(epochs, scale * rows[f"test_{key}"], label=mathtext(name), **marks)
             speed.plot(epochs, rows.images_per_second, **marks)
             for epoch in rows.epoch[rows.lr.ne(rows.lr.shift()) & (rows.epoch > rows.epoch.min())]:
                 for axes in (*upper, speed):
@@ -220,7 +223,7 @@ def _draw_accuracies(axes: Axes, finished: pd.DataFrame, rule: str, published: p
         for words in dict.fromkeys(other_recipe(finished, mark) for _, mark in published.iterrows()):
             if words:
                 handles.append(Line2D([], [], linestyle="none"))
-                labels.append(textwrap.fill(words, 55))
+                labels.append(mathtext(textwrap.fill(words, 55)))
         published = published[[not other_recipe(finished, mark) for _, mark in published.iterrows()]]
         ticks = sorted({*ticks, *published.num_routing.astype(int)})
         for (aggregate, its_rule), cells in published.groupby(["aggregate", "rule"], sort=False):
@@ -247,8 +250,8 @@ def _draw_accuracies(axes: Axes, finished: pd.DataFrame, rule: str, published: p
 
 def _label(name: str, counts: list[int]) -> str:
     shown = counts if len(set(counts)) > 1 else counts[:1]
-    words = [shorten(str(plain_text(name)), LONGEST_NAME)] if name else []
-    return textwrap.fill(", ".join([*words, "n = " + ", ".join(map(str, shown))]), 40)
+    words = [shorten(name, LONGEST_NAME)] if name else []
+    return mathtext(textwrap.fill(", ".join([*words, "n = " + ", ".join(map(str, shown))]), 40))
 
 
 def other_recipe(finished: pd.DataFrame, mark: pd.Series) -> str:

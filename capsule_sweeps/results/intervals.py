@@ -7,7 +7,6 @@ results are in the unit of the input.
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +36,7 @@ class Comparison:
 
     `n` counts pairs if `paired`, else the runs of the smaller group. `seeds_needed` is the number of seeds (of each
     group) that would show a difference of this size, see `seeds_needed`; None if there is none or it is unknown.
+    `first_seeds` is the number of seeds that the deviation is of, if a procedure chose n from these; otherwise None.
     """
 
     n: int
@@ -45,6 +45,7 @@ class Comparison:
     half_width: float
     p_value: float
     seeds_needed: int | None
+    first_seeds: int | None = None
 
 
 def summarize(values: pd.Series) -> Summary:
@@ -67,31 +68,37 @@ def t_quantile(df: Any) -> Any:
     return np.where(df > 0, stdtrit(np.where(df > 0, df, 1.0), (1 + LEVEL) / 2), np.nan)
 
 
-def compare(values: pd.Series, base: pd.Series) -> Comparison:
+def compare(values: pd.Series, base: pd.Series, *first: int | None) -> Comparison:
     """`values` minus `base`, two Series of accuracies indexed by seed.
 
     Paired by seed (paired t-test) if at least two seeds are in both groups, or the groups have the same seeds;
     otherwise by Welch's t-test, which assumes independent groups. For a single pair only the difference is known.
+    `first`: the number of first seeds from which a procedure chose the size of each group; None for fixed sizes. Then
+    only the deviation of these seeds counts, as in `stein`, because it is independent of the means.
     """
-    from scipy.stats import ttest_ind, ttest_rel
+    from scipy.special import stdtr
+
+    from capsule_sweeps.results.stein import deviation
 
     common = values.index.intersection(base.index)
     paired = len(common) >= 2 or set(values.index) == set(base.index)
     if paired:
         values, base = values[common], base[common]
+    begun = [min((number for number in first if number is not None), default=None)] if paired else list(first)
     differing = [values - base] if paired else [values, base]
     n, difference = min(len(values), len(base)), float(values.mean() - base.mean())
     variances = [float(group.var(ddof=1)) for group in differing]  # NaN for one run
     if any(map(math.isnan, variances)):
         return Comparison(n, paired, difference, math.nan, math.nan, None)
-    if not any(variances):  # no spread at all: the p-value is 0 or 1
-        return Comparison(n, paired, difference, 0.0, 0.0 if difference else 1.0, seeds_needed(difference, 0.0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the spread may be as small as rounding errors
-        found = ttest_rel(values, base) if paired else ttest_ind(values, base, equal_var=False)
-    low, high = found.confidence_interval(LEVEL)
-    width, p_value = float(high - low) / 2, float(found.pvalue)
-    return Comparison(n, paired, difference, width, p_value, seeds_needed(difference, *variances))
+    needed = seeds_needed(difference, *variances)
+    found = [deviation(group, number) for group, number in zip(differing, begun or [None, None], strict=True)]
+    known = [n0 for (_, n0), number in zip(found, begun, strict=False) if n0 == number]
+    parts = [(std**2 / len(group), n0 - 1) for (std, n0), group in zip(found, differing, strict=True)]
+    if not (square := sum(part for part, _ in parts)):  # no spread at all: the p-value is 0 or 1
+        return Comparison(n, paired, difference, 0.0, 0.0 if difference else 1.0, needed, min(known, default=None))
+    df = square**2 / sum(part**2 / df for part, df in parts)
+    width, p_value = float(t_quantile(df)) * math.sqrt(square), 2 * float(stdtr(df, -abs(difference) / square**0.5))
+    return Comparison(n, paired, difference, width, p_value, needed, min(known, default=None))
 
 
 def holm(p_values: pd.Series) -> pd.Series:

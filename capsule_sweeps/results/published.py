@@ -20,10 +20,16 @@ from capsule_sweeps.config.compose import CONF_DIR, compose_config
 from capsule_sweeps.config.selection_rules import find_rule, names
 from capsule_sweeps.results.intervals import seeds_for_half_width, summarize
 from capsule_sweeps.results.settle import seed_words, sweep_command
-from capsule_sweeps.results.stein import half_widths, two_stage_note
+from capsule_sweeps.results.stein import (
+    deviation,
+    first_of,
+    num_seeds,
+    numbers_of_first,
+    two_stage_half_width,
+    two_stage_note,
+)
 from capsule_sweeps.results.tables import finished_runs, left_out
 from capsule_sweeps.runs.signature import columns, signed_config
-from capsule_sweeps.runs.sweep import first_seeds
 
 PATH = CONF_DIR.parent / "analysis" / "published.yaml"
 AGGREGATES = ("mean over seeds", "best run", "count")
@@ -114,9 +120,9 @@ def published_table(
     of the 95 % interval), difference (ours − published), verdict, rule, and the command that fills a missing cell or
     settles an open verdict with runs in runs_dir. `groups`: overrides of a cell → the group of runs to show beside it,
     instead of that of the published recipe."""
-    rows, first = [], first_seeds(Path(runs_dir))
+    rows = []
     for cell in cells:
-        found = _ours(runs, cell, first, groups)
+        found = _ours(runs, cell, groups)
         row: dict[str, Any] = {"row": cell.row, "column": f"{cell.column} ({cell.unit})", "published": cell.value}
         row |= {"reading": cell.reading, "ours": found["ours"], "n": found["n"], "±": found["half_width"]}
         row |= {"difference": found["ours"] - cell.value, "verdict": verdict(cell, **found)}
@@ -126,7 +132,7 @@ def published_table(
 
 
 def _command(
-    cell: Cell, said: str, runs_dir: Path | str, ours: float, n: Any, std: float, half_width: float
+    cell: Cell, said: str, runs_dir: Path | str, ours: float, n: Any, std: float, half_width: float, first: int = 0
 ) -> str | None:
     """The command that fills a missing cell, or adds the seeds that settle its verdict; None if neither is needed."""
     if said == "missing":
@@ -134,14 +140,15 @@ def _command(
     if not said.startswith(OPEN):
         return None
     beyond = abs(ours - cell.value) - cell.tolerance
-    seeds = seed_words(std, n, cell.tolerance if beyond <= 0 else beyond)
+    seeds = seed_words(std, first or n, cell.tolerance if beyond <= 0 else beyond, first)
     return cell.command(runs_dir, [f"selection_rule={cell.rule}", *seeds]) if seeds else None
 
 
-def _ours(
-    runs: pd.DataFrame, cell: Cell, first: Mapping[str, int], groups: Mapping[tuple[str, ...], str] | None
-) -> dict[str, Any]:
-    """Our number for a cell: ours, n, std, half_width; NaN if there is none. `first` as for `accuracy_table`."""
+def _ours(runs: pd.DataFrame, cell: Cell, groups: Mapping[tuple[str, ...], str] | None) -> dict[str, Any]:
+    """Our number for a cell: ours, n, std, half_width, and `first` if a procedure chose n; NaN if there is none.
+
+    With `first`, std is the deviation of the first seeds.
+    """
     if cell.aggregate == "count":
         return {"ours": _million_parameters(tuple(cell.overrides)), "n": None, "std": math.nan, "half_width": math.nan}
     overrides = tuple(cell.overrides)
@@ -155,8 +162,11 @@ def _ours(
     found = summarize(accuracies)
     if cell.aggregate == "best run":
         return {"ours": found.best, "n": found.n, "std": math.nan, "half_width": math.nan}
-    width = half_widths(finished, str(cell.rule), first).get(group, found.half_width)
-    return {"ours": found.mean, "n": found.n, "std": found.std, "half_width": width}
+    if (first := first_of(finished)) is None or found.n < first:
+        return {"ours": found.mean, "n": found.n, "std": found.std, "half_width": found.half_width}
+    std, _ = deviation(pd.Series(accuracies.to_numpy(), index=finished.seed), first)
+    width = float(two_stage_half_width(std, first, found.n))
+    return {"ours": found.mean, "n": found.n, "std": std, "half_width": width, "first": first}
 
 
 @cache
@@ -177,13 +187,14 @@ def _million_parameters(overrides: tuple[str, ...]) -> float:
     return sum(parameter.numel() for parameter in model.parameters()) / 1e6
 
 
-def verdict(cell: Cell, ours: float, n: int | None, std: float, half_width: float) -> str:
+def verdict(cell: Cell, ours: float, n: int | None, std: float, half_width: float, first: int = 0) -> str:
     """The verdict on our number beside the published one.
 
     For an average: `reproduced` if the difference and the half-width are within the tolerance; `below` or `above` if
     the whole interval is beyond it; otherwise `too few seeds to say`, with the number of further seeds that would lead
     to one of these if mean and deviation stayed as they are. A best run or a count has no interval: the difference
-    decides. `missing` if no run of the cell is finished.
+    decides. `missing` if no run of the cell is finished. `first`: the number of first seeds whose deviation is `std`,
+    if a procedure chose n from these.
     """
     if math.isnan(ours):
         return "missing"
@@ -199,7 +210,8 @@ def verdict(cell: Cell, ours: float, n: int | None, std: float, half_width: floa
     if abs(difference) - half_width > cell.tolerance:
         return side
     assert n
-    needed = seeds_for_half_width(std, cell.tolerance if within else abs(difference) - cell.tolerance)
+    wanted = cell.tolerance if within else abs(difference) - cell.tolerance
+    needed = int(num_seeds(std, first, wanted)) if first and wanted > 0 else seeds_for_half_width(std, wanted)
     return f"{OPEN}: {max(1, needed - n) if needed else 'very many'} more needed"
 
 
@@ -239,7 +251,7 @@ def published_notes(cells: list[Cell], runs: pd.DataFrame, table: pd.DataFrame, 
         places = dict.fromkeys(source["where"] for source in sources)
         commits = dict.fromkeys(f"commit {source['commit']}" for source in sources if "commit" in source)
         said.append(f"Published: {', '.join([citation, *commits])}; {', '.join(places)}.")
-    said[1] += two_stage_note(finished_runs(own, str(rule)), first_seeds(Path(runs_dir)))
+    said[1] += two_stage_note(numbers_of_first(finished_runs(own, str(rule)), str(rule)))
     for what, these in (
         ("Missing cells are filled by:", table.verdict == "missing"),
         ("Open verdicts would be settled by:", table.verdict.str.startswith(OPEN)),

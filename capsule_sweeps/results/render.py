@@ -7,7 +7,6 @@ everything.
 
 from __future__ import annotations
 
-import html
 import re
 from typing import Any, Literal
 
@@ -16,7 +15,8 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from capsule_sweeps.console import console, plain_text
+from capsule_sweeps.console import console
+from capsule_sweeps.display import csv, latex, line, markdown, rich, terminal
 
 MANY = 1000  # rows
 LESS_IMPORTANT = ("rule", "max", "min", "paired", "seeds needed", "s/epoch", "seconds")
@@ -38,28 +38,30 @@ def render(
     if form == "json":
         return frame.to_json(orient="records", indent=1, default_handler=str)
     if form == "csv":
-        return frame.to_csv(index=False).rstrip("\n")
+        plain = frame.map(lambda value: csv(value) if isinstance(value, str) else value)
+        return plain.set_axis(list(map(csv, frame.columns)), axis=1).to_csv(index=False).rstrip("\n")
     cells = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
     if form == "md":
         lines = ["| " + " | ".join(map(_md, frame.columns)) + " |", "|" + "---|" * len(frame.columns)]
         lines += ["| " + " | ".join(map(_md, row)) + " |" for row in cells]
-        lines += ["", _sentence(caption)] if caption else []
-        return "\n".join([*lines, *(["", note] if note else [])])
+        lines += ["", markdown(_sentence(caption))] if caption else []
+        return "\n".join([*lines, *(["", *map(markdown, note.splitlines())] if note else [])])
     if form == "tex":
         return _tex(frame, cells, " ".join(filter(None, (_sentence(title), _sentence(caption), note))), title)
     assert form == "table", form
     numeric = [_is_numeric(frame[column], [row[n] for row in cells]) for n, column in enumerate(frame.columns)]
     title = "\n".join(filter(None, (title, caption)))
     if len(frame) > MANY:  # a table with borders would take seconds
-        plain = pd.DataFrame(cells, columns=frame.columns).to_string(index=False)
-        return "\n".join(part for part in (title, plain, note) if part)
+        texts = [[line(cell) for cell in row] for row in cells]
+        shown = pd.DataFrame(texts, columns=list(map(line, frame.columns))).to_string(index=False)
+        return "\n".join(part for part in (terminal(title), shown, terminal(note)) if part)
     text, left_out = _bordered(list(map(str, frame.columns)), cells, numeric, title, one_line)
     if left_out:
         note = " ".join(filter(None, (note, f"Not shown for want of room: {', '.join(left_out)} (--wide).")))
     with console().capture() as capture:
         console().print(text)
         if note:
-            console().print(note, markup=False, highlight=False)
+            console().print(terminal(note), markup=False, highlight=False)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
 
 
@@ -67,14 +69,14 @@ def _bordered(
     heads: list[str], cells: list[list[str]], numeric: list[bool], title: str, one_line: bool
 ) -> tuple[Table, list[str]]:
     """The table, with `one_line` no wider than the console, and the columns that are hidden."""
-    table = Table(title=plain_text(title) if title else None, title_justify="left")
+    table = Table(title=rich(title) if title else None, title_justify="left")
     left_out: list[str] = []
     widths: list[int | None] = [None] * len(heads)
     if one_line:
         heads, cells, numeric, widths, left_out = _fitted(heads, cells, numeric, console().width)
     for head, right, width in zip(heads, numeric, widths, strict=True):
         justify: Literal["left", "right"] = "right" if right else "left"
-        table.add_column(plain_text(head), justify=justify, no_wrap=right, overflow="fold", width=width)
+        table.add_column(rich(head), justify=justify, no_wrap=right, overflow="fold", width=width)
     for row in cells:
         table.add_row(
             *(
@@ -135,7 +137,7 @@ def _fitted(heads: list[str], cells: list[list[str]], numeric: list[bool], room:
 
 
 def _text(cell: str, width: int | None) -> Text:
-    lines = [shorten(line, width or len(line)) for line in str(plain_text(cell)).split("\n")]
+    lines = [shorten(line, width or len(line)) for line in terminal(cell).split("\n")]
     return Text("\n".join(lines), style="bold" if isinstance(cell, Best) else "")
 
 
@@ -157,9 +159,8 @@ def _cell(value: Any) -> str:
 
 
 def _md(cell: str) -> str:
-    """A cell of a Markdown table, with HTML and the separators of cells escaped."""
-    text = html.escape(" ".join(cell.splitlines()), quote=False).replace("\\", "\\\\").replace("|", "\\|")
-    return f"**{text}**" if isinstance(cell, Best) else text
+    """A cell of a Markdown table."""
+    return f"**{markdown(cell)}**" if isinstance(cell, Best) else markdown(cell)
 
 
 def _sentence(text: str) -> str:
@@ -175,28 +176,11 @@ def cell_text(value: Any) -> str:
     return str(value)
 
 
-TEX = {  # for characters that are commands in LaTeX, or missing in some fonts
-    "\\": r"\textbackslash{}",
-    **{letter: "\\" + letter for letter in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "−": "$-$",
-    "–": "--",
-    "≤": r"$\leq$",
-    "≥": r"$\geq$",
-    "√": r"$\surd$",
-    "'": r"\textquotesingle{}",
-    "\n": r" \\ ",
-}
-
-
 def _tex(frame: pd.DataFrame, cells: list[list[str]], caption: str, title: str) -> str:
     """A LaTeX table with booktabs: numbers aligned to the right, best cells bold, notes in the caption."""
 
     def plain(text: str) -> str:
-        escaped = "".join(TEX.get(letter, letter) for letter in text)
-        return rf"\textbf{{{escaped}}}" if isinstance(text, Best) else escaped
+        return rf"\textbf{{{latex(text)}}}" if isinstance(text, Best) else latex(text)
 
     right = [_is_numeric(frame[column], [row[n] for row in cells]) for n, column in enumerate(frame.columns)]
     shown = pd.DataFrame([list(map(plain, row)) for row in cells], columns=list(map(plain, map(str, frame.columns))))
@@ -206,6 +190,6 @@ def _tex(frame: pd.DataFrame, cells: list[list[str]], caption: str, title: str) 
         position_float="centering",
         hrules=True,
         label="tab:" + (re.sub("[^a-z0-9]+", "-", title.lower()).strip("-") or "results"),
-        caption=plain(caption) or None,
+        caption=r" \\ ".join(map(latex, caption.splitlines())) or None,
     )
     return "% needs \\usepackage{booktabs}\n" + text.rstrip()

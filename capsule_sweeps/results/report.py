@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from capsule_sweeps.display import terminal
 from capsule_sweeps.results.columns import named, settings_frame
 from capsule_sweeps.results.render import cell_text
 from capsule_sweeps.results.sections import by_sweep
@@ -23,7 +24,7 @@ from capsule_sweeps.runs.files import last_lines, write_atomic
 from capsule_sweeps.runs.metrics import read_metrics
 from capsule_sweeps.runs.plan import Policy
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.runs.sweep import first_seeds, read_sweeps
+from capsule_sweeps.runs.sweep import read_sweeps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,10 +39,8 @@ def write_report(runs_dir: Path, runs: pd.DataFrame, rule: str, out: Path) -> No
     records = {name: Run(runs_dir / name).record() for name in runs.run}
     states = Counter(runs.state.mask(runs.stale, "stale"))
     loader = PackageLoader("capsule_sweeps.results", "")
-    template = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(
-        "report.html"
-    )
-    page = template.render(
+    pages = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
+    page = pages.get_template("report.html").render(
         name=runs_dir.name or str(runs_dir),
         counts=_counts(states),
         hours=_hours(sum(record.get("seconds") or 0.0 for record in records.values())),
@@ -52,6 +51,11 @@ def write_report(runs_dir: Path, runs: pd.DataFrame, rule: str, out: Path) -> No
         runs=_runs(runs_dir, runs, records, rule),
     )
     write_atomic(out, page.encode())
+
+
+def _shown(value: Any) -> Any:
+    """What the template escapes, without control characters; figures are markup already."""
+    return terminal(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _counts(words: Counter[str]) -> str:
@@ -135,10 +139,10 @@ def _accuracy(runs_dir: Path, runs: pd.DataFrame, rule: str) -> Iterator[dict[st
     """A table and a figure for each sweep."""
     from capsule_sweeps.results.figures import accuracy_vs_num_routing
 
-    first, parts = first_seeds(runs_dir), by_sweep(runs_dir, runs)
+    parts = by_sweep(runs_dir, runs)
     for title, own in parts if len(parts) > 1 else [("", runs)]:
-        table, caption = for_people(accuracy_table(own, rule, first), own)
-        note = f"{caption}.\n{notes(own, rule, first)}" if caption else notes(own, rule, first)
+        table, caption = for_people(accuracy_table(own, rule), own)
+        note = f"{caption}.\n{notes(own, rule)}" if caption else notes(own, rule)
         heading = ": ".join(filter(None, ("Accuracy", title)))
         try:
             figure = accuracy_vs_num_routing(own, rule)

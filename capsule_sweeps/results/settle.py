@@ -23,22 +23,23 @@ TOO_MANY = 1000  # seeds; no command is suggested for more
 IN_MODEL = ("backbone.", "capsules.", "routing.", "num_routing")  # top-level keys that are signed as a part of model
 
 
-def seed_words(std: float, n: int, wanted: float) -> list[str]:
+def seed_words(std: float, n: int, wanted: float, first: int = 0) -> list[str]:
     """The overrides that narrow an interval of n values with this deviation to ± `wanted` points; [] for too many
     seeds.
 
-    The n values count as the first seeds of the procedure, which needs the fewest additional seeds.
+    The n values count as the first seeds of the procedure, which needs the fewest additional seeds,
+    unless a procedure with so many `first` seeds has begun.
     """
     if not 0 < wanted < 100:
         return []
     digits = 1 - math.floor(math.log10(wanted))
     wanted = math.floor(wanted * 10**digits * (1 + 1e-9)) / 10**digits  # two significant digits, rounded down
-    first = max(FIRST, n)
+    first = first or max(FIRST, n)
     asked = int(num_seeds(0.0 if math.isnan(std) else std, first, wanted))
     if asked > TOO_MANY:
         return []
     words = [f"hydra.sweeper.half_width={wanted:.10g}"]
-    words += [f"hydra.sweeper.min_seeds={first}"] if first > FIRST else []
+    words += [f"hydra.sweeper.min_seeds={first}"] if first != FIRST else []
     return words + ([f"hydra.sweeper.max_seeds={asked}"] if asked > MOST else [])
 
 
@@ -69,18 +70,20 @@ def settle_ablations(table: pd.DataFrame, runs: pd.DataFrame, rule: str, runs_di
             continue
         first = bases[row.base]
         words = overrides_of(json.dumps(first.signed_config), str(first.dataset), str(first.model))
-        deviation = 0.0 if math.isnan(row.half_width) else _deviation(row.half_width, int(row.n))
-        seeds = seed_words(deviation, int(row.n), abs(row.difference))
+        known = getattr(row, "first_seeds", pd.NA)
+        began = 0 if pd.isna(known) else int(known)
+        deviation = 0.0 if math.isnan(row.half_width) else _deviation(row.half_width, int(row.n), began or int(row.n))
+        seeds = seed_words(deviation, began or int(row.n), abs(row.difference), began)
         if words is not None and seeds:
             more = [f"ablation=none,{row.ablation}", "hydra.sweeper.resolve=ablation", f"selection_rule={rule}"]
             commands.append(sweep_command([*words, *(more if rule != "last" else more[:2]), *seeds], runs_dir))
     return commands
 
 
-def _deviation(half_width: float, n: int) -> float:
+def _deviation(half_width: float, n: int, first: int) -> float:
     from capsule_sweeps.results.intervals import t_quantile
 
-    return float(half_width * math.sqrt(n) / t_quantile(n - 1))
+    return float(half_width * math.sqrt(n) / t_quantile(first - 1))
 
 
 @cache

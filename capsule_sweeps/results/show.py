@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from capsule_sweeps.console import plain_text
+from capsule_sweeps.display import terminal
 from capsule_sweeps.results.columns import setting
 from capsule_sweeps.results.render import render
 from capsule_sweeps.runs.files import last_lines
@@ -62,8 +62,9 @@ def show(run: Run, form: str) -> str:
     parts += [damage] if damage else []
     for path in (run.folder / "log.txt", queue_log(run), run.folder / "error.txt"):
         if path is not None and (lines := last_lines(path, LOG_LINES)):
-            parts.append("\n".join([f"{path}, last lines:", *lines]))
-    return str(plain_text("\n\n".join([*parts, why(run, form)])))
+            block = ["", *("    " + text for text in lines)] if form == "md" else lines  # in a page, code
+            parts.append("\n".join([f"{path}, last lines:", *block]))
+    return terminal("\n\n".join([*parts, why(run, form)]))
 
 
 def sparkline(values: list[float], width: int = 80) -> str:

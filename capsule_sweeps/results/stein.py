@@ -9,7 +9,6 @@ does not (docs/seeds.md). Functions accept numbers or arrays; all values are in 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,33 +30,50 @@ def two_stage_half_width(std: Any, first: int, n: Any) -> Any:
     return t_quantile(first - 1) * np.asarray(std, float) / np.sqrt(np.asarray(n, float))
 
 
-def of_values(values: pd.Series, first: int) -> float:
-    """`two_stage_half_width` of accuracies indexed by seed; NaN for fewer than `first` of them."""
-    if len(values) < first:
-        return math.nan
-    std = float(values.sort_index().iloc[:first].std(ddof=1))
-    return float(two_stage_half_width(std, first, len(values)))
+def deviation(values: pd.Series, first: int | None) -> tuple[float, int]:
+    """The deviation s0 of the first seeds of accuracies indexed by seed, and the number n0 of these.
+
+    For `first=None`, or fewer values than `first`, those of all values.
+    """
+    n0 = first if first is not None and len(values) >= first else len(values)
+    return (float(values.sort_index().iloc[:n0].std(ddof=1)) if n0 > 1 else math.nan), n0
 
 
-def half_widths(finished: pd.DataFrame, rule: str, first: Mapping[str, int]) -> dict[str, float]:
-    """Group → `of_values` in percentage points, for the groups whose number of first seeds is known."""
+def first_of(runs: pd.DataFrame) -> int | None:
+    """How many first seeds the group of some rows of `load_runs` has; None where no look chose its seeds."""
+    known = runs["first_seeds"].dropna()
+    return int(known.min()) if len(known) else None
+
+
+def half_widths(finished: pd.DataFrame, rule: str) -> dict[str, tuple[float, int]]:
+    """Group → half-width in percentage points and n0, of the groups whose seeds the procedure chose."""
     found = {}
-    for group, own in finished[finished.group.isin(list(first))].groupby("group"):
-        values = pd.Series(100 * own[f"accuracy_{rule}"].to_numpy(), index=own.seed)
-        if len(values) >= first[str(group)]:
-            found[str(group)] = of_values(values, first[str(group)])
+    for group, own in finished[finished.first_seeds.notna()].groupby("group"):
+        values, first = pd.Series(100 * own[f"accuracy_{rule}"].to_numpy(), index=own.seed), first_of(own)
+        if first is not None and len(values) >= first:
+            std, _ = deviation(values, first)
+            found[str(group)] = (float(two_stage_half_width(std, first, len(values))), first)
     return found
 
 
-def two_stage_note(finished: pd.DataFrame, first: Mapping[str, int]) -> str:
-    """A sentence, with a leading space, if the procedure chose the seeds of some of these runs; otherwise empty."""
-    counts = finished[finished.group.isin(list(first))].groupby("group").size()
-    numbers = sorted({first[str(group)] for group, n in counts.items() if n >= first[str(group)]})
-    if not numbers:
+def numbers_of_first(finished: pd.DataFrame, rule: str) -> pd.Series:
+    """n0 of each group of some finished runs, NA for a fixed number of seeds."""
+    known = half_widths(finished, rule)
+    groups = list(dict.fromkeys(finished.group.dropna()))
+    return pd.Series([known[name][1] if name in known else None for name in groups], index=groups, dtype="Int64")
+
+
+def two_stage_note(numbers: pd.Series, what: str = "the half_width") -> str:
+    """A sentence, with a leading space, if the procedure chose the seeds of some rows; otherwise empty.
+
+    `numbers`: n0 of each row, NA for a fixed number of seeds. `what` is computed from the deviation s0.
+    """
+    found = sorted({int(number) for number in numbers.dropna()})
+    if not found:
         return ""
-    of = "All" if finished.group.isin(list(first)).all() else "Some"
+    of = "All" if numbers.notna().all() else "Some"
     return (
-        f" {of} numbers of seeds were chosen by Stein's two-stage procedure: the half_width of these groups is "
-        f"t(n0 − 1)·s0/√n, with the deviation s0 of their first n0 = {' or '.join(map(str, numbers))} seeds, so that "
+        f" {of} numbers of seeds were chosen by Stein's two-stage procedure: {what} of these rows is "
+        f"t(n0 − 1)·s0/√n, with the deviation s0 of the first n0 = {' or '.join(map(str, found))} seeds, so that "
         "the 95 % hold although n depends on what was seen."
     )

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pandas as pd
 
 from capsule_sweeps.config.selection_rules import find_rule
 from capsule_sweeps.results.columns import constants, settings_frame, typed
 from capsule_sweeps.results.intervals import half_width
-from capsule_sweeps.results.stein import half_widths, two_stage_note
+from capsule_sweeps.results.stein import half_widths, numbers_of_first, two_stage_note
 from capsule_sweeps.runs.learned import not_learned_note
 
 COST = {  # column of `load_runs` → the ratio from which two rows count as different
     "parameters": 1.0,
     "seconds_per_epoch": 1.1,  # times always vary a little
 }
-NUMBERS = ("n", "mean", "std", "half_width", "min", "max")
-WIDTH = "±95%"  # the column half_width in tables for display
+NUMBERS = ("n", "mean", "std", "half_width", "first_seeds", "min", "max")
+WIDTH = "±95%"
+HEADS = {"half_width": WIDTH, "first_seeds": "n0", "seconds_per_epoch": "s/epoch"}  # column names for display
 NAMED = 5  # stale runs named in a note; `status stale=true` lists all
 
 
@@ -26,14 +25,14 @@ def finished_runs(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
     return runs[(runs.state == "finished") & runs[find_rule(rule).column].notna()]
 
 
-def accuracy_table(runs: pd.DataFrame, rule: str, first: Mapping[str, int] | None = None) -> pd.DataFrame:
+def accuracy_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
     """Accuracy in percent of the finished runs, one row per group of runs that differ only in their seed.
 
     Columns: dataset, num_routing, and each setting in which groups differ, see `columns.settings_frame`; the columns of
     COST that differ between rows (parameters, seconds; means over the runs of a row); n, mean, std (sample standard
     deviation), half_width (of the 95 % t interval; both NaN for n = 1), min (the worst run), max (the best); rule.
-    `first`: group → number of first seeds, if a procedure chose its seeds (`runs.sweep.first_seeds`); such a group gets
-    the interval of the procedure. Raises ValueError for an unknown rule.
+    If a procedure chose the number of seeds of some groups, half_width is that of its interval for these, and the
+    column first_seeds has their n0. Raises ValueError for an unknown rule.
     """
     finished = finished_runs(runs, rule)
     frame = settings_frame(finished, (*COST, *NUMBERS, "rule"))
@@ -49,8 +48,10 @@ def accuracy_table(runs: pd.DataFrame, rule: str, first: Mapping[str, int] | Non
             table[column] = means.round().astype("Int64") if whole else means
     table = table.join(accuracies.agg(["count", "mean", "std"]).rename(columns={"count": "n"}))
     table["half_width"] = half_width(table["std"], table.n)
-    for name, width in half_widths(finished, rule, first or {}).items():
-        table.loc[table.index.isin(number[group == name]), "half_width"] = width
+    for name, (width, n0) in half_widths(finished, rule).items():
+        table.loc[table.index.isin(number[group == name]), ["half_width", "first_seeds"]] = width, n0
+    if "first_seeds" in table:
+        table["first_seeds"] = table.first_seeds.astype("Int64")
     table = table.join(accuracies.agg(["min", "max"])).sort_values(labels, key=_sortable)
     return table.reset_index(drop=True).assign(rule=rule)
 
@@ -64,15 +65,16 @@ def _sortable(column: pd.Series) -> pd.Series:
 
 def for_people(table: pd.DataFrame, runs: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """An `accuracy_table` without constant columns, and a caption that names them; settings as they are typed."""
-    drop = [column for column in table.columns if column not in NUMBERS and table[column].nunique(dropna=False) <= 1]
-    shown = table.drop(columns=drop).rename(columns={"half_width": WIDTH, "seconds_per_epoch": "s/epoch"})
+    always = [column for column in NUMBERS if column != "first_seeds"]  # the note has the same n0 of all rows
+    drop = [column for column in table.columns if column not in always and table[column].nunique(dropna=False) <= 1]
+    shown = table.drop(columns=drop).rename(columns=HEADS)
     for column in shown.columns:
-        if column not in (*NUMBERS, WIDTH, "s/epoch"):
+        if column not in (*NUMBERS, *HEADS.values()):
             as_typed = "{:,}".format if column == "parameters" else lambda value: str(typed(value))
             shown[column] = [None if pd.isna(value) else as_typed(value) for value in table[column]]
     if table.empty:
         return shown, ""
-    common = {column: table[column].iloc[0] for column in drop if column not in ("rule", "imported")}
+    common = {column: table[column].iloc[0] for column in drop if column not in ("rule", "imported", "first_seeds")}
     common = {**constants(finished_runs(runs, table.rule.iloc[0])), **common}
     return shown, ", ".join(f"{key}={typed(value)}" for key, value in common.items() if not pd.isna(value))
 
@@ -95,13 +97,13 @@ def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame([total])], ignore_index=True).astype({"num_routing": "Int64"})
 
 
-def notes(runs: pd.DataFrame, rule: str, first: Mapping[str, int] | None = None) -> str:
+def notes(runs: pd.DataFrame, rule: str) -> str:
     """The notes under a table of accuracies."""
     return (
         f"Test accuracy in %, selection rule: {rule} ({find_rule(rule).meaning}) for every number; "
         "mean ± sample standard deviation over seeds, "
         f"{WIDTH}: half the width of the 95 % interval of the mean (t); neither for n = 1. {left_out(runs, rule)}"
-        f"{two_stage_note(finished_runs(runs, rule), first or {})}"
+        f"{two_stage_note(numbers_of_first(finished_runs(runs, rule), rule))}"
     )
 
 

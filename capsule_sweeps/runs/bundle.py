@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from capsule_sweeps.runs.files import MAX_BYTES, open_regular
+from capsule_sweeps.runs.files import MAX_BYTES, make_folder, open_regular, share
 from capsule_sweeps.runs.labels import FILE as LABELS_FILE
 from capsule_sweeps.runs.metrics import MAX_METRICS
 from capsule_sweeps.runs.run import Run
@@ -125,8 +125,9 @@ def _unpack(archive: tarfile.TarFile, into: Path) -> None:
         seen.add(member.name)
         source = archive.extractfile(member)
         assert source is not None
-        (into / run).mkdir(exist_ok=True)
+        make_folder(into / run)
         with open(into / run / name, "xb") as file:
+            share(into / run / name, file.fileno())
             shutil.copyfileobj(source, file, MAX_READ)
             if file.tell() != member.size:
                 raise ValueError(f"{member.name} ends too early")
@@ -177,6 +178,7 @@ def copy_files(folder: Path, into: Path, names: Iterable[str]) -> None:
     for name in names:
         try:
             with open_regular(folder / name) as source, open(into / name, "xb") as file:
+                share(into / name, file.fileno())
                 if os.fstat(source.fileno()).st_size > FILES[name]:
                     raise ValueError(f"larger than {FILES[name]:,} bytes")
                 shutil.copyfileobj(source, file, MAX_READ)

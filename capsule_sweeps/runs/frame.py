@@ -16,7 +16,7 @@ from capsule_sweeps.runs.provenance import changed_code
 from capsule_sweeps.runs.record import read_summary, say_damaged
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import NEUTRAL
-from capsule_sweeps.runs.sweep import sweeps_of_runs
+from capsule_sweeps.runs.sweep import first_seeds, sweeps_of_runs
 
 INTEGERS = ("num_routing", "seed", "epochs", "epochs_done", "parameters")
 
@@ -37,8 +37,9 @@ def load_runs(runs_dir: Path | str, imported: bool = False, settings: bool = Fal
     Columns: `frame_columns`, `seconds_per_epoch`, `stale` (finished, but the code has changed since), `device`,
     `imported` (weights from the published code), `data_sha256` and `classes` (names, one per line) of its images,
     `tags` (separated by spaces), `note`, `sweeps` (the names of all sweeps that contain the run), `folder`,
-    `not_learned` (why a finished run did not learn, or None), and `signed_config`, the signed configuration as a flat
-    dict; with `settings` also one column for each signed key, such as training.lr.
+    `not_learned` (why a finished run did not learn, or None), `first_seeds` (of a group whose number of seeds a
+    procedure chose, see `runs.sweep.first_seeds`), and `signed_config`, the signed configuration as a flat dict; with
+    `settings` also one column for each signed key, such as training.lr.
 
     Accuracies are fractions, and NaN while the run is not finished. `seconds` is the total time of all epochs including
     evaluation. Raises ValueError if runs_dir cannot be read.
@@ -79,7 +80,8 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
     """`load_runs` for some runs."""
     columns = frame_columns()
     rows, runs = [], list(runs)
-    sweeps = {folder: sweeps_of_runs(folder) for folder in {run.folder.parent for run in runs}}
+    folders = {run.folder.parent for run in runs}
+    sweeps, first = ({folder: read(folder) for folder in folders} for read in (sweeps_of_runs, first_seeds))
     for run in runs:
         record = run.record()
         state = run.state(record)
@@ -89,7 +91,7 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
         if state == "finished" and record.get("state") != "finished":  # run.json is damaged; the summary is complete
             record = {**record, **read_summary(run.folder)}
         row = {column: record.get(column) for column in columns}
-        row |= {"run": run.folder.name, "signature": run.folder.name[-8:], "state": state}
+        row |= {"run": run.folder.name, "signature": run.name[-8:], "state": state}
         stale = state == "finished" and bool(changed_code(record))
         device = record.get("execution", {}).get("device")
         labels = read_labels(run.folder)
@@ -98,15 +100,16 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
         row["not_learned"] = find_not_learned(run, record) if state == "finished" else None
         row |= {"stale": stale, "device": device, "imported": "imported" in record, "folder": str(run.folder)}
         row["sweeps"] = sweeps[run.folder.parent].get(run.folder.name[-8:], [])
+        row["first_seeds"] = first[run.folder.parent].get(str(row["group"]))
         rows.append({**row, "signed_config": record.get("signed_config", {})})
     more = ["stale", "device", "imported", "data_sha256", "classes", "not_learned", "tags", "note", "folder", "sweeps"]
-    frame = pd.DataFrame(rows, columns=[*columns, *more, "signed_config"])
+    frame = pd.DataFrame(rows, columns=[*columns, *more, "first_seeds", "signed_config"])
     frame["imported"] = frame.imported.astype(bool)  # also for an empty frame
     frame.insert(list(frame.columns).index("seconds") + 1, "seconds_per_epoch", frame.seconds / frame.epochs_done)
     frame = frame.astype(
         {
             **dict.fromkeys((*selection_rules.columns(), "seconds", "seconds_per_epoch"), float),
-            **dict.fromkeys(INTEGERS, "Int64"),
+            **dict.fromkeys((*INTEGERS, "first_seeds"), "Int64"),
         }
     )
     return frame.sort_values("run", ignore_index=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from capsule_sweeps.runs.files import write_json
-from capsule_sweeps.runs.record import Check, each, read_typed, text
+from capsule_sweeps.runs.record import Check, each, flag, read_typed, text
 
 FILE = "labels.json"
 TAG = r"[^\W_][\w.-]{0,49}"  # letters and digits of any language, _ . -
@@ -17,22 +17,25 @@ MAX_TAGS = 100
 LABELS: dict[str, Check] = {
     **dict.fromkeys(("tags", "removed"), each(text(50, TAG), MAX_TAGS)),
     "note": text(MAX_NOTE),
+    "emptied": flag,
 }
 
 
 @dataclass(frozen=True)
 class Labels:
-    """`removed` are tags that the run once had, so that mirrors remove them as well."""
+    """`removed` are tags that the run once had, and `emptied` means that it had a note: mirrors remove both."""
 
     tags: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     note: str = ""
+    emptied: bool = False
 
 
 def read_labels(folder: Path) -> Labels:
     """The labels of a run folder, empty if there are none. Damaged parts are left out and reported."""
     found = read_typed(folder / FILE, LABELS) if (folder / FILE).exists() else {}
-    return Labels(tuple(found.get("tags", ())), tuple(found.get("removed", ())), str(found.get("note", "")))
+    told = tuple(found.get("tags", ())), tuple(found.get("removed", ())), str(found.get("note", ""))
+    return Labels(*told, found.get("emptied", False))
 
 
 def change_tags(folder: Path, add: Iterable[str], remove: Iterable[str]) -> Labels:
@@ -45,7 +48,7 @@ def change_tags(folder: Path, add: Iterable[str], remove: Iterable[str]) -> Labe
     removed = tuple(sorted(({*before.removed, *before.tags} - {*tags}) - {*add}))
     if len(tags) > MAX_TAGS:
         raise ValueError(f"{folder.name} would have {len(tags)} tags, more than {MAX_TAGS}: remove some with -TAG")
-    return _write(folder, Labels(tags, removed[:MAX_TAGS], before.note))
+    return _write(folder, replace(before, tags=tags, removed=removed[:MAX_TAGS]))
 
 
 def change_note(folder: Path, note: str) -> Labels:
@@ -53,10 +56,11 @@ def change_note(folder: Path, note: str) -> Labels:
     if len(note) > MAX_NOTE:
         raise ValueError(f"the note has {len(note):,} letters: a note has up to {MAX_NOTE:,}")
     before = read_labels(folder)
-    return _write(folder, Labels(before.tags, before.removed, note.strip()))
+    note = note.strip()
+    return _write(folder, replace(before, note=note, emptied=not note and bool(before.note or before.emptied)))
 
 
 def _write(folder: Path, labels: Labels) -> Labels:
     if labels != read_labels(folder):
-        write_json(folder / FILE, {"tags": labels.tags, "removed": labels.removed, "note": labels.note})
+        write_json(folder / FILE, asdict(labels))
     return labels

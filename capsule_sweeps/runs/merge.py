@@ -10,27 +10,27 @@ import json
 import os
 import re
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from capsule_sweeps.config import selection_rules
 from capsule_sweeps.config.check import check
 from capsule_sweeps.runs.bundle import CHECKPOINT, FILES, RUN_NAME, SWEEP_NAME, SWEEPS, copy_files, unpack
-from capsule_sweeps.runs.files import create_json, read_file, write_json
+from capsule_sweeps.runs.files import create_json, make_folder, temporary, write_json
 from capsule_sweeps.runs.folders import check_runs_dir, find_runs
 from capsule_sweeps.runs.labels import FILE as LABELS_FILE
 from capsule_sweeps.runs.lock import alive
 from capsule_sweeps.runs.metrics import read_metrics
-from capsule_sweeps.runs.record import SEEDS, SWEEP, read_record, read_summary, read_typed
+from capsule_sweeps.runs.record import SEEDS, SWEEP, left_out, read_record, read_summary, read_typed
 from capsule_sweeps.runs.run import Busy, Run
 from capsule_sweeps.runs.signature import columns, signature, signed_config
+from capsule_sweeps.runs.stored import load_config
+from capsule_sweeps.runs.stored_weights import check_weights
 from capsule_sweeps.runs.sweep import seeds_name, signatures_name
 
 CONFLICTS = ".conflicts"
@@ -48,9 +48,8 @@ def merge(path: Path, runs_dir: Path) -> Iterator[tuple[str, str, str]]:
         raise ValueError(f"{path} is the folder to merge into: pass another one, or set --runs-dir")
     if (path / "run.json").is_file():
         raise ValueError(f"{path} is one run: pass the folder that contains it, or a bundle of it")
-    runs_dir.mkdir(parents=True, exist_ok=True)
-    staged = runs_dir / f".merge.{os.getpid()}.{threading.get_ident()}.tmp"
-    staged.mkdir()
+    make_folder(runs_dir)
+    staged = make_folder(temporary(runs_dir / "merge"))
     try:
         if not path.is_dir():
             unpack(path, staged)
@@ -92,7 +91,7 @@ def _stage(folder: Path, into: Path) -> None:
         raise ValueError("it is a link")
     if any(map(alive, folder.glob("attempt-*.json"))):
         raise ValueError("it is at work there: merge again when it has ended")
-    into.mkdir()
+    make_folder(into)
     copy_files(folder, into, [name for name in FILES if name != CHECKPOINT])
 
 
@@ -103,6 +102,15 @@ def verify(folder: Path) -> dict[str, Any]:
     """The record of a run folder from elsewhere. Raises ValueError if its files contradict each other."""
     record, summary = read_record(folder), read_summary(folder)
     finished = (folder / "summary.json").exists()  # its existence makes a run finished, whatever its content
+    for name, kept in (("run.json", record), ("summary.json", summary)):
+        try:
+            damaged = left_out(folder / name, kept)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"its {name} is damaged ({getattr(error, 'strerror', None) or error})") from error
+        if damaged:
+            raise ValueError(f"its {name} is damaged ({damaged[0][:80]!a} is out of range or of another type)")
+    if (folder / CHECKPOINT).exists():
+        _check_weights(folder, record)
     if finished and summary.get("signature") != record.get("signature"):
         raise ValueError("its summary.json is damaged")
     signed = record.get("signed_config")
@@ -110,43 +118,27 @@ def verify(folder: Path) -> dict[str, Any]:
         raise ValueError("its signature is not that of its configuration")
     if ("imported" in record) != ("imported.sha256" in signed):
         raise ValueError("its files contradict each other on whether it is imported")
-    config = _config(folder / "config.yaml")
+    try:
+        config = load_config(folder / "config.yaml")
+        config = config if "imported" in record else check(config)
+        own = signed if "imported" in record else signed_config(config)
+    except Exception as error:
+        raise ValueError(f"its config.yaml cannot be used ({' '.join(str(error).split())[:200]})") from error
     if "imported" in record:
         expected = {"group": signature(signed), "seed": None, "epochs": None}
     else:
-        try:
-            config = check(config)
-            own = signed_config(config)
-        except Exception as error:
-            raise ValueError(f"its config.yaml cannot be used ({' '.join(str(error).split())[:200]})") from error
         if own != signed:
             keys = sorted(key for key in own.keys() | signed.keys() if own.get(key) != signed.get(key))
             raise ValueError(f"its signature is not that of its config.yaml ({', '.join(keys[:3])})")
         expected = columns(config)
-        del expected["run"]
+        if folder.name != expected["run"]:
+            raise ValueError(f"its name is not that of its configuration: rename it to {expected['run']}")
         expected |= _accuracies(folder, config, finished)
     for file, found in (("run.json", record), ("summary.json", summary)):
         for key, value in expected.items():
             if found.get(key) is not None and found[key] != value:
                 raise ValueError(f"its {file} has {key}={found[key]}, its own files say {value}")
     return record
-
-
-def _config(path: Path) -> DictConfig:
-    """A stored configuration. Raises ValueError if it has interpolations, anchors or tags."""
-    try:
-        text = read_file(path, FILES[path.name]).decode()
-        if "${" in text:
-            raise ValueError("it has an interpolation")
-        if any(isinstance(token, yaml.AliasToken | yaml.AnchorToken | yaml.TagToken) for token in yaml.scan(text)):
-            raise ValueError("it has an anchor or a tag")
-        found = OmegaConf.create(text)
-        if not isinstance(found, DictConfig):
-            raise ValueError("it is not a mapping")
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise ValueError(f"its {path.name} cannot be used ({reason})") from error
-    return found
 
 
 def _accuracies(folder: Path, config: DictConfig, finished: bool) -> dict[str, Any]:
@@ -201,13 +193,13 @@ def _take(folder: Path, origin: Path | None, local: Run | None, runs_dir: Path, 
                 os.replace(folder / LABELS_FILE, local.folder / LABELS_FILE)
             return "same", ""
         words = _differences(local, theirs)
-        _fetch_checkpoint(origin, folder)
+        _fetch_checkpoint(origin, folder, theirs.record())
         aside = _keep_aside(folder, runs_dir / CONFLICTS)
         return "different", f"{words}. The existing run stays, the other one is in {aside}"
     if local is not None and state != "new" and not done:
         return "left", f"it is unfinished there and {state} here"
-    _fetch_checkpoint(origin, folder)
     record = theirs.record()
+    without = _fetch_checkpoint(origin, folder, record)
     told = {key: record.pop(key) for key in list(record) if key.startswith("wandb_")}  # where it is in their W&B
     attempts = len(record.get("attempts", []))
     record["merged"] = {"from": source, "time": time.time(), "attempts": attempts, **told}
@@ -225,14 +217,29 @@ def _take(folder: Path, origin: Path | None, local: Run | None, runs_dir: Path, 
         folder.rename(target)
     except (OSError, Busy) as error:
         return "left", f"its place was taken a moment ago ({error})"
-    return "taken", "" if done else "unfinished: the command that asks for it resumes it"
+    again = "" if done else "unfinished: the command that asks for it resumes it"
+    return "taken", "; ".join(filter(None, (again, without)))
 
 
-def _fetch_checkpoint(origin: Path | None, folder: Path) -> None:
-    """Copy the checkpoint if possible; the run is complete without it."""
-    if origin is not None:
-        with suppress(ValueError):
+def _check_weights(folder: Path, record: dict[str, Any]) -> None:
+    """Raises ValueError for a checkpoint that cannot be read when the run is resumed or evaluated."""
+    try:
+        check_weights(folder / CHECKPOINT, record.get("parameters"))
+    except Exception as error:  # zipfile and pickletools have errors of their own
+        raise ValueError(f"its {CHECKPOINT} is damaged ({' '.join(str(error).split())[:200]})") from error
+
+
+def _fetch_checkpoint(origin: Path | None, folder: Path, record: dict[str, Any]) -> str:
+    """Copy the checkpoint if possible; the run is complete without it. Returns what is wrong with it, or ""."""
+    try:
+        if origin is not None:
             copy_files(origin / folder.name, folder, (CHECKPOINT,))
+            if (folder / CHECKPOINT).exists():
+                _check_weights(folder, record)
+    except ValueError as error:
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+        return f"without its checkpoint: {error}"
+    return ""
 
 
 def _numbers(folder: Path) -> str:
@@ -270,7 +277,7 @@ def _percent(value: Any) -> str:
 
 def _keep_aside(folder: Path, shelf: Path) -> Path:
     """Move a folder to `.conflicts/<name>.<n>`, once."""
-    shelf.mkdir(exist_ok=True)
+    make_folder(shelf)
     number, numbers = 1, _numbers(folder)
     while (target := shelf / f"{folder.name}.{number}").exists():
         if _numbers(target) == numbers:
@@ -292,6 +299,6 @@ def _take_sweeps(there: Path, here: Path) -> None:
             kept = {key: value for key, value in read_typed(path, SWEEP).items() if key in SWEEP}
             name = signatures_name(kept.get("signatures", []))
         if path.stem == name:
-            here.mkdir(exist_ok=True)
+            make_folder(here)
             with suppress(FileExistsError):
                 create_json(here / path.name, kept)

@@ -11,7 +11,8 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.table import Table
 
-from capsule_sweeps.console import console, duration, plain_text
+from capsule_sweeps.console import console, duration, tell
+from capsule_sweeps.display import rich
 from capsule_sweeps.runs.costs import Rates
 from capsule_sweeps.runs.folders import find_runs
 from capsule_sweeps.runs.learned import find_not_learned
@@ -138,7 +139,7 @@ def show_plan(plan: Sequence[PlannedRun], asked: int, parallel: int) -> None:
     table.add_column("state")
     table.add_column("action")
     for point in plan:
-        table.add_row(*map(plain_text, (point.run.folder.name, point.label, point.state, point.action)))
+        table.add_row(*map(rich, (point.run.folder.name, point.label, point.state, point.action)))
     console().print(table)
     counts = Counter(point.action for point in plan)
     totals = ", ".join(f"{count} to {action}" for action, count in counts.items())
@@ -167,7 +168,7 @@ def show_plan(plan: Sequence[PlannedRun], asked: int, parallel: int) -> None:
             "hydra.launcher.force=true runs them from scratch."
         )
     say += plan_warnings(plan)
-    console().print("\n".join(map(str, map(plain_text, say))), markup=False, highlight=False, soft_wrap=True)
+    tell("\n".join(say))
 
 
 def _estimate(plan: Sequence[PlannedRun], parallel: int) -> str:

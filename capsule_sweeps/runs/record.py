@@ -246,6 +246,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in record.items() if value is not None or key not in NO_NULL}
 
 
+def left_out(path: Path, kept: Mapping[str, Any]) -> list[str]:
+    """The keys of a JSON file whose values a reader refused, given what it `kept`."""
+    stored = read_object(path)
+    return [key for key, value in stored.items() if value is not None and kept.get(key) != value]
+
+
 def read_summary(folder: Path) -> dict[str, Any]:
     return read_typed(folder / "summary.json", RECORD)
 

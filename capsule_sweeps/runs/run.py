@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,11 +33,12 @@ from capsule_sweeps.runs.lock import alive, describe, owner
 from capsule_sweeps.runs.queue import FIRST, Entry, find_queue
 from capsule_sweeps.runs.record import JOB, QUEUE_ENTRY, read_record, read_typed
 from capsule_sweeps.runs.signature import NEUTRAL, signature, signed_config
-from capsule_sweeps.runs.stored import checked_config, read_config
+from capsule_sweeps.runs.stored import checked_config, plain_config, read_config
 
 log = logging.getLogger(__name__)
 
 STATES = ("new", "queued", "running", "interrupted", "failed", "finished")
+SHELVES = (".superseded", ".conflicts")  # below runs_dir, for folders put aside as <name>.<number>
 
 
 class Busy(Exception):
@@ -53,6 +55,12 @@ class Run:
 
     def __init__(self, folder: Path, submission: str | None = None) -> None:
         self.folder, self.submission = folder, submission
+
+    @property
+    def name(self) -> str:
+        """The name of the run; a folder that was put aside has a number behind it."""
+        name = self.folder.name
+        return re.sub(r"\.\d+$", "", name) if self.folder.parent.name in SHELVES else name
 
     @property
     def _entry_path(self) -> Path:
@@ -83,7 +91,11 @@ class Run:
         return find_queue(entry.queue).is_active(entry) or alive(folder / "launching.json")
 
     def enqueue(self, entry: dict[str, Any]) -> None:
-        """Write the queue entry. Raises Busy if another process holds the run or has just queued it."""
+        """Write the queue entry. Raises Busy if another process holds the run or has just queued it.
+
+        Raises ValueError for a configuration with interpolations.
+        """
+        plain_config(entry.get("config", {}))
         make_folder(self.folder)
         if self.state() in ("running", "queued"):
             raise Busy(f"{self.folder} is in use")
@@ -149,7 +161,7 @@ class Run:
 
     def damage(self, record: dict[str, Any] | None = None) -> str:
         """Why the folder is damaged; empty if its name and its configuration agree."""
-        record, name = self.record() if record is None else record, self.folder.name
+        record, name = self.record() if record is None else record, self.name
         signed = record.get("signed_config") or self.queue_entry().get("signed_config")
         if not signed and (self.folder / "config.yaml").exists():
             try:

@@ -22,12 +22,20 @@ NOT_OURS = (yaml.AnchorToken, yaml.AliasToken, yaml.TagToken)
 def read_config(path: Path) -> DictConfig:
     """A stored configuration as written. Raises ValueError naming the file if it is damaged."""
     try:
+        return load_config(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); move the folder away") from error
+
+
+def load_config(path: Path) -> DictConfig:
+    """The same, with an error that says only what is wrong."""
+    try:
         text = read_file(path, MAX_BYTES).decode()
         if any(isinstance(token, NOT_OURS) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
             raise ValueError("it has anchors or tags, which stored configurations never have")
         return plain_config(OmegaConf.create(text))
     except Exception as error:
-        raise ValueError(f"{path} is damaged ({_sentence(error)}); move the folder away") from error
+        raise ValueError(_sentence(error)) from error
 
 
 def plain_config(stored: Any) -> DictConfig:

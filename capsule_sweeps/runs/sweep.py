@@ -93,15 +93,15 @@ def seeds_name(content: dict[str, Any]) -> str:
 def first_seeds(runs_dir: Path) -> dict[str, int]:
     """Group → the number of first seeds, for groups whose number of seeds was chosen by a procedure.
 
-    For several procedures with one group the largest number counts: the deviation of any first seeds is independent of
-    the mean.
+    Of several procedures for one group the smallest number counts: a larger one may have been chosen after a look at
+    the results. Procedures for differences count as well, because they choose the number of seeds of both groups.
     """
     found: dict[str, int] = {}
     for path in sorted((runs_dir / ".sweeps").glob("seeds-*.json")):
         record = read_typed(path, SEEDS)
-        if record.get("resolve") is None and record.get("min_seeds", 0) >= 2:
+        if record.get("min_seeds", 0) >= 2:
             for group in record.get("groups", []):
-                found[group] = max(found.get(group, 0), record["min_seeds"])
+                found[group] = min(found.get(group, record["min_seeds"]), record["min_seeds"])
     return found
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from capsule_sweeps.config import selection_rules
 from capsule_sweeps.config.check import check
@@ -19,6 +19,7 @@ from capsule_sweeps.runs.files import read_json
 from capsule_sweeps.runs.labels import Labels, read_labels
 from capsule_sweeps.runs.metrics import read_metrics
 from capsule_sweeps.runs.run import Run
+from capsule_sweeps.runs.stored import load_config
 from capsule_sweeps.tracking.base import Tracker, one_line
 from capsule_sweeps.tracking.wandb_client import FINISH_SECONDS, end_service, init, settings, with_timeout
 
@@ -96,7 +97,7 @@ class Folder:
     def read(cls, run: Run) -> Folder:
         path, record = run.folder / "config.yaml", run.record()
         try:
-            config = check(OmegaConf.create(OmegaConf.to_container(OmegaConf.load(path))))  # type: ignore[arg-type]
+            config = check(load_config(path))
         except Exception as error:
             raise ValueError(f"{path} cannot be used: {one_line(error)}") from error
         entity, project = home(config)

@@ -144,8 +144,8 @@ def mirror_labels(api: Any, folder: Folder, project: str) -> None:
         if is_foreign(remote, folder.record, True):
             continue
         tags = [*(tag for tag in remote.tags if tag not in labels.removed), *labels.tags]
-        note = labels.note or remote.notes
-        if (tags := list(dict.fromkeys(tags))) != list(remote.tags) or note != remote.notes:
+        note = labels.note if labels.note or labels.emptied else remote.notes or ""
+        if (tags := list(dict.fromkeys(tags))) != list(remote.tags) or note != (remote.notes or ""):
             remote.tags, remote.notes = tags, note
             remote.update()
 

@@ -15,6 +15,7 @@ from torch import nn
 from capsule_sweeps.runs.files import open_regular, read_file
 from capsule_sweeps.runs.metrics import MAX_METRICS
 from capsule_sweeps.runs.record import valid_row
+from capsule_sweeps.runs.stored_weights import check_archive
 
 BEST = "best.pt"  # in a run folder: the weights of the best epoch, where config.selection_rule chooses one
 
@@ -33,20 +34,12 @@ def read_checkpoint(path: Path, device: torch.device, needed: int | None = None)
 def load_tensors(file: Path | io.BytesIO, device: torch.device | str, needed: int | None = None) -> Any:
     """Read a file of torch.save without executing anything in it.
 
-    torch.save does not compress, so the unpacked content is no larger than the file; `needed` is the largest size in
-    bytes that the caller accepts. Raises ValueError, before anything is unpacked, for a larger file.
+    `needed` is the largest size in bytes that the caller accepts. Raises ValueError, before anything is unpacked, for a
+    larger file.
     """
     with open_regular(file) if isinstance(file, Path) else nullcontext(file) as opened:
         if zipfile.is_zipfile(opened):
-            with zipfile.ZipFile(opened) as archive:
-                members = archive.infolist()
-            unpacked, size = sum(member.file_size for member in members), opened.seek(0, io.SEEK_END)
-            if unpacked > size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
-                raise ValueError(f"{size:,} bytes would be unpacked to {unpacked:,}; torch.save writes no such file")
-            if needed is not None and unpacked > needed:
-                raise ValueError(
-                    f"it holds {unpacked / 1e6:,.0f} MB, and the model needs {needed / 1e6:,.0f} MB at most"
-                )
+            check_archive(opened, needed)
         opened.seek(0)
         return torch.load(opened, map_location=device, weights_only=True)
 

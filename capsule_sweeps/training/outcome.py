@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from capsule_sweeps.display import Formatter
 from capsule_sweeps.runs.claim import Claim
 from capsule_sweeps.runs.files import open_append
 from capsule_sweeps.runs.run import Run
@@ -72,7 +73,7 @@ def log_to(path: Path) -> Iterator[None]:
     root = logging.getLogger()
     with open(open_append(path), "a", encoding="utf-8", errors="backslashreplace") as file:
         handler = logging.StreamHandler(file)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
         root.addHandler(handler)
         try:
             yield

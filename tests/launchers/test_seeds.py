@@ -1,8 +1,10 @@
 """Seeds until the interval is narrow: what is planned from what is finished, typed again and again."""
 
+import io
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from synthetic import finished_run
 
@@ -196,6 +198,36 @@ def test_a_difference_is_resolved_seed_by_seed(launch, invent) -> None:
     assert len(planned(out)) == 26 and seeds_table(out)["num_routing: 1 → 2"][2] == "8"
 
 
+def test_tables_have_the_interval_of_the_seeds_that_were_resolved(launch, invent, capsule_sweeps) -> None:
+    """Differences 1 to 1.8 chose 13 pairs; later ones spread more, which only the interval of fixed numbers sees."""
+    wide = [0.5, 0.6, 0.7, 0.8, 0.9]
+    invent([*wide, *[0.7] * 8], "num_routing=1")
+    steps = [0.010, 0.012, 0.014, 0.016, 0.018, *[0.0, 0.03] * 4]
+    invent([value + extra for value, extra in zip([*wide, *[0.7] * 8], steps, strict=True)], "num_routing=2")
+    against = ("results", "--against", "num_routing=1", "--format", "csv")
+    plain = capsule_sweeps(*against).out
+    assert "first_seeds" not in plain
+    ended = launch("-m", "num_routing=1,2", "hydra.sweeper.resolve=num_routing", WIDTH.format(0.25))
+    assert set(planned(ended.out).values()) == {"skip"} and len(planned(ended.out)) == 26
+    table = pd.read_csv(io.StringIO(capsule_sweeps(*against).out)).set_index("num_routing")
+    wanted = 2.776445 * 0.316228 / 13**0.5
+    assert table.half_width[2] == pytest.approx(wanted, rel=1e-4) and table.first_seeds[2] == 5
+    said = " ".join(capsule_sweeps(*against[:3]).out.split())
+    assert "All numbers of seeds were chosen by Stein's two-stage procedure" in said and "n0 = 5 seeds" in said
+    assert "Stein's two-stage procedure" in " ".join(ended.out.rpartition("Results")[2].split())
+    accuracies = pd.read_csv(io.StringIO(capsule_sweeps("results", "--format", "csv").out)).set_index("num_routing")
+    assert accuracies.half_width[1] == pytest.approx(2.776445 * 15.811388 / 13**0.5, rel=1e-4)
+
+
+def test_first_seeds_stay_those_of_the_first_procedure(launch, invent) -> None:
+    """Five seeds chose; to call all that they asked for the first ones would be to stop when it is narrow."""
+    invent([*SPREAD, *[0.5, 0.99] * 4])
+    assert launch("-m", WIDTH.format(0.25)).code == 0
+    ended = launch("-m", WIDTH.format(0.25), "hydra.sweeper.min_seeds=13")
+    assert ended.code == 1 and "min_seeds=13 is more than the 5 first seeds" in ended.text
+    assert set(load_runs("runs").first_seeds) == {5}
+
+
 def test_groups_without_a_neighbour_get_the_first_seeds(launch) -> None:
     swept = ("-m", "model=capsnet,resnet18", "num_routing=1,2", "hydra.sweeper.resolve=num_routing")
     out = launch(*swept, WIDTH.format(1), DRY, base=["dataset=digits"]).out
@@ -219,6 +251,7 @@ def test_groups_without_a_neighbour_get_the_first_seeds(launch) -> None:
         ([WIDTH.format(1), "hydra.launcher.force=true"], "plans from what is finished"),
         ([WIDTH.format(1), "debug=true"], "debug=true leaves no runs"),
         ([WIDTH.format(1), "seed=one"], "seed=one is invalid"),
+        ([WIDTH.format(1), "seed=2147483647"], "seed=2147483647 is out of range: 19 more seeds follow it"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(launch, place, words, said) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from capsule_sweeps.results.intervals import half_width
-from capsule_sweeps.results.stein import num_seeds, of_values, two_stage_half_width
+from capsule_sweeps.results.intervals import compare, half_width
+from capsule_sweeps.results.stein import deviation, num_seeds, two_stage_half_width
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS, FIRST, MOST = 20_000, 5, 100
@@ -22,8 +22,8 @@ def test_the_numbers_are_those_of_the_formula() -> None:
     assert two_stage_half_width(0.3, 5, 12) == pytest.approx(2.776445 * 0.3 / 12**0.5)
     assert num_seeds(2.5 / 2.7764451051977987, 5, 0.25) == 100  # exactly 100 seeds, whatever the rounding
     values = pd.Series([1.0, 3.0, 100.0, 2.0], index=[0, 1, 7, 2])  # the first three are seeds 0, 1 and 2
-    assert of_values(values, 3) == pytest.approx(4.302653 * 1.0 / 2)
-    assert np.isnan(of_values(values, 5))
+    assert deviation(values, 3) == (1.0, 3)
+    assert deviation(values, 5) == deviation(values, None) == (pytest.approx(float(values.std())), 4)
 
 
 def two_stage(values: np.ndarray) -> tuple[float, float]:
@@ -56,3 +56,47 @@ def test_two_stages_keep_the_coverage_and_naive_stopping_does_not() -> None:
         line = r" *\| *".join(map(re.escape, [f"| {spread:g}", *cells]))
         assert re.search(line, page), [f"{spread:g}", *cells]  # docs/seeds.md shows these numbers
     assert worst < 0.91
+
+
+def test_resolved_differences_keep_the_coverage_and_so_do_the_means_of_their_groups() -> None:
+    """Three groups with common seeds, as `resolve` plans them: the differences of neighbours choose the numbers.
+
+    The interval t(n0 − 1)·s0/√n of the procedure covers, and so it does for what did not choose: the mean of a group
+    and the difference of the outer groups. The t interval of a fixed number of seeds does not.
+    """
+    rng, rows = np.random.default_rng(1), np.arange(SWEEPS)
+    shared = rng.normal(0, 1, (SWEEPS, MOST))
+    groups = [shared + rng.normal(0, 1, (SWEEPS, MOST)) for _ in range(3)]
+    steps = [groups[1] - groups[0], groups[2] - groups[1]]
+    asked = [np.minimum(num_seeds(step[:, :FIRST].std(1, ddof=1), FIRST, 1.0), MOST) for step in steps]
+    plain = []
+    for values, n in (
+        (steps[0], asked[0]),
+        (groups[0], asked[0]),
+        (groups[1], np.maximum(*asked)),
+        (groups[2] - groups[0], np.minimum(*asked)),
+    ):
+        sums, squares = (known.cumsum(1)[rows, n - 1] for known in (values, values**2))
+        means, stds = sums / n, np.sqrt((squares - sums**2 / n) / (n - 1))
+        width = two_stage_half_width(values[:, :FIRST].std(1, ddof=1), FIRST, n)
+        assert 0.94 <= (abs(means) <= width).mean() <= 0.96
+        plain.append((abs(means) <= half_width(stds, n)).mean())
+    assert plain[0] < 0.94, plain
+
+
+def test_a_comparison_has_the_deviation_of_the_first_seeds() -> None:
+    """Differences 1, 2, 3 of the first three pairs, then 9, 9: s0 = 1, t(2) = 4.302653, mean 4.8."""
+    base = pd.Series([5.0, 1.0, 4.0, 2.0, 0.0])
+    found = compare(base + pd.Series([1.0, 2, 3, 9, 9]), base, 3, None)
+    assert (found.n, found.paired, found.first_seeds) == (5, True, 3)
+    assert found.half_width == pytest.approx(4.302653 / 5**0.5, rel=1e-6)
+    t = 4.8 * 5**0.5
+    assert found.p_value == pytest.approx(1 - t / (t**2 + 2) ** 0.5)
+    assert compare(base + 1, base, 7, None).first_seeds is None, "its first seeds are not finished"
+    # without common seeds: Welch's t with the deviation of the first three of one group, and of all of the other
+    found = compare(pd.Series([1.0, 2.0, 3.0, 7.0], [10, 11, 12, 13]), pd.Series([0.0, 2.0]), 3, None)
+    parts = [1 / 4, 2 / 2]
+    df = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 1)
+    from scipy import stats
+
+    assert not found.paired and found.half_width == pytest.approx(stats.t.ppf(0.975, df) * sum(parts) ** 0.5)

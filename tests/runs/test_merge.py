@@ -3,9 +3,11 @@
 import gzip
 import io
 import json
+import pickle
 import re
 import shutil
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -200,7 +202,7 @@ FORGED = {
     "configuration": (edited("config.yaml", "lr: 0.1", "lr: 0.2"), "its signature is not that of its config.yaml"),
     "no configuration": (lambda folder: (folder / "config.yaml").unlink(), "its config.yaml cannot be used"),
     "interpolation": (edited("config.yaml", "device: auto", "device: ${oc.env:HOME}"), "interpolation"),
-    "tag": (edited("config.yaml", "device: auto", "device: !!python/name:os.system"), "anchor or a tag"),
+    "tag": (edited("config.yaml", "device: auto", "device: !!python/name:os.system"), "anchors or tags"),
     "seed": (lambda folder: change(folder / "run.json", seed=7), "its run.json has seed=7"),
     "group": (lambda folder: change(folder / "summary.json", group="00000000"), "its summary.json has group=00000000"),
     "accuracy": (lambda folder: change(folder / "summary.json", accuracy_last=0.99), "has accuracy_last=0.99"),
@@ -210,6 +212,10 @@ FORGED = {
     "garbled summary": (lambda folder: (folder / "summary.json").write_text("x"), "its summary.json is damaged"),
     "imported": (lambda folder: change(folder / "run.json", imported={"sha256": "0"}), "imported"),
     "link": (linked, "it is a link"),
+    "name": (lambda folder: folder.rename(folder.with_name(f"best-{folder.name[-8:]}")), "its name is not that of its"),
+    "data hash": (lambda folder: change(folder / "run.json", data_sha256=5), "run.json is damaged ('data_sha256'"),
+    "score": (lambda folder: change(folder / "summary.json", accuracy_ema_last=97), "summary.json is damaged"),
+    "garbled record": (lambda folder: (folder / "run.json").write_text("["), "its run.json is damaged"),
 }
 
 
@@ -220,6 +226,55 @@ def test_a_run_that_does_not_agree_with_itself_is_refused(theirs, place, case) -
     ((outcome, words),) = outcomes(theirs)
     assert outcome == "refused" and said in words, words
     assert [path.name for path in Path("runs").iterdir()] == []
+
+
+def zipped(names: bytes, more: bytes = b"", kind: int = zipfile.ZIP_STORED) -> bytes:
+    """An archive as torch.save writes it."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", kind) as out:
+        out.writestr("checkpoint/data.pkl", names)
+        out.writestr("checkpoint/data/0", more)
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (pickle.dumps(print), "it is a pickle"),
+        (zipped(b"cposix\nsystem\n."), "it names 'posix system'"),
+        (zipped(pickle.dumps(print, 4)), "which no checkpoint of a run does"),
+        (zipped(b".", bytes(2**20), zipfile.ZIP_DEFLATED), "torch.save writes no such file"),
+        (zipped(b".", bytes(2**26)), "the model needs"),
+        (zipped(b"\xff\xff"), "is damaged"),
+        (b"", "it is a pickle or something else"),
+    ],
+)
+def test_a_checkpoint_that_no_run_wrote_does_not_travel(theirs, place, capsule_sweeps, content, said) -> None:
+    """A bundle with one is refused; from a folder, where it is copied last, the run comes without it."""
+    (only(theirs) / "checkpoint.pt").write_bytes(content)
+    assert capsule_sweeps("bundle", "--runs-dir", str(theirs), "--checkpoints", "--out", "b.tar.gz").code == 0
+    ((outcome, words),) = outcomes(Path("b.tar.gz"))
+    assert outcome == "refused" and "its checkpoint.pt is damaged" in words and said in words, words
+    ((outcome, words),) = outcomes(theirs)
+    assert outcome == "taken" and "without its checkpoint" in words and said in words, words
+    assert not (only(Path("runs")) / "checkpoint.pt").exists()
+
+
+def test_what_was_kept_aside_is_compared(theirs, made, place, capsule_sweeps) -> None:
+    shutil.copytree(made, "runs")
+    other_numbers(only(theirs))
+    outcomes(theirs)
+    (aside,) = Path("runs/.conflicts").iterdir()
+    ended = capsule_sweeps("diff", only(Path("runs")).name, str(aside))
+    assert ended.code == 0 and "accuracy_last" in ended.out and "87.50 %" in ended.out, ended.text
+
+
+def test_of_several_paths_none_is_merged_if_one_is_missing_and_what_was_merged_is_said(theirs, place, capsule_sweeps):
+    ended = capsule_sweeps("merge", str(theirs), "nowhere.tar.gz")
+    assert ended.code == 1 and "nowhere.tar.gz does not exist" in ended.err and list(place.iterdir()) == []
+    Path("bad.tar.gz").write_bytes(b"hello")
+    ended = capsule_sweeps("merge", str(theirs), "bad.tar.gz")
+    assert ended.code == 1 and ended.out == "Merged into runs: 1 taken.\n" and "bad.tar.gz is refused" in ended.err
 
 
 NAME = "digits-capsnet-s0-0123abcd"

@@ -330,6 +330,8 @@ def test_tags_and_notes_are_mirrored_and_merged_runs_are_sent_only_if_asked(
     assert ended.code == 0 and "is there" in ended.out, ended.text
     assert set(run["tags"]) == (before - {"bad"}) | {"theirs"} and run["notes"] == "look at the margins"
     assert wandb_server.state(run) == "finished"
+    capsule_sweeps("note", identity, "")
+    assert sync().code == 0 and run["notes"] == ""
 
     assert capsule_sweeps("bundle", "--out", "b.tar.gz").code == 0
     assert capsule_sweeps("merge", "b.tar.gz", "--runs-dir", "merged").code == 0

@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from capsule_sweeps.config.check import check
 from capsule_sweeps.console import SweepProgress
+from capsule_sweeps.display import Formatter, say
 from capsule_sweeps.launchers.pool import Slot, Worker, run_pool
 from capsule_sweeps.launchers.slurm import queue as slurm
 from capsule_sweeps.launchers.slurm.settings import Settings
@@ -33,6 +34,7 @@ from capsule_sweeps.runs.provenance import ROOT, code
 from capsule_sweeps.runs.queue import this_job
 from capsule_sweeps.runs.run import Busy, Run
 from capsule_sweeps.runs.signals import GRACE_SECONDS, Stop
+from capsule_sweeps.runs.stored import plain_config
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ class SlurmJob:
     def __call__(self) -> None:
         """Raises RuntimeError, so that SLURM says FAILED, when a run failed here; ValueError for damaged code."""
         handler = logging.StreamHandler(sys.stdout)  # submitit's own logger has one
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        handler.setFormatter(Formatter("%(asctime)s %(message)s"))
         logging.getLogger("capsule_sweeps").addHandler(handler)
         logging.getLogger("capsule_sweeps").setLevel(logging.INFO)
         self.job = read_json(Path(self.folder) / "job.json")
@@ -119,7 +121,7 @@ class SlurmJob:
                 self._give_up(run, f"given up after {stuck} attempts without progress", unrecorded > 0)
                 continue
             self.starts[folder] += 1
-            return PlannedRun(check(OmegaConf.create(entry["config"])), run, "", run.state(), "run")
+            return PlannedRun(check(plain_config(entry["config"])), run, "", run.state(), "run")
         return None
 
     def ended(self, worker: Worker) -> None:
@@ -130,9 +132,9 @@ class SlurmJob:
                 if run.record().get("state") != "failed" and run.waits_for(self.job["submission"]):
                     config = OmegaConf.to_yaml(worker.planned.config)
                     self._record_failure(run, worker.last_words(), "other", worker.errors_text(), config)
-                print(*last_lines(run.folder / "error.txt", 1000), sep="\n", file=sys.stderr, flush=True)
+                say("\n".join(last_lines(run.folder / "error.txt", 1000)), sys.stderr)
             except OSError as error:  # its folder is gone, or the disk full: that is its own affair
-                print(worker.errors_text(), error, sep="\n", file=sys.stderr, flush=True)
+                say(f"{worker.errors_text()}\n{error}", sys.stderr)
                 self._give_up(run, f"failed, and the failure cannot be recorded ({error})")
         elif status > 128:
             self.stop.signum = status - 128  # SLURM told the whole job to end

@@ -1,0 +1,104 @@
+"""Text from others, made harmless for what shows it: one function for each medium.
+
+Names of runs, classes and data sets, notes, errors and settings come from files that others wrote. On a terminal their
+escape sequences would move the cursor and change its title, in a page or a table their letters would be markup. All
+functions take text and return text of the same meaning in one medium, without control characters.
+"""
+
+from __future__ import annotations
+
+import html as markup
+import logging
+import re
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+MARKDOWN = r"([\\|`$\[\]])"  # links, images, formulas and ends of cells; HTML is escaped as in a page
+TEX = {  # of letters that LaTeX reads as commands, or that not every font has
+    "\\": r"\textbackslash{}",
+    **{letter: "\\" + letter for letter in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",  # else an argument, and a star, of the line break before it
+    "*": "{*}",
+    "`": r"\textasciigrave{}",
+    "'": r"\textquotesingle{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "–": "--",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "√": r"$\surd$",
+}
+
+
+def terminal(text: object) -> str:
+    """Lines of text without control characters, escape sequences and letters that turn the direction of writing."""
+    return "".join(
+        letter if letter == "\n" or letter.isprintable() else " " if letter.isspace() else "" for letter in str(text)
+    )
+
+
+def line(text: object) -> str:
+    """The same as one line."""
+    return " ".join(map(terminal, str(text).splitlines()))
+
+
+def rich(text: object) -> Text:
+    """Text for a table or a bar of rich, in which [bold] is no markup."""
+    from rich.text import Text  # takes its time
+
+    return Text(terminal(text))
+
+
+def mathtext(text: object) -> str:
+    """Text for a figure, in which a dollar sign begins no formula."""
+    return terminal(text).replace("$", r"\$")
+
+
+def latex(text: object) -> str:
+    """A cell or a sentence of a LaTeX document."""
+    return "".join(TEX.get(letter, letter) for letter in line(text))
+
+
+def markdown(text: object) -> str:
+    """A cell or a sentence of a Markdown page, in which no letter begins HTML, a link, an image or a formula."""
+    return re.sub(MARKDOWN, r"\\\1", markup.escape(line(text), quote=False))
+
+
+def html(text: object) -> str:
+    """Text of a page, or of an attribute in quotes."""
+    return markup.escape(terminal(text))
+
+
+def csv(text: object) -> str:
+    """A text cell of a CSV file. One that a spreadsheet would compute begins with an apostrophe, which hides there.
+
+    Numbers such as -0.5 stay as they are.
+    """
+    found = line(text)
+    if not found.lstrip().startswith(("=", "+", "-", "@")):
+        return found
+    try:
+        float(found)
+    except ValueError:
+        return f"'{found}"
+    return found
+
+
+def say(text: object, file: TextIO | None = None) -> None:
+    """Print a sentence."""
+    print(terminal(text), file=file or sys.stdout, flush=True)
+
+
+class Formatter(logging.Formatter):
+    """Log records as lines for terminals and for log files, which are read on terminals."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return terminal(super().format(record))
