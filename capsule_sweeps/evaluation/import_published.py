@@ -30,7 +30,7 @@ from capsule_sweeps.evaluation.published_file import Published, read_published
 from capsule_sweeps.evaluation.windows import find_windows
 from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.networks.published_weights import load_published_weights
-from capsule_sweeps.runs.files import write_atomic, write_json
+from capsule_sweeps.runs.files import make_folder, write_atomic, write_json
 from capsule_sweeps.runs.folders import check_runs_dir, find_runs
 from capsule_sweeps.runs.provenance import provenance
 from capsule_sweeps.runs.run import Run
@@ -129,7 +129,7 @@ def write_run(path: Path, published: Published, config: DictConfig, windows: dic
     torch.save({"model": model.state_dict(), "epoch": published.epoch or 0, "batch": 0}, buffer)
     staged = runs_dir / f".{name}.{os.getpid()}.{threading.get_ident()}.tmp"
     try:
-        staged.mkdir(parents=True)
+        make_folder(staged)
         write_atomic(staged / "config.yaml", OmegaConf.to_yaml(evaluation_only(config)).encode())
         write_atomic(staged / "checkpoint.pt", buffer.getvalue())
         write_json(staged / "run.json", record)

@@ -28,7 +28,8 @@ from rich.table import Table
 from capsule_sweeps.console import console, tell
 from capsule_sweeps.display import rich
 from capsule_sweeps.launchers.snapshot import take_snapshot
-from capsule_sweeps.runs.files import write_json
+from capsule_sweeps.runs.files import make_folder, write_json
+from capsule_sweeps.runs.folders import check_runs_dir
 from capsule_sweeps.runs.lock import owner
 from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.queue import Entry, Refused, find_queue
@@ -95,12 +96,13 @@ def submit(todo: Sequence[PlannedRun], sweep: str, launcher: QueueLauncher) -> s
     Raises ValueError with the queue's own sentence when it refuses; the ledger is as before then.
     """
     runs_dir = todo[0].run.folder.parent.resolve()
+    check_runs_dir(runs_dir, (".jobs", ".code"))
     launcher.check(runs_dir)
     submission = submission_name([planned.config.dataset.name for planned in todo], sweep)
     folder = runs_dir / ".jobs" / submission
     with ExitStack() as undo:
         undo.callback(remove, folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         folder.mkdir()
         folder.chmod(0o755)  # its job.pkl is executed by this user's jobs, also where a group shares its runs
         write_json(folder / "launching.json", owner())

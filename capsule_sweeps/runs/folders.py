@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from capsule_sweeps.runs.record import say_damaged
@@ -13,8 +15,8 @@ from capsule_sweeps.runs.run import Run
 RUN_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_.+-]*-[0-9a-f]{8}")  # results of `run_name`
 
 
-def check_runs_dir(runs_dir: Path) -> None:
-    """Raises ValueError if runs_dir cannot be written. Leaves no files behind."""
+def check_runs_dir(runs_dir: Path, inside: Sequence[str] = (".sweeps",)) -> None:
+    """Raises ValueError if runs_dir, or an existing folder `inside` it, cannot be written. Leaves no files behind."""
     try:
         existing = next(path for path in [runs_dir.absolute(), *runs_dir.absolute().parents] if path.exists())
         with tempfile.TemporaryFile(dir=existing):
@@ -23,6 +25,16 @@ def check_runs_dir(runs_dir: Path) -> None:
         raise ValueError(
             f"runs_dir={runs_dir} cannot be written ({error.strerror}); set runs_dir=… to a folder that can"
         ) from error
+    for folder in (runs_dir / name for name in inside):
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            try:
+                owner = folder.owner()
+            except KeyError:
+                owner = f"the user {folder.stat().st_uid}"
+            raise ValueError(
+                f"{folder} belongs to {owner} and cannot be written: {owner} shares it with the group by `chmod g+ws "
+                f"{shlex.quote(str(folder.absolute()))}`; or set runs_dir=… to a folder of your own"
+            )
 
 
 def run_folders(runs_dir: Path) -> list[Run]:

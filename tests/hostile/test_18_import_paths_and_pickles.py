@@ -2,9 +2,13 @@
 
 import json
 import os
+import pickle
 import stat
 import subprocess
+from hashlib import md5
 from pathlib import Path
+
+import pytest
 
 from capsule_sweeps.launchers.slurm import queue as slurm
 from capsule_sweeps.launchers.slurm.launcher import Launcher
@@ -58,3 +62,28 @@ def test_a_job_refuses_what_others_can_write(place, monkeypatch) -> None:
     assert run() == "executed\n"
     (folder / "job.pkl").unlink()
     assert "not executed" in run()
+
+
+class Executes:
+    def __reduce__(self):
+        return Path.touch, (Path("PWNED"),)
+
+
+@pytest.mark.parametrize(("genuine", "said"), [(False, "changed while it was read"), (True, "it names pathlib")])
+def test_bytes_of_cifar_are_verified_and_parsed_in_one_read(place, monkeypatch, genuine, said) -> None:
+    """A file that was replaced after torchvision had verified it, and one whose md5 sum is that of a pickle."""
+    from torchvision.datasets import CIFAR10
+
+    from capsule_sweeps.data.sources.torchvision import _read_cifar
+
+    content = pickle.dumps({"data": Executes(), "labels": [0]})
+    path = place / "cifar-10-batches-py" / "data_batch_1"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    sums = [["data_batch_1", md5(content).hexdigest() if genuine else "0" * 32]]
+    for name in ("train_list", "test_list"):
+        monkeypatch.setattr(CIFAR10, name, sums)
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda _: True)
+    with pytest.raises((ValueError, pickle.UnpicklingError), match=said):
+        _read_cifar("CIFAR10", place, path.parent.name)
+    assert not Path("PWNED").exists()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
+import pickle
+import re
 import socket
 import sys
 import warnings
@@ -10,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from capsule_sweeps.data.cache import Decoded, Images
 from capsule_sweeps.data.sources.folder import list_files
@@ -48,6 +54,45 @@ def _find(name: str) -> DataSet:
     return DATA_SETS[name]
 
 
+def _read_cifar(name: str, data_dir: Path, folder: str) -> Decoded:
+    """CIFAR's files are pickles, which torchvision verifies and then opens again: others may have changed them."""
+    from torchvision import datasets
+
+    files = getattr(datasets, name).__new__(getattr(datasets, name))  # its constructor would unpickle
+    files.root = str(data_dir)
+    files.download()
+    splits = []
+    for listed in (files.train_list, files.test_list):
+        parts = [_unpickle(data_dir / folder / file, md5) for file, md5 in listed]
+        images = np.concatenate([part["data"] for part in parts]).reshape(-1, 3, 32, 32)
+        labels = [label for part in parts for label in part.get("labels") or part["fine_labels"]]
+        splits.append((images, np.array(labels, dtype=np.int64)))
+    names = _unpickle(data_dir / folder / files.meta["filename"], files.meta["md5"])[files.meta["key"]]
+    return Decoded(splits[0], splits[1], tuple(names))
+
+
+def _unpickle(path: Path, md5: str) -> dict[str, Any]:
+    """The dictionary of numbers, texts and arrays in a file, whose bytes are read once, verified and parsed."""
+    content = path.read_bytes()
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+        raise ValueError(f"{path} changed while it was read")
+    found: dict[str, Any] = _Arrays(io.BytesIO(content), encoding="latin1").load()
+    return found
+
+
+class _Arrays(pickle.Unpickler):
+    """Builds arrays of numpy and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
+            return getattr(np, name)
+        if re.fullmatch(r"numpy\._?core\.multiarray", module) and name == "_reconstruct":
+            return np.zeros(0).__reduce__()[0]
+        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
+            return lambda text, _: text.encode("latin1")
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
 def _read(name: str, data_dir: Path, folder: str) -> Decoded:
     import torch
     from torchvision import datasets
@@ -73,8 +118,8 @@ def _read_svhn(name: str, data_dir: Path, folder: str) -> Decoded:
 
 
 DATA_SETS = {
-    "CIFAR10": DataSet("cifar-10-batches-py", _read),
-    "CIFAR100": DataSet("cifar-100-python", _read),
+    "CIFAR10": DataSet("cifar-10-batches-py", _read_cifar),
+    "CIFAR100": DataSet("cifar-100-python", _read_cifar),
     "SVHN": DataSet("SVHN", _read_svhn),
     "MNIST": DataSet("MNIST/raw", _read),
     "FashionMNIST": DataSet("FashionMNIST/raw", _read),

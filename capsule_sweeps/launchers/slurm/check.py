@@ -18,8 +18,8 @@ from capsule_sweeps.launchers.slurm.settings import GRACE_SECONDS, Settings, min
 from capsule_sweeps.launchers.snapshot import take_snapshot
 from capsule_sweeps.launchers.submit import remove
 from capsule_sweeps.runs.costs import Rates
-from capsule_sweeps.runs.files import read_json
-from capsule_sweeps.runs.folders import find_runs
+from capsule_sweeps.runs.files import make_folder, read_json
+from capsule_sweeps.runs.folders import check_runs_dir, find_runs
 from capsule_sweeps.runs.queue import Entry, Refused
 from capsule_sweeps.runs.signature import signed_config
 
@@ -115,8 +115,10 @@ def probe(config: DictConfig, settings: Settings) -> str:
     """A job of one minute, with the settings of a real one, that imports torch and this package and writes a file."""
     runs_dir = Path(config.runs_dir).resolve()
     folder = runs_dir / ".jobs" / f"doctor-{uuid4().hex[:6]}"
+    check_runs_dir(runs_dir, (".jobs", ".code"))
     snapshot = take_snapshot(runs_dir, settings.snapshot_include or ())
-    folder.mkdir(parents=True)
+    make_folder(folder.parent)
+    folder.mkdir()
     folder.chmod(0o755)
     (folder / "probe.py").write_text(PROBE)
     python_path = f"export PYTHONPATH={shlex.quote(str(snapshot))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1"
