@@ -68,6 +68,15 @@ def t_quantile(df: Any) -> Any:
     return np.where(df > 0, stdtrit(np.where(df > 0, df, 1.0), (1 + LEVEL) / 2), np.nan)
 
 
+def deviation(values: pd.Series, first: int | None) -> tuple[float, int]:
+    """The deviation s0 of the first seeds of accuracies indexed by seed, and the number n0 of these.
+
+    For `first=None`, or fewer values than `first`, those of all values.
+    """
+    n0 = first if first is not None and len(values) >= first else len(values)
+    return (float(values.sort_index().iloc[:n0].std(ddof=1)) if n0 > 1 else math.nan), n0
+
+
 def compare(values: pd.Series, base: pd.Series, *first: int | None) -> Comparison:
     """`values` minus `base`, two Series of accuracies indexed by seed.
 
@@ -77,8 +86,6 @@ def compare(values: pd.Series, base: pd.Series, *first: int | None) -> Compariso
     only the deviation of these seeds counts, as in `stein`, because it is independent of the means.
     """
     from scipy.special import stdtr
-
-    from capsule_sweeps.results.stein import deviation
 
     common = values.index.intersection(base.index)
     paired = len(common) >= 2 or set(values.index) == set(base.index)

@@ -18,10 +18,9 @@ from omegaconf import OmegaConf
 
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
 from capsule_sweeps.config.selection_rules import find_rule, names
-from capsule_sweeps.results.intervals import seeds_for_half_width, summarize
+from capsule_sweeps.results.intervals import deviation, seeds_for_half_width, summarize
 from capsule_sweeps.results.settle import seed_words, sweep_command
 from capsule_sweeps.results.stein import (
-    deviation,
     first_of,
     num_seeds,
     numbers_of_first,

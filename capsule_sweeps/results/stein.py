@@ -8,13 +8,12 @@ does not (docs/seeds.md). Functions accept numbers or arrays; all values are in 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from capsule_sweeps.results.intervals import t_quantile
+from capsule_sweeps.results.intervals import deviation, t_quantile
 
 ROUNDING = 1e-9  # of (t s / h)²: 25.000000000001 seeds are 25
 
@@ -28,15 +27,6 @@ def num_seeds(std: Any, first: int, wanted: float) -> Any:
 def two_stage_half_width(std: Any, first: int, n: Any) -> Any:
     """Half the width of the 95 % interval of a mean over n seeds, given the deviation of the `first` ones."""
     return t_quantile(first - 1) * np.asarray(std, float) / np.sqrt(np.asarray(n, float))
-
-
-def deviation(values: pd.Series, first: int | None) -> tuple[float, int]:
-    """The deviation s0 of the first seeds of accuracies indexed by seed, and the number n0 of these.
-
-    For `first=None`, or fewer values than `first`, those of all values.
-    """
-    n0 = first if first is not None and len(values) >= first else len(values)
-    return (float(values.sort_index().iloc[:n0].std(ddof=1)) if n0 > 1 else math.nan), n0
 
 
 def first_of(runs: pd.DataFrame) -> int | None:

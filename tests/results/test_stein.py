@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from capsule_sweeps.results.intervals import compare, half_width
-from capsule_sweeps.results.stein import deviation, num_seeds, two_stage_half_width
+from capsule_sweeps.results.intervals import compare, deviation, half_width
+from capsule_sweeps.results.stein import num_seeds, two_stage_half_width
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS, FIRST, MOST = 20_000, 5, 100
