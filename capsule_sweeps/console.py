@@ -66,7 +66,7 @@ class ConsoleHandler(logging.Handler):
 
 
 class Observer(Protocol):
-    """What training tells: that it starts or goes on, and how batches and epochs end."""
+    """Receives the progress of training: its start or resumption, and the ends of batches and epochs."""
 
     def start(self, name: str, epochs: int, epochs_done: int, num_batches: int) -> None: ...
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 MARKDOWN = r"([\\|`$\[\]])"  # links, images, formulas and ends of cells; HTML is escaped as in a page
-TEX = {  # of letters that LaTeX reads as commands, or that not every font has
+TEX = {  # for characters that are commands in LaTeX, or missing in some fonts
     "\\": r"\textbackslash{}",
     **{letter: "\\" + letter for letter in "&%$#_{}"},
     "~": r"\textasciitilde{}",

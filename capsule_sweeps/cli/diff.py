@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def facts(run: Run) -> dict[str, dict[str, Any]]:
-    """What is compared: part → key → value, None where it is not known."""
+    """The compared values: part → key → value; None if unknown."""
     from capsule_sweeps.runs.frame import runs_frame
     from capsule_sweeps.runs.signature import NEUTRAL
 
@@ -73,7 +73,7 @@ def facts(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def first_different_epoch(one: Run, other: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What both recorded of the first epoch that is not alike, bit by bit, among those that both have."""
+    """The records of both runs of the first epoch in which they differ, bit by bit."""
     from capsule_sweeps.runs.metrics import read_metrics
 
     def named(row: dict[str, Any]) -> dict[str, Any]:

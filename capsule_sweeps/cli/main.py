@@ -57,7 +57,7 @@ def main() -> None:
         with _width(arguments):
             arguments.function(arguments)
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has seen enough
+        sys.stderr.close()  # the reader of our output has closed the pipe
     except ModuleNotFoundError as error:
         from capsule_sweeps.console import missing_package  # rich takes its time
 

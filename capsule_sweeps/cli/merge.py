@@ -1,4 +1,4 @@
-"""Take runs of others into this runs folder, from bundles or from other runs folders; what is here stays."""
+"""Merge runs of others into this runs folder, from bundles or from other runs folders; existing runs stay."""
 
 from __future__ import annotations
 

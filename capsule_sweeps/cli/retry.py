@@ -1,6 +1,6 @@
 """Run failed and interrupted runs again, as they were configured.
 
-Selects runs as `status` does; `all` stands for every one. data_dir=… and dataset.root=… say where the images are now.
+Selects runs as `status` does; `all` selects all of them. Set data_dir=… or dataset.root=… if the images have moved.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Show everything that is known of one run, and how its nearest relatives differ from it."""
+"""Show the details of one run, and how the most similar runs differ from it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a run is made of: the typed schema, Hydra's composition, objects built from it."""
+"""The configuration of a run: the typed schema, Hydra's composition, objects built from it."""

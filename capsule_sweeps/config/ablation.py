@@ -14,7 +14,7 @@ Change = tuple[str, str, Any]  # ablation, key, value
 
 
 def ablation_changes(runtime: DictConfig, given: Any) -> list[Change]:
-    """What the chosen options of conf/ablation set: the `given` ones, or those that hydra.runtime names."""
+    """The settings of the chosen options of conf/ablation: the `given` ones, or those in hydra.runtime."""
     chosen = given or runtime.choices.get("ablation") or []
     folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
     found = []

@@ -38,7 +38,7 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
     from torch.nn import Module
 
     if not (isinstance(cls, type) and issubclass(cls, Module) and _trusted(f"{cls.__module__}.")):
-        raise ValueError(f"_target_={target} is not allowed: it is no torch.nn.Module of a package that you trust")
+        raise ValueError(f"_target_={target} is not allowed: it is not a torch.nn.Module of a package that you trust")
     taken = signature(cls.__init__).parameters
     if unknown := [key for key in options if key not in taken and "kwargs" not in taken]:
         raise ValueError(f"{name} ({target}) has no setting {unknown[0]}: remove {unknown[0]}={options[unknown[0]]}")

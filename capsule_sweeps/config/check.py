@@ -79,7 +79,7 @@ def _flat(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def home(path: str) -> str:
-    """The path, in which ~ is the home folder. Raises ValueError for the home of somebody who is not known here."""
+    """The path, in which ~ is the home folder. Raises ValueError for the home folder of an unknown user."""
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         raise ValueError(f"{path}: the home folder of {path.partition('/')[0]} is unknown; set the whole path")
@@ -87,7 +87,7 @@ def home(path: str) -> str:
 
 
 def _check_data(dataset: dict[str, Any]) -> None:
-    """Raises ValueError for settings of a data set that do not fit each other."""
+    """Raises ValueError for settings of a dataset that contradict each other."""
     given = [dataset[key] for key in ("mean", "std") if dataset[key] is not None]
     if len(given) == 1 or any(len(values) != dataset["channels"] for values in given):
         raise ValueError(
@@ -119,7 +119,7 @@ def _check_data(dataset: dict[str, Any]) -> None:
 
 
 def _check_recipe(recipe: dict[str, Any]) -> None:
-    """Raises ValueError for settings of training of which one would be without effect beside another."""
+    """Raises ValueError for settings of training that would have no effect because of another one."""
     if recipe["label_smoothing"] and recipe["loss"] != "cross_entropy":
         raise ValueError(
             f"training.label_smoothing={recipe['label_smoothing']} has no effect with training.loss={recipe['loss']}: "
@@ -151,7 +151,7 @@ def without_hydra(config: DictConfig) -> DictConfig:
 
 def _leaves(config: dict[str, Any], schema: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(dotted key, value, metadata) of every field of the schema. Raises ValueError for one without a value, and
-    for a key that is no field."""
+    for a key that is not a field."""
     names = [entry.name for entry in fields(schema)]
     if added := [key for key in config if key not in names]:
         raise ValueError(unknown(f"{prefix}{added[0]}={config[added[0]]}", names))

@@ -63,7 +63,7 @@ def _loader() -> Iterator[Any]:
 def compose_config(overrides: list[str]) -> DictConfig:
     """The checked, resolved configuration that `python launch.py <overrides>` runs.
 
-    Raises ValueError (one sentence) for what cannot be composed or is out of range.
+    Raises ValueError (one sentence) for invalid overrides and values out of range.
     """
     with _loader() as loader:
         (config,) = compose_points(loader, None, [overrides])
@@ -83,7 +83,7 @@ def launcher_settings(overrides: list[str]) -> dict[str, Any]:
 def compose_points(loader: Any, master: DictConfig | None, points: Sequence[Sequence[str]]) -> list[DictConfig]:
     """The checked config of each point, a list of overrides; `master` has those that are for Hydra itself.
 
-    Composing is slow (tenths of a second) and resolving is, too (milliseconds), so each choice of groups is composed
+    Composing takes tenths of a second and resolving milliseconds, so each choice of groups is composed
     once, resolved once for what interpolations look at, and the other overrides are applied to a copy of that. Raises
     ValueError or Hydra's own exceptions for the first point that is wrong.
     """
@@ -93,7 +93,7 @@ def compose_points(loader: Any, master: DictConfig | None, points: Sequence[Sequ
 
     @cache
     def is_group(key: str) -> bool:
-        if "." in key:  # what is below a group is no group, and asking the loader takes its time
+        if "." in key:  # keys below a group are not groups, and asking the loader is slow
             return key.startswith("hydra")
         return bool(key.startswith("hydra") or loader.list_groups(key) or loader.get_group_options(key))
 

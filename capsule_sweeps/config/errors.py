@@ -1,4 +1,4 @@
-"""What an error of Hydra or OmegaConf means to a user: one sentence with key=value, the reason and what to do."""
+"""Errors of Hydra and OmegaConf as one sentence for users: key=value, the reason and what to do."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def sentence(error: BaseException) -> str:
 
 
 def _quoted(word: str) -> str:
-    """How an override is typed in a shell so that Hydra takes its value as it is."""
+    """An override quoted for a shell and for Hydra."""
     key, _, value = word.partition("=")
     value = re.sub(r"""^(['"])(.*)\1$""", r"\2", value).replace("\\", "\\\\").replace('"', '\\"')
     return shlex.quote(f'{key}="{value}"')
@@ -97,7 +97,7 @@ def _origin(text: str) -> tuple[str, str]:
 
 
 def _in_a_layer(key: str) -> str:
-    """Of items of a list OmegaConf does not say where they are."""
+    """The full key of an item of a list, which OmegaConf does not report."""
     top = re.split(r"[.\[]", key)[0]
     return f"capsules.layers.*.{key}" if key and top not in {*Config.__dataclass_fields__, "hydra"} else key
 

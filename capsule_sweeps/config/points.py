@@ -77,14 +77,14 @@ def _last(layers: Iterable[Sequence[Override]]) -> list[Override]:
 
 
 def _same(override: Override, key: str) -> tuple[str, bool]:
-    """What two overrides share of which only the last counts."""
+    """The key of an override; of two overrides with one key only the last counts."""
     value = override.value()
     values = getattr(value, "list", [value])  # of a choice
     return key, any(isinstance(item, dict) for item in values)
 
 
 def _num_values(override: Override) -> int:
-    """How many values an override gives, without making them. Raises ValueError for none and for no end of them."""
+    """The number of values of an override, without generating them. Raises ValueError for none or infinitely many."""
     from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
 
     value, word = override.value(), override.input_line

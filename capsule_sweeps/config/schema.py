@@ -24,7 +24,7 @@ def _rule(test: Callable[[Any], bool], words: str, default: Any = MISSING, **met
 
 
 def _at_least(low: float, high: float, **metadata: Any) -> Any:
-    """With an upper bound beyond which no model makes sense: what is beyond it takes memory or time without end."""
+    """A field with an upper bound, beyond which memory or time would be unbounded."""
     return _rule(lambda value: low <= value <= high, f"at least {low} and at most {high:,}", **metadata)
 
 

@@ -15,7 +15,7 @@ Row = dict[str, Any]  # an epoch's line of metrics.jsonl
 
 @dataclass(frozen=True)
 class Needs:
-    """What a rule needs: `what` in words, the configuration key that must be set, and an example of a value."""
+    """A requirement of a rule: `what` in words, the configuration key that must be set, and an example of a value."""
 
     what: str
     key: str
@@ -85,7 +85,7 @@ def columns() -> list[str]:
 
 
 def summary_keys() -> list[str]:
-    """What a finished run records: an accuracy per rule, and the epoch of each rule that chooses one."""
+    """The results that a finished run records: an accuracy per rule, and the epoch of each rule that chooses one."""
     return [*columns(), *(f"epoch_{rule.name}" for rule in RULES if rule.chooses)]
 
 

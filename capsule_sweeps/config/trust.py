@@ -1,4 +1,4 @@
-"""What the files of a configuration may make Hydra do, which runs callbacks and builds log handlers before us."""
+"""Which code the files of a configuration may make Hydra run, such as callbacks and log handlers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 SWITCH = "CAPSULE_SWEEPS_TRUST_FILES"
-PLUGINS = ("hydra_plugins.", "hydra._internal.core_plugins.")  # of launchers and sweepers that somebody installed
+PLUGINS = ("hydra_plugins.", "hydra._internal.core_plugins.")  # packages of installed launchers and sweepers
 PARTS = (*PLUGINS, "optuna.")  # of which a sweeper's settings may build objects
 HANDLERS = ("logging.StreamHandler", "logging.NullHandler", "logging.FileHandler", "colorlog.ColoredFormatter")
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
@@ -24,13 +24,13 @@ def check_hydra(hydra: DictConfig) -> None:
     values: Any = OmegaConf.to_container(hydra, resolve=False)
     for key, value in _forbidden(values):
         raise ValueError(
-            f"hydra.{key}={value} would run code of somebody's choice, and a file of the configuration sets it: remove "
+            f"hydra.{key}={value} would run arbitrary code, and a file of the configuration sets it: remove "
             f"it there, or set {SWITCH}=1 in the environment if you know what it does"
         )
 
 
 def _forbidden(hydra: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """(key, value) of what is not allowed."""
+    """(key, value) of each setting that is not allowed."""
     for name, callback in (hydra.get("callbacks") or {}).items():
         yield f"callbacks.{name}", callback.get("_target_") if isinstance(callback, dict) else callback
     for part in ("launcher", "sweeper"):

@@ -1,4 +1,4 @@
-"""What differs between the versions of Hydra that this runs on: 1.3 (with OmegaConf 2.3) and 1.4 (with 2.4)."""
+"""Differences between the supported versions of Hydra: 1.3 (with OmegaConf 2.3) and 1.4 (with 2.4)."""
 
 from __future__ import annotations
 

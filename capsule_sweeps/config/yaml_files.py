@@ -23,7 +23,7 @@ def check_files(folders: Sequence[Path]) -> None:
     """Raises ValueError for a file that is too large, or becomes so when its aliases are written out."""
     for path in sorted(path for folder in folders for path in folder.rglob("*.yaml") if path.is_file()):
         if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path} has more than {MAX_BYTES:,} bytes: it is no configuration; move it away")
+            raise ValueError(f"{path} has more than {MAX_BYTES:,} bytes: it is not a configuration; move it away")
         text = path.read_text(errors="replace")
         if "&" in text and "*" in text:
             try:
@@ -37,7 +37,7 @@ def check_files(folders: Sequence[Path]) -> None:
 
 
 def _num_values(node: Any, known: dict[int, int]) -> int:
-    """Of a YAML node, each alias counted as what it stands for."""
+    """The size of a YAML node, with each alias counted as the node it refers to."""
     if id(node) not in known:
         known[id(node)] = MAX_VALUES + 1  # of a node that contains itself
         children = node.value if isinstance(node, yaml.SequenceNode | yaml.MappingNode) else []
@@ -47,7 +47,7 @@ def _num_values(node: Any, known: dict[int, int]) -> int:
 
 
 def check_spelling(runtime: DictConfig) -> None:
-    """Raises ValueError for a value in a chosen file that YAML takes for another than is written there.
+    """Raises ValueError for a value in a chosen file that YAML reads differently than it looks.
 
     `runtime`: hydra.runtime of a composed configuration. 12:30:00 is a number in base 60, 010 is 8, the name `on` is
     true.
@@ -88,7 +88,7 @@ def _scalars(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _surprise(key: str, scalar: Any) -> str:
-    """What YAML makes of a value whose writer meant something else; empty where it is what it looks like."""
+    """How YAML reads a value that looks like something else; empty if it is read as it looks."""
     kind, text = scalar.tag.rpartition(":")[2], scalar.value
     if kind not in ("int", "float", "bool") or key == "compile":
         return ""

@@ -1,4 +1,4 @@
-"""Images turned, shifted, scaled and sheared, at random or as told, the same on every machine.
+"""Images rotated, shifted, scaled and sheared, randomly or by given values, bitwise equal on every machine.
 
 Shapes: N images, C channels, H rows, W columns. Where the pixels of an image come from is rounded to 1/256 of a pixel,
 and the rest is arithmetic of whole numbers: so there is no last bit in which machines could differ.

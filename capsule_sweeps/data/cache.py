@@ -61,7 +61,7 @@ class Decoded:
 
 
 class Identity(NamedTuple):
-    """What tells a data set from others: the hash of its images and labels, and what its labels are called."""
+    """The identity of a dataset: the hash of its images and labels, and the names of its labels."""
 
     sha256: str
     classes: tuple[str, ...]
@@ -110,12 +110,12 @@ def open_decoded(
                 decoded, listing = _unchanged(stem, list_source, read_source)
                 path = _path(folder, stem, listing)
                 _write(path, decoded := _measured(decoded))
-                if (opened := _read(path, trusted)) is None:  # as where a server gives what is written to nobody
-                    warn(f"The decoded data in {path} cannot be read back, so that they are decoded by every command.")
+                if (opened := _read(path, trusted)) is None:  # for example if a file server maps owners to nobody
+                    warn(f"The decoded data in {path} cannot be read back, so every command decodes them again.")
                     return decoded, decoded.sha256(), None
             return *opened, path
         except BaseException:
-            with suppress(OSError):  # nothing came of it: leave nothing, if nobody else uses the folder
+            with suppress(OSError):  # it failed: remove the folder unless others use it
                 Path(lock.lock_file).unlink()
                 folder.rmdir()
             raise

@@ -1,6 +1,6 @@
-"""The files of the decoded cache, which others may have written: what is opened, believed and replaced.
+"""The files of the decoded cache, which other users may have written: which are opened, trusted and replaced.
 
-A folder or file counts only when it is no link and belongs to somebody who is trusted: this user, or the owner of the
+A folder or file is used only if it is not a link and belongs to a trusted user: this user, or the owner of the
 data. Arrays are believed when they have the hash that stands beside them, which is computed once per file and change
 time in a process.
 """
@@ -68,7 +68,7 @@ def sha256(arrays: Arrays) -> str:
 
 
 def read_about(path: Path, trusted: set[int]) -> dict[str, Any]:
-    """about.json of a folder of the cache. Raises OSError or ValueError when there is none that can be used."""
+    """about.json of a folder of the cache. Raises OSError or ValueError if it is missing or invalid."""
     with _opened_folder(path, trusted) as folder, _opened(folder, "about.json", trusted) as file:
         content = file.read(MAX_BYTES + 1)
     about = json.loads(content[:MAX_BYTES])
@@ -101,7 +101,7 @@ def _check_content(arrays: Arrays, expected: str, changes: Any) -> None:
 
 
 def _map(file: IO[bytes]) -> NDArray[Any]:
-    """Copy on write: torch warns of arrays that cannot be written to, and this way nobody can harm the file."""
+    """Copy on write: torch warns about read-only arrays, and the file stays unchanged."""
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("another version of the .npy format")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
@@ -111,7 +111,7 @@ def _map(file: IO[bytes]) -> NDArray[Any]:
 
 
 def write(path: Path, about: dict[str, Any], arrays: Arrays) -> None:
-    """Replace a folder whole, under a name that nobody can foresee until then. The caller holds the lock."""
+    """Replace a folder atomically, prepared under an unpredictable name. The caller holds the lock."""
     _remove_leftovers(path)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     beside.mkdir()
@@ -130,7 +130,7 @@ def write(path: Path, about: dict[str, Any], arrays: Arrays) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """What processes left that were killed while they wrote data of this name."""
+    """Remove what killed processes left while they wrote data of this name."""
     stem = path.name.rpartition("-")[0]
     for entry in os.scandir(path.parent):
         ours = re.fullmatch(rf"\.{re.escape(stem)}-[0-9a-f]{{16}}\.[0-9a-f]{{16}}\.tmp", entry.name)
@@ -140,11 +140,11 @@ def _remove_leftovers(path: Path) -> None:
 
 @contextmanager
 def _opened_folder(path: Path, trusted: set[int]) -> Iterator[int]:
-    """A handle of a folder, through which its files are opened, whatever is put in its place meanwhile."""
+    """A handle of a folder, through which its files are opened even if the folder is replaced meanwhile."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if os.fstat(handle).st_uid not in trusted:
-            raise ValueError(f"{path} belongs to somebody else")
+            raise ValueError(f"{path} belongs to another user")
         yield handle
     finally:
         os.close(handle)
@@ -156,7 +156,7 @@ def _opened(folder: int, name: str, trusted: set[int]) -> Iterator[IO[bytes]]:
     with open(handle, "rb") as file:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode) or status.st_uid not in trusted:
-            raise ValueError(f"{name} is no regular file, or belongs to somebody else")
+            raise ValueError(f"{name} is not a regular file, or belongs to another user")
         yield file
 
 

@@ -36,7 +36,7 @@ def load_data(dataset: Any, data_dir: str | Path, device: str | torch.device) ->
 
     Test images are turned left by dataset.test_rotation degrees, then moved dataset.test_shift pixels to the right.
 
-    Raises ValueError (one sentence) for data that cannot be had or do not fit the config, and for impossible sizes.
+    Raises ValueError (one sentence) for data that are not available or do not fit the config, and for invalid sizes.
     """
     decoded, sha256, _ = open_data(dataset, Path(data_dir))
     images, labels = decoded.train

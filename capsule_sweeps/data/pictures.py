@@ -1,4 +1,4 @@
-"""One image file, decoded as a viewer shows it or refused; and what is said of the refused ones among many.
+"""One image file, decoded as a viewer shows it or refused; and the message about refused ones among many.
 
 Shapes: H rows, W columns, C channels.
 """
@@ -43,7 +43,7 @@ class Kind(NamedTuple):
 
 
 class Refused(ValueError):
-    """What is wrong with a file that cannot be used, of whatever size."""
+    """Why a file cannot be used, whatever its size."""
 
 
 def look(path: Path) -> Kind:
@@ -92,7 +92,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _lost(image: Any) -> str | None:
-    """What an opened file has that Pillow leaves out without an error when it becomes 8 bits of grey or RGB."""
+    """What Pillow would silently drop when an opened file is converted to 8 bits of grey or RGB."""
     if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":  # a camera's JPEG with a preview
         return f"{frames} frames"
     if "transparency" in image.info:
@@ -152,12 +152,12 @@ def channels_of(kind: Kind) -> int:
 
 
 def _command(kind: Kind) -> str:
-    """A line of shell that makes images of this kind out of others, which are cropped where they are not square."""
+    """A shell command that converts images to this kind; images that are not square are cropped."""
     image = f'ImageOps.exif_transpose(Image.open(f)).convert("{kind.mode}")'
     program = f"[ImageOps.fit({image}, ({kind.width}, {kind.height})).save(f) for f in sys.argv[1:]]"
     return f"python -c 'import sys; from PIL import Image, ImageOps; {program}'"
 
 
 def _text(path: Path) -> str:
-    """A path as it can be written down: one that is no UTF-8 has question marks."""
+    """A path as text; bytes that are not UTF-8 become question marks."""
     return os.fsencode(path).decode(errors="replace")

@@ -34,7 +34,7 @@ class Split:
         return self.images.index_select(0, indices), self.labels.index_select(0, indices)
 
     def of_epoch(self, epoch: int) -> Split:
-        """What there is to train on in an epoch, counted from 0."""
+        """The training data of an epoch, counted from 0."""
         return self
 
 

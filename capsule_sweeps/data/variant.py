@@ -1,4 +1,4 @@
-"""What a configuration may ask to be done to a data set between its source and the training loop."""
+"""Optional transformations of a dataset between its source and the training loop."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Variant:
         return dataset
 
     def change(self, decoded: Decoded) -> Decoded:
-        """What is stored in the cache instead."""
+        """The data to store in the cache instead."""
         return decoded
 
     def apply(self, data: Data) -> Data:
-        """What training and evaluation see instead."""
+        """The data for training and evaluation instead."""
         return data
 
 

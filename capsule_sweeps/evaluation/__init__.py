@@ -1,1 +1,1 @@
-"""What trained weights do: accuracy under changes, routing statistics, export, import."""
+"""Evaluates trained weights: accuracy under changes, routing statistics, export, import."""

@@ -1,4 +1,4 @@
-"""What a run's weights do on test images: `python -m capsule_sweeps evaluate`. The run folder is only read.
+"""Evaluates the weights of a run on test images: `python -m capsule_sweeps evaluate`. The run folder is only read.
 
 Shapes: N images, K classes, L labels an image (1, or 2 of overlapping digits). Accuracies and errors are in percent.
 """
@@ -45,7 +45,7 @@ def evaluate(
     classes_in_order: bool = False,
     confusion: bool = False,
 ) -> str:
-    """The text that the command prints; draws the figure. Raises ValueError for what cannot be evaluated.
+    """The output of the command; draws the figure. Raises ValueError for runs and conditions that cannot be evaluated.
 
     `iterations`: routing iterations to evaluate with; none stands for those of the run. Labels are matched by the names
     of the classes (`match_classes`).
@@ -113,7 +113,7 @@ def load_test_data(config: DictConfig, overrides: Sequence[str]) -> tuple[DictCo
         if not any(word.startswith(f"dataset.{key}=") for word in overrides):
             asked.dataset[key] = own[key]
     for key in ("num_classes", "channels", "image_size", "labels_per_image"):
-        there, here = own.get(key, 1), asked.dataset[key]  # configurations of before have no labels_per_image
+        there, here = own.get(key, 1), asked.dataset[key]  # configurations of older versions have no labels_per_image
         if there != here:
             raise ValueError(f"dataset.{key}={here} of {asked.dataset.name} does not fit the model, which has {there}")
     device = choose_device(asked.device)
@@ -161,7 +161,7 @@ def notes(
         said.append(f"Images were {' and '.join(moved)}; pixels from outside are black.")
     as_trained = (
         bool(record.get("signed_config", {}).get("dataset.affine_test")) == dataset.affine_test
-    )  # it is hashed, too
+    )  # reading also hashes it
     if as_trained and record.get("data_sha256") not in (None, data.sha256):
         said.append("These data differ from those that it was trained on (by their hash).")
     theirs = told["best_test"]

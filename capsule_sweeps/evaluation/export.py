@@ -1,8 +1,8 @@
 """A run's model as one file that needs torch alone: `python -m capsule_sweeps export`.
 
 Letters as in `routing`. What is exported takes images as they are, (B, C, H, W) uint8, normalises them itself and
-returns logits (B, classes) in float32, for any B. The fast routed pass is an operator of this package, which nobody
-else has; in its place stands the same in plain operations, RecordingVotes.
+returns logits (B, classes) in float32, for any B. The fast routed pass is an operator of this package, so
+exported models use RecordingVotes, the same in plain operations.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Whole(nn.Module):
 def export(run: Run, out: Path, weights: str | None = None) -> str:
     """Write the file, with the weights that `load_trained` chooses; returns what the command prints.
 
-    Raises ValueError when it cannot be, or is there already, or when the program does not compute what the model does;
+    Raises ValueError if the export fails, if the file exists, or if the program does not compute what the model does;
     nothing is written then.
     """
     if out.suffix != ".pt2":
@@ -92,7 +92,7 @@ def export(run: Run, out: Path, weights: str | None = None) -> str:
 
 
 def describe(run: Run, config: DictConfig, chosen: dict[str, Any]) -> dict[str, Any]:
-    """What whoever has only the file wants to know of it."""
+    """Metadata for users who have only the file."""
     record, dataset = run.record(), config.dataset
     size = [dataset.channels, dataset.image_size, dataset.image_size]
     return {

@@ -1,10 +1,10 @@
 """The file that the published code writes, as a finished run folder that is marked as imported.
 
-Known of such a run is what the file says, weights, best test accuracy and its epoch, and what whoever imports it adds:
-num_routing, and where they differ the data set and the schedule. Which of the two published programs wrote it is found
-out from its accuracy on test images (windows.py), or told as capsules.interleaved. How it was trained is not known. So
-no recipe and no seed is recorded, and the signature is one of what the weights compute and of the file: no own run can
-have it.
+Known about such a run are the content of the file (weights, best test accuracy and its epoch) and the importer's
+settings: num_routing, and where they differ the data set and the schedule. Which of the two published programs wrote it
+is found out from its accuracy on test images (windows.py), or set by capsules.interleaved. How it was trained is not
+known. So no recipe and no seed is recorded, and the signature is one of what the weights compute and of the file: no
+own run can have it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ WINDOWS = "model.capsules.interleaved"  # the signed key
 def import_checkpoint(path: Path, num_routing: int, overrides: Sequence[str], runs_dir: Path) -> tuple[Run, bool]:
     """The run folder of a published file, and whether it is new.
 
-    Raises ValueError (one sentence) for a file or overrides that cannot be, and when the file is there already with
+    Raises ValueError (one sentence) for an invalid file or overrides, and if the file was imported already with
     other settings; nothing is on disk then.
     """
     check_runs_dir(runs_dir)
@@ -190,7 +190,7 @@ def recognise(path: Path, weights: Mapping[str, Tensor], num_routing: int, overr
 def known_stack(path: Path, weights: Mapping[str, Tensor], words: list[str]) -> DictConfig:
     """The config of `words` with the stack of conf/capsules that has these weights. Raises ValueError unless one has.
 
-    Strides leave no trace in shapes, so stacks that differ in nothing else cannot be told apart.
+    Shapes do not depend on strides, so stacks that differ only in strides cannot be distinguished.
     """
     found: dict[str, DictConfig] = {}
     for name in sorted(file.stem for file in (CONF_DIR / "capsules").glob("*.yaml")):

@@ -1,4 +1,4 @@
-"""What logits of test images say: accuracy, loss, calibration, confusion."""
+"""Measures of the logits of test images: accuracy, loss, calibration, confusion."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def batch_logits(model: nn.Module, config: DictConfig, images: Tensor) -> Tensor
 
 
 def measure(logits: Tensor, labels: Tensor, loss: str | None, num_routing: int | None = None) -> Evaluation:
-    """All that is told of logits (N, K) and labels (N,) or (N, L); `loss` is a key of LOSSES (None: cross_entropy)."""
+    """All measures of logits (N, K) and labels (N,) or (N, L); `loss` is a key of LOSSES (None: cross_entropy)."""
     num_images, num_classes = logits.shape
     several = labels.ndim == 2
     shown = torch.zeros(num_images, num_classes, dtype=torch.bool)

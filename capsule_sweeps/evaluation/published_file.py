@@ -34,7 +34,7 @@ class Published(NamedTuple):
 
 
 def read_published(path: Path) -> Published:
-    """What a file of the published code holds; nothing in it is run. Raises ValueError for a file that is no such."""
+    """The content of a file of the published code; nothing in it is executed. Raises ValueError for any other file."""
     if not path.is_file():
         raise ValueError(f"{path} is not a file; pass the ckpt.pth that the published code wrote")
     data = path.read_bytes()
@@ -64,7 +64,7 @@ def read_published(path: Path) -> Published:
     weights = {str(key).removeprefix("module."): tensor for key, tensor in net.items()}
     if len(weights) < len(net):
         raise ValueError(f"{path}: 'net' has a name with 'module.' and without: which is meant is not known")
-    known = acc if acc is not None and acc > 1 else None  # a fraction, or in percent? nobody knows
+    known = acc if acc is not None and acc > 1 else None  # below 1 it is unknown whether it is a fraction or in percent
     decimals = len(repr(known).partition(".")[2]) if known is not None else 0
     return Published(
         weights,
@@ -83,7 +83,7 @@ def plain(value: Any) -> Any:
 
 
 def peculiar(tensor: Tensor) -> str | None:
-    """What keeps a tensor from being a weight of the published code, whose memory is as large as its shape says."""
+    """Why a tensor cannot be a weight of the published code, whose memory has the size of its shape."""
     if tensor.layout != torch.strided or tensor.dtype not in NUMBERS:
         return f"sparse, or of {tensor.dtype}"
     if tensor.device.type != "cpu" or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():

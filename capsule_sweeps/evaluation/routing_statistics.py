@@ -1,4 +1,4 @@
-"""What routing does inside a trained run: coefficients, their entropy, agreement, and how poses follow the input.
+"""Routing inside a trained run: coefficients, their entropy, agreement, and how poses follow the input.
 
 Letters as in `routing`. All of it comes from `model(images, intermediates=True)`; what is returned is NumPy or pandas,
 ready to draw. Layers are counted from 1; the last one is that of the class capsules.
@@ -75,8 +75,8 @@ def routing_statistics(model: nn.Module, config: DictConfig, images: Tensor) -> 
 def coefficient_maps(seen: Intermediates, image: int) -> list[list[np.ndarray]]:
     """[layer][iteration] → a map over the grid: at each place, how much of a child goes to its favourite parent.
 
-    The mean over children of their largest share: 1/M where they spread evenly, 1 where each has chosen. The grid is
-    the parents'; of a fully connected layer, whose parents have one place, it is the children's.
+    The mean over children of their largest coefficient: 1/M for uniform coefficients, 1 if each has one parent. The
+    grid is the parents'; of a fully connected layer, whose parents have one place, it is the children's.
     """
     maps = []
     for steps in seen.layers:
@@ -91,7 +91,7 @@ def coefficient_maps(seen: Intermediates, image: int) -> list[list[np.ndarray]]:
 
 
 def class_feeds(seen: Intermediates, image: int, label: int) -> np.ndarray:
-    """What each child (k, l, N) of a class capsule gives it: coefficient × agreement, in the last iteration.
+    """The contribution of each child (k, l, N) of a class capsule: coefficient × agreement, in the last iteration.
 
     Their sum is how far the summed votes reach along the capsule's pose, ⟨Σ r V, U⟩ / √E.
     """

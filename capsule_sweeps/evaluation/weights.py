@@ -82,7 +82,7 @@ def load_checkpoint(folder: Path) -> tuple[nn.Module, DictConfig, dict[str, Any]
         raise ValueError(f"{folder} cannot rebuild its model ({' '.join(str(error).split())[:200]})") from error
     try:
         checkpoint = load_tensors(path, "cpu", bytes_needed(model))
-        for key in ("ema", "model"):  # the average, too, must fit
+        for key in ("ema", "model"):  # the average must fit as well
             if key != "ema" or key in checkpoint:
                 model.load_state_dict(checkpoint[key])
         epochs = (config.get("training") or {}).get("epochs")  # an imported run has none

@@ -56,7 +56,7 @@ def find_windows(
         told = " and ".join(f"{found[which]:.2%} with capsules.interleaved={str(which).lower()}" for which in found)
         both = "Both agree" if agreeing else "Neither agrees (another num_routing, schedule, or other images?)"
         raise ValueError(
-            f"{path} tells an accuracy of {accuracy:.2%}; on test images of {config.dataset.name} it is {told}. "
+            f"{path} has an accuracy of {accuracy:.2%}; on test images of {config.dataset.name} it is {told}. "
             f"{both}: to import it all the same, {ASK}"
         )
     chosen = agreeing[0]
@@ -71,7 +71,7 @@ def _images(path: Path, config: DictConfig) -> Data:
         here = identify(config.dataset, Path(config.data_dir)) is not None
         data = load_data(config.dataset, config.data_dir, choose_device(config.device)) if here else None
     except ValueError as error:
-        raise ValueError(f"{path}: its windows cannot be found out without test images ({error}); {ASK}") from error
+        raise ValueError(f"{path}: its windows cannot be determined without test images ({error}); {ASK}") from error
     if data is None:
         raise ValueError(
             f"{path}: its windows can be found out with the test images of {name}, which are not under "

@@ -17,7 +17,7 @@ from capsule_sweeps.runs.run import Run
 def cancel(runs_dir: Path, runs: pd.DataFrame, sweeps: Sequence[str]) -> list[str]:
     """Ask running runs to save and stop, and the launchers of these sweeps to start no more. Says what it did.
 
-    Queued runs are taken out of the queue; jobs that go on, for other runs, find nothing to do for them.
+    Queued runs are removed from the queue; jobs that continue with other runs skip them.
     """
     said = []
     for name in sweeps:

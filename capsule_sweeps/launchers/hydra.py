@@ -51,7 +51,7 @@ for kind, cls in (("local", "LocalLauncher"), ("slurm", "SlurmLauncher")):
 
 
 class NotFinished(RuntimeError):
-    """What a sweeper that learns from results gets in place of an accuracy."""
+    """The result of a run without an accuracy, for sweepers that learn from results."""
 
 
 def plain(value: Any) -> Any:
@@ -102,7 +102,7 @@ class GridSweeper(Sweeper):
         return jobs
 
     def procedure(self) -> Procedure | None:
-        """How many seeds there are to be; None for those that the sweep names. Raises ValueError."""
+        """The procedure that chooses the number of seeds; None for the seeds of the sweep. Raises ValueError."""
         if self.half_width is not None:
             return Procedure(self.half_width, **self.more)
         for name, value in self.more.items():
@@ -159,11 +159,11 @@ class SweepLauncher(Launcher):
 
 
 class LocalLauncher(SweepLauncher):
-    """Runs what is missing of a sweep on this machine, in this process or, with `parallel`, in a pool of processes."""
+    """Runs the missing runs of a sweep on this machine, in this process or, with `parallel`, in a pool of processes."""
 
 
 class SlurmLauncher(SweepLauncher):
-    """Gives what is missing of a sweep to SLURM and returns, or follows it with `wait`."""
+    """Submits the missing runs of a sweep to SLURM and returns, or follows them with `wait`."""
 
     kind = "slurm"
 
@@ -178,7 +178,7 @@ def unfinished(config: DictConfig) -> str:
 
 
 def make_launcher(settings: dict[str, Any], kind: str = "") -> tuple[Policy, RunLauncher]:
-    """What `hydra.launcher` says of the plan, and the launcher, which `_target_` names where `kind` does not.
+    """The policy and the launcher of the settings `hydra.launcher`; `_target_` names the launcher if `kind` does not.
 
     Raises ValueError for an unknown setting.
     """
@@ -216,7 +216,7 @@ def launch_one(config: DictConfig) -> float | None:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """While open, what a user can mend ends the program with its sentence alone, and so does Ctrl-C."""
+    """While open, errors that the user can fix end the program with one sentence, and so does Ctrl-C."""
     try:
         with one_sentence():
             yield
@@ -229,9 +229,9 @@ def user_errors() -> Iterator[None]:
 
 
 def look(arguments: Sequence[str]) -> None:
-    """Look at the configuration that these arguments of launch.py ask for, before Hydra runs what its files say.
+    """Check the configuration that these arguments of launch.py select, before Hydra runs code that its files name.
 
-    What the command line itself sets in `hydra.` is the user's own. Raises ValueError.
+    Settings `hydra.` on the command line itself are not checked. Raises ValueError.
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.utils import create_config_search_path, get_args_parser
@@ -281,7 +281,7 @@ def _plans_sweeps(target: str) -> bool:
 
 @contextmanager
 def hydra_errors() -> Iterator[None]:
-    """The same for what Hydra raises before it calls us, unless HYDRA_FULL_ERROR=1 asks for tracebacks."""
+    """The same for errors of Hydra before it calls us, unless HYDRA_FULL_ERROR=1 asks for tracebacks."""
     write_any_text()
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     with user_errors() if not full else nullcontext():

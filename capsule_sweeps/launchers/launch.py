@@ -28,15 +28,15 @@ class Launcher(Protocol):
     waits: bool  # `run` returns when all runs have ended
 
     def num_parallel(self, todo: Sequence[PlannedRun], dry_run: bool) -> int:
-        """How many of these runs are at work at once. Raises ValueError for settings that are not possible here."""
+        """How many of these runs run at once. Raises ValueError for settings that are invalid on this machine."""
 
     def examine(self, config: DictConfig, submit: bool) -> Iterator[tuple[str, bool, str]]:
         """What `doctor` checks besides `preflight.examine`; with `submit` a job is sent as a probe."""
 
     def run(self, plan: Sequence[PlannedRun], todo: Sequence[PlannedRun]) -> int:
-        """Run those of a plan that are to do, or submit them. Returns the number of a signal that ended it, or 0.
+        """Run or submit the runs `todo` of a plan. Returns the number of the signal that ended it, or 0.
 
-        Raises ValueError, with nothing changed in the ledger, when they cannot be run.
+        Raises ValueError, with nothing changed in the ledger, if they cannot be run.
         """
 
 
@@ -53,10 +53,10 @@ def launch(
     launcher: Launcher,
     start: Callable[[Sequence[PlannedRun]], None] = lambda plan: None,
 ) -> list[float | None]:
-    """Run what is missing of some points. Returns their accuracies (fractions), None where a run is not finished.
+    """Run the missing runs of some points. Returns their accuracies (fractions), None for unfinished runs.
 
-    `start` is called with the plan when nothing keeps it from being carried out.
-    Raises ValueError, before any run starts, when one of them cannot; SystemExit after a signal.
+    `start` is called with the plan once all checks have passed. Raises ValueError, before any run starts, if one of
+    them cannot start; SystemExit after a signal.
     """
     if any(config.debug for config in configs):
         if not launcher.here:
@@ -92,7 +92,7 @@ def launch(
 
 
 def warn_of_sizes(plan: Sequence[PlannedRun]) -> None:
-    """What the plan could not tell yet of models that have very different sizes."""
+    """Warn of models with very different sizes, if the plan did not know their sizes yet."""
     said = size_warning(plan)
     measure_sizes(plan)
     if (warning := size_warning(plan)) != said:
@@ -100,7 +100,7 @@ def warn_of_sizes(plan: Sequence[PlannedRun]) -> None:
 
 
 def absolute(config: DictConfig) -> None:
-    """Make the places of images absolute, so that they are found from any folder when the run is continued there."""
+    """Make the paths of images absolute, so that the run can be resumed from any folder."""
     if not os.path.isabs(config.data_dir):
         config.data_dir = os.path.abspath(config.data_dir)
     if config.dataset.root is not None:

@@ -1,4 +1,4 @@
-"""Runs what is missing of a sweep on this machine, in this process or, with `parallel`, in a pool of processes."""
+"""Runs the missing runs of a sweep on this machine, in this process or, with `parallel`, in a pool of processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 class Launcher:
     """`launch.Launcher` for this machine; its fields are the settings `hydra.launcher.<name>` of local."""
 
-    parallel: Any = 1  # a number or auto; make_slots says what is wrong with others in a sentence
+    parallel: Any = 1  # a number or auto; make_slots rejects other values
     runs_per_gpu: Any = 1
     here = waits = True
 
@@ -36,7 +36,7 @@ class Launcher:
     def num_parallel(self, todo: Sequence[PlannedRun], dry_run: bool) -> int:
         devices = {str(planned.config.device) for planned in todo}
         parallel = self.parallel
-        if dry_run or not todo:  # nothing that needs torch to be answered
+        if dry_run or not todo:  # answered without importing torch
             devices, parallel = {"cpu"}, 1 if parallel == "auto" else parallel
         self.slots = make_slots(parallel, self.runs_per_gpu, devices)
         return len(self.slots)
@@ -62,7 +62,7 @@ class Launcher:
 
 
 def run_here(todo: Sequence[PlannedRun], sweep: str, stop: Stop) -> None:
-    """One run after the other; what ends one leaves the others alone, except a signal."""
+    """One run after the other; a failure does not affect the others, a signal ends all."""
     import torch
 
     from capsule_sweeps.training.train import train

@@ -33,8 +33,7 @@ log = logging.getLogger(__name__)
 class Slot:
     """A place for one process: a GPU (as CUDA_VISIBLE_DEVICES names it) or none, and a number of CPU threads.
 
-    With `gpu_asked` a run that may choose its device does not choose a CPU. `grace`: seconds that a batch may last on
-    after SIGTERM.
+    With `gpu_asked` a run with device=auto does not use a CPU. `grace`: seconds that a batch may take after SIGTERM.
     """
 
     gpu: str | None
@@ -99,7 +98,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self.errors,
             env=environment,
-            start_new_session=True,  # Ctrl-C in the terminal is the parent's to pass on
+            start_new_session=True,  # Ctrl-C in the terminal goes only to the parent, which passes it on
         )
         config = OmegaConf.to_container(planned.config)
         task = {"config": config, "folder": str(planned.run.folder), "sweep": sweep, "threads": slot.threads}
@@ -143,11 +142,11 @@ def run_pool(
     ended: Callable[[Worker], None] = lambda worker: None,
     active: set[Worker] | None = None,
 ) -> None:
-    """Run what `take` gives until it gives None, as many at once as there are slots; what ends one leaves others alone.
+    """Run the results of `take` until it returns None, one per slot at a time; a failure does not affect other runs.
 
-    `ended` is told of each worker when its process is gone; `active` holds those at work, for who must know them;
+    `ended` is called with each worker when its process is gone; `active` contains the workers at work, for callers;
     `progress` is for the display. A signal is passed on, and no run is started after it. KeyboardInterrupt (a second
-    Ctrl-C) kills what is left.
+    Ctrl-C) kills the remaining workers.
     """
     free, active = list(reversed(slots)), set() if active is None else active
     events: queue.Queue[tuple[Worker, Any]] = queue.Queue()
@@ -188,7 +187,7 @@ def run_pool(
 
 
 def report(worker: Worker) -> None:
-    """Say how a run ended, unless it finished or a signal was passed on to it."""
+    """Log how a run ended, unless it finished or a signal was passed on to it."""
     code, name = worker.process.returncode, worker.planned.run.folder.name
     if code == BUSY:
         log.warning("%s: left alone, %s", name, worker.last_words())

@@ -1,4 +1,4 @@
-"""Is everything there that runs need? One list of checks, for `doctor` and, in part, before each launch."""
+"""Checks that everything is available that runs need: one list for `doctor` and, in part, for each launch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Check:
-    """`look` returns what it found and raises ValueError with what to do."""
+    """`look` returns what it found, and raises ValueError with the remedy."""
 
     name: str
     look: Callable[[DictConfig], str]
@@ -52,7 +52,7 @@ class Check:
 
 
 def examine(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
-    """(what, all right?, what was found or what to do), one after the other."""
+    """(what, ok, what was found or what to do), one after the other."""
     for check in CHECKS:
         try:
             yield check.name, True, check.look(config)
@@ -61,9 +61,9 @@ def examine(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
 
 
 def preflight(plan: Sequence[PlannedRun], devices: bool = True, at_once: int = 1) -> None:
-    """Raises ValueError for whatever would keep a run from starting: folders, device, stack, data, memory.
+    """Raises ValueError for anything that would prevent a run from starting: folders, device, stack, data, memory.
 
-    Starts nothing. Of this machine's device and memory only with `devices`, for so many runs at once.
+    Starts nothing. Device and memory of this machine are checked only with `devices`, for `at_once` runs.
     """
     configs = [planned.config for planned in plan if planned.to_do]
     for check in CHECKS:
@@ -81,8 +81,8 @@ def preflight(plan: Sequence[PlannedRun], devices: bool = True, at_once: int = 1
 
 
 def compare_data(plan: Sequence[PlannedRun]) -> None:
-    """Raises ValueError when a run that exists was trained on other images than those here, whatever its action, and
-    when points with one signature have different images.
+    """Raises ValueError if an existing run of the plan was trained on other images than those here, or if points with
+    one signature have different images.
 
     Images are read only where the names, sizes and times of their files are new. Runs whose images are not here or
     cannot be read are not compared; a warning says so.
@@ -104,14 +104,14 @@ def compare_data(plan: Sequence[PlannedRun]) -> None:
                 planned.run.compare_data(*found)
             if first not in (None, found):
                 raise ValueError(
-                    f"{planned.run.folder.name} is asked for twice, with different images under one dataset.name; give "
-                    "each its own dataset.name"
+                    f"{planned.run.folder.name} is asked for twice, with different images under one dataset.name; set "
+                    "a different dataset.name for each"
                 )
             first = found
 
 
 def _identity(config: DictConfig) -> Identity | None:
-    """What tells the images of a configuration from others; None, with a warning, where that is not known."""
+    """The identity of the images of a configuration; None, with a warning, if it is unknown."""
     reason = f"they are not in data_dir={config.data_dir}"
     try:
         if (found := identify(config.dataset, Path(config.data_dir))) is not None:
@@ -163,7 +163,7 @@ def writable(config: DictConfig) -> str:
 
 
 def lockable(config: DictConfig) -> str:
-    """Exclusive creation is what claims rest on: two processes try it on one name."""
+    """Check exclusive creation, on which claims rely, by two processes with one name."""
     folder = _existing(config)
     path = folder / f".lock-test-{os.getpid()}"
     program = "import sys\ntry: open(sys.argv[1], 'x')\nexcept FileExistsError: sys.exit(3)"
@@ -191,7 +191,7 @@ def data(config: DictConfig) -> str:
 
 
 def usable(config: DictConfig) -> Any:
-    """The torch.device; nothing is initialized on it, because the processes of a pool do that for themselves."""
+    """The torch.device; it is not initialized, because the processes of a pool do this themselves."""
     from capsule_sweeps.training.execution import choose_device
 
     return choose_device(config.device)
@@ -222,7 +222,7 @@ def parameters(config: DictConfig) -> int:
 
 
 def measure_sizes(plan: Sequence[PlannedRun]) -> None:
-    """Fill in the numbers of parameters that the plan, which does without torch, does not know from other runs."""
+    """Fill in the numbers of parameters that the plan, which does not import torch, does not know from other runs."""
     sizes: dict[str, int] = {}
     for planned in plan:
         key = architecture(planned.signed)
@@ -231,7 +231,7 @@ def measure_sizes(plan: Sequence[PlannedRun]) -> None:
 
 
 def memory(config: DictConfig, at_once: int = 1) -> None:
-    """Raises ValueError when a step on a CPU needs more than is free: Linux would end the process without a word."""
+    """Raises ValueError if a step on a CPU needs more memory than is free, for which Linux would kill the process."""
     from capsule_sweeps.training.memory import check_memory
 
     if usable(config).type == "cpu":

@@ -29,9 +29,9 @@ from capsule_sweeps.tracking.base import distrust
 def retry(runs_dir: Path, runs: pd.DataFrame, parallel: int | str, changes: Sequence[str] = ()) -> bool:
     """Run the failed and interrupted among these runs again, from their stored configurations. True if all finish.
 
-    `changes` are overrides that say where the images are now: data_dir=…, dataset.root=….
+    `changes` are overrides for images that have moved: data_dir=…, dataset.root=….
 
-    Those that a queue ran are given to it again, with the settings of that submission, where that queue is available.
+    Runs of a queue are submitted to it again, with the settings of that submission, if the queue is available.
     """
     states = zip(runs.run, runs.state, strict=True)
     names = [name for name, state in states if state in ("failed", "interrupted") or lost(Run(runs_dir / name))]
@@ -61,9 +61,9 @@ def retry(runs_dir: Path, runs: pd.DataFrame, parallel: int | str, changes: Sequ
 
 
 def same_launcher(entry: Entry, name: str) -> QueueLauncher | None:
-    """The launcher of a submission with its settings, which are shown; None where nothing is left of the submission.
+    """The launcher of a submission with its settings, which are printed; None if the submission is gone.
 
-    Raises ValueError when somebody else may have written them: `setup` is shell.
+    Raises ValueError if other users may have written the settings, because `setup` is shell code.
     """
     path = entry.folder / "job.json"
     if not SUBMISSION.fullmatch(entry.submission) or not path.exists():
@@ -87,9 +87,9 @@ def same_launcher(entry: Entry, name: str) -> QueueLauncher | None:
 
 
 def stored_config(runs_dir: Path, name: str) -> DictConfig:
-    """The configuration that a run was made with. Raises ValueError when it is damaged or was edited."""
+    """The configuration of a run. Raises ValueError if it is damaged or was edited."""
     run = Run(runs_dir / name)
-    queued = run.queue_entry().get("config")  # all there is of a run whose job ended before it started
+    queued = run.queue_entry().get("config")  # the only source if the job ended before the run started
     config = check(plain_config(queued)) if queued and not (run.folder / "config.yaml").exists() else run.config()
     run.compare(signed_config(config), run.record())
     if signature(signed_config(config)) != name[-8:]:

@@ -1,4 +1,4 @@
-"""Gives the missing runs of a sweep to a queue, as jobs that all work through them, and follows them if asked to.
+"""Submits the missing runs of a sweep to a queue, as jobs that all work through them, and follows them with `wait`.
 
 Everything a job needs is in `<runs_dir>/.jobs/<submission>/` and `.code/` before the queue is called, so it does not
 matter if this process dies right after. A submission's name is the name of its jobs: by it the ledger asks the queue.
@@ -43,13 +43,13 @@ SECONDS_BETWEEN_LOOKS = 2
 
 
 class QueueLauncher:
-    """`launch.Launcher` for a queue. A subclass says how the queue is called, and how many jobs it is given."""
+    """`launch.Launcher` for a queue. A subclass defines the calls of the queue and the number of jobs."""
 
     queue = ""
     here = waits = False
 
     def settings(self) -> dict[str, Any]:
-        """What `retry` needs to make this launcher again, and what jobs are told."""
+        """The settings from which `retry` makes this launcher again, and which jobs get."""
         return {}
 
     def included(self) -> Sequence[str]:
@@ -93,7 +93,7 @@ class QueueLauncher:
 def submit(todo: Sequence[PlannedRun], sweep: str, launcher: QueueLauncher) -> str:
     """Queue some runs. Returns the name of the submission.
 
-    Raises ValueError with the queue's own sentence when it refuses; the ledger is as before then.
+    Raises ValueError with the message of the queue if it refuses; the ledger is then unchanged.
     """
     runs_dir = todo[0].run.folder.parent.resolve()
     check_runs_dir(runs_dir, (".jobs", ".code"))
@@ -106,9 +106,7 @@ def submit(todo: Sequence[PlannedRun], sweep: str, launcher: QueueLauncher) -> s
         folder.mkdir()
         folder.chmod(0o755)  # its job.pkl is executed by this user's jobs, also where a group shares its runs
         write_json(folder / "launching.json", owner())
-        snapshot = take_snapshot(
-            runs_dir, launcher.included()
-        )  # never undone: another launcher may count on the same one
+        snapshot = take_snapshot(runs_dir, launcher.included())  # never undone: another launcher may use the same one
         todo = [planned for planned in todo if enqueue(planned, submission, launcher.queue, undo)]
         if not todo:
             undo.close()
@@ -131,13 +129,13 @@ def submit(todo: Sequence[PlannedRun], sweep: str, launcher: QueueLauncher) -> s
             try:
                 job["job_ids"].append(launcher.send(job, folder, piece))
             except BaseException as error:
-                if not job["job_ids"]:  # an answer that got lost, or Ctrl-C meanwhile: the queue may have taken them
+                if not job["job_ids"]:  # after a lost answer or Ctrl-C, the queue may have accepted the jobs
                     find_queue(launcher.queue).cancel(Entry(launcher.queue, folder))
                 if not isinstance(error, Refused):
                     raise
                 if not job["job_ids"]:
                     raise ValueError(refusal(launcher.queue, error)) from error
-                log.warning("the queue took no more jobs, those that it took do all runs: %s", error)
+                log.warning("the queue accepted no more jobs; the accepted jobs do all runs: %s", error)
                 break
             undo.pop_all()  # there is no way back once a job is in the queue
             left -= piece
@@ -159,7 +157,7 @@ def submission_name(datasets: Sequence[str], sweep: str) -> str:
 
 
 def write_own(path: Path, value: dict[str, Any]) -> None:
-    """A file that only this user can write, whatever the umask: jobs believe it."""
+    """Write a file that only this user can write, whatever the umask, because jobs trust it."""
     write_json(path, value)
     path.chmod(0o644)
 
@@ -172,9 +170,9 @@ def refusal(queue: str, error: Refused) -> str:
 
 
 def enqueue(planned: PlannedRun, submission: str, queue: str, undo: ExitStack) -> bool:
-    """Write the queue entry: with it a job can run the planned run, and it is all that the job gets to know.
+    """Write the queue entry, which contains all that a job needs to run the planned run.
 
-    False when somebody else runs or queued the run since it was planned.
+    False if another process has run or queued the run since it was planned.
     """
     run = planned.run
     if run.state() in ("running", "queued"):
@@ -205,7 +203,7 @@ def enqueue(planned: PlannedRun, submission: str, queue: str, undo: ExitStack) -
 
 
 def remove(folder: Path) -> None:
-    """A folder, and the one around it if nothing else is in there."""
+    """Remove a folder, and its parent if it is empty then."""
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):
         folder.parent.rmdir()
@@ -218,7 +216,7 @@ def restore(aside: Path, folder: Path) -> None:
 
 
 def follow(plan: Sequence[PlannedRun]) -> None:
-    """A live table until none of these runs is queued or running. Ctrl-C ends it and leaves the jobs alone."""
+    """A live table until none of these runs is queued or running. Ctrl-C ends it; the jobs keep running."""
     said: dict[str, str] = {}
     try:
         with Live(console=console(), auto_refresh=False, transient=True) as live:

@@ -1,4 +1,4 @@
-"""Output on terminals and in files that are not UTF-8: a table loses its lines there, not its numbers."""
+"""Output on terminals and in files that are not UTF-8: lines of tables become ASCII, and nothing fails."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HORIZONTAL, VERTICAL = "─━═╌╍┄┅┈┉", "│┃║╎╏┆┇┊�
 
 
 def plain(text: str) -> str:
-    """The text in ASCII, as readable as it gets."""
+    """The text in ASCII, as readable as possible."""
     return "".join(map(_letter, text))
 
 
@@ -45,7 +45,7 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
 
 
 def write_any_text() -> None:
-    """From now on, letters that standard output and error cannot encode are replaced, and raise nothing."""
+    """Replace characters that standard output and error cannot encode, instead of raising errors."""
     codecs.register_error(NAME, _replace)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":

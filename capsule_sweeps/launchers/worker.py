@@ -1,7 +1,7 @@
 """One run in a process of its own: `python -m capsule_sweeps.launchers.worker`, started by the pool.
 
 Reads one line of JSON from its standard input (config, folder, code, submission, sweep, threads, gpu_asked, grace);
-writes progress as lines of JSON. When the input ends its parent is gone: it saves and stops. Exit code 0 finished, 1
+writes progress as lines of JSON. If the input ends, the parent is gone, and it saves and stops. Exit code 0 finished, 1
 failed, 75 in use, 128 + signal.
 """
 
@@ -28,13 +28,13 @@ BUSY = os.EX_TEMPFAIL
 
 
 class PipeDisplay:
-    """A display that tells the parent what happens, if it still listens."""
+    """A display that reports progress to the parent, if it still exists."""
 
     def _send(self, **event: Any) -> None:
         try:
             print(json.dumps(event), flush=True)
         except OSError:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the parent is gone; nobody reads on
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the parent is gone
 
     def start(self, name: str, epochs: int, epochs_done: int, num_batches: int) -> None:
         self._send(event="start", epochs=epochs, epochs_done=epochs_done, num_batches=num_batches)

@@ -1,1 +1,1 @@
-"""What a model costs: steps timed, memory, layers and operations."""
+"""The cost of a model: step times, memory, layers and operations."""

@@ -27,7 +27,7 @@ EPOCH_IMAGES = 50_000  # CIFAR-10's
 
 
 def bench(overrides: list[str], against: Path | None = None, repeats: int = 7, form: str = "table") -> str:
-    """The text that the command prints. Raises ValueError for invalid overrides or an invalid checkout."""
+    """The output of the command. Raises ValueError for invalid overrides or an invalid checkout."""
     from capsule_sweeps.results.render import render
 
     if repeats < 1:

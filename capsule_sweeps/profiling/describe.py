@@ -1,4 +1,4 @@
-"""What a model is made of, without training it: layers, grids, capsules, parameters, multiply-adds, memory of a step.
+"""The structure of a model, without training it: layers, grids, capsules, parameters, multiply-adds, memory of a step.
 
 Multiply-adds are those of convolutions, matrix products and routing for one image, forward, as the method asks for
 them: a layer's votes are counted once as long as its children stay the same, however often our kernels compute them.
@@ -33,7 +33,7 @@ COLUMNS = ["layer", "kind", "grid", "channels", "capsules", "pose_size", "parame
 
 
 def describe(overrides: list[str], form: str = "table") -> str:
-    """The text that the command prints. Raises ValueError for invalid overrides."""
+    """The output of the command. Raises ValueError for invalid overrides."""
     config = compose_config(overrides)
     frame = layer_table(config)
     dataset, model = config.dataset, config.model
@@ -83,7 +83,7 @@ def layer_table(config: DictConfig) -> pd.DataFrame:
 
 
 def note(config: DictConfig, frame: pd.DataFrame) -> str:
-    """What is said under the table: what was counted, widths like a capsule network, the memory of a training step."""
+    """The note under the table: what was counted, widths of equal size, the memory of a training step."""
     iterations = config.model.get("num_routing")
     counted = "Multiply-adds of one image, forward" + (f", num_routing={iterations}" if iterations else "")
     size, kept = config.training.batch_size, 3 * 4 * int(frame.parameters.iloc[-1]) / 1e6

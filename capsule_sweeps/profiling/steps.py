@@ -24,7 +24,7 @@ from capsule_sweeps.training.memory import peak_of_step
 
 
 def as_in_training() -> None:
-    """What `train` sets for its process."""
+    """The settings that `train` makes for its process."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
 
@@ -73,7 +73,7 @@ def make_model(config: DictConfig, name: str, num_routing: int, against: Path | 
 
 
 def published_stack(config: DictConfig, checkout: Path) -> Path:
-    """The file of this dataset's stack in a checkout of the published code. Raises ValueError where it is none."""
+    """The file of this dataset's stack in a checkout of the published code. Raises ValueError for other folders."""
     stack = checkout / "configs" / f"resnet_backbone_{config.dataset.name}.json"
     for path in (checkout / "src" / "capsule_model.py", stack):
         if not path.is_file():

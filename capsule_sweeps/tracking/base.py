@@ -1,4 +1,5 @@
-"""What a tracker is. A new one is a class in this folder and an option in conf/tracking that names it as `_target_`."""
+"""The base class of trackers. A new one is a class in this folder and an option in conf/tracking with its
+`_target_`."""
 
 from __future__ import annotations
 
@@ -24,26 +25,26 @@ BEFORE_TARGETS = {"wandb": f"{ROOM}wandb.WandbTracker"}  # by name, in run folde
 
 
 class Tracker:
-    """Follows one run from the beginning of an attempt to its end. This class does nothing: tracking=none.
+    """Tracks one run from the start of an attempt to its end. This class does nothing: tracking=none.
 
     `rows` are the epochs that metrics.jsonl already has. A tracker must show each epoch once, however often the run was
     killed and resumed. Any exception after the start of a run is logged once per attempt and does not end the run.
     """
 
     title = "tracking"  # in messages
-    remedy = ""  # what brings to the tracker what it has missed
+    remedy = ""  # how to send data that the tracker missed
     packages: tuple[str, ...] = ()  # whose versions are recorded
 
     @classmethod
     def prepare(cls, configs: Sequence[DictConfig]) -> None:
         """Called once per command, before any of these runs starts. May decide settings `tracking.*`, in place.
 
-        Raises ValueError for what would keep the runs from being tracked.
+        Raises ValueError if the runs cannot be tracked.
         """
 
     @classmethod
     def distrust(cls, configs: Sequence[DictConfig]) -> None:
-        """Called with configurations that were read from run folders, which anybody may have written.
+        """Called with configurations that were read from run folders, which may be forged.
 
         May change settings `tracking.*`, in place, so that nothing is sent to a place that the user did not choose.
         """
@@ -55,7 +56,7 @@ class Tracker:
 
     @classmethod
     def nothing_to_train(cls, runs: Sequence[tuple[DictConfig, Run]]) -> None:
-        """Called instead of `prepare` when each run of a command is finished or in other hands."""
+        """Called instead of `prepare` if each run of a command is finished or held by another process."""
 
     @classmethod
     def identity(cls, config: DictConfig, run: Run) -> dict[str, Any]:
@@ -80,7 +81,7 @@ class Tracker:
 
 
 def tracker_class(config: DictConfig) -> type[Tracker]:
-    """The class that a checked config names. Raises ValueError when it is no tracker of this folder."""
+    """The class that a checked config names. Raises ValueError if it is not a tracker in this folder."""
     tracking = config.tracking
     if tracking.name == "none":
         return Tracker
@@ -93,7 +94,7 @@ def tracker_class(config: DictConfig) -> type[Tracker]:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"tracking._target_={target} is not available ({error}); use tracking=none") from error
     if not (isinstance(found, type) and issubclass(found, Tracker)):
-        raise ValueError(f"tracking._target_={target} is no subclass of {Tracker.__module__}.Tracker")
+        raise ValueError(f"tracking._target_={target} is not a subclass of {Tracker.__module__}.Tracker")
     return found
 
 
@@ -169,7 +170,7 @@ class Shield(Tracker):
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, without keys: the user and password of a URL, and the key of W&B."""
+    """The message of an error without secrets: user and password of a URL, and the key of W&B."""
     text = re.sub(r"://[^/@\s]*@", "://", " ".join(str(error).split()))
     if key := os.environ.get("WANDB_API_KEY"):
         text = text.replace(key, "…")
@@ -177,7 +178,7 @@ def one_line(error: BaseException) -> str:
 
 
 def own_folder(run: Run, name: str) -> Path:
-    """`<run folder>/<name>`, in which a tracker may write and remove. Raises ValueError when it is a link."""
+    """`<run folder>/<name>`, in which a tracker may write and remove files. Raises ValueError if it is a link."""
     path = run.folder / name
     if path.is_symlink():
         raise ValueError(f"{path} is a link, and nothing is written through links; remove it")

@@ -78,7 +78,7 @@ class WandbTracker(Sender):
 
     @classmethod
     def distrust(cls, configs: Sequence[DictConfig]) -> None:
-        """A place that the user's own configuration does not name gets nothing: these runs are tracked offline."""
+        """Runs whose folder names another place than the user's own configuration are tracked offline."""
         mine, said = place(compose_config(["tracking=wandb"])), set()
         for config in configs:
             if (named := place(config)) == mine or requested_mode(config) == "disabled":
@@ -160,7 +160,7 @@ def requested_mode(config: DictConfig) -> str:
 
 
 def start(config: DictConfig, run: Run, sweep: str) -> Any:
-    """The W&B run of a run folder, offline when it was to be online and that is not possible."""
+    """The W&B run of a run folder; offline if online is requested but not possible."""
     identity, record, to = wandb_id(run), run.record(), home(config)
     folder, facts = own_folder(run, "wandb"), facts_of(record)
     known_there = bool(agent_id()) or (record.get("wandb_url") and record.get("wandb_id") == identity)

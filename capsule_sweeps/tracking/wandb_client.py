@@ -29,7 +29,7 @@ MAX_NAME, MAX_TAG = 128, 64  # letters that W&B takes of names and groups, and o
 
 
 def settings() -> Any:
-    """What wandb's environment variables and settings files say (`wandb offline`, WANDB_ENTITY); None without wandb.
+    """Wandb's settings from environment variables and files (`wandb offline`, WANDB_ENTITY); None without wandb.
 
     `wandb.setup`, which is public, would start a service process, also for the children of this one.
     """
@@ -80,7 +80,7 @@ def _ask(url: str) -> None:
 
 
 def with_timeout(seconds: float, function: Callable[[], Any]) -> Any:
-    """What the function returns or raises; TimeoutError when it takes longer, and it is left alone then."""
+    """Return or raise the result of the function; TimeoutError if it takes longer, while it keeps running."""
     ended: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
 
     def work() -> None:
@@ -94,7 +94,7 @@ def with_timeout(seconds: float, function: Callable[[], Any]) -> Any:
     threading.Thread(target=work, daemon=True, name="wandb").start()
     deadline = time.monotonic() + seconds
     while True:
-        try:  # in short turns: a wait does not hear a second Ctrl-C
+        try:  # in short waits, because a long one would not be interrupted by Ctrl-C
             value, error = ended.get(timeout=min(0.2, max(0.0, deadline - time.monotonic())))
             break
         except queue.Empty:
@@ -106,7 +106,7 @@ def with_timeout(seconds: float, function: Callable[[], Any]) -> Any:
 
 
 def end_service(patience: float) -> None:
-    """End W&B's service, by force after `patience` seconds: at its exit this process would wait for it without end.
+    """End W&B's service, by force after `patience` seconds; otherwise this process would wait for it forever at exit.
 
     The next run gets another."""
     import psutil
@@ -120,7 +120,7 @@ def end_service(patience: float) -> None:
             with suppress(Exception):
                 with_timeout(patience, wandb.teardown)
                 ended = True
-    finally:  # Ctrl-C, too
+    finally:  # also after Ctrl-C
         if not ended:
             with suppress(psutil.Error):
                 for child in psutil.Process().children():
@@ -132,7 +132,7 @@ def end_service(patience: float) -> None:
 
 
 def find(entity: str | None, project: str, identity: str, api: Any = None) -> Any:
-    """The run of that id in W&B; None when there is none. Raises when the server does not answer."""
+    """The run with this id in W&B; None if it does not exist. Raises if the server does not answer."""
     import wandb
 
     api = api or wandb.Api(timeout=30)
@@ -140,7 +140,7 @@ def find(entity: str | None, project: str, identity: str, api: Any = None) -> An
     try:
         return api.run(f"{entity or api.default_entity}/{project}/{identity}")
     except Exception as error:
-        if not isinstance(getattr(error, "exc", None), ValueError):  # as which wandb wraps that there is none
+        if not isinstance(getattr(error, "exc", None), ValueError):  # wandb's error for a missing run
             raise
         return None
 
@@ -169,7 +169,7 @@ def make_settings(**more: Any) -> Any:
 
 
 def shortened(text: str, longest: int) -> str:
-    """Text as W&B takes it: cut in the middle, because the end of a run's name is its signature."""
+    """Text shortened in the middle to a length that W&B accepts; the end of a run's name is its signature."""
     half = longest // 2
     return text if len(text) <= longest else f"{text[: longest - half - 1]}…{text[-half:]}"
 

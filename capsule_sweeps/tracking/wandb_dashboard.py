@@ -48,7 +48,7 @@ def make_dashboard(entity: str | None, project: str, sweep: str | None, rule: st
 
 
 def check_names(logged: set[str], config: set[str], accuracy: str) -> None:
-    """Raises ValueError when runs lack a name that the panels use: they would stay empty without a word."""
+    """Raises ValueError if runs lack a name that the panels use, which would stay empty without an error."""
     assert {*CURVES, "epoch"} <= set(METRICS) and accuracy in summary_keys()
     missing = sorted({accuracy, "epoch", *CURVES} - logged | set(COLUMNS) - config)
     if missing:
@@ -56,7 +56,7 @@ def check_names(logged: set[str], config: set[str], accuracy: str) -> None:
 
 
 def make_panels(accuracy: str) -> list[Any]:
-    """Accuracy against num_routing, learning curves, parallel coordinates: of the runs as they are grouped."""
+    """Accuracy against num_routing, learning curves and parallel coordinates of the grouped runs."""
     import wandb_workspaces.reports.v2 as wr
 
     num_routing, found = wr.Config("num_routing"), wr.SummaryMetric(accuracy)
@@ -125,7 +125,7 @@ def make_workspace(entity: str, project: str, sweep: str | None, accuracy: str) 
 
 
 def make_report(entity: str, project: str, sweep: str | None, accuracy: str, datasets: list[str]) -> Any:
-    """A report: all runs, then a chapter a dataset, each with its table of runs."""
+    """A report: all runs, then a chapter per dataset, each with its table of runs."""
     import wandb_workspaces.reports.v2 as wr
     from wandb_workspaces import expr
 

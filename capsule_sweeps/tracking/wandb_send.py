@@ -1,4 +1,4 @@
-"""What a run folder says, under which name it is known to Weights & Biases, and how it is sent there."""
+"""The content of a run folder for Weights & Biases, its id there, and how it is sent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DELETED = "previously created and deleted"  # in the server's answer
 
 
 def summary_keys() -> list[str]:
-    """What a finished run's summary holds."""
+    """The keys of the summary of a finished run."""
     return [*selection_rules.summary_keys(), "parameters", "seconds"]
 
 
@@ -80,7 +80,8 @@ class Sender(Tracker):
 
 @dataclass
 class Folder:
-    """What a run folder says; `identity` is the run's id in W&B, `home` the entity (None: own) and project it names."""
+    """The content of a run folder; `identity` is its id in W&B, `home` the entity (None: own) and project that it
+    names."""
 
     run: Run
     config: DictConfig
@@ -112,7 +113,7 @@ class Folder:
 
 
 def send(folder: Folder, identity: str, home: tuple[str | None, str]) -> None:
-    """Append to a W&B run what it lacks of a folder, and end it as the folder's run ended."""
+    """Append the missing epochs and summary of a folder to a W&B run, and end it as the folder's run ended."""
     running = folder.state == "running"
     with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         more = {"finish_timeout": SEND_SECONDS, "x_update_finish_state": not running}
@@ -144,7 +145,7 @@ def agent_id() -> str | None:
 
 
 def wandb_id(run: Run) -> str:
-    """A run's id in W&B: its signature, `<signature>-2` when it is made anew, or what W&B's agent gave it.
+    """The id of a run in W&B: its signature, `<signature>-2` if it is run from scratch again, or that of W&B's agent.
 
     Once in run.json it stays. A new one counts on from the folders that were put aside."""
     signature = run.folder.name[-8:]
@@ -158,7 +159,7 @@ def wandb_id(run: Run) -> str:
 
 
 def facts_of(record: dict[str, Any]) -> dict[str, Any]:
-    """What W&B is told of a run besides its configuration.
+    """Facts about a run for W&B besides its configuration.
 
     `origin` is the same for all attempts in one run folder, also when the folder is moved or copied, and another for
     every other run folder: two people, or two trees of images of one name, share a signature.

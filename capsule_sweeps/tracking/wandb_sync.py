@@ -1,4 +1,4 @@
-"""Bring Weights & Biases to what run folders say: every epoch, the summary, the end. The server is asked what it has.
+"""Sends run folders to Weights & Biases: every missing epoch, the summary, the end. Asks the server what it has.
 
 Only the folder is read, so a run that was offline, lost its server or is running right now is sent in the same way.
 """
@@ -37,7 +37,7 @@ LOOK_AGAIN = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds; what has arrived is not alway
 def sync(
     runs: Sequence[Run], rebuild: bool, merged: bool = False, to: str | None = None
 ) -> Iterator[tuple[str, bool, str]]:
-    """(run, is all of it in W&B?, what was done or is missing), one run after the other.
+    """(run, whether all of it is in W&B, what was done or is missing), one run after the other.
 
     Runs go to `to`, ENTITY/PROJECT, or else to the place that the user's own configuration names; a folder that names
     another place is not sent there. Runs that have not begun and imported ones, which have no epochs, are left out,
@@ -85,9 +85,9 @@ def sync(
 
 
 def sync_folder(api: Any, folder: Folder, rebuild: bool, project: str, may_send: bool) -> tuple[bool, str]:
-    """Send what W&B lacks of one folder to ENTITY/PROJECT and look whether it arrived.
+    """Send what is missing of one folder to ENTITY/PROJECT and check that it arrived.
 
-    (False, "") when something is lacking there that may not be sent.
+    (False, "") if something is missing that may not be sent.
     """
     identity, signature = folder.identity, folder.run.folder.name[-8:]
     entity, name = project.split("/", 1)
@@ -138,7 +138,7 @@ def from_others(record: dict[str, Any]) -> bool:
 
 
 def mirror_labels(api: Any, folder: Folder, project: str) -> None:
-    """Give the W&B run of a folder the folder's tags and note, and leave what else W&B has."""
+    """Copy the tags and the note of a folder to its W&B run, and keep other tags there."""
     labels, signature = folder.labels, folder.run.folder.name[-8:]
     for remote in api.runs(project, filters={"config.signature": signature}, lazy=False):
         if is_foreign(remote, folder.record, True):
@@ -151,7 +151,7 @@ def mirror_labels(api: Any, folder: Folder, project: str) -> None:
 
 
 def look(remote: Any, folder: Folder) -> tuple[str, bool]:
-    """In words what a W&B run, or None, lacks of a folder, empty for nothing; and whether sending can add that."""
+    """What a W&B run (or None) lacks of a folder, in words, empty for nothing; and whether sending can add it."""
     if remote is None:
         return ABSENT, True
     theirs = {

@@ -14,7 +14,7 @@ from capsule_sweeps.data.cache import Decoded
 
 
 class Source(Protocol):
-    """What a file of this folder defines.
+    """The functions that a file in this folder defines.
 
     A source that reads `dataset.root` also defines `measure(root)`, a dict with what conf/dataset asks for as
     `${measured:<source>,${dataset.root},<key>}`: name, num_classes, channels and image_size.
@@ -23,7 +23,7 @@ class Source(Protocol):
     def list_source(self, dataset: Any, data_dir: Path) -> Any:
         """JSON values that change when the data do: names, sizes and times of files, not their content.
 
-        Raises ValueError where this is enough to see that the data are wrong.
+        Raises ValueError if this already shows that the data are invalid.
         """
 
     def read_source(self, dataset: Any, data_dir: Path) -> Decoded:

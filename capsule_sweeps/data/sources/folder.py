@@ -73,7 +73,7 @@ def list_files(folder: Path) -> Files:
 def list_class_tree(dataset: Any, root: Path) -> dict[str, dict[str, Files]]:
     """{train, test} → class, sorted by name → its images, with those in folders below, as torchvision's ImageFolder.
 
-    Hidden files and files that are no images do not count.
+    Hidden files and files that are not images are ignored.
 
     Raises ValueError for a missing or empty folder, and for classes that differ between train and test or in number
     from dataset.num_classes.
@@ -172,7 +172,7 @@ def _some(names: list[str]) -> str:
 
 
 def _text(name: str) -> str:
-    """A file's name as it can be written down: one that is no UTF-8 has question marks."""
+    """The name of a file as text; bytes that are not UTF-8 become question marks."""
     return os.fsencode(name).decode(errors="replace")
 
 

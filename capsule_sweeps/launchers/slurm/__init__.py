@@ -1,1 +1,1 @@
-"""SLURM, which no other room knows."""
+"""The launcher and the queue of SLURM; no other room knows SLURM."""

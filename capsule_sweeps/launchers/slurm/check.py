@@ -1,4 +1,4 @@
-"""Before a sweep goes to SLURM: does the cluster do what its jobs count on, and do its nodes see what they need?"""
+"""Checks before a sweep is submitted to SLURM: settings of the cluster, and what its nodes can see."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def answers(_: DictConfig, __: Settings) -> str:
 
 
 def accepted(_: DictConfig, settings: Settings) -> str:
-    """What sbatch --test-only says of a job with these settings."""
+    """The answer of sbatch --test-only to a job with these settings."""
     try:
         said = slurm.sbatch("--test-only", "--job-name=doctor", *slurm.options(settings.parameters()), "--wrap", "true")
     except Refused as refused:
@@ -83,13 +83,11 @@ def enough_time(config: DictConfig, settings: Settings) -> str:
     if minutes is not None and 60 * minutes <= GRACE_SECONDS and "signal" not in (settings.sbatch or {}):
         raise ValueError(f"the limit of {shown} is too short: jobs are asked to save {GRACE_SECONDS} s before it")
     if not seconds:
-        return f"{shown}; no run like this one was measured yet. At the limit runs are saved and the job starts again"
+        return f"{shown}; no similar run was measured yet. At the limit runs are saved and the job requeued"
     needed = seconds * config.training.epochs / 60
     if minutes is None or needed < minutes:
         return f"{shown}; a run takes about {duration(60 * needed)}"
-    return (
-        f"{shown}; a run takes about {duration(60 * needed)}: its job is started {needed / minutes:.0f} times or more"
-    )
+    return f"{shown}; a run takes about {duration(60 * needed)}, so its job is requeued {needed / minutes:.0f} times or more"
 
 
 def partition_limit(partition: str | None) -> str:

@@ -1,7 +1,7 @@
-"""What a SLURM job does: it works through the runs of its submission, claiming them one by one from the ledger.
+"""The program of a SLURM job: it works through the runs of its submission, claiming them one by one in the ledger.
 
 All jobs of a submission are alike: each takes whichever run still has this submission's entry, so an early finisher
-takes the next one, and a job that starts again after a preemption goes on where there is something left to do.
+takes the next one, and a job that is requeued after a preemption continues with the remaining runs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 class SlurmJob:
     """The callable that submitit keeps: it holds a path only, `<runs_dir>/.jobs/<submission>`.
 
-    job.json in there says what to do: runs (folders), sweep, snapshot, and the settings of `submit`.
+    The job.json in this folder has the runs (folders), sweep, snapshot, and the settings of `submit`.
     """
 
     def __init__(self, folder: str) -> None:
@@ -67,10 +67,10 @@ class SlurmJob:
         progress, slots = SweepProgress(len(self.job["runs"])), self._slots()
         run_pool(self.take, progress, self.job["sweep"], slots, self.stop, self.ended, self.workers)
         if self.stop.signum:
-            slurm.requeue_if_running(os.environ["SLURM_JOB_ID"])  # a preemption, which ends before SLURM's grace does
+            slurm.requeue_if_running(os.environ["SLURM_JOB_ID"])  # a preemption: save before SLURM's grace time ends
             sys.exit(128 + self.stop.signum)
         if failed := [*self.given_up, *self._failed()]:
-            raise RuntimeError("these runs did not finish, the log says why: " + ", ".join(failed))
+            raise RuntimeError("these runs did not finish; the log has the reasons: " + ", ".join(failed))
 
     def checkpoint(self) -> Any:
         """Called by submitit at SIGUSR2, before the time limit or a preemption: let runs save, then start again."""
@@ -99,7 +99,7 @@ class SlurmJob:
         return [Slot(gpus[i % len(gpus)] if gpus else None, threads, asked, grace) for i in range(num_slots)]
 
     def take(self) -> PlannedRun | None:
-        """The next run that waits; each job begins at another one, so that jobs that start together do not collide."""
+        """The next waiting run; each job starts at another one, so that jobs that start together do not collide."""
         folders = self.job["runs"]
         first = int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0) * self.settings["runs_per_job"] % len(folders)
         here = {worker.planned.run.folder for worker in self.workers}
@@ -133,14 +133,14 @@ class SlurmJob:
                     config = OmegaConf.to_yaml(worker.planned.config)
                     self._record_failure(run, worker.last_words(), "other", worker.errors_text(), config)
                 say("\n".join(last_lines(run.folder / "error.txt", 1000)), sys.stderr)
-            except OSError as error:  # its folder is gone, or the disk full: that is its own affair
+            except OSError as error:  # its folder is gone or the disk is full: other runs are not affected
                 say(f"{worker.errors_text()}\n{error}", sys.stderr)
                 self._give_up(run, f"failed, and the failure cannot be recorded ({error})")
         elif status > 128:
             self.stop.signum = status - 128  # SLURM told the whole job to end
 
     def _record_failure(self, run: Run, error: str, failure: str, text: str = "", config: str = "") -> None:
-        """What the run itself could not record: it was killed, or failed before its claim and left nothing behind, as
+        """Record a failure that the run itself could not record: it was killed, or failed before its claim, for example
         without data on this node."""
         entry = run.queue_entry()
         told = {**entry.get("columns", {}), "signed_config": entry.get("signed_config", {}), **run.record()}
@@ -149,7 +149,7 @@ class SlurmJob:
         if text:
             attempt = {"started": time.time(), "code": code(entry.get("signed_config", {})), **this_job()}
             told["attempts"] = [*attempts, {**attempt, "submission": self.job["submission"]}]
-        with suppress(Busy), run.claim() as claim:  # somebody else may have begun with it meanwhile
+        with suppress(Busy), run.claim() as claim:  # another process may have claimed it meanwhile
             if text:
                 claim.write("config.yaml", config.encode())
             claim.write("error.txt", (text or error + "\n").encode())

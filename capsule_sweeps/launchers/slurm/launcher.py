@@ -54,7 +54,7 @@ class Launcher(Settings, QueueLauncher):
         return examine_cluster(config, self, submit)
 
     def num_jobs(self, num_runs: int) -> int:
-        """Each job takes another run when one of its own is done, so there need not be more than may run at once."""
+        """At most as many jobs as may run at once: each takes another run when one of its own is done."""
         return min(math.ceil(num_runs / self.runs_per_job), self.max_parallel or num_runs)
 
     def num_parallel(self, todo: Sequence[PlannedRun], dry_run: bool) -> int:

@@ -1,4 +1,4 @@
-"""What SLURM knows: jobs in its queue, and how it is set up. Asks squeue and scontrol; no accounting is needed."""
+"""Jobs in the queue of SLURM and its settings, from squeue and scontrol; no accounting is needed."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def jobs(user: str | None = None) -> list[Job] | None:
 
 
 def forget() -> None:
-    """Ask anew at the next question: the queue was just changed."""
+    """Ask again next time, because the queue was just changed."""
     _remembered.clear()
 
 
 def settings() -> dict[str, str] | None:
-    """What `scontrol show config` says; None when SLURM does not answer."""
+    """The output of `scontrol show config`; None if SLURM does not answer."""
     text = ask("scontrol", "show", "config")
     return None if text is None else dict(re.findall(r"^(\w+)\s*= (.*?)\s*$", text, re.MULTILINE))
 
@@ -110,7 +110,7 @@ def options(parameters: dict[str, Any]) -> list[str]:
 
 
 def sbatch(*arguments: str) -> str:
-    """What sbatch answers. Raises Refused with SLURM's sentence, without the words around it."""
+    """The answer of sbatch. Raises Refused with the message of SLURM."""
     command = ["sbatch", *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SUBMIT_SECONDS, env=clean_environment())

@@ -1,4 +1,4 @@
-"""The settings of the launcher `slurm`, and what sbatch is told of them."""
+"""The settings of the launcher `slurm`, and the options of sbatch made from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OWN |= {"max_attempts_without_progress", "snapshot_include"}  # the others are s
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings `hydra.launcher.<name>` that say how a sweep is given to SLURM; None is not sent.
+    """The settings `hydra.launcher.<name>` of submissions to SLURM; None is not sent.
 
     Memory in GiB, time in minutes or as SLURM writes it. Raises ValueError for values out of range.
     """
@@ -28,7 +28,7 @@ class Settings:
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    gpus: int | str | None = "auto"  # 1, or what gpus_per_node says
+    gpus: int | str | None = "auto"  # 1, or as set by gpus_per_node
     cpus: int | None = None
     mem_gb: float | None = None
     time: int | str | None = None
