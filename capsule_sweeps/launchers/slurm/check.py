@@ -87,7 +87,8 @@ def enough_time(config: DictConfig, settings: Settings) -> str:
     needed = seconds * config.training.epochs / 60
     if minutes is None or needed < minutes:
         return f"{shown}; a run takes about {duration(60 * needed)}"
-    return f"{shown}; a run takes about {duration(60 * needed)}, so its job is requeued {needed / minutes:.0f} times or more"
+    times = f"its job is requeued {needed / minutes:.0f} times or more"
+    return f"{shown}; a run takes about {duration(60 * needed)}, so {times}"
 
 
 def partition_limit(partition: str | None) -> str:
