@@ -207,26 +207,19 @@ def device(config: DictConfig) -> str:
 
 
 def stack(config: DictConfig) -> str:
-    return f"{config.model.name} with {parameters(config):,} parameters"
+    from capsule_sweeps.networks.build import num_parameters
 
-
-def parameters(config: DictConfig) -> int:
-    """The number of weights; the model is built without memory for them."""
-    import torch
-
-    from capsule_sweeps.networks.build import build_model
-
-    with torch.device("meta"):
-        model = build_model(config)
-    return sum(weights.numel() for weights in model.parameters())
+    return f"{config.model.name} with {num_parameters(config):,} parameters"
 
 
 def measure_sizes(plan: Sequence[PlannedRun]) -> None:
     """Fill in the numbers of parameters that the plan, which does not import torch, does not know from other runs."""
+    from capsule_sweeps.networks.build import num_parameters
+
     sizes: dict[str, int] = {}
     for planned in plan:
         key = architecture(planned.signed)
-        sizes[key] = sizes.get(key) or planned.parameters or parameters(planned.config)
+        sizes[key] = sizes.get(key) or planned.parameters or num_parameters(planned.config)
         planned.parameters = sizes[key]
 
 

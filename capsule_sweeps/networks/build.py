@@ -34,5 +34,11 @@ def build_model(config: DictConfig) -> nn.Module:
     return model
 
 
+def num_parameters(config: DictConfig) -> int:
+    """The number of weights of the model; it is built without memory for them."""
+    with torch.device("meta"):
+        return sum(weights.numel() for weights in build_model(config).parameters())
+
+
 def _expected_device(asked: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked)

@@ -177,13 +177,9 @@ def _group(overrides: tuple[str, ...]) -> str:
 @cache
 def _million_parameters(overrides: tuple[str, ...]) -> float:
     """Parameters of the model in millions, computed from its shapes without a run."""
-    import torch
+    from capsule_sweeps.networks.build import num_parameters
 
-    from capsule_sweeps.networks.build import build_model
-
-    with torch.device("meta"):
-        model = build_model(compose_config(list(overrides)))
-    return sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    return num_parameters(compose_config(list(overrides))) / 1e6
 
 
 def verdict(cell: Cell, ours: float, n: int | None, std: float, half_width: float, first: int = 0) -> str:
