@@ -4,6 +4,8 @@ A backbone is a module whose constructor takes `image_shape` = (C, H, W) and its
 (B, C, H, W) to features (B, C', H', W') and has the attribute `out_shape` = (C', H', W').
 """
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -41,10 +43,12 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or in_channels != channels:
-            self.shortcut.append(nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False))
-            self.shortcut.append(nn.BatchNorm2d(channels))
+        self.shortcut = self.make_shortcut(in_channels, channels, stride)
+
+    def make_shortcut(self, in_channels: int, channels: int, stride: int) -> Callable[[Tensor], Tensor]:
+        if stride == 1 and in_channels == channels:
+            return nn.Sequential()
+        return nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
@@ -71,22 +75,12 @@ class ResNet(nn.Module):
         return features
 
 
-class PlainBlock(nn.Module):
+class PlainBlock(BasicBlock):
     """A basic block whose shortcut has no weights: every second pixel, channels of zeros (He et al. 2016, option A)."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.stride, self.added = stride, channels - in_channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        before = self.added // 2
-        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.added - before))
-        return F.relu(y + shortcut)
+    def make_shortcut(self, in_channels: int, channels: int, stride: int) -> Callable[[Tensor], Tensor]:
+        before, added = (channels - in_channels) // 2, channels - in_channels
+        return lambda x: F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, before, added - before))
 
 
 class ResNet20(nn.Module):
