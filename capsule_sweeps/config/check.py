@@ -35,11 +35,14 @@ def check(config: DictConfig) -> DictConfig:
     return check_values(typed)
 
 
-def check_values(typed: DictConfig) -> DictConfig:
-    """The same for a config that is under the schema and resolved: cheap enough for every point of a sweep."""
+def check_values(typed: DictConfig, values: Any = None) -> DictConfig:
+    """The same for a config that is under the schema and resolved: cheap enough for every point of a sweep.
+
+    `values` are its values in plain dictionaries, which are read in a tenth of the time, where the caller has them.
+    """
+    values = values or OmegaConf.to_container(typed)
     if "compile" in typed.training and typed.training.compile in SPELLINGS:
-        typed.training.compile = SPELLINGS[typed.training.compile]
-    values: Any = OmegaConf.to_container(typed)  # plain dictionaries, which are read in a tenth of the time
+        values["training"]["compile"] = typed.training.compile = SPELLINGS[typed.training.compile]
     for group, key in (("", "runs_dir"), ("", "data_dir"), ("dataset", "root")):
         path = values.get(group, values).get(key)
         if str(path).startswith("~"):
