@@ -16,8 +16,8 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from capsule_sweeps.data.affine import rotate_shift
 from capsule_sweeps.data.augment import normalize
 from capsule_sweeps.data.split import Split
 from capsule_sweeps.networks.capsnet import Intermediates
@@ -39,7 +39,7 @@ def most_routed(runs: pd.DataFrame, runs_dir: Path) -> Path:
 
 def sample(split: Split, number: int) -> Split:
     """So many images of a split, evenly spaced, always the same ones."""
-    picked = torch.linspace(0, len(split) - 1, min(number, len(split))).round().long()
+    picked = torch.linspace(0, len(split) - 1, min(number, len(split))).round().long().to(split.labels.device)
     return Split(*split.batch(picked))
 
 
@@ -108,20 +108,12 @@ def pose_response(
     (C, H, W) uint8; what comes in from outside is black.
     """
     found = {}
-    moves: dict[str, tuple[Sequence[float], list[Tensor]]] = {
-        "shift": (shifts, [_moved(image, shift=amount) for amount in shifts]),
-        "rotation": (angles, [_moved(image, rotation=amount) for amount in angles]),
+    moves: dict[str, tuple[Sequence[float], list[Any]]] = {
+        "shift": (shifts, [rotate_shift(image[None].numpy(), 0.0, amount)[0] for amount in shifts]),
+        "rotation": (angles, [rotate_shift(image[None].numpy(), amount, 0.0)[0] for amount in angles]),
     }
     for name, (amounts, images) in moves.items():
-        probabilities, seen = watch(model, config, torch.stack(images))
+        probabilities, seen = watch(model, config, torch.from_numpy(np.stack(images)))
         poses = seen.layers[-1][-1].poses[:, label, 0, 0].numpy()
         found[name] = {"amount": np.array(amounts), "poses": poses, "probability": probabilities[:, label].numpy()}
     return found
-
-
-def _moved(image: Tensor, shift: int = 0, rotation: float = 0.0) -> Tensor:
-    """An image (C, H, W) moved to the right and turned to the left about its middle, bilinear, black outside: float."""
-    cosine, sine = math.cos(math.radians(rotation)), math.sin(math.radians(rotation))
-    source = torch.tensor([[cosine, -sine, -2 * shift / image.shape[2]], [sine, cosine, 0.0]])
-    grid = F.affine_grid(source[None], [1, *image.shape], align_corners=False)
-    return F.grid_sample(image[None].float(), grid, padding_mode="zeros", align_corners=False)[0]

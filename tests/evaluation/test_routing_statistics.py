@@ -125,17 +125,6 @@ def test_feeds_add_up_to_the_reach_of_the_sum(trained) -> None:
     assert [inside.class_feeds(seen, 0, c).sum() for c in range(10)] == pytest.approx(wanted.tolist(), abs=1e-5)
 
 
-def test_images_move_to_the_right_and_turn_to_the_left() -> None:
-    image = torch.zeros(1, 5, 5)
-    image[0, 2, 3] = 255  # right of the middle
-    assert torch.equal(inside._moved(image), image)
-    right, up = torch.zeros(1, 5, 5), torch.zeros(1, 5, 5)
-    right[0, 2, 4] = up[0, 1, 2] = 255
-    torch.testing.assert_close(inside._moved(image, shift=1), right, atol=1e-3, rtol=0)
-    torch.testing.assert_close(inside._moved(image, rotation=90), up, atol=1e-3, rtol=0)
-    assert not inside._moved(image, shift=2).any()  # black comes in, light goes out
-
-
 def test_response_begins_at_the_image_itself(trained) -> None:
     _, model, config, data = trained
     image, label = data.test.images[3], int(data.test.labels[3])
