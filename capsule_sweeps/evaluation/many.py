@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from capsule_sweeps.config.points import sweep_points
 from capsule_sweeps.console import bar
 from capsule_sweeps.data.load import Data
 from capsule_sweeps.evaluation.class_names import match_classes
 from capsule_sweeps.evaluation.evaluate import load_test_data
-from capsule_sweeps.evaluation.measure import batch_logits
+from capsule_sweeps.evaluation.measure import share_correct
 from capsule_sweeps.evaluation.robustness import ATTACKS, CORRUPTIONS, corrupted
 from capsule_sweeps.evaluation.weights import load_checkpoint
 from capsule_sweeps.networks.capsnet import CapsNet
@@ -24,7 +25,6 @@ from capsule_sweeps.results.columns import settings_frame, short_names
 from capsule_sweeps.results.intervals import half_width
 from capsule_sweeps.results.render import render
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.training.evaluation import evaluation_batch, num_correct
 
 
 class Condition(NamedTuple):
@@ -108,7 +108,8 @@ def evaluate_many(
                 for number in (iterations or [int(trained.model.num_routing)]) if iterates else [None]:
                     if number is not None:
                         model.capsules.num_routing = number  # type: ignore[union-attr]
-                    accuracy = 100 * _accuracy(model, config, data, condition)
+                    attacked = partial(_attacked, model, condition, data)
+                    accuracy = 100 * share_correct(model, config, data.test, attacked)
                     found = {"run": row.run, "seed": row.seed, "group": row.group, **settings.loc[index]}
                     found |= {**_columns(condition), "num_routing": number, "images": len(data.test)}
                     rows.append({**found, "accuracy": accuracy})
@@ -142,20 +143,11 @@ def _number(text: str) -> Any:
         return text
 
 
-def _accuracy(model: nn.Module, config: DictConfig, data: Data, condition: Condition) -> float:
-    """The share of test images that are named rightly."""
-    device = data.test.labels.device
-    model = model.to(device).eval()
-    size, right = evaluation_batch(config), 0
-    for first in range(0, len(data.test), size):
-        images, labels = data.test.images[first : first + size], data.test.labels[first : first + size]
-        if condition.attack:
-            shown = ATTACKS[condition.attack](
-                model, images.float() / 255, labels, condition.epsilon, data.normalization
-            )
-            images = 255 * shown
-        right += int(num_correct(batch_logits(model, config, images), labels, config.training.get("loss")))
-    return right / len(data.test)
+def _attacked(model: nn.Module, condition: Condition, data: Data, images: Tensor, labels: Tensor) -> Tensor:
+    """Images (B, C, H, W) of test data with labels (B,) under the attack of a condition, if it has one."""
+    if condition.attack is None:
+        return images
+    return 255 * ATTACKS[condition.attack](model, images.float() / 255, labels, condition.epsilon, data.normalization)
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from capsule_sweeps.console import bar
 from capsule_sweeps.data.augment import normalize
 from capsule_sweeps.data.load import Data
+from capsule_sweeps.data.split import Split
 from capsule_sweeps.training.evaluation import evaluation_batch, named_classes, num_correct
 from capsule_sweeps.training.losses import LOSSES
 
@@ -50,6 +51,27 @@ def evaluations(
                 advance(len(logits[-1]))
             found.append(measure(torch.cat(logits).cpu(), data.test.labels.cpu(), config.training.get("loss"), number))
     return found
+
+
+def share_correct(
+    model: nn.Module,
+    config: DictConfig,
+    split: Split,
+    harder: Callable[[Tensor, Tensor], Tensor] = lambda images, labels: images,
+    advance: Callable[[int], None] = lambda done: None,
+) -> float:
+    """The share of images that a model classifies correctly.
+
+    `harder` changes the images (B, C, H, W) with labels (B,) of a batch first; `advance` is called with each batch's B.
+    """
+    model = model.to(split.labels.device).eval()
+    size, correct = evaluation_batch(config), 0
+    for first in range(0, len(split), size):
+        labels = split.labels[first : first + size]
+        logits = batch_logits(model, config, harder(split.images[first : first + size], labels))
+        correct += int(num_correct(logits, labels, config.training.get("loss")))
+        advance(len(labels))
+    return correct / len(split)
 
 
 @torch.no_grad()

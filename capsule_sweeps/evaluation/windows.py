@@ -11,15 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import nn
 
 from capsule_sweeps.console import bar
 from capsule_sweeps.data.load import Data, load_data
 from capsule_sweeps.data.open import identify
-from capsule_sweeps.evaluation.measure import batch_logits
-from capsule_sweeps.training.evaluation import evaluation_batch, num_correct
+from capsule_sweeps.evaluation.measure import share_correct
+from capsule_sweeps.evaluation.routing_statistics import sample
 from capsule_sweeps.training.execution import choose_device
 
 ENOUGH = 2000  # images that tell the windows apart; all of them confirm
@@ -43,15 +42,15 @@ def find_windows(
         raise ValueError(f"{path} does not tell its accuracy, from which its windows could be found out: {ASK}")
     data = _images(path, config)
     models = {interleaved: make(interleaved) for interleaved in (False, True)}
-    places = torch.linspace(0, len(data.test) - 1, min(ENOUGH, len(data.test))).round().long()
-    some = {which: share_correct(model, config, data, places) for which, model in models.items()}
-    deviation = math.sqrt(max(accuracy * (1 - accuracy), 1 / len(places)) / len(places))
-    likely = [which for which, share in some.items() if abs(share - accuracy) <= SPREAD * deviation + precision]
-    every = torch.arange(len(data.test))
-    all_of = {which: share_correct(models[which], config, data, every) for which in likely}
-    margin = precision + FLIPPED / len(every)
+    some = sample(data.test, ENOUGH)
+    deviation = math.sqrt(max(accuracy * (1 - accuracy), 1 / len(some)) / len(some))
+    with bar("windows", 2 * (len(some) + len(data.test))) as advance:
+        some_of = {which: share_correct(model, config, some, advance=advance) for which, model in models.items()}
+        likely = [which for which, share in some_of.items() if abs(share - accuracy) <= SPREAD * deviation + precision]
+        all_of = {which: share_correct(models[which], config, data.test, advance=advance) for which in likely}
+    margin = precision + FLIPPED / len(data.test)
     agreeing = [which for which, share in all_of.items() if abs(share - accuracy) <= margin + 1e-9]
-    found = {**some, **all_of}
+    found = {**some_of, **all_of}
     if len(agreeing) != 1:
         told = " and ".join(f"{found[which]:.2%} with capsules.interleaved={str(which).lower()}" for which in found)
         both = "Both agree" if agreeing else "Neither agrees (another num_routing, schedule, or other images?)"
@@ -60,7 +59,7 @@ def find_windows(
             f"{both}: to import it all the same, {ASK}"
         )
     chosen = agreeing[0]
-    record: dict[str, Any] = {"interleaved": chosen, "accuracy": all_of[chosen], "images": len(every)}
+    record: dict[str, Any] = {"interleaved": chosen, "accuracy": all_of[chosen], "images": len(data.test)}
     return chosen, {**record, "accuracy_with_the_other_windows": found[not chosen]}
 
 
@@ -78,15 +77,3 @@ def _images(path: Path, config: DictConfig) -> Data:
             f"{config.data_dir}: run `python -m capsule_sweeps prepare-data dataset={name}` first, or {ASK}"
         )
     return data
-
-
-@torch.no_grad()
-def share_correct(model: nn.Module, config: DictConfig, data: Data, places: Tensor) -> float:
-    """The share of these test images that a model names right."""
-    split, size, correct = data.test, evaluation_batch(config), 0
-    model = model.to(split.labels.device).eval()
-    with bar("windows", len(places)) as advance:
-        for some in places.to(split.labels.device).split(size):
-            correct += int(num_correct(batch_logits(model, config, split.images[some]), split.labels[some]))
-            advance(len(some))
-    return correct / len(places)
