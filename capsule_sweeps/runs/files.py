@@ -88,7 +88,8 @@ def open_append(path: Path) -> int:
 def make_folder(path: Path) -> Path:
     """Create a folder if it is missing, shared if its parent is. Raises ValueError if it is a link."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.exists():
+            make_folder(path.parent)
         path.mkdir()
         share(path)
     except FileExistsError:
