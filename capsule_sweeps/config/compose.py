@@ -91,11 +91,13 @@ def compose_points(loader: Any, master: DictConfig | None, points: Sequence[Sequ
     from hydra.errors import HydraException
     from hydra.types import RunMode
 
+    groups = set(loader.list_groups(""))  # asked once, because Hydra copies its repository for every question
+
     @cache
     def is_group(key: str) -> bool:
-        if "." in key:  # keys below a group are not groups, and asking the loader is slow
-            return key.startswith("hydra")
-        return bool(key.startswith("hydra") or loader.list_groups(key) or loader.get_group_options(key))
+        if key.startswith("hydra") or "/" not in key:
+            return key.startswith("hydra") or key in groups
+        return bool(loader.list_groups(key) or loader.get_group_options(key))
 
     def is_choice(override: Override) -> bool:
         """Whether it takes part in the defaults list. Values for a group, {key: value}, do not."""
