@@ -42,19 +42,25 @@ TINY = [  # five batches an epoch, 600 weights
     "tracking=none",
 ]
 
-# Starts launch.py; at the n-th call of one function it makes a file and waits there to be killed, or for a second file.
+# Starts launch.py; at the n-th call of one function it makes a file and waits there to be killed, for a signal,
+# or for a second file.
 HOLDING = """
 import os, runpy, sys, time
 import torch
+from capsule_sweeps.runs import signals
 launch, where, count, marker, *arguments = sys.argv[1:]
 owner, name = {"step": (torch.optim.SGD, "step"), "save": (torch, "save"), "replace": (os, "replace")}[where]
-original, calls = getattr(owner, name), 0
+original, calls, stops = getattr(owner, name), 0, []
+class Stop(signals.Stop):
+    def __init__(self):
+        stops.append(self)
+signals.Stop = Stop
 def held(*args, **kwargs):
     global calls
     calls += where != "replace" or str(args[1]).endswith("checkpoint.pt")
     if calls == int(count) and not os.path.exists(marker):
         open(marker, "w").close()
-        while not os.path.exists(marker + ".go"):
+        while not os.path.exists(marker + ".go") and not any(stop.signum for stop in stops):
             time.sleep(0.01)
     return original(*args, **kwargs)
 setattr(owner, name, held)
@@ -64,7 +70,23 @@ runpy.run_path(launch, run_name="__main__")
 """
 
 
-PROCESSES = {"cluster", "compiler", "disk", "hold", "python"}  # fixtures whose tests start processes: seconds each
+PATIENCE = 300  # seconds that a process may take for what takes one alone: others may use the cores, too
+PROCESSES = {
+    "cluster",
+    "compiler",
+    "disk",
+    "hold",
+    "installed",
+    "python",
+}  # fixtures whose tests start processes: seconds each
+
+
+GROUPS = ["slurm", "cores", "notebooks", ""]  # of tests that share a worker: the longest first, so that none ends alone
+
+
+def group_of(item: pytest.Item) -> str:
+    marker = item.get_closest_marker("xdist_group")
+    return str(marker.args[0]) if marker else ""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -96,7 +118,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for index, item in enumerate(same):
             if index not in stay:
                 item.add_marker("nightly")
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)  # the longest first
+    items.sort(key=lambda item: (GROUPS.index(group_of(item)), item.get_closest_marker("slow") is None))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -175,9 +197,9 @@ def tiny(place: Path, data_dir: Path) -> list[str]:
 
 @pytest.fixture
 def tiny_config(tiny: list[str]) -> Callable[..., DictConfig]:
-    from capsule_sweeps import compose_config
+    from synthetic import composed
 
-    return lambda *overrides: compose_config([*tiny, *overrides])
+    return lambda *overrides: composed([*tiny, *overrides])
 
 
 def in_process(run: Callable[[], Any]) -> Ended:
@@ -203,21 +225,57 @@ def launch(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., En
     def run(*arguments: str, signal_at: tuple[signal.Signals, int] | None = None, base: list[str] = tiny) -> Ended:
         import torch
 
+        from capsule_sweeps.runs import signals
+
         original, calls = torch.optim.SGD.step, 0
+        stops: list[signals.Stop] = []
+
+        class Stop(signals.Stop):
+            def __init__(self) -> None:
+                stops.append(self)
 
         def step(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
             calls += 1
             if signal_at and calls == signal_at[1]:
                 os.kill(os.getpid(), signal_at[0])
-                time.sleep(0.3)  # the thread that waits for signals takes it meanwhile, however busy the machine
+                until = time.monotonic() + PATIENCE
+                while not any(stop.signum for stop in stops):  # another thread takes the signal
+                    assert time.monotonic() < until
+                    time.sleep(0.001)
             return original(*args, **kwargs)
 
         with monkeypatch.context() as patch:
             patch.setattr(torch.optim.SGD, "step", step)
+            patch.setattr(signals, "Stop", Stop)
             flags = [text for text in arguments if text.startswith("-")]  # Hydra takes them only before the overrides
             patch.setattr(sys, "argv", ["launch.py", *flags, *base, *[text for text in arguments if text not in flags]])
             return in_process(lambda: runpy.run_path(str(ROOT / "launch.py"), run_name="__main__"))
+
+    return run
+
+
+TRAINED: dict[tuple[Any, ...], tuple[Path, Ended]] = {}  # by the arguments of `trained`, in this process
+
+
+@pytest.fixture
+def trained(
+    launch: Callable[..., Ended], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Ended]:
+    """As `launch`, for runs that tests begin with: trained once per process in a folder of its own, and copied here."""
+
+    import torch
+
+    def run(*arguments: str, signal_at: tuple[signal.Signals, int] | None = None) -> Ended:
+        key = (*arguments, signal_at, torch.get_num_threads())
+        if key not in TRAINED:
+            folder = tmp_path_factory.mktemp("trained")
+            with monkeypatch.context() as patch:
+                patch.chdir(folder)
+                TRAINED[key] = folder, launch(*arguments, signal_at=signal_at)
+        folder, ended = TRAINED[key]
+        shutil.copytree(folder, Path(), dirs_exist_ok=True)
+        return ended
 
     return run
 
@@ -244,7 +302,7 @@ def python(place: Path) -> Callable[..., Ended]:
             [sys.executable, *map(str, arguments)],
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=PATIENCE,
             env={**os.environ, **environment},
         )
         return Ended(done.returncode, done.stdout, done.stderr)
@@ -260,21 +318,24 @@ class Held:
         command = [sys.executable, "-c", HOLDING, str(ROOT / "launch.py"), where, str(count), str(marker), *arguments]
         with open(self.output, "w") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=output)
-        until = time.monotonic() + 120
+        until = time.monotonic() + PATIENCE
         while not marker.exists():
             assert self.process.poll() is None and time.monotonic() < until, self.output.read_text()
             time.sleep(0.01)
 
     def kill(self) -> None:
         self.process.kill()
-        assert self.process.wait(60) == -signal.SIGKILL
+        assert self.process.wait(PATIENCE) == -signal.SIGKILL
 
     def send(self, signum: signal.Signals) -> int:
-        """Sends a signal, lets the process go on, and returns its exit code."""
+        """Sends a signal, with which the process resumes, and returns its exit code."""
         self.process.send_signal(signum)
-        time.sleep(0.5)  # the thread that waits for signals takes it meanwhile, however busy the machine
+        return self.process.wait(PATIENCE)
+
+    def release(self) -> int:
+        """Lets the process resume, and returns its exit code."""
         self.marker.with_name(self.marker.name + ".go").touch()
-        return self.process.wait(120)
+        return self.process.wait(PATIENCE)
 
 
 @pytest.fixture

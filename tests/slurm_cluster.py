@@ -109,7 +109,7 @@ class Cluster:
             subprocess.run(["slurmctld"], check=True, capture_output=True)
             for node in ("n1", "n2"):
                 subprocess.run(["slurmd", "-N", node], check=True, capture_output=True)
-            self.until(lambda: self.ask("sinfo", "-h", "-p", "debug", "-t", "idle", "-o", "%D").strip() == "2", 30)
+            self.until(lambda: self.ask("sinfo", "-h", "-p", "debug", "-t", "idle", "-o", "%D").strip() == "2")
         except BaseException:
             self.__exit__()
             raise
@@ -117,7 +117,7 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         with suppress(subprocess.SubprocessError):
-            subprocess.run(["scancel", "--me", "--full"], capture_output=True, timeout=20)
+            subprocess.run(["scancel", "--me", "--full"], capture_output=True, timeout=120)
         files = [*self.folder.glob("slurm*.pid"), *self.folder.glob("munged.pid"), *self.folder.glob("mariadb.pid")]
         pids = [int(text) for path in files if (text := path.read_text().strip())]
         for pid in pids:
@@ -125,11 +125,11 @@ class Cluster:
                 os.kill(pid, signal.SIGTERM)
         for pid in pids:
             with suppress(AssertionError):
-                self.until(lambda pid=pid: not Path(f"/proc/{pid}").exists(), 20)
+                self.until(lambda pid=pid: not Path(f"/proc/{pid}").exists(), 120)
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if self.accounting:
-            self.database.wait(20)
+            self.database.wait(120)
         os.environ.pop("SLURM_CONF", None)
         if self._before is not None:
             os.environ["SLURM_CONF"] = self._before
@@ -154,7 +154,7 @@ class Cluster:
             ["mariadbd", "--no-defaults", *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         client = ["mariadb", "--no-defaults", f"-u{user}", "-S", str(socket_path), "-e"]
-        self.until(lambda: subprocess.run([*client, "select 1"], capture_output=True).returncode == 0, 30)
+        self.until(lambda: subprocess.run([*client, "select 1"], capture_output=True).returncode == 0)
         hosts = ("127.0.0.1", "localhost")
         users = "".join(f"create user slurm@'{host}' identified by 'slurm';" for host in hosts)
         rights = "".join(f"grant all on slurm_acct.* to slurm@'{host}';" for host in hosts)
@@ -162,16 +162,16 @@ class Cluster:
         (self.folder / "slurmdbd.conf").write_text(DBD.format(**words))
         (self.folder / "slurmdbd.conf").chmod(0o600)
         subprocess.run(["slurmdbd"], check=True, capture_output=True)
-        self.until(lambda: self._works("sacctmgr", "-n", "list", "cluster"), 30)
+        self.until(lambda: self._works("sacctmgr", "-n", "list", "cluster"))
 
     def _works(self, *command: str) -> bool:
         try:
-            return subprocess.run(command, capture_output=True, timeout=5).returncode == 0
+            return subprocess.run(command, capture_output=True, timeout=20).returncode == 0
         except subprocess.TimeoutExpired:
             return False
 
     def ask(self, *command: str) -> str:
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
     def jobs(self, name: str = "") -> dict[str, str]:
         """Job (of arrays: job_task) → its state, of all that SLURM remembers, or of one name."""
@@ -183,7 +183,7 @@ class Cluster:
         text = self.ask("scontrol", "show", "job", "-o", job).splitlines()[0]
         return dict(word.split("=", 1) for word in text.split() if "=" in word)
 
-    def until(self, holds: Callable[[], Any], seconds: float = 180) -> Any:
+    def until(self, holds: Callable[[], Any], seconds: float = 600) -> Any:
         """What `holds` gives once it is true. Fails with the queue when that takes longer."""
         limit = time.monotonic() + seconds
         while not (found := holds()):
@@ -200,7 +200,7 @@ class Cluster:
             self.hurry()
             return not self.ask("squeue", "-h").strip()
 
-        self.until(empty, 240)
+        self.until(empty)
 
     def hurry(self) -> None:
         """Let requeued jobs start now."""

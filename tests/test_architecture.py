@@ -145,15 +145,6 @@ def test_listing_planning_and_tabulating_import_no_torch(python, place) -> None:
     assert (ended.code, ended.out) == (0, "[]\n"), ended.text
 
 
-@pytest.mark.parametrize("command", ["status", "results"])
-def test_commands_import_no_torch(python, place, command) -> None:
-    (place / "runs").mkdir()
-    ended = python("-X", "importtime", "-m", "capsule_sweeps", command, PYTHONPATH=str(ROOT))
-    assert ended.code == 0
-    assert re.search(r"\| +pandas$", ended.err, re.MULTILINE)
-    assert not re.search(r"\| +(torch|wandb|torchvision|sklearn)$", ended.err, re.MULTILINE)
-
-
 def test_public_functions() -> None:
     import capsule_sweeps
 

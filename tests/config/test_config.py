@@ -247,10 +247,8 @@ def test_cfg_job_resolves(launch) -> None:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("dataset=", {"dataset=CIFAR10", "dataset=CIFAR100", "dataset=digits"}),
         ("dataset=di", {"dataset=digits"}),
         ("training.ep", {"training.epochs="}),
-        ("routing.sch", {"routing.schedule="}),
     ],
 )
 def test_tab_completion(python, line, offered) -> None:

@@ -409,6 +409,7 @@ def test_full_disk_is_one_sentence_and_leaves_nothing(pets, monkeypatch):
     assert not (data_dir / ".cache").exists()
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_decode_once(pets):
     data_dir, _ = pets
     program = """if True:
@@ -435,7 +436,7 @@ def test_processes_that_start_together_decode_once(pets):
     command = [sys.executable, "-c", program, str(data_dir)]
     processes = [subprocess.Popen([*command, str(i)], stdout=subprocess.PIPE, text=True) for i in range(3)]
     try:
-        hashes = {process.communicate(timeout=100)[0] for process in processes}
+        hashes = {process.communicate(timeout=300)[0] for process in processes}
     finally:
         for process in processes:
             process.kill()

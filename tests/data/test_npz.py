@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import DictConfig, OmegaConf
 
 from capsule_sweeps import compose_config
 from capsule_sweeps.data.load import load_data
@@ -140,6 +141,13 @@ GIGABYTES = "{'descr': '|u1', 'fortran_order': False, 'shape': (9, 60000, 60000)
 LABELS = np.arange(9) % 3
 
 
+@pytest.fixture(scope="module")
+def described() -> DictConfig:
+    """A data set for which nothing has to be measured."""
+    given = ["dataset.name=x", "dataset.num_classes=3", "dataset.channels=3", "dataset.image_size=12"]
+    return config(Path("x.npz"), *given, "dataset.val_size=0").dataset
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -174,13 +182,12 @@ LABELS = np.arange(9) % 3
         (written("train_labels.npy", "__import__('os').system('false')"), ["cannot be read"]),
     ],
 )
-def test_what_cannot_be_read_is_one_sentence(tmp_path, damage, words) -> None:
+def test_what_cannot_be_read_is_one_sentence(tmp_path, described, damage, words) -> None:
     path = tmp_path / "bloodmnist.npz"
     damage(path)
-    given = ["dataset.name=x", "dataset.num_classes=3", "dataset.channels=3", "dataset.image_size=12"]
     for attempt in (
         lambda: config(path),
-        lambda: load_data(config(path, *given, "dataset.val_size=0").dataset, tmp_path, "cpu"),
+        lambda: load_data(OmegaConf.merge(described, {"root": str(path)}), tmp_path, "cpu"),
     ):
         with pytest.raises(ValueError) as error:
             attempt()

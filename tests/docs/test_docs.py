@@ -47,6 +47,7 @@ def images(place) -> None:
     np.savez(place / "pneumoniamnist.npz", **arrays, **labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", commands("python launch.py"))
 def test_every_sweep_composes(command, images, launch) -> None:
     if "sharp" in command:

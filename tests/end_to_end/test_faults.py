@@ -59,9 +59,9 @@ def fill(folder: Path = Path("runs")) -> Path:
 
 
 @pytest.fixture
-def untouched(launch, runs) -> Path:
+def untouched(trained, runs) -> Path:
     """The run folder of an undisturbed run."""
-    assert launch(EAGER, "training.epochs=3", "runs_dir=untouched").code == 0
+    assert trained(EAGER, "training.epochs=3", "runs_dir=untouched").code == 0
     return runs.only("untouched")
 
 
@@ -199,9 +199,9 @@ WRONG += [b'{"execution": null}', b'{"epochs_done": null}', b'{"seconds": {}, "e
 
 @pytest.mark.parametrize("content", [*GARBLED, *WRONG])
 @pytest.mark.parametrize("state", ["finished", "interrupted"])
-def test_damaged_record(launch, runs, content, state) -> None:
+def test_damaged_record(launch, trained, runs, content, state) -> None:
     """Of a finished run nothing is lost; an interrupted one goes on, or says which file to mend."""
-    launch(EAGER, signal_at=(signal.SIGTERM, 7) if state == "interrupted" else None)
+    trained(EAGER, signal_at=(signal.SIGTERM, 7) if state == "interrupted" else None)
     folder = runs.only()
     before = (folder / "metrics.jsonl").read_bytes()
     (folder / "run.json").write_bytes(content)
@@ -214,8 +214,8 @@ def test_damaged_record(launch, runs, content, state) -> None:
 
 
 @pytest.mark.parametrize("content", GARBLED)
-def test_damaged_summary_is_named_and_costs_nothing(launch, capsule_sweeps, runs, content) -> None:
-    assert launch(EAGER).code == 0
+def test_damaged_summary_is_named_and_costs_nothing(launch, trained, capsule_sweeps, runs, content) -> None:
+    assert trained(EAGER).code == 0
     folder = runs.only()
     before = (folder / "checkpoint.pt").read_bytes()
     (folder / "summary.json").write_bytes(content)
@@ -229,8 +229,8 @@ ATTEMPTS = [*GARBLED, b'{"host": 1}', b'{"pid": "../../../etc/passwd"}', b'{"hos
 
 
 @pytest.mark.parametrize("content", ATTEMPTS)
-def test_damaged_claim_is_waited_out_and_then_taken_over(launch, capsule_sweeps, runs, content) -> None:
-    launch(EAGER, signal_at=(signal.SIGTERM, 3))
+def test_damaged_claim_is_waited_out_and_then_taken_over(launch, trained, capsule_sweeps, runs, content) -> None:
+    trained(EAGER, signal_at=(signal.SIGTERM, 3))
     path = runs.only() / "attempt-1.json"
     path.write_bytes(content)
     ended = launch(EAGER)
@@ -250,8 +250,8 @@ def test_damaged_record_of_a_sweep_is_made_anew(launch, runs, content) -> None:
 
 
 @pytest.mark.parametrize("name", ["run.json", "attempt-9.json", "metrics.jsonl", "checkpoint.pt", "log.txt"])
-def test_folder_in_the_place_of_a_file(launch, capsule_sweeps, runs, name) -> None:
-    launch(EAGER, signal_at=(signal.SIGTERM, 7))
+def test_folder_in_the_place_of_a_file(launch, trained, capsule_sweeps, runs, name) -> None:
+    trained(EAGER, signal_at=(signal.SIGTERM, 7))
     folder = runs.only()
     (folder / name).unlink(missing_ok=True)
     (folder / name).mkdir()
@@ -268,8 +268,8 @@ def test_folder_in_the_place_of_a_file(launch, capsule_sweeps, runs, name) -> No
 
 
 @pytest.mark.parametrize("seconds", [-3600, -86400 * 365, 3600])
-def test_clock_that_was_set(launch, capsule_sweeps, runs, untouched, monkeypatch, seconds) -> None:
-    launch(EAGER, "training.epochs=3", signal_at=(signal.SIGTERM, 7))
+def test_clock_that_was_set(launch, trained, capsule_sweeps, runs, untouched, monkeypatch, seconds) -> None:
+    trained(EAGER, "training.epochs=3", signal_at=(signal.SIGTERM, 7))
     original = time.time
     monkeypatch.setattr(time, "time", lambda: original() + seconds)
     ended = launch(EAGER, "training.epochs=3")
@@ -361,9 +361,9 @@ def test_pool_started_twice_at_the_same_moment_trains_nothing_twice(tiny, place,
 
 
 @pytest.mark.parametrize("target", ["nothing", "itself", "another run", "a file", "a foreign folder"])
-def test_link_in_the_place_of_a_run_folder(launch, capsule_sweeps, runs, tiny_config, place, target) -> None:
+def test_link_in_the_place_of_a_run_folder(launch, trained, capsule_sweeps, runs, tiny_config, place, target) -> None:
     """Nothing of what it points to is changed."""
-    assert launch(EAGER, "seed=1").code == 0
+    assert trained(EAGER, "seed=1").code == 0
     other = runs.only()
     link = Path("runs") / columns(tiny_config())["run"]
     foreign = place / "foreign"
@@ -382,9 +382,9 @@ def test_link_in_the_place_of_a_run_folder(launch, capsule_sweeps, runs, tiny_co
     assert launch(EAGER, "seed=1").code == 0
 
 
-def test_link_to_a_run_folder_that_was_moved_elsewhere_is_not_followed(launch, runs, place) -> None:
+def test_link_to_a_run_folder_that_was_moved_elsewhere_is_not_followed(launch, trained, runs, place) -> None:
     """Where a link leads nothing is written; `runs_dir` itself may be one, which makes room on a full disk."""
-    launch(EAGER, signal_at=(signal.SIGTERM, 7))
+    trained(EAGER, signal_at=(signal.SIGTERM, 7))
     folder = runs.only()
     (place / "elsewhere").mkdir()
     shutil.move(folder, place / "elsewhere" / folder.name)
@@ -439,9 +439,9 @@ def test_hostile_name_of_a_data_set_writes_nothing_outside_data_dir(launch, plac
     assert {path for path in tmp_path.rglob("*") if "data" not in path.parts[-1]} <= before
 
 
-def test_signed_config_that_is_damaged_is_not_reused(launch, runs) -> None:
+def test_signed_config_that_is_damaged_is_not_reused(launch, trained, runs) -> None:
     """A record whose signed part lacks keys is another configuration, not less of it."""
-    assert launch(EAGER).code == 0
+    assert trained(EAGER).code == 0
     record = runs.record(runs.only())
     lacking = {key: value for key, value in record["signed_config"].items() if key != "training.lr"}
     runs.change_record(runs.only(), signed_config=lacking)

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from conftest import PATIENCE
 from omegaconf import OmegaConf
 
 from capsule_sweeps.config.build import build
@@ -41,8 +42,8 @@ class Runs:
 
 
 @pytest.mark.parametrize("how", ["pickle", "torch", "torch in a state"])
-def test_checkpoint_cannot_run_code(launch, runs, tmp_path, how) -> None:
-    launch(signal_at=(signal.SIGTERM, 3))
+def test_checkpoint_cannot_run_code(launch, trained, runs, tmp_path, how) -> None:
+    trained(signal_at=(signal.SIGTERM, 3))
     path, mark = runs.only() / "checkpoint.pt", tmp_path / "ran"
     if how == "pickle":
         path.write_bytes(pickle.dumps(Runs(mark)))
@@ -59,8 +60,8 @@ YAML = "seed: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pa
 
 
 @pytest.mark.parametrize("use", ["retry", "compare"])
-def test_stored_configuration_cannot_run_code(launch, capsule_sweeps, runs, tmp_path, use) -> None:
-    launch(signal_at=(signal.SIGTERM, 3))
+def test_stored_configuration_cannot_run_code(launch, trained, capsule_sweeps, runs, tmp_path, use) -> None:
+    trained(signal_at=(signal.SIGTERM, 3))
     mark = tmp_path / "ran"
     (runs.only() / "config.yaml").write_text(YAML.format(mark=mark))
     if use == "retry":
@@ -219,7 +220,7 @@ def test_nothing_listens_on_a_port(tiny, place, tracking) -> None:
     with open("output", "w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
     try:
-        end = time.monotonic() + 90
+        end = time.monotonic() + PATIENCE
         while seen < 5:
             assert process.poll() is None and time.monotonic() < end, Path("output").read_text()
             family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -235,7 +236,7 @@ def test_nothing_listens_on_a_port(tiny, place, tracking) -> None:
         assert len(family) >= 3
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        process.wait(PATIENCE)
 
 
 def test_signed_config_of_a_record_is_data(tiny_config) -> None:

@@ -22,8 +22,8 @@ from capsule_sweeps.results.figures import COLUMN_WIDTH
 
 
 @pytest.fixture
-def trained(launch, runs) -> Path:
-    assert launch("num_routing=2").code == 0
+def finished(trained, runs) -> Path:
+    assert trained("num_routing=2").code == 0
     return runs.only()
 
 
@@ -77,16 +77,16 @@ def test_calibration_error_by_hand() -> None:
     assert calibration_error(sure, torch.tensor([0])) == 0 and calibration_error(sure, torch.tensor([1])) == 1
 
 
-def test_numbers_are_those_of_the_run(trained, runs, capsule_sweeps) -> None:
+def test_numbers_are_those_of_the_run(finished, runs, capsule_sweeps) -> None:
     """Every number from the probabilities of the model itself, and the run's own last epoch; nothing in it changes."""
-    before, last = everything(trained), runs.metrics(trained)[-1]
-    (found,) = table_of(capsule_sweeps, trained.name)
+    before, last = everything(finished), runs.metrics(finished)[-1]
+    (found,) = table_of(capsule_sweeps, finished.name)
     assert found["accuracy"] / 100 == pytest.approx(last["test_accuracy"]) and found["num_routing"] == 2
     assert found["loss"] == pytest.approx(last["test_loss"], rel=1e-6) and found["images"] == 397
-    assert found["classes"] == list("0123456789") == runs.record(trained)["classes"]
-    model, config = load_trained(trained)
+    assert found["classes"] == list("0123456789") == runs.record(finished)["classes"]
+    model, config = load_trained(finished)
     data = load_data(config.dataset, config.data_dir, "cpu")
-    for number, other in zip((1, 2, 3), table_of(capsule_sweeps, trained.name, "--num-routing", "1,2,3"), strict=True):
+    for number, other in zip((1, 2, 3), table_of(capsule_sweeps, finished.name, "--num-routing", "1,2,3"), strict=True):
         model.capsules.num_routing = number
         probabilities = torch.cat([watch(model, config, images)[0] for images in data.test.images.split(100)])
         named = probabilities.argmax(1)
@@ -99,13 +99,13 @@ def test_numbers_are_those_of_the_run(trained, runs, capsule_sweeps) -> None:
         assert 0 <= other["calibration_error"] <= 100 and other["calibration_bins"] == 15
         if number == 2:
             assert {key: other[key] for key in found} == found
-    assert everything(trained) == before
+    assert everything(finished) == before
 
 
 @pytest.mark.parametrize("form", ["table", "md", "csv"])
-def test_every_format_says_all(trained, capsule_sweeps, form) -> None:
-    (whole,) = table_of(capsule_sweeps, trained.name)
-    ended = capsule_sweeps("evaluate", trained.name, "--format", form, "--confusion", "--figure", "figures/confusion")
+def test_every_format_says_all(finished, capsule_sweeps, form) -> None:
+    (whole,) = table_of(capsule_sweeps, finished.name)
+    ended = capsule_sweeps("evaluate", finished.name, "--format", form, "--confusion", "--figure", "figures/confusion")
     assert ended.code == 0 and sorted(path.name for path in Path("figures").iterdir()) == [
         "confusion.pdf",
         "confusion.png",
@@ -123,34 +123,34 @@ def test_every_format_says_all(trained, capsule_sweeps, form) -> None:
     assert f"{whole['class_accuracy'][4]:.2f}" in text
 
 
-def test_moved_images(trained, capsule_sweeps) -> None:
+def test_moved_images(finished, capsule_sweeps) -> None:
     """Overrides behind the option; a shift of whole pixels is one by hand, and 0 changes nothing."""
     plain, moved = (
-        table_of(capsule_sweeps, trained.name, "--num-routing", "2", f"dataset.test_shift={shift}") for shift in (0, 5)
+        table_of(capsule_sweeps, finished.name, "--num-routing", "2", f"dataset.test_shift={shift}") for shift in (0, 5)
     )
-    assert plain == table_of(capsule_sweeps, trained.name)
-    model, config = load_trained(trained)
+    assert plain == table_of(capsule_sweeps, finished.name)
+    model, config = load_trained(finished)
     data = load_data(config.dataset, config.data_dir, "cpu")
     images = F.pad(data.test.images, (5, 0))[..., :-5]
     named = torch.cat([watch(model, config, part)[0] for part in images.split(100)]).argmax(1)
     assert moved[0]["confusion"] != plain[0]["confusion"]
     wanted = torch.bincount(10 * data.test.labels + named, minlength=100).view(10, 10)
     assert np.abs(np.array(moved[0]["confusion"]) - wanted.numpy()).sum() <= 2  # last bits of ties
-    ended = capsule_sweeps("evaluate", trained.name, "dataset.test_rotation=15", "dataset.test_shift=-2")
+    ended = capsule_sweeps("evaluate", finished.name, "dataset.test_rotation=15", "dataset.test_shift=-2")
     assert "turned left by 15.0 degrees and moved right by -2 pixels" in " ".join(ended.out.split())
-    assert table_of(capsule_sweeps, trained.name, "dataset.affine_test=true")[0]["confusion"] != plain[0]["confusion"]
-    text = " ".join(capsule_sweeps("evaluate", trained.name, "dataset.affine_test=true").out.split())
-    assert "scaled and shifted at random" in text and "hash differs" not in text  # it was trained on the same images
+    assert table_of(capsule_sweeps, finished.name, "dataset.affine_test=true")[0]["confusion"] != plain[0]["confusion"]
+    text = " ".join(capsule_sweeps("evaluate", finished.name, "dataset.affine_test=true").out.split())
+    assert "scaled and shifted at random" in text and "hash differs" not in text  # it was finished on the same images
 
 
-def test_another_data_set_of_the_same_shape(trained, capsule_sweeps, data_dir) -> None:
+def test_another_data_set_of_the_same_shape(finished, capsule_sweeps, data_dir) -> None:
     """affine_digits on a canvas as large as the digits; images are normalised as in training."""
     words = ["dataset=affine_digits", "dataset.base=digits", "dataset.image_size=32"]
-    (found,) = table_of(capsule_sweeps, trained.name, *words)
+    (found,) = table_of(capsule_sweeps, finished.name, *words)
     assert found["dataset"]["name"] == "affine_digits" and found["dataset"]["mean"] == [0.3051]
-    (found,) = table_of(capsule_sweeps, trained.name, *words, "dataset.mean=[0.1]", "dataset.std=[0.2]")
+    (found,) = table_of(capsule_sweeps, finished.name, *words, "dataset.mean=[0.1]", "dataset.std=[0.2]")
     assert found["dataset"]["mean"] == [0.1]
-    (found,) = table_of(capsule_sweeps, trained.name, "dataset.mean=null", "dataset.std=null")
+    (found,) = table_of(capsule_sweeps, finished.name, "dataset.mean=null", "dataset.std=null")
     assert found["dataset"]["mean"] == pytest.approx([0.3051], abs=1e-4)  # measured
 
 
@@ -171,8 +171,8 @@ def test_another_data_set_of_the_same_shape(trained, capsule_sweeps, data_dir) -
         (["~dataset.root"], "dataset.root"),
     ],
 )
-def test_what_cannot_be_evaluated(trained, capsule_sweeps, words, found) -> None:
-    ended = capsule_sweeps("evaluate", trained.name, *words)
+def test_what_cannot_be_evaluated(finished, capsule_sweeps, words, found) -> None:
+    ended = capsule_sweeps("evaluate", finished.name, *words)
     assert ended.code == 1 and found in ended.err and ended.err.count("\n") == 1, ended.err
 
 
@@ -182,8 +182,8 @@ def test_unknown_option_is_no_override(capsule_sweeps) -> None:
         assert ended.code == 2 and "unrecognized" in ended.err
 
 
-def test_interrupted_run_and_broken_checkpoint(launch, runs, capsule_sweeps) -> None:
-    launch(signal_at=(signal.SIGTERM, 3))
+def test_interrupted_run_and_broken_checkpoint(trained, runs, capsule_sweeps) -> None:
+    trained(signal_at=(signal.SIGTERM, 3))
     name = runs.only().name
     ended = capsule_sweeps("evaluate", name)
     assert ended.code == 0 and "interrupted" in ended.out and "weights of epoch 1" in ended.out
@@ -215,23 +215,23 @@ def test_the_average_of_weights_stands_beside_them(launch, runs, capsule_sweeps)
     ]  # fmt: skip
 
 
-def test_it_tells_the_epoch_of_the_weights_that_it_read(trained, capsule_sweeps, monkeypatch) -> None:
+def test_it_tells_the_epoch_of_the_weights_that_it_read(finished, capsule_sweeps, monkeypatch) -> None:
     """A running process may replace the checkpoint meanwhile."""
-    path, load = trained / "checkpoint.pt", evaluate.load_test_data
+    path, load = finished / "checkpoint.pt", evaluate.load_test_data
 
     def replaced(*arguments):
         torch.save({**torch.load(path, weights_only=True), "epoch": 99}, path)
         return load(*arguments)
 
     monkeypatch.setattr(evaluate, "load_test_data", replaced)
-    assert "weights of epoch 2 " in " ".join(capsule_sweeps("evaluate", trained.name).out.split())
+    assert "weights of epoch 2 " in " ".join(capsule_sweeps("evaluate", finished.name).out.split())
 
 
-def test_weights_that_are_not_finite_make_valid_json(trained, capsule_sweeps) -> None:
-    checkpoint = torch.load(trained / "checkpoint.pt", weights_only=True)
+def test_weights_that_are_not_finite_make_valid_json(finished, capsule_sweeps) -> None:
+    checkpoint = torch.load(finished / "checkpoint.pt", weights_only=True)
     checkpoint["model"]["head.weight"].fill_(torch.nan)
-    torch.save(checkpoint, trained / "checkpoint.pt")
-    ended = capsule_sweeps("evaluate", trained.name, "--format", "json")
+    torch.save(checkpoint, finished / "checkpoint.pt")
+    ended = capsule_sweeps("evaluate", finished.name, "--format", "json")
     (found,) = json.loads(ended.out, parse_constant=pytest.fail)
     assert found["loss"] is None and found["calibration_error"] is None
 

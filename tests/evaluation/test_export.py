@@ -113,6 +113,7 @@ def test_the_printed_lines_run(make, capsule_sweeps) -> None:
     assert names["logits"].shape == (1, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -160,7 +161,7 @@ def test_what_is_there_stays_and_nothing_half_is_written(make, capsule_sweeps, m
 
 
 @pytest.fixture
-def trained(launch, runs):
+def ruled(launch, runs):
     """A finished run under a selection rule, whose best epoch is the first: the later ones have a useless rate."""
 
     def train(rule: str, *overrides: str) -> Run:
@@ -181,8 +182,8 @@ def accuracy_of(folder: Path, data_dir: Path, weights: str | None = None) -> flo
 
 
 @pytest.mark.parametrize("rule", ["last", "ema_last", "best_val", "best_test"])
-def test_weights_are_those_of_the_rule(trained, data_dir, rule) -> None:
-    run = trained(rule)
+def test_weights_are_those_of_the_rule(ruled, data_dir, rule) -> None:
+    run = ruled(rule)
     record = run.record()
     assert accuracy_of(run.folder, data_dir) == pytest.approx(record[f"accuracy_{rule}"])
     assert accuracy_of(run.folder, data_dir, "last") == pytest.approx(record["accuracy_last"])

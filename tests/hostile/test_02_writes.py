@@ -17,8 +17,8 @@ pytestmark = pytest.mark.usefixtures("untouched")
 
 
 @pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl"])
-def test_a_run_whose_files_are_links_is_refused_in_a_sentence(launch, runs, victim, name) -> None:
-    launch(signal_at=(signal.SIGTERM, 8))
+def test_a_run_whose_files_are_links_is_refused_in_a_sentence(launch, trained, runs, victim, name) -> None:
+    trained(signal_at=(signal.SIGTERM, 8))
     folder = runs.only()
     (folder / name).unlink()
     (folder / name).symlink_to(victim / ".bashrc")
@@ -52,11 +52,11 @@ def test_metrics_and_the_request_to_stop_are_files_of_the_folder(tmp_path, victi
 
 
 @pytest.mark.parametrize("shelf", [".sweeps", ".superseded"])
-def test_shelves_of_runs_dir_are_no_links(launch, runs, victim, shelf) -> None:
+def test_shelves_of_runs_dir_are_no_links(launch, trained, runs, victim, shelf) -> None:
     Path("runs").mkdir()
     Path("runs", shelf).symlink_to(victim)
     if shelf == ".superseded":
-        launch("training.epochs=1")
+        trained("training.epochs=1")
         ended = launch("training.epochs=1", "hydra.launcher.force=true")
     else:
         ended = launch()

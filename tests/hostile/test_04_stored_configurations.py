@@ -14,9 +14,9 @@ SECRET = "5ecre7of the environment"
 
 
 @pytest.mark.parametrize("key", ["name: digits", "data_dir: ", "project: "])
-def test_the_environment_stays_at_home(launch, capsule_sweeps, runs, place, monkeypatch, key) -> None:
+def test_the_environment_stays_at_home(trained, capsule_sweeps, runs, place, monkeypatch, key) -> None:
     monkeypatch.setenv("MY_SECRET", SECRET)
-    launch(signal_at=(signal.SIGTERM, 8))
+    trained(signal_at=(signal.SIGTERM, 8))
     path = runs.only() / "config.yaml"
     lines = path.read_text().splitlines()
     found = next(number for number, line in enumerate(lines) if line.strip().startswith(key))
@@ -39,7 +39,7 @@ def test_no_stored_value_has_an_interpolation(tmp_path, value) -> None:
         plain_config({"model": [{"name": value}]})
 
 
-def test_what_we_write_is_read(launch, runs) -> None:
-    launch(signal_at=(signal.SIGTERM, 3))
+def test_what_we_write_is_read(trained, runs) -> None:
+    trained(signal_at=(signal.SIGTERM, 3))
     assert Run(runs.only()).config().dataset.name == "digits"
     assert Path(runs.only() / "config.yaml").read_text().count("${") == 0

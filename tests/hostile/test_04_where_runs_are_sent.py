@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def strange(launch, runs) -> Path:
+def strange(trained, runs) -> Path:
     """An interrupted run as a colleague's archive brings it, whose config.yaml and run.json name another project."""
-    assert launch().code == 0
+    assert trained().code == 0
     folder = runs.only()
     config = OmegaConf.load(folder / "config.yaml")
     config.tracking = {"_target_": "capsule_sweeps.tracking.wandb.WandbTracker", "name": "wandb", "mode": "online"}

@@ -47,8 +47,8 @@ def test_a_second_folder_with_the_signature_does_not_hide_the_genuine_one(make_r
 
 
 @pytest.mark.parametrize("epoch", [-3, 10**6, 0.5, True])
-def test_a_checkpoint_of_an_epoch_that_the_run_does_not_have(launch, runs, epoch) -> None:
-    launch(signal_at=(signal.SIGTERM, 8))
+def test_a_checkpoint_of_an_epoch_that_the_run_does_not_have(launch, trained, runs, epoch) -> None:
+    trained(signal_at=(signal.SIGTERM, 8))
     path = runs.only() / "checkpoint.pt"
     content = torch.load(path, weights_only=True)
     torch.save({**content, "epoch": epoch}, path)
@@ -58,9 +58,9 @@ def test_a_checkpoint_of_an_epoch_that_the_run_does_not_have(launch, runs, epoch
     assert runs.metrics(runs.only()) == rows
 
 
-def test_the_groups_of_a_stored_optimizer_do_not_override_the_configuration(launch, runs) -> None:
-    launch("runs_dir=others")
-    launch(signal_at=(signal.SIGTERM, 8))
+def test_the_groups_of_a_stored_optimizer_do_not_override_the_configuration(launch, trained, runs) -> None:
+    trained("runs_dir=others")
+    trained(signal_at=(signal.SIGTERM, 8))
     path = runs.only() / "checkpoint.pt"
     content = torch.load(path, weights_only=True)
     for group in content["optimizer"]["param_groups"]:

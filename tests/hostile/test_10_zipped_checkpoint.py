@@ -39,10 +39,10 @@ def test_import_refuses_it(bomb, capsule_sweeps, place, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["compressed", "larger than the model"])
-def test_run_folder_with_one_is_refused(launch, runs, monkeypatch, large) -> None:
+def test_run_folder_with_one_is_refused(launch, trained, runs, monkeypatch, large) -> None:
     import signal
 
-    assert launch(signal_at=(signal.SIGTERM, 7)).code == 143
+    assert trained(signal_at=(signal.SIGTERM, 7)).code == 143
     path = runs.only() / "checkpoint.pt"
     content = torch.load(path, weights_only=True)
     torch.save({**content, "more": torch.zeros(8_000_000)} if large else content, path)

@@ -30,14 +30,14 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 def test_refused_at_once(tmp_path, text, why) -> None:
     (tmp_path / "config.yaml").write_text(text)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ValueError, match=why) as raised:
         read_config(tmp_path / "config.yaml")
-    assert len(str(raised.value)) < 400 and "\n" not in str(raised.value) and time.monotonic() - started < 30
+    assert len(str(raised.value)) < 400 and "\n" not in str(raised.value) and time.process_time() - started < 30
 
 
-def test_commands_say_one_sentence(launch, capsule_sweeps, runs) -> None:
-    launch(signal_at=(signal.SIGTERM, 3))
+def test_commands_say_one_sentence(trained, capsule_sweeps, runs) -> None:
+    trained(signal_at=(signal.SIGTERM, 3))
     (runs.only() / "config.yaml").write_text(BOMB)
     ended = capsule_sweeps("retry", runs.only().name)
     assert ended.code == 1 and "anchors" in ended.err and ended.err.count("\n") == 1

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from conftest import PATIENCE
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.plugins.sweeper import Sweeper
@@ -153,6 +154,7 @@ def test_whatever_a_worker_prints_its_end_is_heard(line) -> None:
     assert all(event is None or "event" in event for event in heard)
 
 
+@pytest.mark.slow
 def test_folder_that_another_process_takes_meanwhile_ends_no_other_run(tiny_config, runs, monkeypatch, capsys) -> None:
     """Between the plan and its turn: with force the old folder cannot be put aside then."""
     configs = [tiny_config(f"seed={seed}") for seed in range(2)]
@@ -178,6 +180,7 @@ def test_folder_that_another_process_takes_meanwhile_ends_no_other_run(tiny_conf
 # ── whole sweeps ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_pool_ends_with_the_numbers_of_one_after_the_other(launch, runs) -> None:
     """Given equal threads; one failing run leaves the others alone."""
     import torch
@@ -223,8 +226,8 @@ class Pool:
         self.process = subprocess.Popen(command, stdout=self.output, stderr=self.output, start_new_session=True)
         self.workers: list[psutil.Process] = []
 
-    def until(self, fulfilled: Callable[[], Any], seconds: float = 120) -> None:
-        end = time.monotonic() + seconds
+    def until(self, fulfilled: Callable[[], Any]) -> None:
+        end = time.monotonic() + PATIENCE
         while not fulfilled():
             assert time.monotonic() < end, self.text()
             self.workers += [worker for worker in self._children() if worker not in self.workers]
@@ -296,8 +299,8 @@ def test_killed_worker_cancelled_run_and_cancelled_sweep(start, launch, capsule_
     (name,) = [path.stem for path in Path("runs/.sweeps").iterdir()]
     said = capsule_sweeps("cancel", name)
     assert said.code == 0 and name in said.out
-    assert sweep.process.wait(60) == 128 + signal.SIGTERM
-    sweep.until(lambda: not sweep.left(), 20)
+    assert sweep.process.wait(PATIENCE) == 128 + signal.SIGTERM
+    sweep.until(lambda: not sweep.left())
     assert load_runs("runs").state.tolist() == ["interrupted"] * 4
     assert "Traceback" not in sweep.text()
     assert capsule_sweeps("cancel", name).out.startswith("nothing to cancel")
@@ -311,7 +314,7 @@ def test_one_signal_saves_and_stops_all(start, launch, runs, signum) -> None:
     sweep = start(*swept)
     sweep.training(2)
     sweep.process.send_signal(signum)
-    assert sweep.process.wait(60) == 128 + signum
+    assert sweep.process.wait(PATIENCE) == 128 + signum
     assert not sweep.left()
     assert load_runs("runs").state.tolist() == ["interrupted"] * 2, "the third was not begun"
     assert all((folder / "checkpoint.pt").exists() for folder in runs.folders())
@@ -334,7 +337,7 @@ def test_second_ctrl_c_ends_at_once(start, runs) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         sweep.process.wait(2)
     sweep.process.send_signal(signal.SIGINT)
-    assert sweep.process.wait(20) in (130, -signal.SIGINT)
+    assert sweep.process.wait(PATIENCE) in (130, -signal.SIGINT)
     assert not sweep.left()
     assert load_runs("runs").state.tolist() == ["interrupted"] * 2
     assert "Traceback" not in sweep.text()
@@ -346,7 +349,7 @@ def test_workers_of_a_killed_launcher_save_and_stop_by_themselves(start, runs) -
     sweep.training(2)
     sweep.process.kill()
     sweep.process.wait()
-    sweep.until(lambda: not sweep.left(), 30)
+    sweep.until(lambda: not sweep.left())
     assert [runs.record(folder)["state"] for folder in runs.folders()] == ["interrupted"] * 2
     for folder in runs.folders():
         assert (folder / "checkpoint.pt").exists()
@@ -417,6 +420,7 @@ def test_sweeper_gets_the_accuracy_under_the_configured_rule(launch, runs, monke
             _ = job.return_value
 
 
+@pytest.mark.slow
 def test_a_worker_refuses_other_code_than_its_launchers(tmp_path, place) -> None:
     """A snapshot that vanished under a job would be replaced silently by the installed package."""
     task = {"config": {}, "folder": str(tmp_path / "x-00000000"), "sweep": "", "threads": 1, "submission": None}

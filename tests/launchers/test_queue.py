@@ -12,6 +12,7 @@ from pathlib import Path
 import fake_queue
 import pytest
 from fake_queue import QUEUE, Launcher
+from synthetic import composed
 
 from capsule_sweeps import compose_config, load_runs
 from capsule_sweeps.launchers import submit as submitting
@@ -49,7 +50,7 @@ def submit(tiny, capsys):
 
     def run(*seeds, policy=None, launcher=None):
         points = [[f"seed={seed}"] for seed in seeds]
-        configs = [compose_config([*tiny, *point]) for point in points]
+        configs = [composed([*tiny, *point]) for point in points]
         launch(configs, points, policy or Policy(), launcher or Launcher())
         return " ".join(capsys.readouterr().out.split())
 

@@ -58,8 +58,7 @@ def test_cancelled_run_is_interrupted_and_goes_on(hold, launch, capsule_sweeps, 
     folder = runs.only()
     ended = capsule_sweeps("cancel", "state=running")
     assert ended.code == 0 and folder.name in ended.out
-    code = held.send(signal.SIGCONT)
-    assert code != 0, "not finished"
+    assert held.release() != 0, "not finished"
     record = runs.record(folder)
     assert record["state"] == "interrupted" and len(runs.metrics(folder)) < 500
     assert not (folder / "cancel").exists() and (folder / "checkpoint.pt").exists()
@@ -121,9 +120,9 @@ def test_foreign_launcher_that_may_not_be_signalled_is_no_traceback(tiny_config,
 # ── retry ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_retry_ends_with_the_numbers_of_an_untouched_run(launch, capsule_sweeps, runs) -> None:
+def test_retry_ends_with_the_numbers_of_an_untouched_run(launch, trained, capsule_sweeps, runs) -> None:
     launch("seed=0", signal_at=(signal.SIGTERM, 7))
-    launch("seed=1")
+    trained("seed=1")
     assert launch("seed=0", "runs_dir=untouched").code == 0
     before = {folder: (folder / "run.json").read_bytes() for folder in runs.folders()}
     ended = capsule_sweeps("retry", "seed=0")
@@ -133,8 +132,8 @@ def test_retry_ends_with_the_numbers_of_an_untouched_run(launch, capsule_sweeps,
     assert "nothing to retry" in capsule_sweeps("retry", "all").err
 
 
-def test_retry_asks_what_to_run(launch, capsule_sweeps, runs) -> None:
-    launch(signal_at=(signal.SIGTERM, 3))
+def test_retry_asks_what_to_run(trained, capsule_sweeps, runs) -> None:
+    trained(signal_at=(signal.SIGTERM, 3))
     before = (runs.only() / "run.json").read_bytes()
     ended = capsule_sweeps("retry")
     assert ended.code == 1 and "or all" in ended.err and (runs.only() / "run.json").read_bytes() == before
@@ -158,15 +157,15 @@ def test_images_are_found_from_another_folder_and_after_a_move(launch, capsule_s
     assert not (here / "images").exists() and not (tmp_path / "data").exists()
 
 
-def test_retry_that_fails_again_says_so(launch, capsule_sweeps, runs) -> None:
-    launch("training.lr=1e30")
+def test_retry_that_fails_again_says_so(trained, capsule_sweeps, runs) -> None:
+    trained("training.lr=1e30")
     ended = capsule_sweeps("retry", runs.only().name[-8:])
     assert ended.code == 1 and "Traceback" not in ended.text
     assert len(runs.record(runs.only())["attempts"]) == 2
 
 
-def test_retry_of_a_moved_folder_stays_in_it(launch, capsule_sweeps, runs) -> None:
-    launch(signal_at=(signal.SIGTERM, 3))
+def test_retry_of_a_moved_folder_stays_in_it(trained, capsule_sweeps, runs) -> None:
+    trained(signal_at=(signal.SIGTERM, 3))
     Path("runs").rename("moved")
     assert capsule_sweeps("retry", "all", "--runs-dir", "moved").code == 0
     assert runs.record(runs.only("moved"))["state"] == "finished" and not Path("runs").exists()
@@ -190,9 +189,9 @@ def test_retry_of_a_garbled_config_names_it(tiny_config, capsule_sweeps, content
     assert ended.code == 1 and "config.yaml" in ended.err and ended.err.count("\n") == 1
 
 
-def test_retry_of_another_config_in_the_folder_is_refused(launch, capsule_sweeps, runs) -> None:
+def test_retry_of_another_config_in_the_folder_is_refused(trained, capsule_sweeps, runs) -> None:
     """config.yaml that was edited by hand is another run; it must not train under this signature, nor elsewhere."""
-    launch(signal_at=(signal.SIGTERM, 3))
+    trained(signal_at=(signal.SIGTERM, 3))
     folder = runs.only()
     path = folder / "config.yaml"
     path.write_text(path.read_text().replace("seed: 0", "seed: 5"))
@@ -232,9 +231,9 @@ def test_gc_lists_and_removes_only_with_yes(tiny_config, capsule_sweeps) -> None
     assert capsule_sweeps("gc").out == capsule_sweeps("gc", "--yes").out == "Nothing to remove in runs.\n"
 
 
-def test_gc_keeps_the_only_finished_run_of_a_signature(launch, capsule_sweeps, runs, monkeypatch) -> None:
+def test_gc_keeps_the_only_finished_run_of_a_signature(launch, trained, capsule_sweeps, runs, monkeypatch) -> None:
     """Made anew with force, but not finished yet: what was finished is not superseded by anything."""
-    assert launch().code == 0
+    assert trained().code == 0
     launch("hydra.launcher.force=true", signal_at=(signal.SIGTERM, 3))
     (aside,) = Path("runs/.superseded").iterdir()
     assert runs.record(runs.only())["state"] == "interrupted"

@@ -60,16 +60,16 @@ def test_cnn_computes_what_its_docstring_says() -> None:
 def test_describe_names_the_widths_that_match_a_capsule_model(base) -> None:
     from capsule_sweeps.profiling.describe import layer_table, like_capsnet
 
-    told = like_capsnet(compose_config([*base, "model=cnn", "model.width=7"]))
+    config = compose_config([*base, "model=cnn", "model.width=7"])
+    told, model = like_capsnet(config), config.model
     widths = re.findall(r"model\.width=(\d+) has about the (\S+) of model=capsnet .*?, ([\d,]+)", told)
     assert [name for _, name, _ in widths] == ["parameters", "multiply-adds"], told
     capsules = layer_table(compose_config(base)).iloc[-1]
     for width, name, shown in widths:
         wanted = int(capsules[name.replace("-", "_")])
-        costs = [
-            int(layer_table(compose_config([*base, "model=cnn", f"model.width={w}"])).iloc[-1][name.replace("-", "_")])
-            for w in (int(width) - 1, int(width), int(width) + 1)
-        ]
+        costs = []
+        for model.width in (int(width) - 1, int(width), int(width) + 1):
+            costs.append(int(layer_table(config).iloc[-1][name.replace("-", "_")]))
         assert int(shown.replace(",", "")) == wanted
         assert abs(costs[1] - wanted) == min(abs(cost - wanted) for cost in costs) < 0.01 * wanted
 

@@ -141,11 +141,6 @@ def test_what_does_not_fit_is_one_sentence(capsule_sweeps) -> None:
     assert ended.code == 1 and len(ended.err.splitlines()) == 1 and "capsules.primary.kernel_size=99" in ended.err
 
 
-def test_the_command_line_starts_without_torch(python, place) -> None:
-    ended = python("-X", "importtime", "-m", "capsule_sweeps", "describe", "--help", PYTHONPATH=str(ROOT))
-    assert ended.code == 0 and not re.search(r"\| +torch$", ended.err, re.MULTILINE)
-
-
 # What fits what
 
 

@@ -45,10 +45,10 @@ def invent(place):
     return make
 
 
-def test_columns_and_types_of_load_runs(launch, runs) -> None:
+def test_columns_and_types_of_load_runs(launch, trained, runs) -> None:
     assert launch("-m", "num_routing=1,2", "seed=0").code == 0
     assert launch("seed=5", "dataset.val_size=20", signal_at=(signal.SIGTERM, 7)).code == 143
-    assert launch("training.lr=1e30").code == 1
+    assert trained("training.lr=1e30").code == 1
     frame = load_runs("runs")
     assert set(frame.columns) >= DEMANDED
     assert sorted(frame.state) == ["failed", "finished", "finished", "interrupted"]

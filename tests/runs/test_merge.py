@@ -101,11 +101,11 @@ def test_what_is_taken_says_where_from_and_is_not_sent_to_wandb(theirs, place) -
     assert list(Path("runs").glob(".*")) == []
 
 
-def test_an_unfinished_run_is_resumed_after_a_merge(launch, runs, place) -> None:
+def test_an_unfinished_run_is_resumed_after_a_merge(launch, trained, runs, place) -> None:
     import signal
 
     assert launch("runs_dir=theirs", signal_at=(signal.SIGTERM, 7)).code == 143
-    assert launch("runs_dir=whole").code == 0
+    assert trained("runs_dir=whole").code == 0
     assert [outcome for outcome, _ in outcomes(Path("theirs"))] == ["taken"]
     assert load_runs("runs").state.tolist() == ["interrupted"]
     assert "resume" in launch().out
@@ -173,8 +173,8 @@ def test_a_run_that_is_at_work_here_or_there_is_left_alone(theirs, made, place) 
     assert outcome == "refused" and "at work there" in words
 
 
-def test_runs_of_other_images_are_refused(theirs, launch) -> None:
-    assert launch("seed=1").code == 0
+def test_runs_of_other_images_are_refused(theirs, trained) -> None:
+    assert trained("seed=1").code == 0
     change(only(theirs) / "run.json", data_sha256="0" * 64)
     ((outcome, words),) = outcomes(theirs)
     assert outcome == "refused" and "other images" in words

@@ -141,8 +141,8 @@ def test_dry_run_stops_after_the_plan(launch, place, many) -> None:
     assert list(place.iterdir()) == []
 
 
-def test_dry_run_of_force_touches_nothing(launch, runs) -> None:
-    assert launch().code == 0
+def test_dry_run_of_force_touches_nothing(launch, trained, runs) -> None:
+    assert trained().code == 0
     before = stamps()
     assert "run anew" in launch("hydra.launcher.force=true", "hydra.launcher.dry_run=true").out
     assert stamps() == before
@@ -197,8 +197,8 @@ def other_code(monkeypatch: pytest.MonkeyPatch, module: str = "routing.passes") 
         yield
 
 
-def test_finished_with_other_code_is_stale_and_says_what_to_do(launch, runs, monkeypatch) -> None:
-    assert launch().code == 0
+def test_finished_with_other_code_is_stale_and_says_what_to_do(launch, trained, runs, monkeypatch) -> None:
+    assert trained().code == 0
     before = stamps()
     with other_code(monkeypatch):
         ended = launch()
@@ -213,17 +213,17 @@ def test_finished_with_other_code_is_stale_and_says_what_to_do(launch, runs, mon
         assert rows(launch().out)[0][2:] == ("finished", "skip")
 
 
-def test_stale_numbers_are_marked_where_they_stand(launch, capsule_sweeps, monkeypatch) -> None:
+def test_stale_numbers_are_marked_where_they_stand(launch, trained, capsule_sweeps, monkeypatch) -> None:
     """The plan promises it: never reused silently."""
-    assert launch().code == 0
+    assert trained().code == 0
     with other_code(monkeypatch):
         assert "stale" in launch().out.partition("Results")[2]
         assert "stale" in capsule_sweeps("results").out
         assert "stale" in capsule_sweeps("status").out
 
 
-def test_run_that_goes_on_with_other_code_is_said_and_ends_as_stale(launch, runs, monkeypatch) -> None:
-    launch(signal_at=(signal.SIGTERM, 3))
+def test_run_that_goes_on_with_other_code_is_said_and_ends_as_stale(launch, trained, runs, monkeypatch) -> None:
+    trained(signal_at=(signal.SIGTERM, 3))
     with other_code(monkeypatch, "networks.layers"):
         ended = launch("hydra.launcher.dry_run=true")
         assert rows(ended.out)[0][2:] == ("interrupted", "resume")
@@ -576,6 +576,8 @@ def same(points: Sequence[Sequence[str]]) -> None:
         if found == "refused" and any(re.match(r"(model|backbone|routing)\.", word) for word in point):
             expected[number] = wanted = found  # groups in which Hydra takes any key, and the classes refuse it later
         assert found == wanted, point
+    if len(points) == 1:
+        return
     right = [point for point, wanted in zip(points, expected, strict=True) if wanted != "refused"]
     together = compose_points(loader, master, right)  # no point leaves a trace in another
     assert [outcome(lambda config=config: config) for config in together] == [
@@ -588,6 +590,7 @@ def test_short_cut_composes_as_hydra_does(case, place) -> None:
     same([KNOWN[case]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("override", POOL)
 def test_short_cut_composes_each_override_as_hydra_does(override, place) -> None:
     same([[override]])

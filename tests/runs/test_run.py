@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
@@ -285,7 +286,7 @@ def test_process_killed_but_not_waited_for_is_gone(claiming) -> None:
     """A zombie still has its process number."""
     run, process = claiming
     process.send_signal(signal.SIGKILL)
-    until = time.monotonic() + 60
+    until = time.monotonic() + PATIENCE
     while run.state() == "running" and time.monotonic() < until:
         time.sleep(0.01)
     assert run.state() == "interrupted"
@@ -337,7 +338,7 @@ def test_heartbeat(tmp_path, monkeypatch) -> None:
     with run.claim():
         path = claims.attempt_path(run.folder, 1)
         os.utime(path, (1, 1))
-        until = time.monotonic() + 30
+        until = time.monotonic() + PATIENCE
         while path.stat().st_mtime == 1 and time.monotonic() < until:
             time.sleep(0.01)
         assert path.stat().st_mtime > 1
@@ -392,7 +393,7 @@ def test_of_many_processes_that_claim_at_once_exactly_one_wins(tmp_path) -> None
     finally:
         for racer in racers:
             racer.stdin.close()
-            racer.wait(60)
+            racer.wait(PATIENCE)
             racer.stdout.close()
 
 
@@ -530,15 +531,15 @@ GARBLED = {
 
 
 @pytest.mark.parametrize("content", GARBLED.values(), ids=GARBLED)
-def test_garbled_record_of_an_interrupted_run(launch, runs, content) -> None:
-    assert launch(signal_at=(signal.SIGTERM, 7)).code == 143
+def test_garbled_record_of_an_interrupted_run(launch, trained, runs, content) -> None:
+    assert trained(signal_at=(signal.SIGTERM, 7)).code == 143
     (runs.only() / "run.json").write_bytes(content)
     assert load_runs("runs").state.tolist() == ["interrupted"]
     ended = launch()
     assert "Traceback" not in ended.text
     assert ended.code == 0 or "run.json" in ended.text
     if ended.code == 0:
-        assert launch("runs_dir=untouched").code == 0
+        assert trained("runs_dir=untouched").code == 0
         runs.assert_same(runs.only(), runs.only("untouched"))
 
 
@@ -559,9 +560,9 @@ def test_garbled_record_of_a_finished_run_loses_nothing(launch, runs, content) -
     assert rows(ended.out) == table
 
 
-def test_run_killed_between_summary_and_record_keeps_its_numbers(launch, runs) -> None:
+def test_run_killed_between_summary_and_record_keeps_its_numbers(launch, trained, runs) -> None:
     """summary.json is there, so the run is finished; run.json still says what it said while training."""
-    assert launch().code == 0
+    assert trained().code == 0
     before = load_runs("runs")
     summary = json.loads((runs.only() / "summary.json").read_text())
     runs.change_record(runs.only(), state="running", ended=None, **dict.fromkeys(set(summary) - {"run"}))
@@ -571,8 +572,8 @@ def test_run_killed_between_summary_and_record_keeps_its_numbers(launch, runs) -
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"a: [", b"- 1\n", b"training: 3\n"])
-def test_garbled_config_is_named(launch, runs, content) -> None:
-    assert launch(signal_at=(signal.SIGTERM, 7)).code == 143
+def test_garbled_config_is_named(launch, trained, runs, content) -> None:
+    assert trained(signal_at=(signal.SIGTERM, 7)).code == 143
     (runs.only() / "run.json").unlink()
     (runs.only() / "config.yaml").write_bytes(content)
     ended = launch()

@@ -5,12 +5,13 @@ import sys
 import time
 
 import pytest
+from conftest import PATIENCE
 
 from capsule_sweeps.runs.signals import SIGNALS, stop_signals
 
 
 def until(holds):
-    limit = time.monotonic() + 10
+    limit = time.monotonic() + PATIENCE
     while not holds():
         assert time.monotonic() < limit
         time.sleep(0.01)
@@ -31,18 +32,20 @@ def test_the_second_ctrl_c_interrupts_at_once() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         until(lambda: stop.signum)
         os.kill(os.getpid(), signal.SIGINT)
-        until(lambda: False)
+        until(lambda: False)  # KeyboardInterrupt ends it
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 PROGRAM = """
 import os, signal, subprocess, sys, threading, time
-threading.Thread(target=time.sleep, args=(5,), daemon=True).start()  # from before: it does not block the signals
+threading.Thread(target=time.sleep, args=(600,), daemon=True).start()  # from before: it does not block the signals
 from capsule_sweeps.runs.signals import stop_signals
 with stop_signals() as stop:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5); print('compiled')"])
+    child = subprocess.Popen([sys.executable, "-c", "input(); print('compiled')"], stdin=subprocess.PIPE)
     print("ready", flush=True)
-    child.wait()
+    while not stop.signum:
+        time.sleep(0.01)
+    child.communicate(b"\\n")
     print(child.returncode, stop.signum, flush=True)
 """
 
@@ -55,5 +58,5 @@ def test_a_signal_to_the_whole_group_does_not_end_a_compiler(signum) -> None:
     )
     assert program.stdout is not None and program.stdout.readline() == "ready\n"
     os.killpg(program.pid, signum)
-    rest, _ = program.communicate(timeout=30)
+    rest, _ = program.communicate(timeout=PATIENCE)
     assert rest == f"compiled\n0 {int(signum)}\n" and program.returncode == 0

@@ -90,8 +90,8 @@ def test_times_are_those_of_training_without_the_pause(launch, runs) -> None:
     assert events[1].wall_time < events[2].wall_time
 
 
-def test_run_that_was_not_tracked_before_is_shown_whole(launch, runs) -> None:
-    assert launch(signal_at=(signal.SIGTERM, 8)).code == 143
+def test_run_that_was_not_tracked_before_is_shown_whole(launch, trained, runs) -> None:
+    assert trained(signal_at=(signal.SIGTERM, 8)).code == 143
     assert launch(ON).code == 0
     assert_is_mirror(runs.only(), runs.metrics(runs.only()))
 

@@ -127,7 +127,7 @@ def test_running_run_is_sent_as_far_as_it_is(hold, runs, sync, wandb_server) -> 
     assert [row["epoch"] for row in wandb_server.rows(identity)] == [1]
     assert wandb_server.state(wandb_server.runs[identity]) == "running"
     assert not list(Path("runs").rglob("*.synced"))
-    assert held.send(signal.SIGCONT) == 0
+    assert held.release() == 0
     assert sync().code == 0
     assert_is_mirror(wandb_server, runs.only(), runs)
 
@@ -180,8 +180,8 @@ def test_service_that_is_lost_costs_one_run_of_a_sync(offline, python, sync, wan
     assert ended.code == 0 and ended.out.count("is there") == 2, ended.text
 
 
-def test_rebuilt_from_the_folder_alone(launch, runs, sync, wandb_server) -> None:
-    assert launch().code == 0  # tracking=none
+def test_rebuilt_from_the_folder_alone(trained, runs, sync, wandb_server) -> None:
+    assert trained().code == 0  # tracking=none
     ended = sync()
     assert ended.code == 0 and "--rebuild" in ended.out and not wandb_server.runs
     ended = sync("--rebuild")
@@ -226,10 +226,10 @@ def test_recorded_place_counts(offline, runs, sync, wandb_server) -> None:
     assert ended.code == 0 and "is there" in ended.out, "what is there needs no consent"
 
 
-def test_two_folders_of_one_signature_are_two_runs(launch, offline, runs, sync, wandb_server) -> None:
+def test_two_folders_of_one_signature_are_two_runs(trained, offline, runs, sync, wandb_server) -> None:
     """A colleague's run of the same name and a run of the user are sent to one project."""
     (mine,) = offline(signal_at=(signal.SIGTERM, 8))
-    launch("runs_dir=theirs")
+    trained("runs_dir=theirs")
     identity = mine.name[-8:]
     assert sync().code == 0 and set(wandb_server.runs) == {identity}
     before = json.dumps(wandb_server.runs[identity], default=str)
@@ -278,8 +278,8 @@ def test_shipped_sweep_is_one_that_launch_understands() -> None:
             compose_config([f"{name}={value}"])
 
 
-def test_agent_s_finished_run_does_not_wait_for_the_service(launch, python, tiny, wandb_server) -> None:
-    assert launch().code == 0
+def test_agent_s_finished_run_does_not_wait_for_the_service(launch, trained, python, tiny, wandb_server) -> None:
+    assert trained().code == 0
     told = {"WANDB_SWEEP_ID": "sw1", "WANDB_RUN_ID": "agent1", "PYTHONPATH": str(ROOT)}
     settings = [text for text in tiny if text != "tracking=none"]
     ended = python("-c", AGENT_STANDS_STILL, ROOT / "launch.py", *settings, "tracking=wandb", **told)
@@ -297,10 +297,10 @@ def test_agent_drives_launch(launch, tiny, runs, place, wandb_server, monkeypatc
     sweep["program"] = str(ROOT / "launch.py")
     Path("sweep.yaml").write_text(yaml.safe_dump(sweep))
     monkeypatch.setenv("PATH", str(WANDB.parent), prepend=":")
-    made = subprocess.run([WANDB, "sweep", "sweep.yaml"], capture_output=True, text=True, timeout=60)
+    made = subprocess.run([WANDB, "sweep", "sweep.yaml"], capture_output=True, text=True, timeout=300)
     assert made.returncode == 0, made.stderr
     agent = subprocess.run(
-        [WANDB, "agent", "me/capsule_sweeps/sw1"], capture_output=True, text=True, timeout=200, cwd=place
+        [WANDB, "agent", "me/capsule_sweeps/sw1"], capture_output=True, text=True, timeout=300, cwd=place
     )
     assert agent.returncode == 0, agent.stderr
     assert set(wandb_server.runs) == {"agent1", "agent2"} and len(runs.folders()) == 2, agent.stderr

@@ -28,11 +28,11 @@ KEYS = ["epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "
 
 
 @pytest.fixture
-def reference(launch, runs):
+def reference(trained, runs):
     """An untouched run with some overrides, in a runs_dir of its own."""
 
     def train(*overrides: str) -> Path:
-        ended = launch(*overrides, "runs_dir=untouched")
+        ended = trained(*overrides, "runs_dir=untouched")
         assert ended.code == 0, ended.text
         return runs.only("untouched")
 
@@ -295,24 +295,24 @@ def test_seed_decides(launch, runs) -> None:
 
 
 @pytest.fixture
-def trained(launch, runs):
+def finished(trained, runs):
     """The folder of a finished run."""
 
     def train(*overrides: str) -> Path:
-        ended = launch(*overrides)
+        ended = trained(*overrides)
         assert ended.code == 0, ended.text
         return runs.only()
 
     return train
 
 
-def test_run_folder_has_the_files_of_the_design_and_no_others(trained) -> None:
-    names = {path.name for path in trained().iterdir() if not path.name.startswith("attempt-")}
+def test_run_folder_has_the_files_of_the_design_and_no_others(finished) -> None:
+    names = {path.name for path in finished().iterdir() if not path.name.startswith("attempt-")}
     assert names == {"config.yaml", "run.json", "metrics.jsonl", "checkpoint.pt", "summary.json", "log.txt"}
 
 
-def test_metrics_have_exactly_these_keys(trained, runs) -> None:
-    rows = runs.metrics(trained())
+def test_metrics_have_exactly_these_keys(finished, runs) -> None:
+    rows = runs.metrics(finished())
     assert [row["epoch"] for row in rows] == [1, 2]
     for row in rows:
         assert list(row) == KEYS
@@ -320,8 +320,8 @@ def test_metrics_have_exactly_these_keys(trained, runs) -> None:
         assert row["seconds"] > 0 and row["images_per_second"] > 0
 
 
-def test_val_size_adds_columns_and_a_selection(trained, runs) -> None:
-    folder = trained("dataset.val_size=30", "training.epochs=5", "selection_rule=best_val")
+def test_val_size_adds_columns_and_a_selection(finished, runs) -> None:
+    folder = finished("dataset.val_size=30", "training.epochs=5", "selection_rule=best_val")
     rows, summary = runs.metrics(folder), json.loads((folder / "summary.json").read_text())
     assert all(set(row) == {*KEYS, "val_loss", "val_accuracy"} for row in rows)
     best = max(rows, key=lambda row: row["val_accuracy"])
@@ -331,14 +331,14 @@ def test_val_size_adds_columns_and_a_selection(trained, runs) -> None:
     assert all(abs(row["val_accuracy"] * 30 - round(row["val_accuracy"] * 30)) < 1e-9 for row in rows)
 
 
-def test_held_out_images_do_not_train(trained, tiny_config, runs, data_dir) -> None:
+def test_held_out_images_do_not_train(tiny_config, data_dir) -> None:
     config = tiny_config("dataset.val_size=30", "dataset.train_size=null")
     data = load_data(config.dataset, data_dir, torch.device("cpu"))
     assert len(data.train.labels) == 1400 - 30 and len(data.val.labels) == 30
 
 
-def test_last_metrics_are_those_of_the_saved_weights(trained, tiny_config, runs, data_dir) -> None:
-    folder, config = trained(), tiny_config()
+def test_last_metrics_are_those_of_the_saved_weights(finished, tiny_config, runs, data_dir) -> None:
+    folder, config = finished(), tiny_config()
     model = build_model(config).eval()
     model.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True)["model"])
     test = load_data(config.dataset, data_dir, torch.device("cpu")).test
@@ -350,29 +350,29 @@ def test_last_metrics_are_those_of_the_saved_weights(trained, tiny_config, runs,
     assert last["test_loss"] == pytest.approx(cross_entropy(logits, test.labels).item(), rel=1e-5)
 
 
-def test_learning_rate_falls_after_its_milestones(trained, runs) -> None:
-    folder = trained("training.epochs=4", "training.milestones=[1,3]", "training.lr_decay=0.5", "training.lr=0.08")
+def test_learning_rate_falls_after_its_milestones(finished, runs) -> None:
+    folder = finished("training.epochs=4", "training.milestones=[1,3]", "training.lr_decay=0.5", "training.lr=0.08")
     assert [row["lr"] for row in runs.metrics(folder)] == pytest.approx([0.08, 0.04, 0.04, 0.02])
 
 
-def test_learning_rate_is_the_optimizers(trained, runs) -> None:
+def test_learning_rate_is_the_optimizers(finished, runs) -> None:
     """With a vanishing rate from the second epoch on, nothing moves any more."""
     first, second, third = runs.metrics(
-        trained("training.epochs=3", "training.milestones=[1]", "training.lr_decay=1e-30")
+        finished("training.epochs=3", "training.milestones=[1]", "training.lr_decay=1e-30")
     )
     assert first["test_loss"] == pytest.approx(second["test_loss"], rel=1e-6)
     assert second["test_loss"] == third["test_loss"]
 
 
-def test_optimizer_is_told_the_recipe(trained) -> None:
-    folder = trained("training.momentum=0.7", "training.weight_decay=0.003")
+def test_optimizer_is_told_the_recipe(finished) -> None:
+    folder = finished("training.momentum=0.7", "training.weight_decay=0.003")
     (group,) = torch.load(folder / "checkpoint.pt", weights_only=True)["optimizer"]["param_groups"]
     assert (group["momentum"], group["weight_decay"]) == (0.7, 0.003)
 
 
-def test_gradients_are_clipped_to_a_norm_over_all_weights(trained) -> None:
+def test_gradients_are_clipped_to_a_norm_over_all_weights(finished) -> None:
     """The momentum after the only step is its gradient; without clip_norm it is longer."""
-    folder = trained(
+    folder = finished(
         *("training.clip_norm=0.01", "training.epochs=1", "training.batch_size=40", "training.weight_decay=0")
     )
     state = torch.load(folder / "checkpoint.pt", weights_only=True)["optimizer"]["state"]
@@ -436,16 +436,16 @@ def truncate(path: Path) -> None:
     ],
     ids=["truncated", "empty", "garbled", "keys missing", "a list", "no weights"],
 )
-def test_corrupt_checkpoint_is_named(launch, runs, damage) -> None:
-    assert launch(signal_at=(signal.SIGTERM, BATCHES + 2)).code == 143
+def test_corrupt_checkpoint_is_named(launch, trained, runs, damage) -> None:
+    assert trained(signal_at=(signal.SIGTERM, BATCHES + 2)).code == 143
     damage(runs.only() / "checkpoint.pt")
     ended = launch()
     assert ended.code == 1 and "Traceback" not in ended.text
     assert str(runs.only() / "checkpoint.pt") in ended.text and "remove it" in ended.text
 
 
-def test_corrupt_checkpoint_costs_no_other_run_and_can_be_removed(launch, reference, runs) -> None:
-    assert launch(signal_at=(signal.SIGTERM, BATCHES + 2)).code == 143
+def test_corrupt_checkpoint_costs_no_other_run_and_can_be_removed(launch, trained, reference, runs) -> None:
+    assert trained(signal_at=(signal.SIGTERM, BATCHES + 2)).code == 143
     broken = runs.only()
     truncate(broken / "checkpoint.pt")
     assert launch("-m", "seed=0,1").code == 1
@@ -456,8 +456,8 @@ def test_corrupt_checkpoint_costs_no_other_run_and_can_be_removed(launch, refere
 
 
 @pytest.mark.parametrize("text", ["", "{not json\n", '{"epoch": 7}\n', "[]\n"])
-def test_damaged_metrics_are_named(launch, runs, text) -> None:
-    assert launch(signal_at=(signal.SIGTERM, BATCHES + 2)).code == 143
+def test_damaged_metrics_are_named(launch, trained, runs, text) -> None:
+    assert trained(signal_at=(signal.SIGTERM, BATCHES + 2)).code == 143
     (runs.only() / "metrics.jsonl").write_text(text)
     ended = launch()
     assert ended.code == 1 and "Traceback" not in ended.text
@@ -488,8 +488,8 @@ def test_debug_trains_as_asked(launch, reference, runs) -> None:
     assert f"{last['test_accuracy']:.1%}" in launch("debug=true").out.split("epoch 2/2")[1]
 
 
-def test_debug_ignores_a_finished_run(launch, runs) -> None:
-    assert launch().code == 0
+def test_debug_ignores_a_finished_run(launch, trained, runs) -> None:
+    assert trained().code == 0
     before = sorted((path.name, path.stat().st_mtime_ns) for path in runs.only().iterdir())
     assert "epoch 2/2" in launch("debug=true").out
     assert sorted((path.name, path.stat().st_mtime_ns) for path in runs.only().iterdir()) == before
