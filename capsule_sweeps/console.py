@@ -7,8 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from rich import get_console
 from rich.console import Console
@@ -120,22 +119,28 @@ class SweepProgress:
         return f"about {duration(max(0.0, seconds))} left"
 
 
-class Display:
-    """Bars for the run at work, epochs and batches, and with a sweep one for its runs."""
+class _Bars:
+    """The bars of a sweep, shown for the time of a `with`."""
 
-    def __init__(self, sweep: SweepProgress | None = None) -> None:
-        self.console = console()
+    def __init__(self, sweep: SweepProgress) -> None:
+        self.console, self._sweep = console(), sweep
         self._bars = _bars(self.console)
-        self._sweep = sweep or SweepProgress(1)
-        if self._sweep.num_runs > 1:
-            self._all = self._bars.add_task("", total=self._sweep.num_runs, note="", of_sweep=True)
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         self._bars.start()
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bars.stop()
+
+
+class Display(_Bars):
+    """Bars for the run at work, epochs and batches, and with a sweep one for its runs."""
+
+    def __init__(self, sweep: SweepProgress | None = None) -> None:
+        super().__init__(sweep or SweepProgress(1))
+        if self._sweep.num_runs > 1:
+            self._all = self._bars.add_task("", total=self._sweep.num_runs, note="", of_sweep=True)
 
     def start(self, name: str, epochs: int, epochs_done: int, num_batches: int) -> None:
         self._lines = EpochLines(self.console, name, epochs, epochs_done)
@@ -178,25 +183,17 @@ class Display:
         self._lines.epoch(row)
 
 
-class PoolDisplay:
+class PoolDisplay(_Bars):
     """One bar a run, in steps, for runs that work side by side, and one for all of them."""
 
     def __init__(self, sweep: SweepProgress) -> None:
-        self.console = console()
-        self._bars = _bars(self.console)
-        self._sweep, self._first = sweep, dict[str, int]()
+        super().__init__(sweep)
+        self._first: dict[str, int] = {}
         self._all = self._bars.add_task("runs", total=sweep.num_runs, note="", of_sweep=True)
         self._tasks: dict[str, TaskID] = {}
         self._lines: dict[str, EpochLines] = {}
         self._num_batches: dict[str, int] = {}
         self._epochs_done: dict[str, int] = {}
-
-    def __enter__(self) -> PoolDisplay:
-        self._bars.start()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bars.stop()
 
     def show(self, name: str, event: dict[str, Any]) -> None:
         """An event of `worker.PipeDisplay`."""
