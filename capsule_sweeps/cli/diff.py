@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from capsule_sweeps.cli import add_format, add_runs_dir
-from capsule_sweeps.config.selection_rules import names
-
-if TYPE_CHECKING:
-    from capsule_sweeps.runs.run import Run
-
-NUMBERS = ["state", "parameters", "epochs_done", "seconds"]
-NUMBERS += [f"accuracy_{rule}" for rule in names()]
-MACHINE = ("host", "processor", "gpu")
-VARYING = ("seconds", "images_per_second")  # of an epoch, even between equal runs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +19,7 @@ def run(arguments: argparse.Namespace) -> None:
     import pandas as pd
 
     from capsule_sweeps.results.render import render
+    from capsule_sweeps.runs.differences import facts, first_different_epoch
     from capsule_sweeps.runs.select import find_run
 
     one, other = (find_run(arguments.runs_dir, word) for word in arguments.runs)
@@ -51,40 +43,6 @@ def run(arguments: argparse.Namespace) -> None:
             pd.DataFrame(rows, columns=["what", "key", *titles], dtype=object), arguments.format, "Differences", note
         )
     )
-
-
-def facts(run: Run) -> dict[str, dict[str, Any]]:
-    """The compared values: part → key → value; None if unknown."""
-    from capsule_sweeps.runs.frame import runs_frame
-    from capsule_sweeps.runs.signature import NEUTRAL
-
-    record = run.record()
-    columns = runs_frame([run]).astype(object).iloc[0]
-    columns = columns.where(columns.notna(), None)
-    attempt = ([{}, *record.get("attempts", [])])[-1]
-    return {
-        "configuration": {**NEUTRAL, **columns.signed_config},
-        "code": _dict(attempt.get("code")),
-        "versions": {"python": attempt.get("python"), **_dict(attempt.get("versions"))},
-        "machine": {**{key: attempt.get(key) for key in MACHINE}, **record.get("execution", {})},
-        "data": {"data_sha256": record.get("data_sha256")},
-        "numbers": {key: columns[key] for key in NUMBERS},
-    }
-
-
-def first_different_epoch(one: Run, other: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The records of both runs of the first epoch in which they differ, bit by bit."""
-    from capsule_sweeps.runs.metrics import read_metrics
-
-    def named(row: dict[str, Any]) -> dict[str, Any]:
-        return {f"{key} of epoch {row.get('epoch')}": value for key, value in row.items() if key not in VARYING}
-
-    pairs = zip(read_metrics(one)[0], read_metrics(other)[0], strict=False)
-    return next(((named(a), named(b)) for a, b in pairs if named(a) != named(b)), ({}, {}))
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}  # records come from others
 
 
 def _text(key: Any, value: Any) -> str | None:

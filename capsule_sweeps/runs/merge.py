@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from capsule_sweeps.config import selection_rules
 from capsule_sweeps.config.check import check
 from capsule_sweeps.runs.bundle import CHECKPOINT, FILES, RUN_NAME, SWEEP_NAME, SWEEPS, copy_files, unpack
+from capsule_sweeps.runs.differences import TIMES, differences
 from capsule_sweeps.runs.files import create_json, make_folder, temporary, write_json
 from capsule_sweeps.runs.folders import check_runs_dir, find_runs
 from capsule_sweeps.runs.labels import FILE as LABELS_FILE
@@ -34,8 +35,6 @@ from capsule_sweeps.runs.stored_weights import check_weights
 from capsule_sweeps.runs.sweep import seeds_name, signatures_name
 
 CONFLICTS = ".conflicts"
-TIMES = ("seconds", "images_per_second")  # the only numbers of an epoch in which equal runs differ
-MACHINE = ("host", "processor", "gpu")
 
 
 def merge(path: Path, runs_dir: Path) -> Iterator[tuple[str, str, str]]:
@@ -192,7 +191,7 @@ def _take(folder: Path, origin: Path | None, local: Run | None, runs_dir: Path, 
             if (folder / LABELS_FILE).exists() and not (local.folder / LABELS_FILE).exists():
                 os.replace(folder / LABELS_FILE, local.folder / LABELS_FILE)
             return "same", ""
-        words = _differences(local, theirs)
+        words = differences(local, theirs)
         _fetch_checkpoint(origin, folder, theirs.record())
         aside = _keep_aside(folder, runs_dir / CONFLICTS)
         return "different", f"{words}. The existing run stays, the other one is in {aside}"
@@ -248,31 +247,6 @@ def _numbers(folder: Path) -> str:
     summary = read_summary(folder)
     rows.append({key: summary.get(key) for key in selection_rules.summary_keys()})
     return json.dumps(rows, sort_keys=True)
-
-
-def _differences(here: Run, there: Run) -> str:
-    """How two runs with different numbers differ: accuracies, code, versions and device."""
-    ours, theirs, words = here.record(), there.record(), []
-    for rule in selection_rules.RULES:
-        pair = [read_summary(run.folder).get(rule.column) for run in (here, there)]
-        if pair[0] != pair[1]:
-            words.append(f"accuracy_{rule.name} {_percent(pair[0])} here and {_percent(pair[1])} there")
-    words = words[:1] or ["numbers of an epoch differ"]
-    mine, other = (([{}, *record.get("attempts", [])])[-1] for record in (ours, theirs))
-    codes = [attempt.get("code") or {} for attempt in (mine, other)]  # null in damaged records
-    code = [name for name, known in codes[0].items() if codes[1].get(name) != known]
-    words += [f"code differs in {', '.join(code[:3])}"] if code else []
-    mine, other = ({**attempt, "machine": {key: attempt.get(key) for key in MACHINE}} for attempt in (mine, other))
-    for part in ("versions", "execution", "machine"):
-        a, b = (one.get(part) or whole.get(part) or {} for one, whole in ((mine, ours), (other, theirs)))
-        words += [f"{key} {a.get(key)} here and {b.get(key)} there" for key in a if a.get(key) != b.get(key)]
-    if ours.get("data_sha256") != theirs.get("data_sha256"):
-        words.append("the images differ")
-    return "; ".join(words)
-
-
-def _percent(value: Any) -> str:
-    return f"{value:.2%}" if isinstance(value, int | float) else "unknown"
 
 
 def _keep_aside(folder: Path, shelf: Path) -> Path:
