@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from capsule_sweeps.display import mathtext
 from capsule_sweeps.results.figures import COLORS, COLUMN_WIDTH, STYLE
-from capsule_sweeps.results.intervals import half_width
+from capsule_sweeps.results.stein import first_of, interval
 
 
 def confusion_figure(matrices: Mapping[str, np.ndarray], classes: Sequence[str]) -> Figure:
@@ -51,12 +51,13 @@ def accuracy_curves(frame: pd.DataFrame, over: str, labels: Sequence[str]) -> Fi
         axes = figure.subplots()
         groups = frame.groupby(list(labels), dropna=False, sort=False) if labels else [((), frame)]
         for number, (names, rows) in enumerate(groups):
-            found = rows.groupby(over).accuracy.agg(["mean", "std", "count"])
+            places = rows.groupby(over)
+            bars = [interval(own.set_index("seed").accuracy, first_of(own)) for _, own in places]
             told = [f"{key}={name}" for key, name in zip(labels, names, strict=True) if not pd.isna(name)]
             label = mathtext(", ".join(told)) or None
-            bars = half_width(found["std"], found["count"])
             color = COLORS[number % len(COLORS)]
-            axes.errorbar(found.index, found["mean"], bars, label=label, color=color, marker=".", capsize=2)
+            means = places.accuracy.mean()
+            axes.errorbar(means.index, means, bars, label=label, color=color, marker=".", capsize=2)
         axes.set_xlabel(mathtext(over))
         axes.set_ylabel("test accuracy (%)")
         if labels:

@@ -22,8 +22,8 @@ from capsule_sweeps.evaluation.robustness import ATTACKS, CORRUPTIONS, corrupted
 from capsule_sweeps.evaluation.weights import load_checkpoint
 from capsule_sweeps.networks.capsnet import CapsNet
 from capsule_sweeps.results.columns import settings_frame, short_names
-from capsule_sweeps.results.intervals import half_width
 from capsule_sweeps.results.render import render
+from capsule_sweeps.results.stein import first_of, interval, two_stage_note
 from capsule_sweeps.runs.run import Run
 
 
@@ -110,7 +110,13 @@ def evaluate_many(
                         model.capsules.num_routing = number  # type: ignore[union-attr]
                     attacked = partial(_attacked, model, condition, data)
                     accuracy = 100 * share_correct(model, config, data.test, attacked)
-                    found = {"run": row.run, "seed": row.seed, "group": row.group, **settings.loc[index]}
+                    found = {
+                        "run": row.run,
+                        "seed": row.seed,
+                        "first_seeds": row.first_seeds,
+                        "group": row.group,
+                        **settings.loc[index],
+                    }
                     found |= {**_columns(condition), "num_routing": number, "images": len(data.test)}
                     rows.append({**found, "accuracy": accuracy})
                 advance(1)
@@ -152,17 +158,22 @@ def _attacked(model: nn.Module, condition: Condition, data: Data, images: Tensor
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Over the seeds of each group: n, mean and half-width of the 95 % interval of the accuracies, in percent."""
-    keys = [key for key in frame if key not in ("run", "seed", "images", "accuracy")]
-    found = frame.groupby(keys, dropna=False, sort=False).accuracy.agg(["count", "mean", "std"]).reset_index()
-    table = found.drop(columns=["group", "count", "mean", "std"])
-    return table.assign(n=found["count"], accuracy=found["mean"], **{"±": half_width(found["std"], found["count"])})
+    keys = [key for key in frame if key not in ("run", "seed", "first_seeds", "images", "accuracy")]
+    groups = frame.groupby(keys, dropna=False, sort=False)
+    found = groups.accuracy.agg(["count", "mean"]).reset_index()
+    widths = [interval(own.set_index("seed").accuracy, first_of(own)) for _, own in groups]
+    table = found.drop(columns=["group", "count", "mean"])
+    return table.assign(n=found["count"], accuracy=found["mean"], **{"±": widths})
 
 
 def show_many(frame: pd.DataFrame, form: str) -> str:
     """`csv` and `json`: all rows, one per run and condition; `table` and `md`: the summary over seeds."""
     if form in ("csv", "json"):
-        return render(frame.drop(columns="group"), form)
+        return render(frame.drop(columns=["group", "first_seeds"]), form)
     said = ["Test accuracy in %; ±: half-width of the 95 % interval (t) over n seeds, none for n = 1."]
+    if frame.first_seeds.notna().any():
+        numbers = frame.drop_duplicates("group").first_seeds
+        said.append(two_stage_note(numbers, "±").strip())
     if "epsilon" in frame:
         said.append("epsilon: the largest change of a pixel, black 0 and white 1; 0 is the clean image.")
     if "severity" in frame:

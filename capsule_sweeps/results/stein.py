@@ -35,14 +35,19 @@ def first_of(runs: pd.DataFrame) -> int | None:
     return int(known.min()) if len(known) else None
 
 
+def interval(values: pd.Series, first: int | None) -> float:
+    """Half the width of the 95 % interval of the mean of values indexed by seed, in their unit; NaN for one value."""
+    std, n0 = deviation(values, first)
+    return float(two_stage_half_width(std, n0, len(values)))
+
+
 def half_widths(finished: pd.DataFrame, rule: str) -> dict[str, tuple[float, int]]:
     """Group → half-width in percentage points and n0, of the groups whose seeds the procedure chose."""
     found = {}
     for group, own in finished[finished.first_seeds.notna()].groupby("group"):
         values, first = pd.Series(100 * own[f"accuracy_{rule}"].to_numpy(), index=own.seed), first_of(own)
         if first is not None and len(values) >= first:
-            std, _ = deviation(values, first)
-            found[str(group)] = (float(two_stage_half_width(std, first, len(values))), first)
+            found[str(group)] = (interval(values, first), first)
     return found
 
 

@@ -140,6 +140,7 @@ def test_figures_take_any_name(hostile_runs, tmp_path) -> None:
         **dict.fromkeys(("train_loss", "test_loss", "train_accuracy", "test_accuracy"), 0.5)
     )
     curves = pd.DataFrame({HOSTILE: [1.0, 2.0], "accuracy": [1.0, 2.0], "a": [HOSTILE] * 2})
+    curves = curves.assign(seed=0, first_seeds=None)
     table = pd.DataFrame(
         {"base": [HOSTILE], HOSTILE: [HOSTILE], "n": [2], "difference": [1.0], "half_width": [1.0]}
     ).assign(paired=True, rule="last")

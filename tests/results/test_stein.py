@@ -100,3 +100,13 @@ def test_a_comparison_has_the_deviation_of_the_first_seeds() -> None:
     from scipy import stats
 
     assert not found.paired and found.half_width == pytest.approx(stats.t.ppf(0.975, df) * sum(parts) ** 0.5)
+
+
+def test_evaluations_over_seeds_have_the_interval_of_the_procedure() -> None:
+    from capsule_sweeps.evaluation.many import show_many, summary
+
+    frame = pd.DataFrame({"run": list("abcde"), "seed": range(5), "first_seeds": 3, "group": "g", "images": 10})
+    frame = frame.assign(num_routing=1, accuracy=[1.0, 2.0, 3.0, 9.0, 9.0])
+    assert summary(frame)["±"].tolist() == [pytest.approx(4.302653 / 5**0.5, rel=1e-6)]
+    assert "two-stage procedure" in " ".join(show_many(frame, "table").split())
+    assert summary(frame.assign(first_seeds=pd.NA))["±"].tolist() == [pytest.approx(half_width(3.8987, 5), rel=1e-4)]
