@@ -15,13 +15,14 @@ import pandas as pd
 
 from capsule_sweeps.results.intervals import deviation, t_quantile
 
+MOST = 10**15  # seeds: more are the same to everybody, and still a whole number
 ROUNDING = 1e-9  # of (t s / h)²: 25.000000000001 seeds are 25
 
 
 def num_seeds(std: Any, first: int, wanted: float) -> Any:
     """The number of seeds for the half-width `wanted`, given the deviation of the `first` ones; at least `first`."""
     asked = (t_quantile(first - 1) * np.asarray(std, float) / wanted) ** 2
-    return np.maximum(first, np.ceil(asked * (1 - ROUNDING))).astype(np.int64)
+    return np.clip(np.ceil(asked * (1 - ROUNDING)), first, MOST).astype(np.int64)
 
 
 def two_stage_half_width(std: Any, first: int, n: Any) -> Any:

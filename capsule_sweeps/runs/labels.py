@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -40,24 +43,40 @@ def read_labels(folder: Path) -> Labels:
 
 def change_tags(folder: Path, add: Iterable[str], remove: Iterable[str]) -> Labels:
     """Add and remove tags of a run. Raises ValueError for an invalid tag."""
-    before, add, remove = read_labels(folder), list(add), list(remove)
+    add, remove = list(add), list(remove)
     for tag in (*add, *remove):
         if not re.fullmatch(TAG, tag):
             raise ValueError(f"tag={tag} is invalid: a tag is up to 50 letters, digits, dots, - and _")
-    tags = tuple(sorted({*before.tags, *add} - {*remove}))
-    removed = tuple(sorted(({*before.removed, *before.tags} - {*tags}) - {*add}))
-    if len(tags) > MAX_TAGS:
-        raise ValueError(f"{folder.name} would have {len(tags)} tags, more than {MAX_TAGS}: remove some with -TAG")
-    return _write(folder, replace(before, tags=tags, removed=removed[:MAX_TAGS]))
+    with _alone(folder):
+        before = read_labels(folder)
+        tags = tuple(sorted({*before.tags, *add} - {*remove}))
+        removed = tuple(sorted(({*before.removed, *before.tags} - {*tags}) - {*add}))
+        if len(tags) > MAX_TAGS:
+            raise ValueError(f"{folder.name} would have {len(tags)} tags, more than {MAX_TAGS}: remove some with -TAG")
+        return _write(folder, replace(before, tags=tags, removed=removed[:MAX_TAGS]))
 
 
 def change_note(folder: Path, note: str) -> Labels:
     """Set the note of a run; an empty note removes it. Raises ValueError for a note that is too long."""
     if len(note) > MAX_NOTE:
         raise ValueError(f"the note has {len(note):,} letters: a note has up to {MAX_NOTE:,}")
-    before = read_labels(folder)
-    note = note.strip()
-    return _write(folder, replace(before, note=note, emptied=not note and bool(before.note or before.emptied)))
+    if wrong := text(MAX_NOTE)(note := note.strip()):
+        raise ValueError(f"the note {wrong}: set another one")
+    with _alone(folder):
+        before = read_labels(folder)
+        return _write(folder, replace(before, note=note, emptied=not note and bool(before.note or before.emptied)))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """While open, no other process changes the labels of a run, whose other files it may write."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _write(folder: Path, labels: Labels) -> Labels:

@@ -18,6 +18,7 @@ SPREADS = [0.3, 0.6, 1.0, 2.0]  # deviation over seeds, in units of the half-wid
 def test_the_numbers_are_those_of_the_formula() -> None:
     """t(4) at 97.5 % is 2.776445."""
     assert num_seeds(0.3, 5, 0.25) == 12  # (2.776445 · 0.3 / 0.25)² = 11.1
+    assert num_seeds(0.3, 5, 1e-200) == 10**15, "no overflow"
     assert num_seeds(0.0, 5, 0.25) == 5 and num_seeds(0.1, 5, 0.25) == 5
     assert two_stage_half_width(0.3, 5, 12) == pytest.approx(2.776445 * 0.3 / 12**0.5)
     assert num_seeds(2.5 / 2.7764451051977987, 5, 0.25) == 100  # exactly 100 seeds, whatever the rounding

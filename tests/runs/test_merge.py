@@ -9,6 +9,7 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from capsule_sweeps import load_runs
 from capsule_sweeps.runs.bundle import MAX_READ
 from capsule_sweeps.runs.files import read_json
+from capsule_sweeps.runs.labels import change_note, change_tags, read_labels
 from capsule_sweeps.runs.merge import merge
 from capsule_sweeps.runs.run import Run
 
@@ -396,6 +398,17 @@ def test_tags_and_a_note_are_shown_and_select_and_travel(theirs, made, place, ca
     assert outcomes(Path("b.tar.gz"), theirs) == [("same", "")]
     assert load_runs(theirs).tags.tolist() == ["best good"]
     assert capsule_sweeps("note", name, "").out == f"{name}: no note\n"
+
+
+def test_tags_of_several_processes_all_arrive(made, place) -> None:
+    """Each reads and writes the whole file; here in threads."""
+    shutil.copytree(made, "runs")
+    folder = only(Path("runs"))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda tag: change_tags(folder, [tag], []), (f"tag{number}" for number in range(40))))
+    assert len(read_labels(folder).tags) == 40
+    with pytest.raises(ValueError, match="not Unicode"):
+        change_note(folder, "bytes \udcff of another encoding")
 
 
 @pytest.mark.parametrize("words", [["+"], ["+a b"], ["+../x"], ["+" + 51 * "a"], []])
