@@ -21,7 +21,8 @@ ROUNDING = 1e-9  # of (t s / h)²: 25.000000000001 seeds are 25
 
 def num_seeds(std: Any, first: int, wanted: float) -> Any:
     """The number of seeds for the half-width `wanted`, given the deviation of the `first` ones; at least `first`."""
-    asked = (t_quantile(first - 1) * np.asarray(std, float) / wanted) ** 2
+    with np.errstate(over="ignore"):
+        asked = (t_quantile(first - 1) * np.asarray(std, float) / wanted) ** 2
     return np.clip(np.ceil(asked * (1 - ROUNDING)), first, MOST).astype(np.int64)
 
 
