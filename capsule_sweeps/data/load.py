@@ -67,12 +67,6 @@ def load_data(dataset: Any, data_dir: str | Path, device: str | torch.device) ->
     return data
 
 
-def prepare(dataset: Any, data_dir: str | Path) -> Path | None:
-    """Make sure that the decoded cache exists (download, read, convert) and return its path; None when it could not be
-    made, because another process holds its lock. Raises as `load_data`."""
-    return open_data(dataset, Path(data_dir))[2]
-
-
 def _own_val(dataset: Any, decoded: Decoded) -> tuple[Images, Labels] | None:
     """The validation images that come with the data set; without any, they are taken from the training images."""
     if decoded.val is not None and dataset.val_size not in (0, number := len(decoded.val[1])):

@@ -19,13 +19,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from decoded import prepare
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from capsule_sweeps.data import cache
 from capsule_sweeps.data.augment import augment, crop_and_flip, normalize
-from capsule_sweeps.data.load import load_data, prepare
+from capsule_sweeps.data.load import load_data
 from capsule_sweeps.data.pairs import pair
 from capsule_sweeps.data.sources import folder
 from capsule_sweeps.data.split import SPLIT_SEED, Split, class_counts, split_indices

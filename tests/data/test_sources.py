@@ -12,12 +12,13 @@ from zlib import compress, crc32
 import numpy as np
 import pytest
 import torch
+from decoded import prepare
 from PIL import Image
 
 from capsule_sweeps import compose_config
 from capsule_sweeps.data import pictures
 from capsule_sweeps.data.canvas import DIGIT_SIZE
-from capsule_sweeps.data.load import load_data, prepare
+from capsule_sweeps.data.load import load_data
 from capsule_sweeps.data.sources import folder
 from capsule_sweeps.launchers.submit import enqueue
 from capsule_sweeps.runs.plan import PlannedRun

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from decoded import prepare
 from filelock import FileLock
 from PIL import Image
 
 from capsule_sweeps import compose_config
 from capsule_sweeps.data import cache_files, cache_lock
-from capsule_sweeps.data.load import load_data, prepare
+from capsule_sweeps.data.load import load_data
 from capsule_sweeps.data.open import identify
 
 
