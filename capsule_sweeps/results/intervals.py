@@ -27,7 +27,6 @@ class Summary:
     std: float
     half_width: float
     best: float
-    worst: float
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def summarize(values: pd.Series) -> Summary:
     """The Summary of one or more values; the best is the largest."""
     std = float(values.std(ddof=1)) if len(values) > 1 else math.nan
     width = float(half_width(std, len(values)))
-    return Summary(len(values), float(values.mean()), std, width, float(values.max()), float(values.min()))
+    return Summary(len(values), float(values.mean()), std, width, float(values.max()))
 
 
 def half_width(std: Any, n: Any) -> Any:
