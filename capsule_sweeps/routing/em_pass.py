@@ -2,7 +2,7 @@
 
 `gaussian_pass` does an E-step and an M-step without storing all votes: it computes them for as many children at a
 time as fit the cache, for log r (i, M, p), for the means, for the variances, and again in the backward pass. (Autograd
-over slices takes 3 to 4 times as long.) Let s = r a / Σ_i r a be the share of a child in a parent; c, ρ and b the
+over slices takes 3 to 5 times as long.) Let s = r a / Σ_i r a be the share of a child in a parent; c, ρ and b the
 parents' centres, precisions and log weights before the step; μ and σ² the means and variances after it; and g
 gradients. The backward pass computes
 

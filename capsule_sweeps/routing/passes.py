@@ -175,15 +175,8 @@ def _routed(
 
 
 @_routed.register_fake
-def _(
-    children: Tensor,
-    parents: Tensor,
-    weight: Tensor,
-    stride: int,
-    num_images: int,
-    fused: bool,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
+def _(children: Tensor, parents: Tensor, weight: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    stride, num_images, _, keep = settings
     return parents.new_empty(parents.shape), Layout(children, weight, stride, num_images).new_coefficients(keep)
 
 
