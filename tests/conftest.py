@@ -78,6 +78,7 @@ PROCESSES = {
     "hold",
     "installed",
     "python",
+    "wandb_server",
 }  # fixtures whose tests start processes: seconds each
 
 

@@ -100,6 +100,7 @@ def test_conditions_out_of_range_are_one_sentence(arguments, message) -> None:
     assert len(str(failed.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_runs_and_conditions_in_one_table(launch, capsule_sweeps, runs, place) -> None:
     """Accuracies are those of `evaluate` of one run under one condition; attacks lower them; no run changes."""
     assert launch("-m", "seed=0,1").code == 0

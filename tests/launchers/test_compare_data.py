@@ -48,6 +48,7 @@ def folder(tiny, place):
 OTHER = "not those that runs/photos-"
 
 
+@pytest.mark.slow
 def test_other_images_under_the_name_of_finished_runs(folder, launch, capsule_sweeps, runs, place, monkeypatch) -> None:
     old, new = photos(place / "a", 1), photos(place / "b", 2)
     assert launch(base=folder(old)).code == 0

@@ -48,6 +48,7 @@ def test_cnn_computes_what_its_docstring_says() -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "base",
     [

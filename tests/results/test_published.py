@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 from omegaconf import OmegaConf
-from synthetic import finished_run
+from synthetic import composed, finished_run
 
 from capsule_sweeps import compose_config, load_runs
 from capsule_sweeps.results.intervals import summarize
@@ -271,7 +271,7 @@ DRY = "hydra.launcher.dry_run=true"
 @pytest.mark.parametrize(("table", "number"), [("readme_table", 40), ("self_routing_table", 80)])
 def test_the_experiment_runs_exactly_what_the_cells_need(launch, flag, table, number) -> None:
     needed = {
-        columns(compose_config([*words, f"seed={seed}"]))["run"]
+        columns(composed([*words, f"seed={seed}"]))["run"]
         for words in {tuple(one.overrides) for one in read_cells(table)}
         for seed in SEEDS
     }
@@ -281,7 +281,7 @@ def test_the_experiment_runs_exactly_what_the_cells_need(launch, flag, table, nu
 def test_the_command_of_a_missing_cell_runs_that_cell(launch) -> None:
     one = read_cells("readme_table")[-2]
     words = one.command().removeprefix("python launch.py ").split()
-    wanted = {columns(compose_config([*one.overrides, f"seed={seed}"]))["run"] for seed in range(5)}
+    wanted = {columns(composed([*one.overrides, f"seed={seed}"]))["run"] for seed in range(5)}
     assert planned(launch(*words, DRY, base=[])) == wanted
 
 

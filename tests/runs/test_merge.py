@@ -61,6 +61,7 @@ def change(path: Path, **changes) -> None:
 # ── the way there ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_sweep_of_two_machines_merged_gives_the_table_of_one(launch, capsule_sweeps) -> None:
     assert launch("-m", "seed=0,1", "runs_dir=one").code == 0
     assert launch("-m", "seed=0", "runs_dir=a").code == 0

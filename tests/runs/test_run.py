@@ -84,6 +84,7 @@ def chosen(draw, table: dict[str, list[str]], most: int) -> list[str]:
 # Signatures
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(signed=chosen(SIGNED, 4), execution=chosen(EXECUTION, 3), order=st.randoms(use_true_random=False))
 def test_signature_knows_no_order_and_no_execution(signed, execution, order: random.Random) -> None:
@@ -99,6 +100,7 @@ def test_signature_changes_with_every_signed_value() -> None:
     assert all(re.fullmatch("[0-9a-f]{8}", text) for text in signatures)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(signed=chosen(SIGNED, 3), data=st.data())
 def test_signature_changes_with_one_more_signed_value(signed, data) -> None:

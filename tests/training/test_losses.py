@@ -108,6 +108,7 @@ def test_the_default_is_that_of_before_and_the_others_are_runs_of_their_own() ->
     assert len(signatures) == len(LOSSES) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routing", ["dynamic", "em", "inverted_attention"])
 def test_training_takes_it_and_an_interruption_changes_nothing(launch, runs, routing) -> None:
     import signal

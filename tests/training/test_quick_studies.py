@@ -29,6 +29,7 @@ def test_evaluations_are_left_out_and_nothing_else_changes(launch, runs, capsule
         assert capsule_sweeps(*command).code == 0, command
 
 
+@pytest.mark.slow
 def test_an_interruption_changes_nothing(launch, runs) -> None:
     more = ["training.epochs=4", "training.eval_every=3"]
     assert launch(*more, signal_at=(signal.SIGTERM, 7)).code == 143

@@ -93,6 +93,7 @@ def test_each_signal_interrupts_and_says_how_to_go_on(launch, reference, runs, s
     runs.assert_same(runs.only(), reference())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, BATCHES, BATCHES + 1, 2 * BATCHES])
 def test_interrupted_at_any_step(launch, reference, runs, step) -> None:
     launch(signal_at=(signal.SIGTERM, step))
@@ -101,6 +102,7 @@ def test_interrupted_at_any_step(launch, reference, runs, step) -> None:
     runs.assert_same(runs.only(), reference())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -122,6 +124,7 @@ def test_interrupted_twice_with_other_settings(launch, reference, runs, override
     runs.assert_same(runs.only(), reference(*overrides))
 
 
+@pytest.mark.slow
 def test_interrupted_with_the_running_statistics_of_batchnorm(launch, tiny, runs) -> None:
     base = [text for text in tiny if not text.startswith("backbone")] + ["backbone=resnet"]
     small = ["training.epochs=1", "dataset.train_size=20", "training.ema=0.9"]
@@ -147,6 +150,7 @@ def test_epochs_after_the_last_checkpoint_are_trained_again(launch, reference, r
 # Nothing that ran earlier in a process influences a run
 
 
+@pytest.mark.slow
 def test_run_in_a_sweep_equals_the_run_alone(launch, reference, runs) -> None:
     alone = reference("seed=2", "capsules.dropout=0.2")
     torch.rand(7)
@@ -156,6 +160,7 @@ def test_run_in_a_sweep_equals_the_run_alone(launch, reference, runs) -> None:
     runs.assert_same(same, alone)
 
 
+@pytest.mark.slow
 def test_threads_of_a_resumed_run_do_not_leak_into_the_next(launch, runs) -> None:
     """A run goes on with the threads of its first attempt; the runs after it have the process's own."""
     before = torch.get_num_threads()
@@ -474,6 +479,7 @@ def test_other_data_at_reuse_is_an_error_that_says_so(launch, runs, finished) ->
     assert "data_dir" in ended.text and "hash" in ended.text
 
 
+@pytest.mark.slow
 def test_debug_leaves_nothing(launch, place, tmp_path) -> None:
     for arguments in (["debug=true"], ["debug=true", "tracking=wandb"], ["-m", "debug=true", "seed=0,1"]):
         ended = launch(*arguments)
@@ -523,6 +529,7 @@ def test_exact_match_with_binary_cross_entropy() -> None:
 PAIRS = ["dataset=multi_digits", "dataset.base=digits", "dataset.train_size=40", "dataset.val_size=10"]
 
 
+@pytest.mark.slow
 def test_pairs_of_digits_are_trained_and_an_interruption_changes_nothing(launch, tiny, runs) -> None:
     base = [text for text in tiny if not text.startswith("dataset")] + PAIRS
     assert launch(base=base, signal_at=(signal.SIGTERM, BATCHES + 2)).code == 143
@@ -543,6 +550,7 @@ def test_pairs_of_digits_are_trained_and_an_interruption_changes_nothing(launch,
     assert record["accuracy_last"] == sum(both) / len(both)
 
 
+@pytest.mark.slow
 def test_own_images_are_trained_with_what_was_measured_on_them(launch, capsule_sweeps, runs, place, tiny) -> None:
     colours = {"red": (200, 40, 40), "blue": (40, 40, 200)}
     for split, count in (("train", 20), ("test", 5)):
