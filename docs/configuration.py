@@ -67,7 +67,7 @@ MEANINGS = {
     "capsules.primary.pose_size": "numbers in a pose; a square for matrix poses",
     "capsules.primary.kernel_size": "of the convolution that makes primary capsules",
     "capsules.primary.stride": "of the convolution that makes primary capsules",
-    "capsules.layers": "hidden layers: `{type: conv\\|fc, num_capsules, pose_size, kernel_size, stride}`",
+    "capsules.layers": "hidden layers: `{type, num_capsules, pose_size, kernel_size, stride}`, type conv or fc",
     "capsules.classes.pose_size": "numbers in the pose of a class capsule",
     "capsules.between": "normalization of poses in front of every layer but the first",
     "capsules.init": "initial weights of the capsule layers",

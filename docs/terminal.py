@@ -22,7 +22,7 @@ from rich.text import Text
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = "python launch.py -m num_routing=1,2,3 dataset=digits training=quick"
 HIDDEN = ["tracking=none", "training.compile=off"]  # what a reader of the picture need not know
-WIDTH = 120
+WIDTH = 128
 
 
 def record(command: list[str]) -> str:

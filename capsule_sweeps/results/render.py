@@ -57,7 +57,9 @@ def render(
         return "\n".join(part for part in (terminal(title), shown, terminal(note)) if part)
     text, left_out = _bordered(list(map(str, frame.columns)), cells, numeric, title, one_line)
     if left_out:
-        note = " ".join(filter(None, (note, f"Not shown for want of room: {', '.join(left_out)} (--wide).")))
+        note = " ".join(
+            filter(None, (_sentence(note), f"Not shown for lack of space: {', '.join(left_out)} (--wide)."))
+        )
     with console().capture() as capture:
         console().print(text)
         if note:

@@ -74,7 +74,8 @@ class Sender(Tracker):
     def located(self) -> dict[str, Any]:
         if self._run is None:
             return {}
-        place = {f"wandb_{key}": getattr(self._run, key) for key in ("id", "entity", "project", "url")}
+        keys = ("id", "entity", "project", *(() if self._run.offline else ("url",)))  # offline, wandb warns of `url`
+        place = {f"wandb_{key}": getattr(self._run, key) for key in keys}
         return {key: value for key, value in place.items() if value}
 
 

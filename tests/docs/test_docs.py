@@ -26,7 +26,7 @@ def commands(start: str) -> list[str]:
     """The commands of all pages that begin so, without comments and the marks of optional words."""
     found: dict[str, None] = {}
     for page in PAGES:
-        for line in re.findall(rf"^ {{4,}}({re.escape(start)}.*)", page_text(page), flags=re.MULTILINE):
+        for line in re.findall(rf"^(?: {{4,}}|\$ )({re.escape(start)}.*)", page_text(page), flags=re.MULTILINE):
             command = re.sub(r"\s{2,}\S.*|\s+#.*", "", line)
             found[re.sub(r"[\[\]]", "", command) if " [--" in command else command] = None
     assert found
@@ -98,6 +98,16 @@ def templates() -> list[str]:
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(re.sub(r"%[sd.\w]", "…", node.value))
     return found
+
+
+def test_the_plan_in_quickstart_is_what_the_command_prints(launch, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    quickstart = runpy.run_path(str(ROOT / "docs" / "quickstart.py"))
+    blocks = list(quickstart["BLOCK"].finditer(quickstart["PAGE"].read_text()))
+    assert len(blocks) >= 6 and all(block["output"].strip() for block in blocks), "run python docs/quickstart.py"
+    ended = launch(*shlex.split(blocks[0]["command"])[2:], "hydra.launcher.dry_run=true", base=[])
+    plan = [line.rstrip() for line in ended.out.splitlines()]
+    assert blocks[0]["output"].splitlines()[: len(plan)] == plan, "run python docs/quickstart.py"
 
 
 def test_every_message_of_troubleshooting_is_in_the_code() -> None:

@@ -104,6 +104,7 @@ def test_offline_runs_can_be_read_back(python, tiny, runs) -> None:
     assert ended.code == 0, ended.text
     said = [line for line in ended.text.splitlines() if "W&B" in line]
     assert len(said) == 1 and "offline" in said[0] and "WANDB_API_KEY" in said[0] and "sync" in said[0]
+    assert "wandb: WARNING" not in ended.text
     groups = set()
     for folder in runs.folders():
         (log,) = logs(folder)
@@ -303,7 +304,7 @@ def test_what_is_lost_in_the_middle_costs_no_run(hold, runs, launch, place, monk
 
 class FakeRun:
     def __init__(self, told: dict[str, Any], trouble: str) -> None:
-        self.told, self.trouble, self.summary, self.starting_step = told, trouble, self, 0
+        self.told, self.trouble, self.summary, self.starting_step, self.offline = told, trouble, self, 0, False
         self.id, self.entity, self.project, self.url = (
             told["id"],
             told["entity"],
