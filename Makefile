@@ -3,7 +3,7 @@ BIN = .venv/bin
 
 RUNS ?= runs
 
-.PHONY: demo notebooks docs test test-all test-nightly check format clean
+.PHONY: demo notebooks docs test test-all test-nightly test-floor check format clean
 
 demo: .venv/installed ## three small runs and their table
 	$(BIN)/python launch.py -m num_routing=1,2,3 dataset=digits training=quick
@@ -25,6 +25,13 @@ test-all: .venv/installed-dev ## the gate: linters, types, units, integration, a
 
 test-nightly: .venv/installed-dev ## everything, with all variants of faults
 	$(call timed,$(MAKE) check && $(PYTEST) --durations 40)
+
+FLOOR = .venv/floor
+test-floor: .venv/installed-dev ## units, on the oldest versions that pyproject.toml allows
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(FLOOR)
+	$(BIN)/uv pip install --quiet --python $(FLOOR)/bin/python --resolution lowest-direct -e '.[dev]'
+	$(call timed,$(FLOOR)/bin/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow and not slurm and not nightly")
 
 check: .venv/installed-dev docs ## linters, types, and the documentation without a dead link
 	$(BIN)/ruff format --check .

@@ -182,7 +182,7 @@ def vote_slices(patches: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor
 
 
 def votes_per_slice(device: torch.device) -> int:
-    return VOTES_PER_SLICE if device.type == "cpu" else VOTES_PER_SLICE_GPU
+    return VOTES_PER_SLICE if device.type in ("cpu", "meta") else VOTES_PER_SLICE_GPU
 
 
 def add_weighted(total: Tensor, factors: Tensor, votes: Tensor) -> None:

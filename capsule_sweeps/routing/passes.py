@@ -68,7 +68,7 @@ def routed_pass(children: Tensor, parents: Tensor, weight: Tensor, stride: int, 
 def _fused_slice(parents: Tensor) -> int:
     """Number of images of a slice: a power of two, so that few shapes are compiled, whatever the batch size."""
     batch, _, h, w, _ = parents.shape
-    places = PLACES_PER_SLICE if parents.device.type == "cpu" else PLACES_PER_SLICE_GPU
+    places = PLACES_PER_SLICE if parents.device.type in ("cpu", "meta") else PLACES_PER_SLICE_GPU
     most = max(1, places // (h * w))
     return int(min(1 << (most.bit_length() - 1), 1 << (batch - 1).bit_length()))
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.runs.machine import free_memory
@@ -22,16 +24,27 @@ from capsule_sweeps.training.losses import LOSSES
 
 PROGRAM = 2**28  # bytes that torch itself allocates when it starts to compute
 MOST_PER_IMAGE = 4000  # a step needs up to 1200 times the memory of its images; estimated only if this bound exceeds it
+FOLLOWED = 32  # images of a step that is followed; what a larger batch needs beyond them grows with the batch
 
 
 class _Peak(TorchDispatchMode):
-    """While open, tracks the bytes of all tensors that are created, and their peak."""
+    """While open, tracks the bytes of all tensors that are created, and their peak.
+
+    An operator of ours counts with the peak of the tensors that it creates, not only with its results.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.now, self.most, self._held = 0, 0, set[int]()
+        self._within: dict[str, int] = {}  # an operator and the shapes of its arguments → bytes
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (operator := OPDEFS.get(function._schema.name)) is not None:
+            shapes = tree_map(lambda arg: (arg.shape, arg.stride()) if isinstance(arg, Tensor) else arg, args)
+            if (key := f"{function} {shapes}") not in self._within:
+                with ThreadPoolExecutor(1) as thread:  # in this one no other operator can be followed now
+                    self._within[key] = thread.submit(_bytes_within, operator._init_fn, args).result()
+            self.most = max(self.most, self.now + self._within[key])
         made = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor) and (key := tensor.untyped_storage()._cdata) not in self._held:
@@ -47,10 +60,20 @@ class _Peak(TorchDispatchMode):
         self.now -= size
 
 
+def _bytes_within(function: Callable[..., Any], args: Any) -> int:
+    """The peak of the bytes that a function of such tensors allocates."""
+    given = tree_map_only(
+        Tensor, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta"), args
+    )
+    with _Peak() as peak, torch.no_grad():
+        function(*given)
+    return peak.most
+
+
 def step_memory(config: DictConfig, batch_size: int) -> int:
     """Peak bytes of an uncompiled training step with this many images, including weights, gradients and momentum.
 
-    Workspace of single operations is not counted. Raises ValueError for a batch that the model does not accept.
+    Workspace of single operations of torch is not counted. Raises ValueError for a batch that the model does not accept.
     """
     eager = config.copy()
     eager.training.compile = "off"
@@ -61,10 +84,16 @@ def step_memory(config: DictConfig, batch_size: int) -> int:
 def peak_of_step(make: Callable[[], nn.Module], config: DictConfig, batch_size: int) -> tuple[int, int]:
     """Bytes at the peak of an uncompiled training step besides weights, gradients and momentum, and the bytes of the
     weights, for the model that `make` makes."""
+    if batch_size > FOLLOWED:
+        (half, _), (whole, weights) = (peak_of_step(make, config, size) for size in (FOLLOWED // 2, FOLLOWED))
+        return whole + (whole - half) * (batch_size - FOLLOWED) // (FOLLOWED - FOLLOWED // 2), weights
     dataset, recipe = config.dataset, config.training
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     with FakeTensorMode():
         model = make().train()
+        torch.nn.utils.convert_conv2d_weight_memory_format(model, layout)
         images = torch.empty(batch_size, dataset.channels, dataset.image_size, dataset.image_size)
+        images = images.to(memory_format=layout)
         labels = torch.zeros((batch_size, dataset.labels_per_image), dtype=torch.int64)
         peak = _Peak()
         with peak:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from capsule_sweeps.config.compose import compose_config
 from capsule_sweeps.training import memory
 from capsule_sweeps.training.memory import check_last_batch, check_memory, step_memory
 
@@ -58,3 +59,14 @@ def test_last_batch_of_one_image_is_refused_where_the_model_compares_images(laun
 def test_last_batch_of_one_image_is_taken_where_it_can_be(tiny_config) -> None:
     check_last_batch(tiny_config("training.batch_size=13"), 40)
     check_last_batch(tiny_config("training.batch_size=1"), 40)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "measured"),
+    [(["routing=em", "num_routing=3"], 159.3e6), (["routing=dynamic", "num_routing=3"], 122.8e6)],
+)
+def test_estimate_counts_what_our_operators_take(overrides, measured) -> None:
+    """`measured`: growth of the resident memory of a process by training steps with 64 images of digits."""
+    config = compose_config(["dataset=digits", "training=quick", *overrides])
+    assert config.training.batch_size == 64
+    assert 0.9 * measured < step_memory(config, 64) < 1.2 * measured
