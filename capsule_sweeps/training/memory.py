@@ -73,7 +73,7 @@ def _bytes_within(function: Callable[..., Any], args: Any) -> int:
 def step_memory(config: DictConfig, batch_size: int) -> int:
     """Peak bytes of an uncompiled training step with this many images, including weights, gradients and momentum.
 
-    Workspace of single operations of torch is not counted. Raises ValueError for a batch that the model does not accept.
+    Workspace inside operations of torch is not counted. Raises ValueError for a batch that the model refuses.
     """
     eager = config.copy()
     eager.training.compile = "off"
