@@ -41,10 +41,10 @@ class _Peak(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if (operator := OPDEFS.get(function._schema.name)) is not None:
             shapes = tree_map(lambda arg: (arg.shape, arg.stride()) if isinstance(arg, Tensor) else arg, args)
-            if (key := f"{function} {shapes}") not in self._within:
+            if (call := f"{function} {shapes}") not in self._within:
                 with ThreadPoolExecutor(1) as thread:  # in this one no other operator can be followed now
-                    self._within[key] = thread.submit(_bytes_within, operator._init_fn, args).result()
-            self.most = max(self.most, self.now + self._within[key])
+                    self._within[call] = thread.submit(_bytes_within, operator._init_fn, args).result()
+            self.most = max(self.most, self.now + self._within[call])
         made = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor) and (key := tensor.untyped_storage()._cdata) not in self._held:
