@@ -44,8 +44,9 @@ def read_published(path: Path) -> Published:
             with torch.serialization.safe_globals(NUMPY):
                 content = load_tensors(io.BytesIO(data), "cpu")
     except Exception as error:
+        reason = f" ({error})" if type(error) is ValueError else ""  # our own words; torch's are long
         raise ValueError(
-            f"{path} cannot be read safely: it is damaged, or holds other things than tensors and numbers"
+            f"{path} cannot be read safely: it is damaged, or holds other things than tensors and numbers{reason}"
         ) from error
     if isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values()):
         content = {"net": content}  # of a fork that saved the weights alone

@@ -13,16 +13,32 @@ from capsule_sweeps.runs.garbage import garbage, remove
 from capsule_sweeps.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("untouched")
+OURS = ("0123456789abcdef", "sweep-01234567-012345")  # names of a snapshot and of a submission
+
+
+class Idle:
+    """A queue that answers: none of its jobs is left."""
+
+    def is_active(self, entry: object) -> bool:
+        return False
+
+
+@pytest.fixture(autouse=True)
+def queue(monkeypatch) -> None:
+    monkeypatch.setattr("capsule_sweeps.runs.garbage.find_queue", lambda name: Idle())
 
 
 @pytest.mark.parametrize("shelf", [".code", ".jobs", ".superseded", ".sweeps"])
 def test_gc_follows_no_link(make_run, capsule_sweeps, victim, shelf) -> None:
     make_run()
     Path("runs", shelf).symlink_to(victim)
-    (victim / "0123456789abcdef").mkdir()
+    for name in OURS:
+        (victim / name).mkdir()
+        os.utime(victim / name, (time.time() - 10 * 86_400,) * 2)
     ended = capsule_sweeps("gc", "--yes")
     assert ended.code == 0 and "Nothing to remove" in ended.out
-    (victim / "0123456789abcdef").rmdir()
+    for name in OURS:
+        (victim / name).rmdir()
 
 
 @pytest.mark.parametrize("shelf", [".code", ".jobs"])
@@ -30,8 +46,8 @@ def test_gc_leaves_what_we_do_not_make(make_run, capsule_sweeps, victim, shelf) 
     make_run()
     mine = Path("runs", shelf, "thesis")
     mine.mkdir(parents=True)
-    Path("runs", shelf, "0123456789abcdef").symlink_to(victim)
-    Path("runs", shelf, "sweep-01234567-012345").symlink_to(victim)
+    for name in OURS:
+        Path("runs", shelf, name).symlink_to(victim)
     os.utime(mine, (time.time() - 10 * 86_400,) * 2)
     assert "Nothing to remove" in capsule_sweeps("gc", "--yes").out and mine.is_dir()
 
