@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import bleach
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
@@ -21,7 +22,15 @@ from traitlets.config import Config
 from capsule_sweeps.display import html as html_text
 from capsule_sweeps.display import terminal
 
+TAGS = {*bleach.ALLOWED_TAGS, "p", "br", "hr", *(f"h{level}" for level in range(1, 7)), "div", "span", "pre"}
+TAGS |= {"table", "thead", "tbody", "tr", "th", "td"}
 HERE = Path(__file__).resolve().parent
+
+
+def clean_html(element: str | bytes) -> str:
+    """HTML with the tags of headings, paragraphs, tables and highlighted code; all others become text."""
+    text = element.decode() if isinstance(element, bytes) else str(element)
+    return str(bleach.clean(text, tags=TAGS, attributes={"*": ["class", "id"], "a": ["href", "title"]}))
 
 
 def render(path: Path, folder: Path, **parameters: str) -> None:
@@ -39,7 +48,8 @@ def render(path: Path, folder: Path, **parameters: str) -> None:
         client.execute()
     folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, folder / path.name)
-    page, _ = HTMLExporter(embed_images=True, sanitize_html=True).from_notebook_node(notebook)
+    exporter = HTMLExporter(embed_images=True, sanitize_html=True, filters={"clean_html": clean_html})
+    page, _ = exporter.from_notebook_node(notebook)
     page = re.sub(r"<script\b.*?</script\s*>", "", page, flags=re.DOTALL | re.IGNORECASE)
     (folder / f"{path.stem}.html").write_text(page, encoding="utf-8")
 

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "console": [],
     "display": [],
 }
-LAZILY = {"config": ["data"], "results": ["networks"]}
+LAZILY = {"config": ["data", "networks"], "results": ["networks"]}
 TORCH_FREE = ("runs", "results", "config", "cli")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capsule_sweeps.cli import FORMATS, add_rule, add_runs, add_wide, path
-from capsule_sweeps.display import line, markdown, say, terminal
+from capsule_sweeps.display import line, markdown, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kind.add_argument("--ablation", action="store_true", help="differences that ablations make, seed by seed")
     kind.add_argument("--against", metavar="KEY=VALUE", help="differences to the runs that differ only in this key")
     kind.add_argument("--pivot", metavar="KEY", help="one column for each value of this key: num_routing")
+    about = "novel views at this familiar accuracy in percent, or at the lowest one (dataset=small_norb)"
+    kind.add_argument("--at-familiar", metavar="92|lowest", help=about)
     parser.add_argument("--by", metavar="KEY,KEY", help="one table for each value of these keys instead of each sweep")
     parser.add_argument("--figure", type=path, metavar="PATH", help="differences as a forest plot, PATH.png and .pdf")
 
@@ -34,11 +36,17 @@ def run(arguments: argparse.Namespace) -> None:
     against = "ablation=none" if arguments.ablation else arguments.against
     if arguments.figure and not against:
         raise ValueError("--figure draws differences: set --ablation or --against KEY=VALUE with it")
-    if arguments.by and (against or arguments.published):
-        raise ValueError("--by makes one table of accuracies for each value: leave out --against and --published")
+    if arguments.by and (against or arguments.published or arguments.at_familiar):
+        raise ValueError(
+            "--by makes one table of accuracies for each value: leave out --against, --published and --at-familiar"
+        )
+    if arguments.at_familiar and arguments.rule:
+        raise ValueError("--rule chooses the epoch that counts, and so does --at-familiar: leave out one of them")
     if arguments.published:
         return published(arguments)
     runs, rule = select(arguments.runs_dir, arguments.runs), arguments.rule or "last"
+    if arguments.at_familiar:
+        return at_familiar(runs, arguments)
     if against:
         return differences(runs, rule, against, arguments)
     print(accuracies(runs, rule, arguments))
@@ -80,9 +88,21 @@ def accuracies(runs: pd.DataFrame, rule: str, arguments: argparse.Namespace) -> 
 
 def plain(form: str, text: str) -> str:
     """Lines between tables: comments in a LaTeX file."""
+    from capsule_sweeps.results.render import paragraph
+
     if form == "tex":
         return "\n".join(f"% {line(words)}" for words in text.splitlines())
-    return "\n".join(map(markdown, text.splitlines())) if form == "md" else terminal(text)
+    return "\n".join(map(markdown, text.splitlines())) if form == "md" else paragraph(text)
+
+
+def at_familiar(runs: pd.DataFrame, arguments: argparse.Namespace) -> None:
+    """The table of accuracies on novel views at the same accuracy on familiar ones."""
+    from capsule_sweeps.results.familiar import familiar_notes, familiar_table, shown_familiar
+    from capsule_sweeps.results.render import render
+
+    table, form = familiar_table(runs, arguments.at_familiar), arguments.format
+    shown, caption = (table, "") if form in ("csv", "json") else shown_familiar(table, runs)
+    print(render(shown, form, "Novel views", familiar_notes(runs), caption, one_line=True))
 
 
 def differences(runs: pd.DataFrame, rule: str, against: str, arguments: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """Run failed and interrupted runs again, as they were configured.
 
-Selects runs as `status` does; `all` selects all of them. Set data_dir=… or dataset.root=… if the images have moved.
+Shows what it would run and asks on a terminal; --yes runs it. Selects runs as `status` does; `all` selects all of them.
+Set data_dir=… or dataset.root=… if the images have moved.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from capsule_sweeps.cli import add_runs
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_runs(parser)
     parser.add_argument("--parallel", default="1", help="the number of runs at once, or auto (1)")
+    parser.add_argument("--yes", action="store_true", help="run what is listed, without a question")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -26,5 +28,20 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("retry needs a run, a sweep, a filter such as num_routing=2, or all")
     parallel = int(arguments.parallel) if arguments.parallel.isdigit() else arguments.parallel
     runs = select(arguments.runs_dir, [word for word in words if word != "all"])
+    if not arguments.yes:
+        retry(arguments.runs_dir, runs, parallel, changes, dry_run=True)
+        if not confirmed():
+            return
     if not retry(arguments.runs_dir, runs, parallel, changes):
         sys.exit(1)
+
+
+def confirmed() -> bool:
+    """Asks on a terminal; elsewhere nothing is run without --yes."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        print("Nothing is run without --yes.")
+        return False
+    try:
+        return input("Run these? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False

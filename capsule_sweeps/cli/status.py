@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
         runs = select(arguments.runs_dir, arguments.runs, imported=True)
         text = show(runs, arguments)
         if arguments.watch:
+            text = clipped(text, console().height)
             console().clear()
         print(text, flush=True)
         if not arguments.watch:
@@ -38,6 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def show(runs: pd.DataFrame, arguments: argparse.Namespace) -> str:
     """Sweeps and runs as text. Without words and with many runs: sweeps, and the runs that are in none or at work."""
+    from capsule_sweeps.console import console
     from capsule_sweeps.results.overview import SCREEN, run_table, sweep_table
     from capsule_sweeps.results.render import render
     from capsule_sweeps.runs.learned import not_learned_note
@@ -48,8 +50,9 @@ def show(runs: pd.DataFrame, arguments: argparse.Namespace) -> str:
     runs["state"] = runs.state.mask(runs.stale, "stale").mask(runs.imported, "imported")
     counts = ", ".join(f"{count} {state}" for state, count in runs.state.value_counts().items()) or "none"
     note = ". ".join(filter(None, (counts, not_learned_note(runs))))
-    if arguments.watch:  # those at work stay in view
-        runs = runs.sort_values("state", key=lambda states: ~states.isin(["running", "queued"]), kind="stable")
+    if arguments.watch:  # those at work stay in view, at the top
+        order = {"running": 0, "queued": 1}
+        runs = runs.sort_values("state", key=lambda states: states.map(order).fillna(2), kind="stable")
     for_people = arguments.format in ("table", "md")
     listed = (
         runs[(runs.sweeps.str.len() == 0) | runs.state.isin(["running", "failed"])] if many and for_people else runs
@@ -60,7 +63,20 @@ def show(runs: pd.DataFrame, arguments: argparse.Namespace) -> str:
     if for_people and not arguments.runs and (many or len(sweeps) > 1):
         said = "`status SWEEP` lists the runs of a sweep." + (f" All runs: {note}." if not len(listed) else "")
         title = f"Sweeps in {arguments.runs_dir}"
+        if arguments.watch and len(sweeps) > (most := max(1, console().height // 4)):
+            said, sweeps = f"The newest {most} of {len(sweeps)} sweeps. {said}", sweeps.head(most)
         parts.append(render(sweeps, arguments.format, title, said, one_line=True))
     if len(listed) or not parts:
         parts.append(render(shown, arguments.format, f"Runs in {arguments.runs_dir}", note, one_line=True))
-    return "\n\n".join(parts)
+    return "\n\n".join(reversed(parts) if arguments.watch else parts)
+
+
+def clipped(text: str, height: int) -> str:
+    """As many lines as a terminal of this height shows, and how many are missing."""
+    lines = text.split("\n")
+    if len(lines) < height:
+        return text
+    kept = lines[: max(1, height - 2)]
+    return "\n".join(
+        [*kept, f"… {len(lines) - len(kept)} more lines: enlarge the terminal, or name a sweep or a filter"]
+    )

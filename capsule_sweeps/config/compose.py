@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from capsule_sweeps.config.ablation import Change, ablation_changes, check_ablation
 from capsule_sweeps.config.check import check_values, without_hydra
 from capsule_sweeps.config.errors import one_sentence, sentence
+from capsule_sweeps.config.match_width import CAPSNET, MATCH, check_match, match_width, rival
 from capsule_sweeps.config.schema import OPEN_SCHEMA, closed
 from capsule_sweeps.config.trust import check_hydra
 from capsule_sweeps.config.versions import BASE
@@ -115,7 +116,7 @@ def compose_points(loader: Any, master: DictConfig | None, points: Sequence[Sequ
         loader._apply_overrides_to_config([parsed[text] for text in texts], config)
 
     parser = OverridesParser.create(config_loader=loader)
-    words = list(dict.fromkeys(text for point in points for text in point))
+    words = list(dict.fromkeys([CAPSNET, *(text for point in points for text in point)]))
     parsed = dict(zip(words, parser.parse_overrides(words), strict=True))
     meant = {text: f"{override.get_key_element()}={override.value()}" for text, override in parsed.items()}  # unescaped
     check_interpolations(list(meant.values()))
@@ -137,6 +138,8 @@ def compose_points(loader: Any, master: DictConfig | None, points: Sequence[Sequ
         looked_at += " ".join(f"{text.partition('.')[0]} {meant[text]}" for text in point if "${" in meant[text])
         seen = set(re.findall(r"\w+", looked_at))
         values = [text for text in point if not choice[text]]
+        if any(meant[text] == f"model.width={MATCH}" for text in values):
+            check_match(pickle.loads(pickled))
         first = tuple(text for text in values if re.split(r"[.=]", text.lstrip("+~"))[0] in seen)
         if (choices, first) not in resolved:
             config = pickle.loads(pickled)
@@ -150,6 +153,8 @@ def compose_points(loader: Any, master: DictConfig | None, points: Sequence[Sequ
         changed = {re.split(r"[.=]", text.lstrip("+~"))[0] for text in rest}
         kept = {key: value for key, value in known.items() if key not in changed}
         check_ablation(check_values(config, {**kept, **_values(config, changed)}), changes, values)
+        if config.model.get("width") == MATCH:
+            match_width(config, lambda: compose_point(rival(point)))
         return config
 
     configs = []

@@ -21,7 +21,7 @@ from capsule_sweeps.evaluation.measure import share_correct
 from capsule_sweeps.evaluation.robustness import ATTACKS, CORRUPTIONS, corrupted
 from capsule_sweeps.evaluation.weights import load_checkpoint
 from capsule_sweeps.networks.capsnet import CapsNet
-from capsule_sweeps.results.columns import settings_frame, short_names
+from capsule_sweeps.results.columns import as_typed, settings_frame, short_names, typed
 from capsule_sweeps.results.render import render
 from capsule_sweeps.results.stein import first_of, interval, two_stage_note
 from capsule_sweeps.runs.run import Run
@@ -184,8 +184,11 @@ def show_many(frame: pd.DataFrame, form: str) -> str:
         for key in table
         if key not in ("n", "accuracy", "±", "num_routing") and table[key].nunique(dropna=False) == 1
     ]
-    caption = ", ".join(f"{key}={table[key].iloc[0]}" for key in constant if not pd.isna(table[key].iloc[0]))
-    return render(table.drop(columns=constant), form, title="Evaluation", caption=caption, note=" ".join(said))
+    caption = ", ".join(f"{key}={typed(table[key].iloc[0])}" for key in constant if not pd.isna(table[key].iloc[0]))
+    settings = [key for key in table if key not in (*constant, "n", "accuracy", "±")]
+    return render(
+        as_typed(table, settings).drop(columns=constant), form, title="Evaluation", caption=caption, note=" ".join(said)
+    )
 
 
 def abscissa(frame: pd.DataFrame) -> str:

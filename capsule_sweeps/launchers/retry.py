@@ -26,10 +26,13 @@ from capsule_sweeps.runs.where import lost
 from capsule_sweeps.tracking.base import distrust
 
 
-def retry(runs_dir: Path, runs: pd.DataFrame, parallel: int | str, changes: Sequence[str] = ()) -> bool:
+def retry(
+    runs_dir: Path, runs: pd.DataFrame, parallel: int | str, changes: Sequence[str] = (), dry_run: bool = False
+) -> bool:
     """Run the failed and interrupted among these runs again, from their stored configurations. True if all finish.
 
-    `changes` are overrides for images that have moved: data_dir=…, dataset.root=….
+    `changes` are overrides for images that have moved: data_dir=…, dataset.root=…. With `dry_run` only plans are
+    shown.
 
     Runs of a queue are submitted to it again, with the settings of that submission, if the queue is available.
     """
@@ -55,7 +58,7 @@ def retry(runs_dir: Path, runs: pd.DataFrame, parallel: int | str, changes: Sequ
     finished = True
     for folder, some in sorted(configs.items(), key=lambda item: item[0] is None):  # here last: it takes its time
         launcher = here if folder is None else launchers[folder]
-        accuracies = launch(list(some.values()), [[name] for name in some], Policy(), launcher)
+        accuracies = launch(list(some.values()), [[name] for name in some], Policy(dry_run), launcher)
         finished = finished and not (launcher.waits and None in accuracies)
     return finished
 

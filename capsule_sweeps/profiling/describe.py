@@ -21,9 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
 from capsule_sweeps.networks.backbones import BasicBlock
 from capsule_sweeps.networks.build import build_model
+from capsule_sweeps.networks.capsnet import OwnHeads
 from capsule_sweeps.networks.layers import CapsuleLayer, PrimaryCapsules
+from capsule_sweeps.networks.multiply_adds import Steps, note_step, of_capsule_layer
 from capsule_sweeps.results.render import render
-from capsule_sweeps.routing.base import LayerShape
 from capsule_sweeps.runs.machine import free_memory
 from capsule_sweeps.training.execution import choose_device
 from capsule_sweeps.training.memory import step_memory
@@ -52,14 +53,14 @@ def layer_table(config: DictConfig) -> pd.DataFrame:
     eager.training.compile = "off"
     seen: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # name → what goes in, what comes out
     counter = FlopCounterMode(display=False)
-    steps: dict[str, list[tuple[Tensor, bool]]] = {}  # of a capsule layer: the children's poses, and whether the first
+    steps: dict[str, Steps] = {}
     with FakeTensorMode(), torch.no_grad():  # shapes without numbers, on a CPU: the meta device has no autocast
         model = build_model(eager).eval()
         layers = dict(_layers(model))
         for name, layer in layers.items():
             layer.register_forward_hook(partial(_look, seen, name))
             if isinstance(layer, CapsuleLayer):
-                layer.register_forward_pre_hook(partial(_note_step, steps.setdefault(name, [])), with_kwargs=True)
+                layer.register_forward_pre_hook(partial(note_step, steps.setdefault(name, [])), with_kwargs=True)
         images = torch.empty(1, config.dataset.channels, config.dataset.image_size, config.dataset.image_size)
         with counter:
             model(images)
@@ -68,7 +69,9 @@ def layer_table(config: DictConfig) -> pd.DataFrame:
     def multiply_adds(name: str) -> int:
         layer = layers[name]
         if isinstance(layer, CapsuleLayer):
-            return _of_capsule_layer(layer, steps[name])
+            return of_capsule_layer(layer, steps[name])
+        if isinstance(layer, OwnHeads):  # products of numbers, which the counter does not see
+            return int(layer.weight.numel())
         return sum(counts.get(".".join(filter(None, (type(model).__name__, name))), {}).values()) // 2
 
     rows = []
@@ -155,18 +158,3 @@ def _shape(value: Any) -> dict[str, Any]:
 
 def _num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _note_step(steps: list[tuple[Tensor, bool]], _: nn.Module, given: Any, named: Any) -> None:
-    children, *previous = given
-    steps.append((children.poses, not previous or previous[0] is None))
-
-
-def _of_capsule_layer(layer: CapsuleLayer, steps: list[tuple[Tensor, bool]]) -> int:
-    """The votes of each new set of children, and what the routing does with them in each step."""
-    k, l, num_children, x, _, _ = layer.weight.shape  # noqa: E741
-    num_parents, h, w, parent_size = layer.out_shape
-    shape = LayerShape((k, l), num_children, steps[0][0].shape[4], num_parents, parent_size)
-    new = len({id(poses) for poses, _ in steps})
-    each = [layer.routing.multiply_adds(shape, first) for _, first in steps]
-    return h * w * (new * shape.num_votes * parent_size * x + sum(each))

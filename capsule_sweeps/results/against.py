@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from capsule_sweeps.results.columns import settings_frame
+from capsule_sweeps.results.columns import as_typed, settings_frame, typed
 from capsule_sweeps.results.intervals import compare, holm
 from capsule_sweeps.results.stein import first_of, two_stage_note
 from capsule_sweeps.results.tables import finished_runs, left_out
@@ -151,12 +151,14 @@ def shown_differences(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """An `against_table` with short column names for display, and a caption with the settings that all bases share."""
     heads = {"half_width": "±95%", "first_seeds": "n0", "p_value": "p", "p_holm": "p (Holm)"}
     heads["seeds_needed"] = "seeds needed"
+    order = table.assign(other=table.paired.notna()).sort_values(["base", "other"], kind="stable").index
+    table = table.loc[order].reset_index(drop=True)  # a base is the first of its rows
     settings = list(table.columns[: list(table.columns).index("base")])
     common = [column for column in settings if table[column].nunique(dropna=False) <= 1]
     told = len(table[settings].astype(str).drop_duplicates()) == table.base.nunique()
-    shown = table.drop(columns=[*common, *(["base"] if told else [])]).rename(columns=heads)
+    shown = as_typed(table, settings).drop(columns=[*common, *(["base"] if told else [])]).rename(columns=heads)
     values = {column: table[column].iloc[0] for column in common} if len(table) else {}
-    return shown, ", ".join(f"{column}={value}" for column, value in values.items() if not pd.isna(value))
+    return shown, ", ".join(f"{column}={typed(value)}" for column, value in values.items() if not pd.isna(value))
 
 
 def against_notes(table: pd.DataFrame, runs: pd.DataFrame, against: str, rule: str) -> str:
@@ -164,9 +166,9 @@ def against_notes(table: pd.DataFrame, runs: pd.DataFrame, against: str, rule: s
     text = (
         f"Test accuracy in %, selection rule: {rule} for every number. difference: to the base ({against}) in "
         "percentage points, seed by seed where seeds match (paired; else Welch), with ±95% for its interval "
-        "(t) and two-sided p; p (Holm): corrected for the number of rows; seeds needed: to see a difference "
-        "of this size (5 % level, power 0.8). n: pairs, or the runs of the smaller group; mean: over all runs of a "
-        f"row. {left_out(runs, rule)}"
+        "(t) and two-sided p, neither for one pair or where all pairs differ by the same; p (Holm): corrected for the "
+        "number of rows; seeds needed: to see a difference of this size (5 % level, power 0.8). n: pairs, or the runs "
+        f"of the smaller group; mean: over all runs of a row. {left_out(runs, rule)}"
     )
     if "first_seeds" in table:
         text += two_stage_note(table.first_seeds[table.paired.notna()], "the standard error in half_width and p")

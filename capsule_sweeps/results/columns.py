@@ -37,6 +37,20 @@ def typed(value: Any) -> Any:
     return "null" if value is None else value
 
 
+def as_typed(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """A frame with the settings in some of its columns as texts, which a table does not round; None for none."""
+    shown = frame.copy()
+    for column in columns:
+        shown[column] = pd.Series(map(_setting_text, frame[column]), index=frame.index, dtype=object)
+    return shown
+
+
+def _setting_text(value: Any) -> str | None:
+    if value is None or value is pd.NA or value != value:
+        return None
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(typed(value))
+
+
 def differing(runs: pd.DataFrame) -> list[str]:
     """Signed keys in which runs differ, except for dataset, LABELS, num_routing and seed."""
     keys: set[str] = set()

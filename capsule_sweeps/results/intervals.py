@@ -16,6 +16,7 @@ import pandas as pd
 LEVEL = 0.95  # of every interval
 POWER = 0.8  # probability of detecting a true difference
 MOST_SEEDS = 100_000
+NO_SPREAD = 1e-24  # variances of what is alike but for rounding, over the square of the values
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def compare(values: pd.Series, base: pd.Series, *first: int | None) -> Compariso
     """`values` minus `base`, two Series of accuracies indexed by seed.
 
     Paired by seed (paired t-test) if at least two seeds are in both groups, or the groups have the same seeds;
-    otherwise by Welch's t-test, which assumes independent groups. For a single pair only the difference is known.
+    otherwise by Welch's t-test, which assumes independent groups. For a single pair, and if all differences are equal
+    and not 0, only the difference is known.
     `first`: the number of first seeds from which a procedure chose the size of each group; None for fixed sizes. Then
     only the deviation of these seeds counts, as in `stein`, because it is independent of the means.
     """
@@ -96,12 +98,16 @@ def compare(values: pd.Series, base: pd.Series, *first: int | None) -> Compariso
     variances = [float(group.var(ddof=1)) for group in differing]  # NaN for one run
     if any(map(math.isnan, variances)):
         return Comparison(n, paired, difference, math.nan, math.nan, None)
+    if max(variances) < NO_SPREAD * max(1.0, *values.abs(), *base.abs()) ** 2:
+        # Accuracies are counts of images, so few runs may well be alike: that says nothing about how runs vary
+        same = abs(difference) < NO_SPREAD**0.5
+        return Comparison(n, paired, difference, 0.0 if same else math.nan, 1.0 if same else math.nan, None)
     needed = seeds_needed(difference, *variances)
     found = [deviation(group, number) for group, number in zip(differing, begun or [None, None], strict=True)]
     known = [n0 for (_, n0), number in zip(found, begun, strict=False) if n0 == number]
     parts = [(std**2 / len(group), n0 - 1) for (std, n0), group in zip(found, differing, strict=True)]
-    if not (square := sum(part for part, _ in parts)):  # no spread at all: the p-value is 0 or 1
-        return Comparison(n, paired, difference, 0.0, 0.0 if difference else 1.0, needed, min(known, default=None))
+    if not (square := sum(part for part, _ in parts)):  # no spread among the first seeds
+        return Comparison(n, paired, difference, math.nan, math.nan, needed, min(known, default=None))
     df = square**2 / sum(part**2 / df for part, df in parts)
     width, p_value = float(t_quantile(df)) * math.sqrt(square), 2 * float(stdtr(df, -abs(difference) / square**0.5))
     return Comparison(n, paired, difference, width, p_value, needed, min(known, default=None))

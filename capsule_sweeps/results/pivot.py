@@ -28,7 +28,7 @@ def pivot(table: pd.DataFrame, key: str) -> tuple[pd.DataFrame, str]:
     sizes = set(table.n)
     found: dict[tuple[object, ...], dict[object, pd.Series]] = {}
     for _, row in table.iterrows():
-        place = tuple("–" if pd.isna(row[name]) else row[name] for name in rows)
+        place: tuple[object, ...] = tuple("–" if pd.isna(row[name]) else str(typed(row[name])) for name in rows)
         found.setdefault(place, {})[_head(row[column])] = row
     best = _best(found, rows)
     cells = []
@@ -39,8 +39,9 @@ def pivot(table: pd.DataFrame, key: str) -> tuple[pd.DataFrame, str]:
             text += f" (n={row.n})" if len(sizes) > 1 else ""
             cells[-1][f"{column}={head}"] = Best(text) if (place, head) in best else text
     frame = pd.DataFrame(cells, columns=[*rows, *(f"{column}={head}" for head in map(_head, heads))])
-    seeds = f"n = {sizes.pop()} seeds" if len(sizes) == 1 else "n seeds in brackets"
-    return frame, f"Mean ± sample standard deviation, {seeds}; bold: the best."
+    seeds = f"n = {max(sizes)} seeds" if len(sizes) == 1 else "n seeds in brackets"
+    said = "Single runs (n = 1)" if sizes == {1} else f"Mean ± sample standard deviation, {seeds}"
+    return frame, f"{said}; bold: the best."
 
 
 def _head(value: object) -> str:

@@ -19,9 +19,22 @@ from capsule_sweeps.console import console
 from capsule_sweeps.display import csv, latex, line, markdown, rich, terminal
 
 MANY = 1000  # rows
-LESS_IMPORTANT = ("rule", "max", "min", "paired", "seeds needed", "s/epoch", "seconds")
-MERGED = "settings"  # one column for all settings, if there is no room for one each
-SHORTEST = 12  # characters that a shortened word keeps at least
+WHOLE = ("sweep", "date", "done", "left")  # words that are nothing without their middle
+LESS_IMPORTANT = (
+    "rule",
+    "max",
+    "min",
+    "paired",
+    "seeds needed",
+    "peak MB",
+    "s/epoch",
+    "seconds",
+    "M mult-adds",
+    "date",
+)
+LEAST_ROOM = ("command", "left")  # left out where not even shortened words fit
+MERGED = "settings"  # the column of all settings, where there is no room for one each
+SHORTEST = 12  # letters of a word that is shortened
 
 
 class Best(str):
@@ -49,29 +62,36 @@ def render(
     if form == "tex":
         return _tex(frame, cells, " ".join(filter(None, (_sentence(title), _sentence(caption), note))), title)
     assert form == "table", form
-    numeric = [_is_numeric(frame[column], [row[n] for row in cells]) for n, column in enumerate(frame.columns)]
+    numeric = [is_numeric(frame[column], [row[n] for row in cells]) for n, column in enumerate(frame.columns)]
     title = "\n".join(filter(None, (title, caption)))
     if len(frame) > MANY:  # a table with borders would take seconds
         texts = [[line(cell) for cell in row] for row in cells]
         shown = pd.DataFrame(texts, columns=list(map(line, frame.columns))).to_string(index=False)
         return "\n".join(part for part in (terminal(title), shown, terminal(note)) if part)
-    text, left_out = _bordered(list(map(str, frame.columns)), cells, numeric, title, one_line)
+    text, left_out = _bordered(list(map(str, frame.columns)), cells, numeric, one_line)
     if left_out:
         note = " ".join(
             filter(None, (_sentence(note), f"Not shown for lack of space: {', '.join(left_out)} (--wide)."))
         )
     with console().capture() as capture:
+        if title:
+            console().print(rich(title), style="italic", highlight=False)
         console().print(text)
         if note:
             console().print(terminal(note), markup=False, highlight=False)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
 
 
-def _bordered(
-    heads: list[str], cells: list[list[str]], numeric: list[bool], title: str, one_line: bool
-) -> tuple[Table, list[str]]:
-    """The table, with `one_line` no wider than the console, and the columns that are hidden."""
-    table = Table(title=rich(title) if title else None, title_justify="left")
+def paragraph(text: str) -> str:
+    """Text whose lines are no longer than the console's, broken between words."""
+    with console().capture() as capture:
+        console().print(terminal(text), markup=False, highlight=False)
+    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+
+
+def _bordered(heads: list[str], cells: list[list[str]], numeric: list[bool], one_line: bool) -> tuple[Table, list[str]]:
+    """The table, with `one_line` as wide as the console allows, and the columns that are not in it."""
+    table = Table()
     left_out: list[str] = []
     widths: list[int | None] = [None] * len(heads)
     if one_line:
@@ -110,11 +130,14 @@ def _fitted(heads: list[str], cells: list[list[str]], numeric: list[bool], room:
     for name in LESS_IMPORTANT:
         if excess() > 0 and name in heads and len(shown) > 1:
             shown.remove(heads.index(name))
-    words = [n for n in shown if not numeric[n]]
-    while (over := excess()) > 0 and words and (longest := max(widths[n] for n in words)) > SHORTEST:
-        for n in words:  # the longest words are shortened together, to the length of the next ones
-            if widths[n] == longest and over > 0:
-                widths[n], over = widths[n] - 1, over - 1
+    for name in ("", *LEAST_ROOM):
+        if excess() > 0 and name in heads:
+            shown.remove(heads.index(name))
+        words = [n for n in shown if not numeric[n] and heads[n] not in WHOLE]
+        while (over := excess()) > 0 and words and (longest := max(widths[n] for n in words)) > SHORTEST:
+            for n in words:  # the longest ones become as short as the next ones, together
+                if widths[n] == longest and over > 0:
+                    widths[n], over = widths[n] - 1, over - 1
     left_out = [head for n, head in enumerate(heads) if n not in shown]
     first = [n for n in shown if "n" in heads and n < heads.index("n")]
     rest = [n for n in shown if n not in first]
@@ -151,7 +174,7 @@ def shorten(text: str, width: int) -> str:
     return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
 
 
-def _is_numeric(column: pd.Series, cells: list[str]) -> bool:
+def is_numeric(column: pd.Series, cells: list[str]) -> bool:
     """Whether a column has numbers, or texts that start with a number, such as 37,521 and 84.0 ± 3.7, or –."""
     return pd.api.types.is_numeric_dtype(column) or all(re.match(r"[-−+]?\d[\d,.]*( ±|$)|–$", cell) for cell in cells)
 
@@ -184,7 +207,7 @@ def _tex(frame: pd.DataFrame, cells: list[list[str]], caption: str, title: str) 
     def plain(text: str) -> str:
         return rf"\textbf{{{latex(text)}}}" if isinstance(text, Best) else latex(text)
 
-    right = [_is_numeric(frame[column], [row[n] for row in cells]) for n, column in enumerate(frame.columns)]
+    right = [is_numeric(frame[column], [row[n] for row in cells]) for n, column in enumerate(frame.columns)]
     shown = pd.DataFrame([list(map(plain, row)) for row in cells], columns=list(map(plain, map(str, frame.columns))))
     text = shown.style.hide(axis="index").to_latex(
         column_format="".join("lr"[number] for number in right),

@@ -17,7 +17,7 @@ import pandas as pd
 
 from capsule_sweeps.display import terminal
 from capsule_sweeps.results.columns import named, settings_frame
-from capsule_sweeps.results.render import cell_text
+from capsule_sweeps.results.render import cell_text, is_numeric
 from capsule_sweeps.results.sections import by_sweep
 from capsule_sweeps.results.tables import accuracy_table, for_people, notes
 from capsule_sweeps.runs.files import last_lines, write_atomic
@@ -46,7 +46,7 @@ def write_report(runs_dir: Path, runs: pd.DataFrame, rule: str, out: Path) -> No
         hours=_hours(sum(record.get("seconds") or 0.0 for record in records.values())),
         now=time.strftime("%Y-%m-%d %H:%M %Z"),
         rule=rule,
-        sweeps=_sweeps(runs_dir, dict(zip(runs.run, runs.state, strict=True)), records),
+        sweeps=_sweeps(runs_dir, dict(zip(runs.run, runs.state.mask(runs.stale, "stale"), strict=True)), records),
         sections=[*_accuracy(runs_dir, runs, rule), *_published(runs_dir, runs), *_ablations(runs, rule)],
         runs=_runs(runs_dir, runs, records, rule),
     )
@@ -132,7 +132,8 @@ def _provenance(record: dict[str, Any]) -> str:
 
 def _section(heading: str, frame: pd.DataFrame, note: str, **more: Any) -> dict[str, Any]:
     rows = [[cell_text(value) for value in row] for row in frame.itertuples(index=False)]
-    return {"heading": heading, "heads": list(frame.columns), "rows": rows, "note": note, **more}
+    numeric = [is_numeric(frame[column], [row[n] for row in rows]) for n, column in enumerate(frame.columns)]
+    return {"heading": heading, "heads": list(frame.columns), "rows": rows, "numeric": numeric, "note": note, **more}
 
 
 def _accuracy(runs_dir: Path, runs: pd.DataFrame, rule: str) -> Iterator[dict[str, Any]]:
@@ -143,14 +144,21 @@ def _accuracy(runs_dir: Path, runs: pd.DataFrame, rule: str) -> Iterator[dict[st
     for title, own in parts if len(parts) > 1 else [("", runs)]:
         table, caption = for_people(accuracy_table(own, rule), own)
         note = f"{caption}.\n{notes(own, rule)}" if caption else notes(own, rule)
-        heading = ": ".join(filter(None, ("Accuracy", title)))
+        name, _, command = title.partition(": ")
+        heading = ": ".join(filter(None, ("Accuracy", name)))
         try:
             figure = accuracy_vs_num_routing(own, rule)
         except ValueError:
             note += "\nNo plot: no finished run has a num_routing and an accuracy under this rule."
-            yield _section(heading, table, note)
+            yield _section(heading, table, note, command=command)
             continue
-        yield _section(heading, table, note, **_figure(figure, f"Test accuracy against num_routing {title}".strip()))
+        yield _section(
+            heading,
+            table,
+            note,
+            command=command,
+            **_figure(figure, f"Test accuracy against num_routing {title}".strip()),
+        )
 
 
 def _published(runs_dir: Path, runs: pd.DataFrame) -> Iterator[dict[str, Any]]:

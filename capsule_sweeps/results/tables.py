@@ -5,18 +5,32 @@ from __future__ import annotations
 import pandas as pd
 
 from capsule_sweeps.config.selection_rules import find_rule
-from capsule_sweeps.results.columns import constants, settings_frame, typed
+from capsule_sweeps.results.columns import as_typed, constants, settings_frame, typed
 from capsule_sweeps.results.intervals import half_width
 from capsule_sweeps.results.stein import half_widths, numbers_of_first, two_stage_note
 from capsule_sweeps.runs.learned import not_learned_note
 
-COST = {  # column of `load_runs` → the ratio from which two rows count as different
+WIDTH = "±95%"  # what people read for half_width
+COST = {  # column of `load_runs` → from which ratio on two rows differ; times and memory are never quite the same
     "parameters": 1.0,
-    "seconds_per_epoch": 1.1,  # times always vary a little
+    "multiply_adds": 1.0,
+    "seconds_per_epoch": 1.1,
+    "peak_memory_mb": 1.1,
+}
+COUNTS = ("parameters", "multiply_adds")
+HEADS = {
+    "half_width": WIDTH,
+    "first_seeds": "n0",
+    "multiply_adds": "M mult-adds",
+    "seconds_per_epoch": "s/epoch",
+    "peak_memory_mb": "peak MB",
+}
+SHOWN_AS = {
+    "parameters": "{:,}".format,
+    "multiply_adds": lambda value: f"{value / 1e6:,.1f}" if value >= 1e6 else f"{value / 1e6:.2g}",
+    "peak_memory_mb": "{:,.0f}".format,
 }
 NUMBERS = ("n", "mean", "std", "half_width", "first_seeds", "min", "max")
-WIDTH = "±95%"
-HEADS = {"half_width": WIDTH, "first_seeds": "n0", "seconds_per_epoch": "s/epoch"}  # column names for display
 NAMED = 5  # stale runs named in a note; `status stale=true` lists all
 
 
@@ -29,7 +43,7 @@ def accuracy_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
     """Accuracy in percent of the finished runs, one row per group of runs that differ only in their seed.
 
     Columns: dataset, num_routing, and each setting in which groups differ, see `columns.settings_frame`; the columns of
-    COST that differ between rows (parameters, seconds; means over the runs of a row); n, mean, std (sample standard
+    COST that differ between rows (means over the runs of a row that have one); n, mean, std (sample standard
     deviation), half_width (of the 95 % t interval; both NaN for n = 1), min (the worst run), max (the best); rule.
     If a procedure chose the number of seeds of some groups, half_width is that of its interval for these, and the
     column first_seeds has their n0. Raises ValueError for an unknown rule.
@@ -43,9 +57,8 @@ def accuracy_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
     table = frame.groupby(number).first().reindex(columns=labels)
     for column, ratio in ((column, ratio) for column, ratio in COST.items() if column in finished):
         means = finished[column].astype(float).groupby(number).mean()
-        if means.max() > ratio * means.min() or (means.isna().any() and means.notna().any()):
-            whole = column != "seconds_per_epoch"
-            table[column] = means.round().astype("Int64") if whole else means
+        if means.max() > ratio * means.min():
+            table[column] = means.round().astype("Int64") if column in COUNTS else means
     table = table.join(accuracies.agg(["count", "mean", "std"]).rename(columns={"count": "n"}))
     table["half_width"] = half_width(table["std"], table.n)
     for name, (width, n0) in half_widths(finished, rule).items():
@@ -67,11 +80,12 @@ def for_people(table: pd.DataFrame, runs: pd.DataFrame) -> tuple[pd.DataFrame, s
     """An `accuracy_table` without constant columns, and a caption that names them; settings as they are typed."""
     always = [column for column in NUMBERS if column != "first_seeds"]  # the note has the same n0 of all rows
     drop = [column for column in table.columns if column not in always and table[column].nunique(dropna=False) <= 1]
-    shown = table.drop(columns=drop).rename(columns=HEADS)
-    for column in shown.columns:
-        if column not in (*NUMBERS, *HEADS.values()):
-            as_typed = "{:,}".format if column == "parameters" else lambda value: str(typed(value))
-            shown[column] = [None if pd.isna(value) else as_typed(value) for value in table[column]]
+    shown = table.drop(columns=drop)
+    shown = as_typed(shown, [column for column in shown.columns if column not in (*NUMBERS, *COST)])
+    for column, text in SHOWN_AS.items():
+        if column in shown:
+            shown[column] = [None if pd.isna(value) else text(value) for value in table[column]]
+    shown = shown.rename(columns=HEADS)
     if table.empty:
         return shown, ""
     common = {column: table[column].iloc[0] for column in drop if column not in ("rule", "imported", "first_seeds")}
@@ -103,8 +117,19 @@ def notes(runs: pd.DataFrame, rule: str) -> str:
         f"Test accuracy in %, selection rule: {rule} ({find_rule(rule).meaning}) for every number; "
         "mean ± sample standard deviation over seeds, "
         f"{WIDTH}: half the width of the 95 % interval of the mean (t); neither for n = 1. {left_out(runs, rule)}"
+        f"{cost_note(finished_runs(runs, rule))}"
         f"{two_stage_note(numbers_of_first(finished_runs(runs, rule), rule))}"
     )
+
+
+def cost_note(finished: pd.DataFrame) -> str:
+    """What the columns of costs are, in sentences with a space before them; empty where no row differs by them."""
+    text = ""
+    if finished.multiply_adds.nunique() > 1:
+        text += f" {HEADS['multiply_adds']}: millions of multiply-adds for one image, forward."
+    if finished.peak_memory_mb.nunique() > 1:
+        text += f" {HEADS['peak_memory_mb']}: most of a GPU's memory in use; on a CPU, most of the whole process."
+    return text
 
 
 def left_out(runs: pd.DataFrame, rule: str) -> str:

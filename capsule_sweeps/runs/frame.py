@@ -18,14 +18,14 @@ from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import NEUTRAL
 from capsule_sweeps.runs.sweep import first_seeds, sweeps_of_runs
 
-INTEGERS = ("num_routing", "seed", "epochs", "epochs_done", "parameters")
+INTEGERS = ("num_routing", "seed", "epochs", "epochs_done", "parameters", "multiply_adds")
 
 
 def frame_columns() -> list[str]:
     """The columns of `load_runs` that come from run.json, including one accuracy per selection rule."""
     return [
         *("run", "signature", "state", "dataset", "model", "backbone", "routing", "schedule", "num_routing", "seed"),
-        *("epochs", "epochs_done", "parameters"),
+        *("epochs", "epochs_done", "parameters", "multiply_adds", "peak_memory_mb"),
         *(*selection_rules.columns(), "seconds", "group"),
     ]
 
@@ -42,7 +42,9 @@ def load_runs(runs_dir: Path | str, imported: bool = False, settings: bool = Fal
     `settings` also one column for each signed key, such as training.lr.
 
     Accuracies are fractions, and NaN while the run is not finished. `seconds` is the total time of all epochs including
-    evaluation. Raises ValueError if runs_dir cannot be read.
+    evaluation. `multiply_adds` are those of one image, forward; `peak_memory_mb` is the most memory of a CUDA GPU that
+    tensors took, on other devices the most main memory of the whole process. Both are missing in runs made before they
+    were recorded. Raises ValueError if runs_dir cannot be read.
     """
     runs = runs_frame(filter(agrees, find_runs(Path(runs_dir).expanduser()).values()))
     runs = runs if imported else runs[~runs.imported].reset_index(drop=True)
@@ -108,7 +110,7 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
     frame.insert(list(frame.columns).index("seconds") + 1, "seconds_per_epoch", frame.seconds / frame.epochs_done)
     frame = frame.astype(
         {
-            **dict.fromkeys((*selection_rules.columns(), "seconds", "seconds_per_epoch"), float),
+            **dict.fromkeys((*selection_rules.columns(), "seconds", "seconds_per_epoch", "peak_memory_mb"), float),
             **dict.fromkeys((*INTEGERS, "first_seeds"), "Int64"),
         }
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from math import ceil
 from pathlib import Path
 
@@ -35,6 +37,25 @@ def free_memory() -> int:
     import psutil
 
     return max(0, min([psutil.virtual_memory().available, *filter(None, map(_room, _groups("memory")))]))
+
+
+def forget_peak() -> None:
+    """From now on `peak_memory` is that since now, where the system can forget an earlier one (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> float | None:
+    """MB of main memory that this process, all threads together, has had at most; None where it is not known."""
+    told = [line.split()[1] for line in _lines(Path("/proc/self/status")) if line.startswith("VmHWM:")]
+    if told:
+        return round(int(told[0]) * 1024 / 1e6, 1)
+    try:
+        import resource
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(most * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
 
 
 def _groups(controller: str) -> Iterator[Path]:

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.table import Table
 
+from capsule_sweeps.config.match_width import matched
 from capsule_sweeps.console import console, duration, tell
 from capsule_sweeps.display import rich
 from capsule_sweeps.runs.costs import Rates
@@ -120,7 +121,7 @@ def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]],
         state, changed = run.state(record), changed_code(record)
         state = "stale" if state == "finished" and changed else state
         action = policy.action(state, record.get("failure"))
-        size = sizes.get(architecture(flat))
+        size = sizes.get(architecture(flat)) or (found.parameters if (found := matched(config)) else None)
         planned = PlannedRun(config, run, label, state, action, changed, parameters=size, signed=flat)
         if state in ("finished", "stale") and not policy.force:
             planned.not_learned = find_not_learned(run, record)
@@ -167,6 +168,7 @@ def show_plan(plan: Sequence[PlannedRun], asked: int, parallel: int) -> None:
             f"{len(mixed)} began with other code ({modules} changed since) and would end as stale; "
             "hydra.launcher.force=true runs them from scratch."
         )
+    say += [f"model.width=match: {found}." for found in dict.fromkeys(matched(point.config) for point in plan) if found]
     say += plan_warnings(plan)
     tell("\n".join(say))
 

@@ -120,8 +120,9 @@ SIGNED_CONFIG = table(others=leaf)
 EXECUTION = table({"device": text(), "threads": count()}, others=leaf)
 COLUMNS: dict[str, Check] = {
     **dict.fromkeys(("run", "signature", "group", "dataset", "model", "backbone", "routing", "schedule"), text()),
-    **dict.fromkeys(("num_routing", "seed", "epochs", "epochs_done", "parameters"), count()),
+    **dict.fromkeys(("num_routing", "seed", "epochs", "epochs_done", "parameters", "multiply_adds"), count()),
     "seconds": CLOCK,
+    "peak_memory_mb": number(0, MAX_NUMBER),
 }
 ATTEMPT: dict[str, Check] = {
     **dict.fromkeys(("commit", "python", "host", "processor", "gpu", "job"), text()),

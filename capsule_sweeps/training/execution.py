@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from capsule_sweeps.runs import machine
+
 log = logging.getLogger(__name__)
 
 
@@ -25,6 +27,18 @@ def choose_device(asked: str, before: str | None = None) -> torch.device:
         present = ", ".join(name for name, present in there.items() if present)
         raise ValueError(f"device={asked} is not available (found: {present}); use device=auto")
     return device
+
+
+def forget_peak(device: torch.device) -> None:
+    """From now on `peak_memory` is that since now."""
+    machine.forget_peak()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """MB: on a CUDA GPU the most that tensors took of its memory; elsewhere the most that this process has had."""
+    return round(torch.cuda.max_memory_allocated(device) / 1e6, 1) if device.type == "cuda" else machine.peak_memory()
 
 
 def pin_execution(wanted: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:

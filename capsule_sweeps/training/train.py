@@ -24,6 +24,7 @@ from capsule_sweeps.console import Observer
 from capsule_sweeps.data.augment import augment, normalize
 from capsule_sweeps.data.load import load_data
 from capsule_sweeps.networks.build import build_model, decide
+from capsule_sweeps.networks.multiply_adds import count_multiply_adds
 from capsule_sweeps.runs.files import read_json, to_json
 from capsule_sweeps.runs.learned import why_not_learned
 from capsule_sweeps.runs.provenance import code, provenance
@@ -42,7 +43,7 @@ from capsule_sweeps.training.checkpoint import (
 )
 from capsule_sweeps.training.ema import Average
 from capsule_sweeps.training.evaluation import constant_answer, evaluate, num_correct
-from capsule_sweeps.training.execution import choose_device, num_threads, pin_execution
+from capsule_sweeps.training.execution import choose_device, forget_peak, num_threads, peak_memory, pin_execution
 from capsule_sweeps.training.learning_rate import learning_rate
 from capsule_sweeps.training.losses import LOSSES
 from capsule_sweeps.training.outcome import check_evaluation, check_finite, log_to, record_outcome
@@ -62,6 +63,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     recipe, record, rule = config.training, run.record(), find_rule(config.selection_rule)
     run.compare(signed_config(config), record)
     device = choose_device(config.device, record.get("execution", {}).get("device"))
+    forget_peak(device)
     data = load_data(config.dataset, Path(config.data_dir), device)
     run.compare_data(data.sha256, data.classes)
     if recipe.amp == "bf16" and device.type == "mps":
@@ -76,6 +78,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     # The network, its optimizer and what an epoch adds up
     torch.backends.cudnn.allow_tf32 = False  # for matrix products this is the default
     torch.backends.cudnn.deterministic = True  # resumed runs are bitwise equal also on a GPU
+    multiply_adds = record.get("multiply_adds") or count_multiply_adds(config)
     torch.manual_seed(derive_seed(config.seed))
     decided = {"training": {"compile": "on" if execution["compile"] else "off"}}
     model = build_model(DictConfig(OmegaConf.merge(config, decided))).to(device)
@@ -110,6 +113,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             state="running",
             **dict.fromkeys(("error", "failure", "ended")),  # of an earlier attempt
             parameters=parameters,
+            multiply_adds=multiply_adds,
             signed_config=signed_config(config),
             execution=execution,
             data_sha256=data.sha256,
@@ -152,6 +156,10 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
         attempt["steps_done"] = first_epoch * num_batches + first_batch
         claim.update(**mirror.located(), attempts=attempts, steps_done=attempt["steps_done"])
         log.info("%s: from epoch %d, batch %d, on %s", run.folder.name, first_epoch + 1, first_batch + 1, device)
+
+        def most_memory() -> float | None:
+            """MB, of all attempts."""
+            return max(filter(None, (record.get("peak_memory_mb"), peak_memory(device))), default=None)
 
         def save(epoch: int, batch: int) -> None:
             """Write a checkpoint that resumes at this batch of this epoch (both counted from 0).
@@ -215,7 +223,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                     observer.batch(done, float(losses[:done].sum()) / seen, int(correct) / seen, rate)
                 if asked_to_stop and done < num_batches:
                     save(epoch, done)
-                    claim.update(steps_done=step + 1)
+                    claim.update(steps_done=step + 1, peak_memory_mb=most_memory())
                     raise Interrupted(stop.signum)
 
             # A checkpoint, before the evaluation, which may take long, or more memory than there is
@@ -256,7 +264,8 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                 save(epoch + 1, 0)
             if asked_to_stop or saved:
                 seconds = sum(row["seconds"] for row in rows)
-                claim.update(epochs_done=epoch + 1, steps_done=(epoch + 1) * num_batches, seconds=seconds)
+                done = (epoch + 1) * num_batches
+                claim.update(epochs_done=epoch + 1, steps_done=done, seconds=seconds, peak_memory_mb=most_memory())
             if asked_to_stop and not last:
                 raise Interrupted(stop.signum)
             losses.zero_()

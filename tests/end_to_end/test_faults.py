@@ -168,7 +168,7 @@ def test_read_only_folder_is_named_before_a_run_starts(launch, read_only, many, 
     assert "runs_dir=runs" in ended.err and "Read-only" in ended.err and ended.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", [["gc", "--yes"], ["retry", "all"], ["doctor"]])
+@pytest.mark.parametrize("command", [["gc", "--yes"], ["retry", "--yes", "all"], ["doctor"]])
 def test_commands_in_a_read_only_folder(capsule_sweeps, tiny, read_only, command) -> None:
     ended = capsule_sweeps(*command, *(tiny if command == ["doctor"] else []))
     assert ended.code == 1 and "Traceback" not in ended.text and "Read-only" in ended.text

@@ -65,7 +65,7 @@ def test_stored_configuration_cannot_run_code(launch, trained, capsule_sweeps, r
     mark = tmp_path / "ran"
     (runs.only() / "config.yaml").write_text(YAML.format(mark=mark))
     if use == "retry":
-        ended = capsule_sweeps("retry", runs.only().name)
+        ended = capsule_sweeps("retry", "--yes", runs.only().name)
     else:
         runs.change_record(runs.only(), signed_config=None)
         ended = launch()
@@ -146,7 +146,7 @@ def test_stored_configuration_cannot_start_a_program(tiny_config, capsule_sweeps
         evil = OmegaConf.to_container(config)
         evil["model"]["backbone"] = {"name": "simple", **handler(mark)}
         (run.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(evil)))
-    ended = capsule_sweeps("retry", run.folder.name)
+    ended = capsule_sweeps("retry", "--yes", run.folder.name)
     for _ in range(20):
         assert not mark.exists()
         time.sleep(0.05)

@@ -23,7 +23,7 @@ def test_the_environment_stays_at_home(trained, capsule_sweeps, runs, place, mon
     lines[found] = lines[found].partition(":")[0] + ": ${oc.env:MY_SECRET}"
     path.write_text("\n".join(lines))
     name = runs.only().name
-    for words in (["retry", name], ["evaluate", name], ["export", name, "--out", "model.pt2"]):
+    for words in (["retry", "--yes", name], ["evaluate", name], ["export", name, "--out", "model.pt2"]):
         ended = capsule_sweeps(*words)
         assert ended.code == 1 and "interpolation" in ended.err and SECRET not in ended.text, words
         assert "Traceback" not in ended.text

@@ -49,7 +49,7 @@ def test_retry_sends_nothing_to_a_strangers_project(strange, capsule_sweeps, mon
     (strange / "summary.json").unlink()
     (strange / "checkpoint.pt").unlink()
     (strange / "metrics.jsonl").unlink()
-    ended = capsule_sweeps("retry", strange.name)
+    ended = capsule_sweeps("retry", "--yes", strange.name)
     assert (
         "names stranger/open_drop and your own configuration capsule_sweeps; `sync --to stranger/open_drop`"
         in caplog.text
@@ -57,5 +57,5 @@ def test_retry_sends_nothing_to_a_strangers_project(strange, capsule_sweeps, mon
     assert sent == ["offline"]
     (strange / "summary.json").unlink(missing_ok=True)
     monkeypatch.setenv("WANDB_MODE", "online")
-    ended = capsule_sweeps("retry", strange.name)
+    ended = capsule_sweeps("retry", "--yes", strange.name)
     assert ended.code == 1 and "WANDB_MODE=online has no effect: unset it" in ended.err and sent == ["offline"]

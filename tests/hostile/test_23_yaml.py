@@ -39,5 +39,5 @@ def test_refused_at_once(tmp_path, text, why) -> None:
 def test_commands_say_one_sentence(trained, capsule_sweeps, runs) -> None:
     trained(signal_at=(signal.SIGTERM, 3))
     (runs.only() / "config.yaml").write_text(BOMB)
-    ended = capsule_sweeps("retry", runs.only().name)
+    ended = capsule_sweeps("retry", "--yes", runs.only().name)
     assert ended.code == 1 and "anchors" in ended.err and ended.err.count("\n") == 1

@@ -31,7 +31,8 @@ def rendering(tmp_path_factory) -> ModuleType:
         ("hostile", [asked, shown, f"HTML({SCRIPT + IMAGE!r})"]),
         ("lacking", ["raise ValueError('<b>no ablation')"]),
     ):
-        notebook = nbformat.v4.new_notebook(cells=[parameters, *map(nbformat.v4.new_code_cell, cells)])
+        prose = nbformat.v4.new_markdown_cell("# Heading\n\ntext\n\n| name |\n|---|\n| value |")
+        notebook = nbformat.v4.new_notebook(cells=[parameters, *map(nbformat.v4.new_code_cell, cells), prose])
         nbformat.write(notebook, here / f"{name}.ipynb")
     spec = importlib.util.spec_from_file_location("rendering", here / "render.py")
     assert spec is not None and spec.loader is not None
@@ -45,6 +46,7 @@ def test_pages_are_text_and_nobody_else_reaches_the_kernel(rendering, tmp_path, 
     said = capfd.readouterr()
     assert "lacking.html says what is missing: <b>no ablation" in said.out and "TCP" not in said.err
     page = (rendering.HERE / "rendered" / "hostile.html").read_text()
+    assert "<h1" in page and "<p>text</p>" in page and re.search("<th>name</th>.*<td>value</td>", page, re.DOTALL)
     assert not re.search("<script|<img[^>]*onerror|cdnjs", page, re.IGNORECASE)
     executed = nbformat.read(rendering.HERE / "rendered" / "hostile.ipynb", as_version=4)
     assert executed.cells[2].outputs[0].data["text/plain"] == "'ipc'"

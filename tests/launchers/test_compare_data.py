@@ -82,7 +82,7 @@ def test_other_images_under_the_name_of_finished_runs(folder, launch, capsule_sw
     (runs.only() / "summary.json").unlink()
     stored = runs.only() / "config.yaml"
     stored.write_text(stored.read_text().replace(str(old), str(moved)))
-    retried = capsule_sweeps("retry", runs.only().name)
+    retried = capsule_sweeps("retry", "--yes", runs.only().name)
     assert retried.code == 1 and "hash differs" in retried.err + retried.out
 
 

@@ -285,7 +285,7 @@ def test_retry_gives_runs_to_their_queue_again(submit, queue, capsule_sweeps) ->
     for seed in (0, 1):
         end(seed, "failed")
     queue.jobs.clear()
-    ended = capsule_sweeps("retry", "state=failed")
+    ended = capsule_sweeps("retry", "--yes", "state=failed")
     assert ended.code == 0 and "2 runs queued in 1 job (1)" in ended.out, "with its settings of then"
     assert states() == {0: "queued", 1: "queued"}
 
@@ -294,7 +294,7 @@ def test_retry_takes_runs_whose_job_ended_without_them(submit, queue, capsule_sw
     submit(0, 1)
     queue.jobs.clear()
     assert states() == {0: "new", 1: "new"}
-    ended = capsule_sweeps("retry", "all")
+    ended = capsule_sweeps("retry", "--yes", "all")
     assert ended.code == 0 and "2 runs queued" in ended.out and states() == {0: "queued", 1: "queued"}
 
 
@@ -303,7 +303,7 @@ def test_retry_runs_here_where_the_queue_is_not_available(submit, queue, capsule
     end(0, "failed")
     queue.jobs.clear()
     monkeypatch.setattr(Launcher, "available", lambda self: False)
-    assert capsule_sweeps("retry", "seed=0").code == 0 and states() == {0: "finished"}
+    assert capsule_sweeps("retry", "--yes", "seed=0").code == 0 and states() == {0: "finished"}
 
 
 def test_gc_keeps_what_jobs_need(submit, queue, capsule_sweeps) -> None:

@@ -5,11 +5,13 @@ import signal
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
 
 from capsule_sweeps import load_runs
+from capsule_sweeps.cli.retry import confirmed
 from capsule_sweeps.runs import garbage
 from capsule_sweeps.runs import lock as owner
 from capsule_sweeps.runs.files import write_json
@@ -125,11 +127,11 @@ def test_retry_ends_with_the_numbers_of_an_untouched_run(launch, trained, capsul
     trained("seed=1")
     assert launch("seed=0", "runs_dir=untouched").code == 0
     before = {folder: (folder / "run.json").read_bytes() for folder in runs.folders()}
-    ended = capsule_sweeps("retry", "seed=0")
+    ended = capsule_sweeps("retry", "--yes", "seed=0")
     assert ended.code == 0, ended.text
     (resumed,) = [folder for folder in runs.folders() if (folder / "run.json").read_bytes() != before[folder]]
     runs.assert_same(resumed, runs.only("untouched"))
-    assert "nothing to retry" in capsule_sweeps("retry", "all").err
+    assert "nothing to retry" in capsule_sweeps("retry", "--yes", "all").err
 
 
 def test_retry_asks_what_to_run(trained, capsule_sweeps, runs) -> None:
@@ -137,6 +139,21 @@ def test_retry_asks_what_to_run(trained, capsule_sweeps, runs) -> None:
     before = (runs.only() / "run.json").read_bytes()
     ended = capsule_sweeps("retry")
     assert ended.code == 1 and "or all" in ended.err and (runs.only() / "run.json").read_bytes() == before
+
+
+def test_retry_shows_what_it_would_do_and_runs_nothing_without_yes(launch, capsule_sweeps, runs, monkeypatch) -> None:
+    launch(signal_at=(signal.SIGTERM, 3))
+    folder = runs.only()
+    before = (folder / "run.json").read_bytes()
+    ended = capsule_sweeps("retry", "all")
+    assert ended.code == 0 and folder.name in ended.out and "1 run: 1 to resume" in ended.out, ended.text
+    assert "Nothing is run without --yes." in ended.out and (folder / "run.json").read_bytes() == before
+    for answer, yes in {"n": False, "": False, "y": True, " YES ": True}.items():
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+            patch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True))
+            patch.setattr("builtins.input", lambda _, answer=answer: answer)
+            assert confirmed() is yes, answer
 
 
 def test_images_are_found_from_another_folder_and_after_a_move(launch, capsule_sweeps, runs, tmp_path, monkeypatch):
@@ -147,19 +164,19 @@ def test_images_are_found_from_another_folder_and_after_a_move(launch, capsule_s
     stored = [OmegaConf.load(folder / "config.yaml") for folder in runs.folders()]
     assert [config.data_dir for config in stored] == [str(here / "images")] * 2
     monkeypatch.chdir(tmp_path)
-    assert capsule_sweeps("retry", "seed=0", "--runs-dir", str(here / "runs")).code == 0
+    assert capsule_sweeps("retry", "--yes", "seed=0", "--runs-dir", str(here / "runs")).code == 0
     assert load_runs("~/../place/runs").state.tolist() == ["finished", "interrupted"]
     evaluated = capsule_sweeps("evaluate", runs.folders(here / "runs")[0].name, "--runs-dir", str(here / "runs"))
     assert evaluated.code == 0, evaluated.text
     (here / "images").rename(tmp_path / "home" / "moved")
-    ended = capsule_sweeps("retry", "all", "data_dir=~/moved", "--runs-dir", str(here / "runs"))
+    ended = capsule_sweeps("retry", "--yes", "all", "data_dir=~/moved", "--runs-dir", str(here / "runs"))
     assert ended.code == 0, ended.text
     assert not (here / "images").exists() and not (tmp_path / "data").exists()
 
 
 def test_retry_that_fails_again_says_so(trained, capsule_sweeps, runs) -> None:
     trained("training.lr=1e30")
-    ended = capsule_sweeps("retry", runs.only().name[-8:])
+    ended = capsule_sweeps("retry", "--yes", runs.only().name[-8:])
     assert ended.code == 1 and "Traceback" not in ended.text
     assert len(runs.record(runs.only())["attempts"]) == 2
 
@@ -167,7 +184,7 @@ def test_retry_that_fails_again_says_so(trained, capsule_sweeps, runs) -> None:
 def test_retry_of_a_moved_folder_stays_in_it(trained, capsule_sweeps, runs) -> None:
     trained(signal_at=(signal.SIGTERM, 3))
     Path("runs").rename("moved")
-    assert capsule_sweeps("retry", "all", "--runs-dir", "moved").code == 0
+    assert capsule_sweeps("retry", "--yes", "all", "--runs-dir", "moved").code == 0
     assert runs.record(runs.only("moved"))["state"] == "finished" and not Path("runs").exists()
 
 
@@ -176,7 +193,7 @@ def test_retry_with_a_bad_number(tiny_config, capsule_sweeps, parallel) -> None:
     run = make_run(tiny_config(), "failed")
     (run.folder / "config.yaml").write_text("{}")
     (run.folder / "config.yaml").write_text(OmegaConf.to_yaml(tiny_config()))
-    ended = capsule_sweeps("retry", "all", f"--parallel={parallel}")
+    ended = capsule_sweeps("retry", "--yes", "all", f"--parallel={parallel}")
     assert ended.code == 1 and "parallel" in ended.err and "Error: " in ended.err
 
 
@@ -185,7 +202,7 @@ def test_retry_of_a_garbled_config_names_it(tiny_config, capsule_sweeps, content
     run = make_run(tiny_config(), "failed")
     if content is not None:
         (run.folder / "config.yaml").write_text(content)
-    ended = capsule_sweeps("retry", run.folder.name)
+    ended = capsule_sweeps("retry", "--yes", run.folder.name)
     assert ended.code == 1 and "config.yaml" in ended.err and ended.err.count("\n") == 1
 
 
@@ -195,7 +212,7 @@ def test_retry_of_another_config_in_the_folder_is_refused(trained, capsule_sweep
     folder = runs.only()
     path = folder / "config.yaml"
     path.write_text(path.read_text().replace("seed: 0", "seed: 5"))
-    ended = capsule_sweeps("retry", folder.name)
+    ended = capsule_sweeps("retry", "--yes", folder.name)
     assert ended.code == 1 and "seed" in ended.err
     assert [other.name for other in runs.folders()] == [folder.name]
 

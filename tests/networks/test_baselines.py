@@ -8,12 +8,15 @@ from synthetic import finished_run
 from torch import nn
 
 from capsule_sweeps import build_model, compose_config, load_runs
+from capsule_sweeps.config.match_width import matched
 from capsule_sweeps.networks.backbones import BasicBlock
 from capsule_sweeps.networks.baselines import CNN, ResNet18
 from capsule_sweeps.results.ablation import ablation_table
 from capsule_sweeps.runs.signature import columns, signed_config
 
 SIMPLE = {"name": "simple", "_target_": "capsule_sweeps.networks.backbones.Simple", "channels": 8}
+
+SMALL = "capsules.primary={num_capsules: 1, pose_size: 16, kernel_size: 1, stride: 16}"
 
 
 def num_parameters(*overrides: str) -> int:
@@ -147,3 +150,43 @@ def test_a_baseline_goes_on_where_it_was_interrupted(launch, runs) -> None:
     assert launch(*base).code == 0
     assert launch(*base, "runs_dir=untouched").code == 0
     runs.assert_same(runs.only(), runs.only("untouched"))
+
+
+def test_width_that_matches_is_the_nearest_one_and_is_signed_as_a_number() -> None:
+    wanted = num_parameters("dataset=digits", "routing=em")
+    config = compose_config(["dataset=digits", "model=cnn", "routing=em", "model.width=match"])
+    width = config.model.width
+    sizes = {near: num_parameters("dataset=digits", "model=cnn", f"model.width={near}") for near in range(28, 37)}
+    assert abs(sizes[width] - wanted) == min(abs(size - wanted) for size in sizes.values()) and 28 < width < 36
+    assert str(matched(config)) == f"{width} ({sizes[width]:,} parameters for {wanted:,})"
+    assert signed_config(config) == signed_config(
+        compose_config(["dataset=digits", "model=cnn", f"model.width={width}"])
+    )
+    assert matched(compose_config(["dataset=CIFAR100", "model=cnn"])) is None
+
+
+def test_plan_shows_the_width_that_matches(launch) -> None:
+    points = "hydra.sweeper.points=[{model: capsnet, num_routing: '1,2'}, {model: cnn, model.width: match}]"
+    ended = launch("-m", points, "hydra.launcher.dry_run=true")
+    assert ended.code == 0 and "3 runs: 3 to run" in ended.out, ended.text
+    assert re.search(r"^model\.width=match: \d+ \([\d,]+ parameters for [\d,]+\)\.$", ended.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["model=capsnet"],
+            "model.width=match has no effect on model=capsnet, which has no width: set it for model=cnn",
+        ),
+        (["model=resnet18"], "model.width=match has no effect on model=resnet18"),
+        (["model=cnn", "capsules.primary.pose_size=5"], "not possible: capsules.primary.pose_size=5"),
+        (
+            [*("model=cnn", "capsules.layers=[]", "backbone.channels=10"), SMALL],
+            "fewer than model=cnn with model.width=1 (",
+        ),
+    ],
+)
+def test_width_that_cannot_match_is_one_sentence(overrides, words) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        compose_config(["dataset=digits", *overrides, "model.width=match"])

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from capsule_sweeps import build_model, compose_config
+from capsule_sweeps import build_model, compose_config, load_runs
+from capsule_sweeps.networks import multiply_adds
+from capsule_sweeps.networks.multiply_adds import count_multiply_adds
 from capsule_sweeps.profiling.describe import layer_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,6 +63,9 @@ def test_a_small_stack_by_hand(pose, num_routing, schedule) -> None:
     assert found.multiply_adds["backbone.layers.0"] == 16 * 16 * 6 * 9
     assert found.multiply_adds["capsules.primary"] == 8 * 8 * 12 * 6 * 4
     assert found.multiply_adds["head"] == 10 * 4
+    if num_routing == 1:
+        own = table(*STACK, "model.head=own", f"routing.schedule={schedule}", f"capsules.pose={pose}")
+        assert own.multiply_adds["head"] == 10 * 4
     weights = 4 if pose == "matrix" else 16
     assert found.parameters["capsules.layers.0"] == 9 * 3 * 5 * weights + 8
     assert found.multiply_adds["total"] == found.multiply_adds[:-1].sum()
@@ -83,6 +88,21 @@ def test_all_parameters_are_in_the_table(overrides) -> None:
         model = build_model(compose_config(overrides))
     assert found.parameters["total"] == sum(p.numel() for p in model.parameters()) == found.parameters[:-1].sum()
     assert found.multiply_adds["total"] == found.multiply_adds[:-1].sum() > 0
+    assert count_multiply_adds(compose_config(overrides)) == found.multiply_adds["total"]  # what a run records
+
+
+def test_runs_record_their_multiply_adds_and_peak_memory(launch, runs, tiny_config) -> None:
+    assert launch("num_routing=2").code == 0
+    record = runs.record(runs.only())
+    assert record["multiply_adds"] == layer_table(tiny_config("num_routing=2")).multiply_adds.iloc[-1] > 0
+    assert 50 < record["peak_memory_mb"] < 10_000  # a process with torch in it
+    row = load_runs("runs").iloc[0]
+    assert (row.multiply_adds, row.peak_memory_mb) == (record["multiply_adds"], record["peak_memory_mb"])
+
+
+def test_multiply_adds_of_unknown_layers_are_unknown(monkeypatch) -> None:
+    monkeypatch.delitem(multiply_adds.COUNTED, torch.nn.Linear)
+    assert count_multiply_adds(compose_config(["model=cnn", "dataset=digits"])) is None
 
 
 @pytest.mark.parametrize("pose", ["matrix", "vector"])

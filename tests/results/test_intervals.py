@@ -101,12 +101,16 @@ def test_of_one_pair_only_the_difference_is_known() -> None:
     assert math.isnan(compare(by_seed(3), by_seed(1, 2, first=5)).p_value)
 
 
-def test_without_spread_a_difference_is_certain_and_none_is_none() -> None:
+def test_without_spread_nothing_is_known_but_the_difference() -> None:
+    """Accuracies are counts of images: two seeds may differ by the same number of images, which is no certainty."""
     found = compare(by_seed(2, 3, 4), by_seed(1, 2, 3))
-    assert (found.half_width, found.p_value, found.seeds_needed) == (0, 0, 2)
+    assert found.difference == 1 and math.isnan(found.half_width) and math.isnan(found.p_value)
+    assert found.seeds_needed is None
+    rounded = compare(by_seed(98.24, 96.98), by_seed(97.23, 95.97))  # 1.01 twice, but for rounding
+    assert rounded.difference == pytest.approx(1.01) and math.isnan(rounded.p_value)
     found = compare(by_seed(1, 2, 3), by_seed(1, 2, 3))
     assert (found.difference, found.half_width, found.p_value, found.seeds_needed) == (0, 0, 1, None)
-    assert compare(by_seed(2, 2), by_seed(1, 1, first=5)).p_value == 0
+    assert math.isnan(compare(by_seed(2, 2), by_seed(1, 1, first=5)).p_value)
 
 
 @pytest.mark.parametrize(("effect", "n"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])

@@ -152,7 +152,8 @@ def browse(tmp_path: Path, *arguments: str) -> str:
 
 MEASURE = """<script>
 const box = e => e.getBoundingClientRect();
-const wide = [...document.querySelectorAll("body *")].filter(e => !e.closest("svg") && box(e).right > innerWidth + 1);
+const seen = [...document.querySelectorAll("body *")].filter(e => !e.closest("svg, .scroll *"));
+const wide = seen.filter(e => box(e).right > innerWidth + 1);
 parent.document.title = JSON.stringify({width: innerWidth, page: document.documentElement.scrollWidth,
   wide: wide.map(e => e.outerHTML.slice(0, 80)), heads: getComputedStyle(document.querySelector("thead")).display,
   figure: box(document.querySelector("figure svg")).width, font: getComputedStyle(document.body).fontSize});

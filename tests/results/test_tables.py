@@ -3,6 +3,7 @@
 import io
 import json
 import signal
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 
 from capsule_sweeps import compose_config, load_metrics, load_runs
+from capsule_sweeps.cli.status import clipped, show
 from capsule_sweeps.config import selection_rules
 from capsule_sweeps.console import console
 from capsule_sweeps.results.against import against_table
@@ -175,7 +177,7 @@ def test_every_group_is_compared_with_the_one_that_differs_in_the_key_alone(inve
     assert len(against_table(load_runs("runs"), "training.lr=0.1", "last")) == 2  # lr_decay is another key
     for word, sentence in {
         "num_routing=7": "num_routing is 1, 2",
-        "seed=0": "no setting of a group",
+        "seed=0": "is not a key of the configuration",
         "num_routing": "give a key and the value",
         "nothing=1": "no run has a key nothing",
     }.items():
@@ -203,14 +205,27 @@ def test_costs_are_columns_where_rows_differ_by_them(invent) -> None:
         folder = invent(["model=cnn", f"seed={seed}"], 0.6)
         for name in ("run.json", "summary.json"):
             found = json.loads((folder / name).read_text())
-            more = {"parameters": 955402, "epochs_done": 3}
+            more = {"parameters": 955402, "epochs_done": 3, "multiply_adds": 7_219_616, "peak_memory_mb": 300.5 + seed}
             write_json(folder / name, {**found, **more})
     runs = load_runs("runs")
     table = accuracy_table(runs, "last").set_index("model")
     assert table.parameters.to_dict() == {"capsnet": 10, "cnn": 955402}
-    assert table.seconds_per_epoch["cnn"] == 0.5
     shown, _ = for_people(accuracy_table(runs, "last"), runs)
-    assert "955,402" in set(shown.parameters) and 0.5 in set(shown["s/epoch"])
+    assert "955,402" in set(shown.parameters)
+    known_of_one_row = {"multiply_adds", "seconds_per_epoch", "peak_memory_mb"}
+    assert not known_of_one_row & set(table)
+    for folder in map(Path, runs.folder[runs.model == "capsnet"]):
+        record = json.loads((folder / "run.json").read_text())
+        more = {"epochs_done": 1, "multiply_adds": 56_986_112, "peak_memory_mb": 1600.0}
+        write_json(folder / "run.json", {**record, **more})
+    runs = load_runs("runs")
+    table = accuracy_table(runs, "last").set_index("model")
+    assert table.multiply_adds.to_dict() == {"capsnet": 56_986_112, "cnn": 7_219_616}
+    assert table.peak_memory_mb.to_dict() == {"capsnet": 1600.0, "cnn": 301.0}
+    assert table.seconds_per_epoch.to_dict() == {"capsnet": 1.5, "cnn": 0.5}
+    shown, _ = for_people(accuracy_table(runs, "last"), runs)
+    assert shown["M mult-adds"].tolist() == ["57.0", "7.2"] and shown["peak MB"].tolist() == ["1,600", "301"]
+    assert "of the whole process" in notes(runs, "last")
     assert "parameters" not in accuracy_table(runs[runs.model == "cnn"], "last")
 
 
@@ -406,3 +421,48 @@ def test_metrics_of_runs_are_one_tidy_frame(invent) -> None:
     frame = load_metrics(load_runs("runs"))
     assert frame.groupby("seed").test_accuracy.agg(list).to_dict() == {0: [0.1, 0.2], 1: [0.1, 0.2]}
     assert set(load_runs("runs", settings=True)["training.lr"]) == {0.1}
+
+
+def test_settings_are_never_rounded(invent, capsule_sweeps) -> None:
+    """0.0125 and 0.015 are two rates, in a table whose numbers have two decimals as well."""
+    for lr in ("0.0125", "0.015"):
+        for num_routing in (1, 2):
+            invent([f"training.lr={lr}", f"num_routing={num_routing}"], 0.5)
+    for words in ([], ["--pivot", "num_routing"], ["--against", "num_routing=1"]):
+        out = capsule_sweeps("results", *words).out
+        assert "0.0125" in out and "0.015" in out, out
+
+
+def test_names_of_sweeps_are_whole_in_a_narrow_terminal(invent, capsule_sweeps, monkeypatch) -> None:
+    names = [f"sweep-{digit * 8}" for digit in "12"]
+    for seed, name in enumerate(names):
+        folder = invent([f"seed={seed}"], 0.5)
+        command = ["launch.py", "-m", "dataset=digits", *(f"training.lr=0.0{digit}" for digit in range(1, 9))]
+        signatures = [folder.name[-8:], "0" * 8]
+        (folder.parent / ".sweeps").mkdir(exist_ok=True)
+        sweep = {"sweep": name, "command": command, "signatures": signatures, "runs": [], "started": 1e9}
+        write_json(folder.parent / ".sweeps" / f"{name}.json", sweep)
+    for columns_wide in (60, 80, 120):
+        monkeypatch.setenv("COLUMNS", str(columns_wide))
+        monkeypatch.setattr(console(), "_width", columns_wide)
+        lines = capsule_sweeps("status").out.splitlines()
+        assert max(map(len, lines)) <= columns_wide
+        for name in names:
+            assert len([line for line in lines if name in line and "1/2" in line and "50.00" in line]) == 1, lines
+
+
+def test_watching_keeps_running_runs_in_view_however_low_the_terminal(invent, monkeypatch) -> None:
+    folders = [invent([f"seed={seed}"], 0.5) for seed in range(6)]
+    for number in range(30):
+        signatures = [folder.name[-8:] for folder in folders]
+        (Path("runs") / ".sweeps").mkdir(exist_ok=True)
+        sweep = {"sweep": f"sweep-{number:08x}", "command": ["launch.py"], "signatures": signatures, "started": 1e9}
+        write_json(Path("runs/.sweeps") / f"sweep-{number:08x}.json", {**sweep, "runs": []})
+    runs = load_runs("runs")
+    runs.loc[5, "state"] = "running"
+    monkeypatch.setattr(console(), "_height", 12)
+    asked = Namespace(runs_dir=Path("runs"), runs=[], watch=True, format="table")
+    lines = clipped(show(runs, asked), 12).splitlines()
+    assert len(lines) <= 11 and any("running" in line and runs.run[5][-8:] in line for line in lines[:6]), lines
+    assert "more lines" in lines[-1]
+    assert clipped("a\nb", 12) == "a\nb"

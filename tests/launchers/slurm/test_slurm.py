@@ -221,7 +221,7 @@ def test_a_failing_run_fails_its_job_and_leaves_the_others(submit, cluster, runs
     assert error.strip() in log() and "these runs did not finish" in log()
     shown = capsule_sweeps("show", failed).out
     assert "_log.out, last lines" in shown and "FloatingPointError" in shown
-    retried = capsule_sweeps("retry", "state=failed")
+    retried = capsule_sweeps("retry", "--yes", "state=failed")
     assert retried.code == 0 and "2 runs queued in 1 job " in retried.out, retried.text
     cluster.drained()
     assert [len(runs.record(Path("runs") / run)["attempts"]) for run in frame.run[frame.state == "failed"]] == [2, 2]

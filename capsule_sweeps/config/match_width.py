@@ -1,0 +1,96 @@
+"""`model.width=match`: a network without capsules that has as many parameters as the capsule network of a command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+MATCH = "match"
+CAPSNET = "model=capsnet"
+SHAPE = ("channels", "image_size", "num_classes")  # of a data set, what models depend on
+
+
+class Matched(NamedTuple):
+    """A width, the parameters of the network that has it, and those of the capsule network."""
+
+    width: int
+    parameters: int
+    wanted: int
+
+    def __str__(self) -> str:
+        return f"{self.width} ({self.parameters:,} parameters for {self.wanted:,})"
+
+
+found: dict[str, Matched] = {}  # what `match_width` found in this process, by the model that has it
+
+
+def rival(point: Sequence[str]) -> list[str]:
+    """The overrides of a point, with a capsule network in place of its model."""
+    kept = [text for text in point if text.lstrip("+~").split("=")[0].split(".")[0].split("@")[0] != "model"]
+    return [*kept, CAPSNET]
+
+
+def check_match(config: DictConfig) -> None:
+    """Raises ValueError for `model.width=match` with a model that has no width."""
+    if "width" not in config.model:
+        raise ValueError(
+            f"model.width={MATCH} has no effect on model={config.model.get('name')}, which has no width: set it for "
+            "model=cnn; in a sweep, hydra.sweeper.points=[{model: capsnet}, {model: cnn, model.width: match}]"
+        )
+
+
+def match_width(config: DictConfig, compose: Callable[[], DictConfig]) -> None:
+    """Give a config with `model.width=match` the width with the nearest number of parameters to the config that
+    `compose` makes. Raises ValueError where there is no such network."""
+    try:
+        other = compose()
+        wanted = _count(_text(other))
+    except ValueError as error:
+        raise ValueError(
+            f"model.width={MATCH} needs the capsule network of the same command, which is not possible: {error}"
+        ) from error
+
+    def parameters(width: int) -> int:
+        config.model.width = width
+        return _count(_text(config))
+
+    low, high = 1, 2
+    if (least := parameters(low)) > wanted:
+        raise ValueError(
+            f"model.width={MATCH}: the capsule network of this command has {wanted:,} parameters, fewer than "
+            f"model={config.model.name} with model.width=1 ({least:,}): set a smaller backbone or another width"
+        )
+    while parameters(high) < wanted:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if parameters(middle) < wanted else (low, middle)
+    width = min((low, high), key=lambda width: abs(parameters(width) - wanted))
+    found[_model(config)] = Matched(width, parameters(width), wanted)
+
+
+def matched(config: DictConfig) -> Matched | None:
+    """What `match_width` found for a config, if it was asked to."""
+    return found.get(_model(config))
+
+
+def _model(config: DictConfig) -> str:
+    return _text(config) + repr([config.get(key) for key in ("capsules", "routing", "num_routing")])
+
+
+def _text(config: DictConfig) -> str:
+    """What the number of parameters depends on."""
+    dataset = {key: config.dataset[key] for key in SHAPE}
+    return OmegaConf.to_yaml({"model": config.model, "dataset": dataset, "device": "cpu"})
+
+
+@cache
+def _count(text: str) -> int:
+    from capsule_sweeps.networks.build import num_parameters
+
+    config = OmegaConf.create(text)
+    assert isinstance(config, DictConfig)
+    return num_parameters(config)
