@@ -15,7 +15,11 @@ from capsule_sweeps.display import say
 
 
 def _list(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    return lambda text: [kind(word) for word in text.split(",")]
+    def read(text: str) -> list[Any]:
+        return [kind(word) for word in text.split(",")]
+
+    read.__name__ = {int: "whole number", float: "number"}.get(kind, "text")  # in the message for an invalid one
+    return read
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

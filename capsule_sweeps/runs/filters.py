@@ -49,9 +49,13 @@ def values(runs: pd.DataFrame, key: str) -> list[Any]:
 
 
 def signed_key(runs: pd.DataFrame, key: str) -> str | None:
-    """The signed key for a key as spelled for launch.py (backbone.channels) or in full; None if it is unknown."""
+    """The signed key for a key as spelled for launch.py (backbone.channels), in full, or by an end that no other
+    key has (lr, as columns of tables are headed); None if it is unknown."""
     known = _signed(runs)
-    return next((name for name in (key, f"model.{key}") if name in known), None)
+    if found := next((name for name in (key, f"model.{key}") if name in known), None):
+        return found
+    ends = [name for name in known if name.endswith(f".{key}")]
+    return ends[0] if len(ends) == 1 else None
 
 
 def none_fits(runs: pd.DataFrame, word: str, words: Sequence[str]) -> str:

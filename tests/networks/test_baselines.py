@@ -16,7 +16,7 @@ from capsule_sweeps.runs.signature import columns, signed_config
 
 SIMPLE = {"name": "simple", "_target_": "capsule_sweeps.networks.backbones.Simple", "channels": 8}
 
-SMALL = "capsules.primary={num_capsules: 1, pose_size: 16, kernel_size: 1, stride: 16}"
+SMALL = "capsules.primary={num_capsules: 1, pose_size: 4, kernel_size: 1, stride: 16}"
 
 
 def num_parameters(*overrides: str) -> int:
@@ -182,7 +182,7 @@ def test_plan_shows_the_width_that_matches(launch) -> None:
         (["model=resnet18"], "model.width=match has no effect on model=resnet18"),
         (["model=cnn", "capsules.primary.pose_size=5"], "not possible: capsules.primary.pose_size=5"),
         (
-            [*("model=cnn", "capsules.layers=[]", "backbone.channels=10"), SMALL],
+            [*("model=cnn", "capsules.layers=[]", "backbone.channels=1000", "capsules.classes.pose_size=4"), SMALL],
             "fewer than model=cnn with model.width=1 (",
         ),
     ],
