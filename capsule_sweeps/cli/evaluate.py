@@ -14,11 +14,11 @@ from capsule_sweeps.cli import add_format, add_runs, path
 from capsule_sweeps.display import say
 
 
-def _list(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+def _list(kind: type) -> Callable[[str], list[Any]]:
     def read(text: str) -> list[Any]:
         return [kind(word) for word in text.split(",")]
 
-    read.__name__ = {int: "whole number", float: "number"}.get(kind, "text")  # in the message for an invalid one
+    read.__name__ = kind.__name__  # in argparse's message for an invalid value
     return read
 
 

@@ -10,7 +10,8 @@ from capsule_sweeps.runs.metrics import read_metrics
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import NEUTRAL
 
-NUMBERS = ["state", "parameters", "epochs_done", "seconds", *selection_rules.columns()]
+NUMBERS = ["state", "parameters", "multiply_adds", "epochs_done", "seconds", "peak_memory_mb"]
+NUMBERS += selection_rules.columns()
 MACHINE = ("host", "processor", "gpu")
 TIMES = ("seconds", "images_per_second")  # the only numbers of an epoch in which equal runs differ
 
