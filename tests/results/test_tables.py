@@ -178,7 +178,7 @@ def test_every_group_is_compared_with_the_one_that_differs_in_the_key_alone(inve
     for word, sentence in {
         "num_routing=7": "num_routing is 1, 2",
         "seed=0": "is not a key of the configuration",
-        "num_routing": "give a key and the value",
+        "num_routing": "use KEY=VALUE of the baseline",
         "nothing=1": "no run has a key nothing",
     }.items():
         ended = capsule_sweeps("results", "--against", word)
@@ -384,8 +384,8 @@ def test_a_small_number_is_not_shown_as_zero() -> None:
 def test_stale_runs_are_named_as_long_as_they_are_few() -> None:
     runs = pd.DataFrame({"run": list("abcdefgh"), "stale": [False, True] + 6 * [True]})
     assert stale_note(runs[:1]) == ""
-    assert stale_note(runs[:3]).endswith("since: b, c.")
-    assert stale_note(runs).endswith("since: b, c, d, e, f and 2 more.")
+    assert stale_note(runs[:3]).endswith("since): b, c.")
+    assert stale_note(runs).endswith("since): b, c, d, e, f and 2 more.")
 
 
 def test_status_lists_sweeps_with_what_is_left_and_why_a_run_failed(invent, capsule_sweeps) -> None:
