@@ -29,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "dataset.test_shift=0,2,4 dataset.test_rotation=15 dataset.affine_test=true dataset=… "
     )
     parser.add_argument("--num-routing", metavar="1,2,3", help="routing iterations (those it was trained with)")
+    about = (
+        "the last ones, their average, or the best epoch's (of one run: the last ones, and their average if it has one)"
+    )
+    parser.add_argument("--weights", choices=("last", "ema", "best"), help=about)
     order = "take the classes of the images for those of the run in their order, whatever their names"
     parser.add_argument("--classes-in-order", action="store_true", help=order)
     about = "adversarial images: fgsm, pgd or both, beside the clean ones"
@@ -66,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         runs = select(runs_dir, [] if words == ["all"] else words)
     if len(runs) == len(asked) == 1 and asked[0].attack is None:
-        options = arguments.format, arguments.figure, arguments.classes_in_order, arguments.confusion
+        options = arguments.format, arguments.figure, arguments.classes_in_order, arguments.confusion, arguments.weights
         print(evaluate(Run(runs_dir / runs.run[0]), overrides, iterations, *options))
         return
     if arguments.confusion:
@@ -76,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
     trained = runs[runs.epochs_done.fillna(0) > 0].reset_index(drop=True)
     if trained.empty:
         raise ValueError("none of these runs has trained for an epoch: choose others")
-    frame = many.evaluate_many(trained, runs_dir, asked, iterations, arguments.classes_in_order)
+    frame = many.evaluate_many(trained, runs_dir, asked, iterations, arguments.classes_in_order, arguments.weights)
     print(many.show_many(frame, arguments.format))
     if arguments.figure:
         from capsule_sweeps.evaluation.figures import accuracy_curves

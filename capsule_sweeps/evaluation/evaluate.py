@@ -25,7 +25,7 @@ from capsule_sweeps.data.load import Data, load_data
 from capsule_sweeps.display import markdown
 from capsule_sweeps.evaluation.class_names import match_classes
 from capsule_sweeps.evaluation.measure import NUM_BINS, Evaluation, evaluations
-from capsule_sweeps.evaluation.weights import load_checkpoint
+from capsule_sweeps.evaluation.weights import load_checkpoint, load_weights
 from capsule_sweeps.networks.capsnet import CapsNet
 from capsule_sweeps.results.render import render
 from capsule_sweeps.runs.run import Run
@@ -44,13 +44,15 @@ def evaluate(
     figure: Path | None = None,
     classes_in_order: bool = False,
     confusion: bool = False,
+    weights: str | None = None,
 ) -> str:
     """The output of the command; draws the figure. Raises ValueError for runs and conditions that cannot be evaluated.
 
     `iterations`: routing iterations to evaluate with; none stands for those of the run. Labels are matched by the names
-    of the classes (`match_classes`).
+    of the classes (`match_classes`). `weights`: one of `weights.WEIGHTS`; None stands for the last ones and, where the
+    run has them, their average.
     """
-    model, config, checkpoint = load_checkpoint(run.folder)
+    model, config, checkpoint = load_checkpoint(run.folder) if weights is None else load_weights(run.folder, weights)
     config, data = load_test_data(config, overrides)
     if trained := run.record().get("classes"):
         data = match_classes(data, trained, classes_in_order)
@@ -60,6 +62,8 @@ def evaluate(
         said.append(f"--num-routing has no effect on {model_name(config)}, which has no iterations.")
     asked = (list(iterations) or [int(config.model.num_routing)]) if iterates else [None]
     found = evaluations(model, config, data, asked, run.folder.name)
+    if weights is not None:
+        found = [one._replace(weights={"ema": "average"}.get(weights, weights)) for one in found]
     if "ema" in checkpoint:
         model.load_state_dict(checkpoint["ema"])
         name = f"{run.folder.name}, average"

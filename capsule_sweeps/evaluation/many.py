@@ -19,7 +19,7 @@ from capsule_sweeps.evaluation.class_names import match_classes
 from capsule_sweeps.evaluation.evaluate import load_test_data
 from capsule_sweeps.evaluation.measure import share_correct
 from capsule_sweeps.evaluation.robustness import ATTACKS, CORRUPTIONS, corrupted
-from capsule_sweeps.evaluation.weights import load_checkpoint
+from capsule_sweeps.evaluation.weights import load_weights
 from capsule_sweeps.networks.capsnet import CapsNet
 from capsule_sweeps.results.columns import as_typed, settings_frame, short_names, typed
 from capsule_sweeps.results.render import render
@@ -82,6 +82,7 @@ def evaluate_many(
     asked: Sequence[Condition],
     iterations: Sequence[int] = (),
     classes_in_order: bool = False,
+    weights: str | None = None,
 ) -> pd.DataFrame:
     """A row for each run, condition and number of iterations: run, seed, group, the settings that tell the runs apart,
     the conditions that vary, num_routing, images, and accuracy in percent.
@@ -93,7 +94,7 @@ def evaluate_many(
     with bar("evaluating", len(runs) * len(asked)) as advance:
         for index, row in runs.iterrows():
             run = Run(runs_dir / row.run)
-            model, trained, _ = load_checkpoint(run.folder)
+            model, trained, _ = load_weights(run.folder, weights or "last")
             loaded: dict[tuple[str, ...], tuple[DictConfig, Data]] = {}
             for condition in asked:
                 if condition.overrides not in loaded:

@@ -182,7 +182,7 @@ def accuracy_of(folder: Path, data_dir: Path, weights: str | None = None) -> flo
 
 
 @pytest.mark.parametrize("rule", ["last", "ema_last", "best_val", "best_test"])
-def test_weights_are_those_of_the_rule(ruled, data_dir, rule) -> None:
+def test_weights_are_those_of_the_rule(ruled, data_dir, capsule_sweeps, rule) -> None:
     run = ruled(rule)
     record = run.record()
     assert accuracy_of(run.folder, data_dir) == pytest.approx(record[f"accuracy_{rule}"])
@@ -192,6 +192,10 @@ def test_weights_are_those_of_the_rule(ruled, data_dir, rule) -> None:
     assert told["selection_rule"] == rule and told["accuracy"] == record[f"accuracy_{rule}"]
     assert told["epoch"] == record.get(f"epoch_{rule}", 3)
     assert (run.folder / "best.pt").exists() == rule.startswith("best")
+    ended = capsule_sweeps("evaluate", run.folder.name, "--weights", told["weights"], "--format", "json")
+    (found,) = [json.loads(ended.out)] if ended.out.startswith("{") else json.loads(ended.out)
+    assert found["accuracy"] == pytest.approx(100 * told["accuracy"]), ended.text
+    assert found["weights"] == {"ema": "average"}.get(told["weights"], told["weights"])
 
 
 def test_best_weights_survive_an_interruption(launch, runs) -> None:
