@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -66,6 +67,7 @@ def launch(
     for config in configs:
         absolute(config)
     plan = make_plan(configs, overrides, policy)
+    gc.freeze()  # a plan lives as long as the command: no search for cyclic garbage looks through it again
     compare_data(plan)
     todo = [planned for planned in plan if planned.to_do]
     at_once = launcher.num_parallel(todo, policy.dry_run)

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.table import Table
 
+from capsule_sweeps.config.compose import no_collection
 from capsule_sweeps.config.match_width import matched
 from capsule_sweeps.console import console, duration, tell
 from capsule_sweeps.display import rich
@@ -97,6 +98,7 @@ def accuracy(planned: PlannedRun) -> float | None:
     return read_summary(planned.run.folder).get(f"accuracy_{planned.config.selection_rule}")
 
 
+@no_collection()
 def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]], policy: Policy) -> list[PlannedRun]:
     """One planned run per signature, in the given order.
 
