@@ -217,8 +217,8 @@ def test_stale_numbers_are_marked_where_they_stand(launch, trained, capsule_swee
     """The plan promises it: never reused silently."""
     assert trained().code == 0
     with other_code(monkeypatch):
-        assert "stale" in launch().out.partition("Results")[2]
-        assert "stale" in capsule_sweeps("results").out
+        assert "stale" in launch().out.partition("Results")[2].lower()
+        assert "stale" in capsule_sweeps("results").out.lower()
         assert "stale" in capsule_sweeps("status").out
 
 
