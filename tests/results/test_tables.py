@@ -431,6 +431,8 @@ def test_settings_are_never_rounded(invent, capsule_sweeps) -> None:
     for words in ([], ["--pivot", "num_routing"], ["--against", "num_routing=1"]):
         out = capsule_sweeps("results", *words).out
         assert "0.0125" in out and "0.015" in out, out
+    chosen = capsule_sweeps("results", "lr=0.015", "--format", "csv").out  # a head of a column is a key of filters
+    assert chosen.count("\n") == 3 and "num_routing" in chosen
 
 
 def test_names_of_sweeps_are_whole_in_a_narrow_terminal(invent, capsule_sweeps, monkeypatch) -> None:
