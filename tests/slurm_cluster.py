@@ -212,7 +212,7 @@ class Cluster:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, next to each other, as SLURM wants those of its nodes."""
+    """Consecutive ports on which no process listens, as SLURM wants those of its nodes."""
     for first in range(21000 + os.getpid() % 5000, 60000, 16):
         with suppress(OSError):
             for port in range(first, first + count):

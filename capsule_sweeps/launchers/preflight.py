@@ -90,7 +90,7 @@ def compare_data(plan: Sequence[PlannedRun]) -> None:
     known: dict[str, Identity | None] = {}
     for planned in plan:
         points = _distinct([planned.config, *planned.same], "dataset", "data_dir")
-        exists = planned.action != "run anew" and "data_sha256" in planned.run.record()
+        exists = planned.action != "rerun" and "data_sha256" in planned.run.record()
         if not exists and len(points) == 1:
             continue
         first: Identity | None = None

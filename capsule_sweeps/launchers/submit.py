@@ -178,7 +178,7 @@ def enqueue(planned: PlannedRun, submission: str, queue: str, undo: ExitStack) -
     if run.state() in ("running", "queued"):
         log.warning("%s: left alone, another launcher was faster", run.folder.name)
         return False
-    if planned.action == "run anew":
+    if planned.action == "rerun":
         undo.callback(restore, run.put_aside(), run.folder)
     config = planned.config.copy()
     config.runs_dir, config.data_dir = str(Path(config.runs_dir).absolute()), str(Path(config.data_dir).absolute())

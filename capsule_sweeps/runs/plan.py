@@ -50,7 +50,7 @@ class Policy:
         if state in ("running", "queued"):
             return "leave"
         if self.force:
-            return "run" if state == "new" else "run anew"
+            return "run" if state == "new" else "rerun"
         if state == "failed":
             return "retry" if self.retry in ("all", failure) else "leave"
         return {"new": "run", "interrupted": "resume", "finished": "skip", "stale": "leave"}[state]
@@ -85,12 +85,12 @@ class PlannedRun:
 
     def put_old_aside(self) -> None:
         """Move the old folder of a run aside if it runs from scratch; called right before it starts."""
-        if self.action == "run anew":
+        if self.action == "rerun":
             self.run.put_aside()
 
     @property
     def to_do(self) -> bool:
-        return self.action in ("run", "run anew", "resume", "retry")
+        return self.action in ("run", "rerun", "resume", "retry")
 
 
 def accuracy(planned: PlannedRun) -> float | None:
@@ -128,7 +128,7 @@ def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]],
         if state in ("finished", "stale") and not policy.force:
             planned.not_learned = find_not_learned(run, record)
         if planned.to_do and (seconds := rates.seconds(flat)) is not None:
-            done = 0 if action == "run anew" else record.get("epochs_done", 0)
+            done = 0 if action == "rerun" else record.get("epochs_done", 0)
             planned.seconds = (config.training.epochs - done) * seconds
         plan[identity] = planned
     return list(plan.values())

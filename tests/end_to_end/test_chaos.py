@@ -1,4 +1,4 @@
-"""A sweep in a pool, and somebody who kills a process of it every second or two; then the command is typed again."""
+"""A sweep in a pool, of which a process is killed every second or two; then the command is repeated."""
 
 import itertools
 import os

@@ -200,7 +200,7 @@ WRONG += [b'{"execution": null}', b'{"epochs_done": null}', b'{"seconds": {}, "e
 @pytest.mark.parametrize("content", [*GARBLED, *WRONG])
 @pytest.mark.parametrize("state", ["finished", "interrupted"])
 def test_damaged_record(launch, trained, runs, content, state) -> None:
-    """Of a finished run nothing is lost; an interrupted one goes on, or says which file to mend."""
+    """A finished run loses nothing; an interrupted one resumes, or names the file to fix."""
     trained(EAGER, signal_at=(signal.SIGTERM, 7) if state == "interrupted" else None)
     folder = runs.only()
     before = (folder / "metrics.jsonl").read_bytes()

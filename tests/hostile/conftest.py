@@ -1,4 +1,4 @@
-"""Run folders, sweeps and processes as somebody hostile would leave them in a runs folder."""
+"""Run folders, sweeps and processes as an attacker would leave them in a runs folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch executes what it finds in its cache of compiled code, so that this is a folder which nobody else can write."""
+"""torch executes the code in its cache, so this must be a folder that only the user can write."""
 
 import os
 import stat

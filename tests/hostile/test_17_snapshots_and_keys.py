@@ -105,7 +105,7 @@ def test_snapshots_are_private_unless_the_folder_is_shared(checkout, place, mode
 
 
 def test_another_users_snapshot_is_not_run(checkout, place) -> None:
-    """Of the same content, made by somebody who could change it later."""
+    """With the same content, but made by another user, who could change it later."""
     first = snapshot.take_snapshot(place)
     first.chmod(0o777)
     second = snapshot.take_snapshot(place)

@@ -279,7 +279,7 @@ def worker_of(folder: Path) -> int:
 
 @pytest.mark.slow
 def test_killed_worker_cancelled_run_and_cancelled_sweep(start, launch, capsule_sweeps, runs) -> None:
-    """One after the other on one sweep: each leaves the rest alone, and the same command goes on."""
+    """One after the other on one sweep: each leaves the rest alone, and the same command resumes."""
     swept = ["seed=0,1,2,3", FOREVER]
     sweep = start(*swept)
     sweep.training(2)

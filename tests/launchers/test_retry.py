@@ -75,7 +75,7 @@ def sweep_file(**changes: object) -> Path:
 
 
 def test_cancel_never_signals_a_process_of_another_machine(tiny_config, capsule_sweeps, killed) -> None:
-    """The number of a launcher over there is that of somebody else here."""
+    """The process number of a launcher on another host belongs to another process here."""
     make_run(tiny_config())
     sweep_file(host="elsewhere boot ns", pid=os.getppid(), start="1")
     ended = capsule_sweeps("cancel", SWEEP)
@@ -249,7 +249,7 @@ def test_gc_lists_and_removes_only_with_yes(tiny_config, capsule_sweeps) -> None
 
 
 def test_gc_keeps_the_only_finished_run_of_a_signature(launch, trained, capsule_sweeps, runs, monkeypatch) -> None:
-    """Made anew with force, but not finished yet: what was finished is not superseded by anything."""
+    """Rerun with force, but not finished yet: the finished folder is not superseded."""
     assert trained().code == 0
     launch("hydra.launcher.force=true", signal_at=(signal.SIGTERM, 3))
     (aside,) = Path("runs/.superseded").iterdir()

@@ -98,7 +98,7 @@ def test_force_runs_everything_anew_but_what_runs_now(tiny_config, invent) -> No
         config = tiny_config(f"seed={seed}")
         invent(config, state)
         (point,) = make_plan([config], [[]], Policy(force=True, retry="none"))
-        assert point.action == {"new": "run", "running": "leave"}.get(state, "run anew")
+        assert point.action == {"new": "run", "running": "leave"}.get(state, "rerun")
 
 
 def test_planning_writes_nothing(tiny_config, invent, place) -> None:
@@ -122,7 +122,7 @@ def test_force_keeps_the_old_folder_aside(launch, runs, state) -> None:
     folder = runs.only()
     old = {path.name: path.read_bytes() for path in folder.iterdir()}
     ended = launch(*overrides, "hydra.launcher.force=true")
-    assert rows(ended.out)[0][2:] == (state, "run anew")
+    assert rows(ended.out)[0][2:] == (state, "rerun")
     assert runs.only() == folder and len(runs.record(folder)["attempts"]) == 1
     (aside,) = Path("runs/.superseded").iterdir()
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == old
@@ -144,7 +144,7 @@ def test_dry_run_stops_after_the_plan(launch, place, many) -> None:
 def test_dry_run_of_force_touches_nothing(launch, trained, runs) -> None:
     assert trained().code == 0
     before = stamps()
-    assert "run anew" in launch("hydra.launcher.force=true", "hydra.launcher.dry_run=true").out
+    assert "rerun" in launch("hydra.launcher.force=true", "hydra.launcher.dry_run=true").out
     assert stamps() == before
 
 
@@ -208,7 +208,7 @@ def test_finished_with_other_code_is_stale_and_says_what_to_do(launch, trained, 
         assert stamps() == before, "never discarded silently"
     assert rows(launch().out)[0][2:] == ("finished", "skip")
     with other_code(monkeypatch):
-        assert rows(launch("hydra.launcher.force=true").out)[0][2:] == ("stale", "run anew")
+        assert rows(launch("hydra.launcher.force=true").out)[0][2:] == ("stale", "rerun")
     with other_code(monkeypatch):
         assert rows(launch().out)[0][2:] == ("finished", "skip")
 
@@ -400,8 +400,8 @@ def test_estimate_from_like_runs(tiny_config, invent, capsys, parallel) -> None:
     planning.show_plan(plan, 3, parallel)
     out = capsys.readouterr().out
     assert f"about {16 // parallel}.0 h and 1 without an estimate yet" in out
-    (anew,) = make_plan([half], [[]], Policy(force=True))
-    assert anew.seconds == 8 * 3600
+    (again,) = make_plan([half], [[]], Policy(force=True))
+    assert again.seconds == 8 * 3600
 
 
 def test_estimate_from_other_routings_of_the_same_stack_in_a_unit_that_fits(tiny_config, invent, capsys) -> None:

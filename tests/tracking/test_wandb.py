@@ -495,7 +495,7 @@ def test_failed_run_is_marked(launch, fake_wandb) -> None:
 
 
 def test_run_made_anew_gets_a_name_of_its_own(launch, fake_wandb, runs) -> None:
-    """Also when `gc` removed what was put aside, and when the new run is interrupted and goes on."""
+    """Also when `gc` removed what was put aside, and when the new run is interrupted and resumes."""
     told = fake_wandb()
     force = ("tracking=wandb", "hydra.launcher.force=true")
     launch("tracking=wandb")

@@ -145,7 +145,7 @@ def test_failed_and_interrupted_runs_are_sent_as_such(offline, sync, runs, wandb
 
 
 def test_queued_runs(offline, python, runs, wandb_server) -> None:
-    """One that goes on later is sent as far as it is; one that has not begun has nothing to send."""
+    """An interrupted run is sent as far as it is; a run that has not started has nothing to send."""
     (stopped,) = offline(signal_at=(signal.SIGTERM, 8))
     (stopped.parent / "digits-r1-s1-0123abcd").mkdir()
     queued = "from capsule_sweeps import __main__\nfrom capsule_sweeps.runs.run import Run\n"

@@ -162,7 +162,7 @@ def test_run_in_a_sweep_equals_the_run_alone(launch, reference, runs) -> None:
 
 @pytest.mark.slow
 def test_threads_of_a_resumed_run_do_not_leak_into_the_next(launch, runs) -> None:
-    """A run goes on with the threads of its first attempt; the runs after it have the process's own."""
+    """A run resumes with the threads of its first attempt; later runs use those of the process."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(before + 1)
@@ -262,7 +262,7 @@ def test_compiled_run_that_was_interrupted_ends_as_if_untouched(launch, referenc
 @pytest.mark.gpu
 @pytest.mark.parametrize(("compiled", "amp"), [("off", "none"), ("on", "none"), ("on", "bf16")])
 def test_interrupted_on_a_gpu(launch, reference, runs, tiny, python, tmp_path, compiled, amp) -> None:
-    """The second attempt compiles anew, as it would on another node."""
+    """The second attempt compiles again, as on another node."""
     more = ["device=cuda", f"training.compile={compiled}", f"training.amp={amp}", "training.ema=0.9"]
     more += ["capsules.dropout=0.1", "num_routing=2", "training.batch_size=9"]
     untouched = reference(*more)

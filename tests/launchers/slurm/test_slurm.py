@@ -301,7 +301,7 @@ def test_preempted_with_sigterm(submit, cluster, runs, undisturbed) -> None:
 
 @pytest.mark.slow
 def test_requeued_by_hand(submit, cluster, runs, undisturbed) -> None:
-    """With W&B: the run goes on in the same W&B run, no epoch stands in it twice."""
+    """With W&B: the run resumes in the same W&B run, without repeated epochs."""
     tracking = ["tracking=wandb", "tracking.mode=offline"]
     assert submit("num_routing=1,2", *LONG, "hydra.launcher.runs_per_job=2", *tracking).code == 0
     name, job = submission()
@@ -318,7 +318,7 @@ def test_requeued_by_hand(submit, cluster, runs, undisturbed) -> None:
 
 @pytest.mark.nightly
 def test_a_dead_node(submit, cluster, runs, undisturbed) -> None:
-    """Everything of the job is killed at once, so that nobody can save or release a claim; SLURM starts it again."""
+    """All processes of the job are killed at once, so that none can save or release a claim; SLURM restarts the job."""
     assert submit(*LONG, "hydra.launcher.sbatch={nodelist: n1}").code == 0
     folder = in_training(cluster, runs)
     worker = worker_of(folder)
