@@ -31,7 +31,7 @@ def experiment(place: Path) -> Callable[..., list[str]]:
 def test_callbacks_of_a_file_are_refused_before_anything_starts(experiment, launch, place, flags) -> None:
     folder, name = experiment(CALLBACK)[1:]
     ended = launch(*flags, f"--config-dir={folder}", name, DRY)
-    assert ended.code == 1 and ended.err.startswith("Error: hydra.callbacks.x=os.makedirs would run code"), ended.text
+    assert ended.code == 1 and ended.err.startswith("Error: hydra.callbacks.x=os.makedirs would run arbitrary code"), ended.text
     assert not list(place.iterdir())
 
 
@@ -58,7 +58,7 @@ def test_users_own_environment_and_command_line_are_trusted(experiment, monkeypa
     ],
 )
 def test_code_by_other_names(experiment, lines, place) -> None:
-    with pytest.raises(ValueError, match=r"^hydra\.\w+.* would run code"):
+    with pytest.raises(ValueError, match=r"^hydra\.\w+.* would run arbitrary code"):
         look([*experiment(*lines), "-m"])
     assert not list(place.iterdir())
 
@@ -69,7 +69,7 @@ def test_a_file_of_any_group_is_looked_at(experiment) -> None:
 
 
 def test_doctor_imports_no_launcher_of_others(place) -> None:
-    with pytest.raises(ValueError, match=r"hydra\.launcher\._target_=this\.Launcher would run code"):
+    with pytest.raises(ValueError, match=r"hydra\.launcher\._target_=this\.Launcher would run arbitrary code"):
         launcher_settings(["hydra.launcher._target_=this.Launcher"])
 
 
