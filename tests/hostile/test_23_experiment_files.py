@@ -31,7 +31,9 @@ def experiment(place: Path) -> Callable[..., list[str]]:
 def test_callbacks_of_a_file_are_refused_before_anything_starts(experiment, launch, place, flags) -> None:
     folder, name = experiment(CALLBACK)[1:]
     ended = launch(*flags, f"--config-dir={folder}", name, DRY)
-    assert ended.code == 1 and ended.err.startswith("Error: hydra.callbacks.x=os.makedirs would run arbitrary code"), ended.text
+    assert ended.code == 1 and ended.err.startswith("Error: hydra.callbacks.x=os.makedirs would run arbitrary code"), (
+        ended.text
+    )
     assert not list(place.iterdir())
 
 
