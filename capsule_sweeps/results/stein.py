@@ -33,7 +33,7 @@ def two_stage_half_width(std: Any, first: int, n: Any) -> Any:
 
 def first_of(runs: pd.DataFrame) -> int | None:
     """How many first seeds the group of some rows of `load_runs` has; None where no look chose its seeds."""
-    known = runs["first_seeds"].dropna()
+    known = runs["first_seeds"].dropna() if "first_seeds" in runs else ()
     return int(known.min()) if len(known) else None
 
 
@@ -45,7 +45,9 @@ def interval(values: pd.Series, first: int | None) -> float:
 
 def half_widths(finished: pd.DataFrame, rule: str) -> dict[str, tuple[float, int]]:
     """Group → half-width in percentage points and n0, of the groups whose seeds the procedure chose."""
-    found = {}
+    found: dict[str, tuple[float, int]] = {}
+    if "first_seeds" not in finished:
+        return found
     for group, own in finished[finished.first_seeds.notna()].groupby("group"):
         values, first = pd.Series(100 * own[f"accuracy_{rule}"].to_numpy(), index=own.seed), first_of(own)
         if first is not None and len(values) >= first:
