@@ -33,7 +33,9 @@ def two_stage_half_width(std: Any, first: int, n: Any) -> Any:
 
 def first_of(runs: pd.DataFrame) -> int | None:
     """How many first seeds the group of some rows of `load_runs` has; None where no look chose its seeds."""
-    known = runs["first_seeds"].dropna() if "first_seeds" in runs else ()
+    if "first_seeds" not in runs:
+        return None
+    known = runs["first_seeds"].dropna()
     return int(known.min()) if len(known) else None
 
 
