@@ -69,7 +69,7 @@ class Claim:
         """Raises ValueError if the folder was removed or taken over; called before every write."""
         if last_attempt(self.folder) != self.attempt or read_json(self._path).get("nonce") != self.nonce:
             raise ValueError(
-                f"{self.folder} was removed or taken over while the run was in it; nothing more is written"
+                f"{self.folder} was removed or taken over while the run was in progress; nothing more is written"
             )
 
     def write(self, name: str, data: bytes) -> None:
