@@ -29,6 +29,7 @@ PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "submiti
 
 
 NUMBERS = ("routing", "networks", "data", "training")  # the rooms whose code determines the numbers of a run
+EXCEPT = ("networks.multiply_adds",)  # which counts for the record, and needs all layers for it
 FLAT_CODE = Path(__file__).with_name(
     "flat_code.json"
 )  # module before the rooms → its fingerprint, and what became of it
@@ -77,7 +78,8 @@ def _imported(module: str) -> frozenset[str]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("capsule_sweeps."):
             name = str(node.module).removeprefix("capsule_sweeps.")
             found |= {name, *(f"{name}.{alias.name}" for alias in node.names)}
-    return frozenset(name for name in found if name.split(".")[0] in NUMBERS and "." in name and _path(name))
+    found = {name for name in found if name.split(".")[0] in NUMBERS and "." in name and name not in EXCEPT}
+    return frozenset(name for name in found if _path(name))
 
 
 def code(flat: dict[str, Any]) -> dict[str, str]:

@@ -160,8 +160,8 @@ def test_dry_run_needs_no_torch(python, tiny, parallel) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("hydra.launcher.retry=maybe", ["retry", "--yes", "maybe", "all", "oom", "nan", "none"]),
-        ("hydra.launcher.retry=null", ["retry", "--yes", "null"]),
+        ("hydra.launcher.retry=maybe", ["retry", "maybe", "all", "oom", "nan", "none"]),
+        ("hydra.launcher.retry=null", ["retry", "null"]),
         ("hydra.launcher.dry_run=3.5", ["dry_run", "3.5", "true"]),
         ("hydra.launcher.dry_run=null", ["dry_run", "null"]),
         ("hydra.launcher.force=maybe", ["force", "maybe", "true"]),
