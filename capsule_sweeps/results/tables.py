@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pandas as pd
 
 from capsule_sweeps.config.selection_rules import find_rule
@@ -117,17 +119,17 @@ def notes(runs: pd.DataFrame, rule: str) -> str:
         f"Test accuracy in %, selection rule: {rule} ({find_rule(rule).meaning}) for every number; "
         "mean ± sample standard deviation over seeds, "
         f"{WIDTH}: half the width of the 95 % interval of the mean (t); neither for n = 1. {left_out(runs, rule)}"
-        f"{cost_note(finished_runs(runs, rule))}"
+        f"{cost_note(accuracy_table(runs, rule).columns)}"
         f"{two_stage_note(numbers_of_first(finished_runs(runs, rule), rule))}"
     )
 
 
-def cost_note(finished: pd.DataFrame) -> str:
-    """What the columns of costs are, in sentences with a space before them; empty where no row differs by them."""
+def cost_note(columns: Collection[str]) -> str:
+    """What the costs among the columns of a table are, in sentences with a space before them."""
     text = ""
-    if finished.multiply_adds.nunique() > 1:
+    if "multiply_adds" in columns:
         text += f" {HEADS['multiply_adds']}: millions of multiply-adds for one image, forward."
-    if finished.peak_memory_mb.nunique() > 1:
+    if "peak_memory_mb" in columns:
         text += f" {HEADS['peak_memory_mb']}: most of a GPU's memory in use; on a CPU, most of the whole process."
     return text
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rich
 from PIL import Image
 
 from capsule_sweeps.cli.main import make_parser
@@ -102,6 +103,7 @@ def templates() -> list[str]:
 
 def test_the_plan_in_quickstart_is_what_the_command_prints(launch, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(rich, "_console", None)  # its width is that of an earlier test
     quickstart = runpy.run_path(str(ROOT / "docs" / "quickstart.py"))
     blocks = list(quickstart["BLOCK"].finditer(quickstart["PAGE"].read_text()))
     assert len(blocks) >= 6 and all(block["output"].strip() for block in blocks), "run python docs/quickstart.py"

@@ -44,8 +44,8 @@ def test_sweep_from_plan_to_table_and_again(launch, runs) -> None:
         accuracy = 100 * frame[frame.num_routing == num_routing].accuracy_last
         width = 12.706205 * accuracy.std() / 2**0.5  # t(0.975, 1)
         cells = [f"{value:.2f}" for value in (accuracy.mean(), accuracy.std(), width, accuracy.min(), accuracy.max())]
-        seconds = r"(?:\s*[\d.]+ │)?"  # per epoch, a column where rows differ
-        (row,) = re.findall(rf"^│\s+{num_routing} │{seconds}\s+2 │(.*)│$", table(ended.out), re.MULTILINE)
+        costs = r"(?:\s*[\d.,]+ │){0,2}"  # seconds per epoch and memory, columns where rows differ
+        (row,) = re.findall(rf"^│\s+{num_routing} │{costs}\s+2 │(.*)│$", table(ended.out), re.MULTILINE)
         assert [cell.strip() for cell in row.split("│")] == cells
 
     before = stamps()
