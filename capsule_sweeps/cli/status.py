@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
     while True:
         runs = select(arguments.runs_dir, arguments.runs, imported=True)
         text = show(runs, arguments)
-        if arguments.watch:
+        if arguments.watch and console().is_terminal and arguments.format in ("table", "md"):
             text = clipped(text, console().height)
             console().clear()
         print(text, flush=True)

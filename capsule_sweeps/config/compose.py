@@ -169,6 +169,11 @@ def compose_points(loader: Any, master: DictConfig | None, points: Sequence[Sequ
         kept = {key: value for key, value in known.items() if key not in changed}
         check_ablation(check_values(config, {**kept, **_values(config, changed)}), changes, values)
         if config.model.get("width") == MATCH:
+            if rival(point) == list(point):
+                raise ValueError(
+                    f"model.width={MATCH} in a file would also be set for model=capsnet, whose size it asks for: set "
+                    "it beside model=cnn on the command line or in hydra.sweeper.points"
+                )
             match_width(config, lambda: compose_point(rival(point)))
         return config
 

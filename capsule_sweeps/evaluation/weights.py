@@ -32,7 +32,7 @@ def load_weights(folder: Path, weights: str | None = None) -> tuple[nn.Module, D
     record, rule = read_record(folder), find_rule(config.get("selection_rule", "last"))
     if "imported" in record:  # the published code writes its best epoch
         rule = find_rule("best_test")
-    chosen, epoch = weights or rule.weights, checkpoint["epoch"]
+    chosen, epoch, batch = weights or rule.weights, checkpoint["epoch"], checkpoint.get("batch", 0)
     best_epoch = record.get(f"epoch_{rule.name}")
     if chosen == "ema":
         if "ema" not in checkpoint:
@@ -46,10 +46,11 @@ def load_weights(folder: Path, weights: str | None = None) -> tuple[nn.Module, D
                 f"{folder} has no weights of its best epoch, which selection_rule={keeping} keeps while a run trains: "
                 "use --weights last"
             )
-        epoch = best["epoch"]
+        epoch, batch = best["epoch"], 0
     same = rule if rule.weights == chosen else next(known for known in RULES if known.weights == chosen)
     accuracy = record.get(same.column)
-    return model, config, {"weights": chosen, "epoch": epoch, "selection_rule": rule.name, "accuracy": accuracy}
+    which = {"weights": chosen, "epoch": epoch, "batch": batch, "selection_rule": rule.name, "accuracy": accuracy}
+    return model, config, which
 
 
 def read_best(folder: Path, model: nn.Module) -> dict[str, Any] | None:

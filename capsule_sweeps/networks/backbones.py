@@ -5,6 +5,7 @@ A backbone is a module whose constructor takes `image_shape` = (C, H, W) and its
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -80,7 +81,11 @@ class PlainBlock(BasicBlock):
 
     def make_shortcut(self, in_channels: int, channels: int, stride: int) -> Callable[[Tensor], Tensor]:
         before, added = (channels - in_channels) // 2, channels - in_channels
-        return lambda x: F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, before, added - before))
+        return partial(pick_and_pad, stride=stride, padding=(0, 0, 0, 0, before, added - before))
+
+
+def pick_and_pad(x: Tensor, stride: int, padding: tuple[int, ...]) -> Tensor:
+    return F.pad(x[:, :, ::stride, ::stride], padding)
 
 
 class ResNet20(nn.Module):

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
 from capsule_sweeps.config.selection_rules import find_rule, names
-from capsule_sweeps.results.intervals import deviation, seeds_for_half_width, summarize
+from capsule_sweeps.results.intervals import MOST_SEEDS, deviation, seeds_for_half_width, summarize
 from capsule_sweeps.results.settle import seed_words, sweep_command
 from capsule_sweeps.results.stein import (
     first_of,
@@ -207,7 +207,8 @@ def verdict(cell: Cell, ours: float, n: int | None, std: float, half_width: floa
     assert n
     wanted = cell.tolerance if within else abs(difference) - cell.tolerance
     needed = int(num_seeds(std, first, wanted)) if first and wanted > 0 else seeds_for_half_width(std, wanted)
-    return f"{OPEN}: {max(1, needed - n) if needed else 'very many'} more needed"
+    many = max(1, needed - n) if needed and needed <= MOST_SEEDS else "very many"
+    return f"{OPEN}: {many} more needed"
 
 
 def marks(cells: list[Cell]) -> pd.DataFrame:

@@ -65,7 +65,8 @@ def settle_ablations(table: pd.DataFrame, runs: pd.DataFrame, rule: str, runs_di
     """
     bases, commands = base_groups(runs, rule), []
     for row in table.itertuples():
-        open_yet = row.ablation != "none" and not abs(row.difference) > row.half_width
+        without_spread = row.n > 1 and math.isnan(row.half_width)  # which more seeds of this procedure do not change
+        open_yet = row.ablation != "none" and not without_spread and not abs(row.difference) > row.half_width
         if not open_yet or row.base not in bases:
             continue
         first = bases[row.base]

@@ -47,7 +47,8 @@ def merge(path: Path, runs_dir: Path) -> Iterator[tuple[str, str, str]]:
         raise ValueError(f"{path} is the folder to merge into: pass another one, or set --runs-dir")
     if (path / "run.json").is_file():
         raise ValueError(f"{path} is one run: pass the folder that contains it, or a bundle of it")
-    make_folder(runs_dir)
+    if not runs_dir.is_dir():  # or a link to a folder
+        make_folder(runs_dir)
     staged = make_folder(temporary(runs_dir / "merge"))
     try:
         if not path.is_dir():

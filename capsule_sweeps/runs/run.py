@@ -186,7 +186,7 @@ class Run:
             return read_config(path)
         config = checked_config(path)
         self.compare(signed_config(config), self.record())
-        if not self.folder.name.endswith(f"-{signature(signed_config(config))}"):
+        if not self.name.endswith(f"-{signature(signed_config(config))}"):
             raise ValueError(
                 f"{path} describes another run than {self.folder.name}: it was edited; restore the original file"
             )

@@ -84,7 +84,7 @@ def step_memory(config: DictConfig, batch_size: int) -> int:
 def peak_of_step(make: Callable[[], nn.Module], config: DictConfig, batch_size: int) -> tuple[int, int]:
     """Bytes at the peak of an uncompiled training step besides weights, gradients and momentum, and the bytes of the
     weights, for the model that `make` makes."""
-    if batch_size > FOLLOWED:
+    if batch_size > FOLLOWED and "capsules" in config.model:  # other networks are followed quickly at any size
         (half, _), (whole, weights) = (peak_of_step(make, config, size) for size in (FOLLOWED // 2, FOLLOWED))
         return whole + (whole - half) * (batch_size - FOLLOWED) // (FOLLOWED - FOLLOWED // 2), weights
     dataset, recipe = config.dataset, config.training
