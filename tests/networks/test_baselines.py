@@ -190,3 +190,11 @@ def test_plan_shows_the_width_that_matches(launch) -> None:
 def test_width_that_cannot_match_is_one_sentence(overrides, words) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         compose_config(["dataset=digits", *overrides, "model.width=match"])
+
+
+def test_width_that_matches_cannot_stand_in_a_file_for_all_models(launch, tmp_path) -> None:
+    text = "# @package _global_\ndefaults:\n  - override /model: cnn\nmodel:\n  width: match\n"
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "fair.yaml").write_text(text)
+    ended = launch(f"--config-dir={tmp_path}", "experiment=fair", "hydra.launcher.dry_run=true")
+    assert ended.code == 1 and "model.width=match in a file" in ended.err and "Traceback" not in ended.text

@@ -70,3 +70,9 @@ def test_estimate_counts_what_our_operators_take(overrides, measured) -> None:
     config = compose_config(["dataset=digits", "training=quick", *overrides])
     assert config.training.batch_size == 64
     assert 0.9 * measured < step_memory(config, 64) < 1.2 * measured
+
+
+def test_wide_network_without_capsules_is_followed_at_its_batch_size() -> None:
+    """Where weights outweigh a small batch, a line through two small batches promised too little (1,352 MB)."""
+    config = compose_config(["model=cnn", "dataset=digits", "model.width=1024"])
+    assert step_memory(config, 1024) / 1e6 == pytest.approx(1851, rel=0.01)
