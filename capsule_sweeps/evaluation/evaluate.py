@@ -149,8 +149,8 @@ def notes(
     """Sentences: which weights and images these are, what the run itself recorded, and what the numbers mean."""
     record, dataset = run.record(), config.dataset
     epochs = f"epoch {checkpoint['epoch'] + bool(checkpoint.get('batch'))}"
-    told = {rule: record.get(f"accuracy_{rule}") for rule in names()}
-    recorded = ", ".join(f"{100 * value:.2f} % ({rule})" for rule, value in told.items() if value is not None)
+    accuracies = {rule: record.get(f"accuracy_{rule}") for rule in names()}
+    recorded = ", ".join(f"{100 * value:.2f} % ({rule})" for rule, value in accuracies.items() if value is not None)
     trained = config.model.get("num_routing")
     said = [
         f"{len(data.test):,} test images of {dataset.name}, weights of {epochs} ({run.state(record)}"
@@ -168,7 +168,7 @@ def notes(
     )  # reading also hashes it
     if as_trained and record.get("data_sha256") not in (None, data.sha256):
         said.append("These data differ from those that it was trained on (by their hash).")
-    theirs = told["best_test"]
+    theirs = accuracies["best_test"]
     alike = [one for one in found if one.num_routing == trained and not moved]
     if "imported" in record and theirs and alike and abs(alike[0].accuracy - 100 * theirs) > DOUBT:
         said.append(

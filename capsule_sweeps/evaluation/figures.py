@@ -53,8 +53,8 @@ def accuracy_curves(frame: pd.DataFrame, over: str, labels: Sequence[str]) -> Fi
         for number, (names, rows) in enumerate(groups):
             places = rows.groupby(over)
             bars = [interval(own.set_index("seed").accuracy, first_of(own)) for _, own in places]
-            told = [f"{key}={name}" for key, name in zip(labels, names, strict=True) if not pd.isna(name)]
-            label = mathtext(", ".join(told)) or None
+            parts = [f"{key}={name}" for key, name in zip(labels, names, strict=True) if not pd.isna(name)]
+            label = mathtext(", ".join(parts)) or None
             color = COLORS[number % len(COLORS)]
             means = places.accuracy.mean()
             axes.errorbar(means.index, means, bars, label=label, color=color, marker=".", capsize=2)

@@ -58,11 +58,11 @@ def import_checkpoint(path: Path, num_routing: int, overrides: Sequence[str], ru
             load_published_weights(build_model(config), published.weights)
     except ValueError as error:
         raise ValueError(f"{path} does not fit: {error}") from error
-    told = any("capsules.interleaved=" in word for word in overrides)
-    if (run := already(path, sign(config, published), runs_dir, () if told else (WINDOWS,))) is not None:
+    asked = any("capsules.interleaved=" in word for word in overrides)
+    if (run := already(path, sign(config, published), runs_dir, () if asked else (WINDOWS,))) is not None:
         return run, False
     windows: dict[str, Any] = {}
-    if not told:
+    if not asked:
 
         def make(interleaved: bool) -> nn.Module:
             return filled(with_windows(config, interleaved), published)
@@ -100,9 +100,9 @@ def already(path: Path, signed: dict[str, Any], runs_dir: Path, unknown: Sequenc
         if there.get("imported.sha256") == signed["imported.sha256"]:
             keys = sorted(key for key in there.keys() | signed.keys() if there.get(key) != signed.get(key))
             if keys := [key for key in keys if key not in unknown]:
-                told = ", ".join(f"{key}: stored {there.get(key)}, requested {signed.get(key)}" for key in keys)
+                differences = ", ".join(f"{key}: stored {there.get(key)}, requested {signed.get(key)}" for key in keys)
                 raise ValueError(
-                    f"{path} is imported already as {run.folder}: {told}; remove that folder if it is wrong"
+                    f"{path} is imported already as {run.folder}: {differences}; remove that folder if it is wrong"
                 )
             return run
     return None
@@ -115,13 +115,13 @@ def write_run(path: Path, published: Published, config: DictConfig, windows: dic
     name = run_name(config, identity, "imported")
     unknown = dict.fromkeys(("seed", "epochs"))
     described = {**columns(config), "run": name, "signature": identity, "group": identity, **unknown}
-    told = {"file": path.name, "sha256": published.sha256, "time": time.time(), "commit": provenance()["commit"]}
-    told |= {"windows": windows} if windows else {}
+    origin = {"file": path.name, "sha256": published.sha256, "time": time.time(), "commit": provenance()["commit"]}
+    origin |= {"windows": windows} if windows else {}
     summary = {
         "accuracy_best_test": published.accuracy,
         "epoch_best_test": published.epoch,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "imported": told,
+        "imported": origin,
     }
     record = {**described, "state": "finished", "signed_config": signed, "attempts": [], **summary}
     record["normalization"] = {key: list(config.dataset[key]) for key in ("mean", "std")}

@@ -52,10 +52,10 @@ def find_windows(
     agreeing = [which for which, share in all_of.items() if abs(share - accuracy) <= margin + 1e-9]
     found = {**some_of, **all_of}
     if len(agreeing) != 1:
-        told = " and ".join(f"{found[which]:.2%} with capsules.interleaved={str(which).lower()}" for which in found)
+        measured = " and ".join(f"{found[which]:.2%} with capsules.interleaved={str(which).lower()}" for which in found)
         both = "Both agree" if agreeing else "Neither agrees (another num_routing, schedule, or other images?)"
         raise ValueError(
-            f"{path} has an accuracy of {accuracy:.2%}; on test images of {config.dataset.name} it is {told}. "
+            f"{path} has an accuracy of {accuracy:.2%}; on test images of {config.dataset.name} it is {measured}. "
             f"{both}: to import it all the same, {ASK}"
         )
     chosen = agreeing[0]

@@ -84,8 +84,8 @@ def same_launcher(entry: Entry, name: str) -> QueueLauncher | None:
     except (TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({error}); run {name} with launch.py") from error
     usual = found().settings()
-    told = ", ".join(f"{key}={value}" for key, value in launcher.settings().items() if value != usual[key])
-    say(f"Settings of {entry.submission}: {told or 'the usual ones'}")
+    changed = ", ".join(f"{key}={value}" for key, value in launcher.settings().items() if value != usual[key])
+    say(f"Settings of {entry.submission}: {changed or 'the usual ones'}")
     return cast(QueueLauncher, launcher)
 
 
