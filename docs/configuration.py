@@ -52,7 +52,7 @@ MEANINGS = {
     "dataset.test_shift": "pixels by which test images are shifted to the right",
     "dataset.test_rotation": "degrees by which test images are rotated to the left",
     "dataset.num_classes": "number of classes",
-    "dataset.channels": "1 (grey) or 3 (RGB)",
+    "dataset.channels": "1 (gray) or 3 (RGB)",
     "dataset.image_size": "height and width in pixels",
     "dataset.mean": "per channel; null measures it on the training images",
     "dataset.std": "per channel; null measures it on the training images",

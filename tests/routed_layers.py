@@ -95,7 +95,7 @@ def shapes(draw: Any) -> Any:
     return draw(small), draw(small), draw(small), height, width, (k, l), draw(st.integers(1, 3)), a, x, d
 
 
-def randomise(routing: Routing, seed: int = 1) -> Routing:
+def randomize(routing: Routing, seed: int = 1) -> Routing:
     """Parameters far from where they begin, in float64."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in routing.double().parameters():

@@ -14,7 +14,7 @@ def augment(images: Tensor, crop_padding: int, flip: bool, margin: int = 0) -> T
     """Random crop after zero padding and, with `flip`, a horizontal flip of every other image or so.
 
     images (B, C, H, W) uint8 → (B, C, H − 2·margin, W − 2·margin) uint8. The padding is black: it comes before
-    normalisation. Draws from the global generator of the images' device: first the 2·B offsets (if there is something
+    normalization. Draws from the global generator of the images' device: first the 2·B offsets (if there is something
     to choose), then the B flips.
     """
     free = crop_padding + margin  # places to either side of the middle

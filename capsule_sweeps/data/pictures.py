@@ -92,7 +92,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _lost(image: Any) -> str | None:
-    """What Pillow would silently drop when an opened file is converted to 8 bits of grey or RGB."""
+    """What Pillow would silently drop when an opened file is converted to 8 bits of gray or RGB."""
     if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":  # a camera's JPEG with a preview
         return f"{frames} frames"
     if "transparency" in image.info:
@@ -147,7 +147,7 @@ def check_alike(found: Mapping[Path, Kind | Refused], wanted: Kind, root: Path) 
 
 
 def channels_of(kind: Kind) -> int:
-    """1 for grey, 3 for RGB."""
+    """1 for gray, 3 for RGB."""
     return next(number for number, mode in MODES.items() if mode == kind.mode)
 
 

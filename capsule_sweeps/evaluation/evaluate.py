@@ -99,7 +99,7 @@ def model_name(config: DictConfig) -> str:
 def load_test_data(config: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Data]:
     """The run's config with the data set that overrides ask for, on the device to use, and its data.
 
-    Images are normalised as the run's were, unless overrides say dataset.mean and dataset.std. Raises ValueError for
+    Images are normalized as the run's were, unless overrides say dataset.mean and dataset.std. Raises ValueError for
     overrides of other things, and for images or classes that are not those of the model.
     """
     for word in overrides:

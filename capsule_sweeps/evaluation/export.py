@@ -1,6 +1,6 @@
 """A run's model as one file that needs torch alone: `python -m capsule_sweeps export`.
 
-Letters as in `routing`. What is exported takes images as they are, (B, C, H, W) uint8, normalises them itself and
+Letters as in `routing`. What is exported takes images as they are, (B, C, H, W) uint8, normalizes them itself and
 returns logits (B, classes) in float32, for any B. The fast routed pass is an operator of this package, so
 exported models use RecordingVotes, the same in plain operations.
 """
@@ -86,7 +86,7 @@ def export(run: Run, out: Path, weights: str | None = None) -> str:
         "In Python, without this package:\n\n"
         f"    program = torch.export.load({str(out)!r}).module()\n"
         f"    images = torch.zeros(1, {size}, dtype=torch.uint8)  # batch, channels, rows, columns; 0 to 255\n"
-        "    logits = program(images)  # batch, classes; images are normalised inside\n\n"
+        "    logits = program(images)  # batch, classes; images are normalized inside\n\n"
         f"The file also contains facts about it: extra_files={{{FACTS!r}: ''}} of torch.export.load."
     )
 
@@ -99,7 +99,7 @@ def describe(run: Run, config: DictConfig, chosen: dict[str, Any]) -> dict[str, 
         "run": run.folder.name,
         "dataset": dataset.name,
         "num_routing": config.model.get("num_routing"),
-        "input": f"images, uint8, from 0 to 255, of shape (batch, {', '.join(map(str, size))}); normalised inside",
+        "input": f"images, uint8, from 0 to 255, of shape (batch, {', '.join(map(str, size))}); normalized inside",
         "output": f"logits, float32, of shape (batch, {dataset.num_classes})",
         "classes": record.get("classes"),
         "normalization": {"mean": list(dataset.mean), "std": list(dataset.std)},

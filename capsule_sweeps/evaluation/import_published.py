@@ -50,7 +50,7 @@ def import_checkpoint(path: Path, num_routing: int, overrides: Sequence[str], ru
     """
     check_runs_dir(runs_dir)
     published = read_published(path)
-    config = recognise(path, published.weights, num_routing, overrides)
+    config = recognize(path, published.weights, num_routing, overrides)
     config.training.compile = "off"
     try:
         with torch.device("meta"), warnings.catch_warnings():  # do the shapes fit, before memory is taken for them?
@@ -148,7 +148,7 @@ def evaluation_only(config: DictConfig) -> DictConfig:
     return OmegaConf.create({**kept, "model": config.model, "training": training})
 
 
-def recognise(path: Path, weights: Mapping[str, Tensor], num_routing: int, overrides: Sequence[str]) -> DictConfig:
+def recognize(path: Path, weights: Mapping[str, Tensor], num_routing: int, overrides: Sequence[str]) -> DictConfig:
     """The checked config of the model that these weights belong to, by their shapes; see `known_stack`.
 
     The data set is CIFAR10 or CIFAR100 by classes and channels, unless overrides name one; a stack that overrides

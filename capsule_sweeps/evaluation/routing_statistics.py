@@ -73,7 +73,7 @@ def routing_statistics(model: nn.Module, config: DictConfig, images: Tensor) -> 
 
 
 def coefficient_maps(seen: Intermediates, image: int) -> list[list[np.ndarray]]:
-    """[layer][iteration] → a map over the grid: at each place, how much of a child goes to its favourite parent.
+    """[layer][iteration] → a map over the grid: at each place, how much of a child goes to its favorite parent.
 
     The mean over children of their largest coefficient: 1/M for uniform coefficients, 1 if each has one parent. The
     grid is the parents'; of a fully connected layer, whose parents have one place, it is the children's.

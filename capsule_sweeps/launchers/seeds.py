@@ -184,7 +184,7 @@ def make_units(groups: Sequence[Group], procedure: Procedure) -> list[Unit]:
             "different runs"
         )
     alone = [group for group in groups if group.name not in paired]
-    return units + [Unit([group], f"{labels[id(group)]} (no neighbour)", procedure) for group in alone]
+    return units + [Unit([group], f"{labels[id(group)]} (no neighbor)", procedure) for group in alone]
 
 
 def mean_accuracy(group: Group, units: Sequence[Unit]) -> float | None:
@@ -206,7 +206,7 @@ def show_units(units: Sequence[Unit], procedure: Procedure) -> None:
         cells = [str(len(unit.values)), "–" if math.isnan(width) else f"±{width:.2f}", unit.still_needed()]
         table.add_row(*map(rich, [unit.label, *cells, "–" if left is None else duration(left)]))
     console().print(table)
-    what = f"the difference between neighbouring values of {procedure.resolve}" if procedure.resolve else "each group"
+    what = f"the difference between neighboring values of {procedure.resolve}" if procedure.resolve else "each group"
     tell(
         f"Stein's two-stage procedure: the first {procedure.min_seeds} seeds tell how many the 95 % interval of {what} "
         f"needs to be ±{procedure.half_width:g} points, at most {procedure.max_seeds}."

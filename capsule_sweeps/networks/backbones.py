@@ -36,7 +36,7 @@ class Simple(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch normalisation and a shortcut (He et al. 2016, figure 2)."""
+    """Two 3x3 convolutions with batch normalization and a shortcut (He et al. 2016, figure 2)."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()

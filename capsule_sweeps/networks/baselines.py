@@ -41,7 +41,7 @@ class ResNet18(nn.Module):
 class CNN(nn.Module):
     """A backbone with two convolutions, pooling and two fully connected layers in place of the capsules.
 
-    Both convolutions are 3x3 with batch normalisation and a ReLU, the first with stride 2, as in the paper's capsule
+    Both convolutions are 3x3 with batch normalization and a ReLU, the first with stride 2, as in the paper's capsule
     layers; then a mean over places, a hidden layer and one for the classes. `width`: channels of the convolutions and
     units of the hidden layer. Raises ValueError for width < 1.
     """

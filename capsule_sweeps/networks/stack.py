@@ -22,7 +22,7 @@ Layers = Sequence[Callable[..., Capsules]]
 
 
 def concurrent(layers: Layers, primary: Capsules, num_routing: int) -> list[Capsules]:
-    """All layers update together, each from the values of its neighbours in the last iteration (algorithm 2).
+    """All layers update together, each from the values of its neighbors in the last iteration (algorithm 2).
 
     An update climbs one layer per iteration. Updates that can no longer reach the class capsules are not computed: the
     last iteration updates the class capsules only, the one before also the layer below them, and so on; lower layers

@@ -31,8 +31,8 @@ COLORS = (
     "#E69F00",
     "#56B4E9",
     "#000000",
-)  # Okabe and Ito, colour-blind safe
-MARKERS = ("o", "s", "^", "D", "v")  # for print without colour; 5 × 7 pairs of marker and colour until one repeats
+)  # Okabe and Ito, color-blind safe
+MARKERS = ("o", "s", "^", "D", "v")  # for print without color; 5 × 7 pairs of marker and color until one repeats
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.labelsize": 8,

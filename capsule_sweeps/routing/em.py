@@ -105,7 +105,7 @@ class EM(Routing):
         return nn.functional.logsigmoid(logits) if self.logs else logits
 
     def multiply_adds(self, shape: LayerShape, first: bool) -> int:
-        """Means and variances, and after the first step the distances to the centres."""
+        """Means and variances, and after the first step the distances to the centers."""
         return shape.num_votes * shape.parent_size * (2 if first else 3)
 
 

@@ -3,7 +3,7 @@
 `gaussian_pass` does an E-step and an M-step without storing all votes: it computes them for as many children at a
 time as fit the cache, for log r (i, M, p), for the means, for the variances, and again in the backward pass. (Autograd
 over slices takes 3 to 5 times as long.) Let s = r a / Σ_i r a be the share of a child in a parent; c, ρ and b the
-parents' centres, precisions and log weights before the step; μ and σ² the means and variances after it; and g
+parents' centers, precisions and log weights before the step; μ and σ² the means and variances after it; and g
 gradients. The backward pass computes
 
     ∂log s = s Σ_e (gμ (V − μ) + gσ ((V − μ)² − σ²)),  ∂log r = ∂log s + g r a,  ∂z = ∂log r − r Σ_m ∂log r,
@@ -24,7 +24,7 @@ from capsule_sweeps.routing.votes import Votes
 
 
 class Gaussians(NamedTuple):
-    """The parents as Gaussians over votes: p(V) ∝ exp(bias − ½ Σ_e precision (V − centre)²).
+    """The parents as Gaussians over votes: p(V) ∝ exp(bias − ½ Σ_e precision (V − center)²).
 
     centres and precisions (B, M, h, w, E), biases (B, M, h, w): log a − ½ Σ_e log σ², for the sum of log densities.
     """

@@ -309,7 +309,7 @@ def test_failed_trial_says_why(launch, runs) -> None:
     assert re.search(rf"Error: {runs.only().name} is failed: .*the loss is", ended.err), ended.text
 
 
-def test_search_names_its_package_or_maximises(launch) -> None:
+def test_search_names_its_package_or_maximizes(launch) -> None:
     shown = launch("--cfg=hydra", "--package=hydra.sweeper", base=["hydra/sweeper=search"])
     if find_spec("hydra_plugins.hydra_optuna_sweeper"):
         assert "direction: maximize" in shown.out and "seed: 0" in shown.out

@@ -44,7 +44,7 @@ def test_equals_bilinear_sampling_of_torch(channels):
     grid = F.affine_grid(torch.cat([inverse, offset], 2), [*images.shape], align_corners=False)
     wanted = F.grid_sample(torch.from_numpy(images).double(), grid, padding_mode="zeros", align_corners=False).numpy()
     difference = np.abs(warp(images, matrices, shifts) - wanted)
-    assert difference.max() <= 2.5 and difference.mean() < 0.6  # 1/256 of a pixel, and half a grey level of rounding
+    assert difference.max() <= 2.5 and difference.mean() < 0.6  # 1/256 of a pixel, and half a gray level of rounding
 
 
 def test_drawn_maps_fill_their_ranges_and_no_more():
@@ -75,7 +75,7 @@ def test_maps_follow_from_seed_and_place_alone():
 
 
 def test_turned_to_the_left_and_moved_to_the_right() -> None:
-    """Quarter turns and whole pixels are exact, for colour and odd sizes too; black comes in from outside."""
+    """Quarter turns and whole pixels are exact, for color and odd sizes too; black comes in from outside."""
     images = np.random.RandomState(0).randint(1, 256, (3, 2, 7, 7)).astype(np.uint8)
     assert np.array_equal(rotate_shift(images, 0, 0), images)
     assert np.array_equal(rotate_shift(images, 90, 0), np.rot90(images, axes=(2, 3)))

@@ -84,7 +84,7 @@ def test_digits_are_the_real_digits_resized_and_split(tmp_path):
     pixels, labels = load_digits(return_X_y=True)
     assert np.array_equal(np.sort(torch.cat([digits.train.labels, digits.test.labels])), np.sort(labels))
     resized = np.concatenate([digits.train.images, digits.test.images])[:, 0] / 255 * 16
-    # Bilinear interpolation between pixel centres keeps each 4×4 block's mean close to its pixel: identify all images.
+    # Bilinear interpolation between pixel centers keeps each 4×4 block's mean close to its pixel: identify all images.
     order = np.random.RandomState(SPLIT_SEED).permutation(1797)
     means = resized.reshape(1797, 8, 4, 8, 4).mean(axis=(2, 4))
     nearest = [np.argmin(((pixels.reshape(-1, 8, 8) - image) ** 2).sum(axis=(1, 2))) for image in means[::50]]
@@ -105,13 +105,13 @@ def test_class_tree_is_read_in_sorted_order(pets):
             assert np.array_equal(image.permute(1, 2, 0), images[key])
 
 
-def test_grey_images_and_jpeg_are_read(tmp_path):
+def test_gray_images_and_jpeg_are_read(tmp_path):
     pixels = np.full((5, 5), 77, np.uint8)
     for split in ("train", "test"):
         for name in ("a", "b"):
-            (tmp_path / "grey" / split / name).mkdir(parents=True)
-            Image.fromarray(pixels).save(tmp_path / "grey" / split / name / "x.JPG", "JPEG")
-    loaded = load_data(dataset_config(name="grey", num_classes=2, channels=1), tmp_path, "cpu")
+            (tmp_path / "gray" / split / name).mkdir(parents=True)
+            Image.fromarray(pixels).save(tmp_path / "gray" / split / name / "x.JPG", "JPEG")
+    loaded = load_data(dataset_config(name="gray", num_classes=2, channels=1), tmp_path, "cpu")
     assert loaded.train.images.shape == (2, 1, 5, 5) and (loaded.train.images == 77).all()
 
 
@@ -134,7 +134,7 @@ def save_image(root, mode, size):
         (lambda root: None, {"num_classes": 10}, ["dataset.num_classes=10", "3 class folders"]),
         (lambda root: None, {"image_size": 6}, ["images in", "are 5x5 RGB", "dataset.image_size=6"]),
         (lambda root: None, {"channels": 1}, ["images in", "are 5x5 RGB", "dataset.channels=1", "5x5 L"]),
-        (lambda root: None, {"channels": 2}, ["dataset.channels=2", "1 (grey) nor 3 (RGB)"]),
+        (lambda root: None, {"channels": 2}, ["dataset.channels=2", "1 (gray) nor 3 (RGB)"]),
         (lambda root: save_image(root, "RGB", (5, 4)), {}, ["bee/odd.png is 5x4 RGB", "5x5 RGB"]),
         (lambda root: save_image(root, "P", (5, 5)), {}, ["bee/odd.png is 5x5 P", "5x5 RGB"]),
         (lambda root: (root / "train" / "cat" / "2.png").write_bytes(b"\x89PNG"), {}, ["cat/2.png cannot be read"]),
@@ -359,8 +359,8 @@ def test_files_that_change_while_they_are_read_are_read_again(pets, monkeypatch)
 
     def slow(dataset, root, tree):
         found = read(dataset, root, tree)
-        if (grey := next(changes, None)) is not None:
-            Image.new("RGB", (5, 5), (grey, grey, grey)).save(root / "train" / "ant" / f"new{grey}.png")
+        if (gray := next(changes, None)) is not None:
+            Image.new("RGB", (5, 5), (gray, gray, gray)).save(root / "train" / "ant" / f"new{gray}.png")
         return found
 
     monkeypatch.setattr(folder, "read_class_tree", slow)
@@ -618,7 +618,7 @@ def test_normalize_equals_torchvision():
     assert ours.dtype == torch.float32 and torch.equal(images, before)
 
 
-def test_padding_is_black_before_normalisation():
+def test_padding_is_black_before_normalization():
     white = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
     corner = crop_and_flip(white, torch.tensor([0]), torch.tensor([0]), torch.tensor([False]), 1)
     expected = [(-m / s, (1 - m) / s) for m, s in zip(MEAN, STD, strict=True)]
@@ -697,7 +697,7 @@ def test_multi_digits_from_the_embedded_digits(tmp_path):
     assert 1.4 * alone < ink < 2 * alone  # two digits, partly over each other
 
 
-def test_pairs_are_normalised_as_pairs(tmp_path):
+def test_pairs_are_normalized_as_pairs(tmp_path):
     """Two digits are brighter than one: with the values of single digits a pair would have a deviation of 1.3."""
     from capsule_sweeps import compose_config
 
@@ -705,8 +705,8 @@ def test_pairs_are_normalised_as_pairs(tmp_path):
     loaded = load_data(compose_config(overrides).dataset, tmp_path, "cpu")
     images = [loaded.test.images, loaded.train.of_epoch(5).batch(torch.arange(1400))[0]]
     for shown in images:
-        normalised = normalize(shown, *loaded.normalization)
-        assert abs(normalised.mean()) < 0.01 and abs(normalised.std() - 1) < 0.01
+        normalized = normalize(shown, *loaded.normalization)
+        assert abs(normalized.mean()) < 0.01 and abs(normalized.std() - 1) < 0.01
     assert loaded.normalization == ((0.1263,), (0.2646,))
     fewer = load_data(compose_config([*overrides, "dataset.train_size=20"]).dataset, tmp_path, "cpu")
     assert fewer.normalization == loaded.normalization
@@ -733,7 +733,7 @@ def test_one_in_six_is_shown_alone_and_the_others_are_as_without(tmp_path):
     assert abs(mixed.alone.float().mean() - 1 / 6) < 0.02 and not plain.alone.any()
 
 
-def test_diverse_multi_mnist_is_normalised_as_it_is_shown(tmp_path):
+def test_diverse_multi_mnist_is_normalized_as_it_is_shown(tmp_path):
     from capsule_sweeps import compose_config
 
     config = compose_config(["dataset=diverse_multi_mnist", "dataset.base=digits"])
@@ -750,7 +750,7 @@ def test_digits_of_one_class_make_no_pairs():
         pair(digits_split(num_classes=1), 6, 0)
 
 
-def test_measured_normalisation_is_stored_with_the_data(pets):
+def test_measured_normalization_is_stored_with_the_data(pets):
     data_dir, _ = pets
     measured = load_data(dataset_config(), data_dir, "cpu").normalization
     about = json.loads((prepare(dataset_config(), data_dir) / "about.json").read_text())

@@ -160,7 +160,7 @@ def described() -> DictConfig:
         (changed(test_labels=None), ["has no test_labels", "train_images, train_labels"]),
         (changed(val_labels=None), ["has no val_labels"]),
         (changed(train_images=np.zeros((9, 12, 12), np.float32)), ["train_images is float32 of shape (9, 12, 12)"]),
-        (changed(train_images=np.zeros((9, 12, 12, 2), np.uint8)), ["(9, 12, 12, 2)", "1 channel (grey) or 3"]),
+        (changed(train_images=np.zeros((9, 12, 12, 2), np.uint8)), ["(9, 12, 12, 2)", "1 channel (gray) or 3"]),
         (changed(train_images=np.zeros((9, 12, 12, 12), np.uint8)), ["(9, 12, 12, 12)"]),  # volumes
         (changed(train_images=np.zeros((9, 12), np.uint8)), ["(9, 12)", "(N, H, W)"]),
         (changed(train_images=np.zeros((9, 12, 10, 3), np.uint8)), ["must be square"]),

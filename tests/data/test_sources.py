@@ -141,7 +141,7 @@ def test_what_follows_from_a_tree_is_measured(tree, tmp_path, mode, channels, su
     assert fewer.normalization == loaded.normalization and len(fewer.train) == 4
 
 
-def test_a_constant_channel_can_be_normalised(tree, tmp_path):
+def test_a_constant_channel_can_be_normalized(tree, tmp_path):
     root = tree("L")
     for path in root.rglob("*.png"):
         Image.new("L", (12, 12), 51).save(path)
@@ -287,7 +287,7 @@ def test_what_would_be_lost_is_refused_by_name(tree, tmp_path, name, write, word
 
 
 def test_every_image_is_read_and_what_is_left_out_is_named(tree, tmp_path, caplog) -> None:
-    root, colour = tree(), Image.new("RGB", (12, 12), (1, 2, 3))
+    root, color = tree(), Image.new("RGB", (12, 12), (1, 2, 3))
     cats = root / "train" / "cat"
     signed = columns(compose_config(of_tree(root)))["signature"]
     loaded = load_data(compose_config(of_tree(root)).dataset, tmp_path, "cpu")
@@ -295,9 +295,9 @@ def test_every_image_is_read_and_what_is_left_out_is_named(tree, tmp_path, caplo
     (cats / "images" / "deep").mkdir(parents=True)
     (cats / ".hidden").mkdir()
     for name in ("a.jfif", "b", "images/c.png", "images/deep/d.bmp"):
-        colour.save(cats / name, format="PNG")
+        color.save(cats / name, format="PNG")
     for name in (".hidden/e.png", ".f.png"):
-        colour.save(cats / name)
+        color.save(cats / name)
     for name in ("notes", "notes.txt", "raw.heic"):
         (cats / name).write_text("no image")
     (root / "test" / "list.csv").write_text("no image")
@@ -339,12 +339,12 @@ def test_links_are_followed(tree, tmp_path):
 def test_trees_whose_files_look_the_same_are_told_apart(tmp_path):
     """Same names, sizes and times, as after unpacking an archive: only the path says which is which."""
     loaded = []
-    for parent, grey in (("one", 10), ("other", 200)):
+    for parent, gray in (("one", 10), ("other", 200)):
         for split in ("train", "test"):
             for name in ("a", "b"):
                 path = tmp_path / parent / "photos" / split / name / "0.pgm"
                 path.parent.mkdir(parents=True)
-                Image.new("L", (8, 8), grey).save(path)
+                Image.new("L", (8, 8), gray).save(path)
                 os.utime(path, (0, 0))
         dataset = compose_config(of_tree(tmp_path / parent / "photos")).dataset
         loaded.append(load_data(dataset, tmp_path, "cpu").train.images.unique().tolist())
@@ -383,7 +383,7 @@ def test_a_tree_without_a_root():
 
 
 @pytest.mark.parametrize("override", ["dataset.mean=[nan]", "dataset.std=[inf]", "dataset.std=[nan]"])
-def test_normalisation_is_finite(override):
+def test_normalization_is_finite(override):
     with pytest.raises(ValueError, match=rf"{override.partition('=')[0]}=.* is out of range"):
         compose_config(["dataset=digits", override])
 

@@ -49,13 +49,13 @@ def test_case_that_tells_classes_apart_is_kept() -> None:
 
 
 def test_evaluate_on_a_tree_of_other_names(tiny, launch, capsule_sweeps, runs, place) -> None:
-    """Images of three greys, which a run tells apart; a tree with other names of the same images asks."""
-    for name, grey in (("cat", 0), ("dog", 120), ("fox", 255)):
+    """Images of three grays, which a run tells apart; a tree with other names of the same images asks."""
+    for name, gray in (("cat", 0), ("dog", 120), ("fox", 255)):
         for split in ("train", "test"):
             folder = place / "photos" / split / name
             folder.mkdir(parents=True)
             for i in range(8):
-                Image.fromarray(np.full((16, 16), grey, np.uint8)).save(folder / f"{i}.png")
+                Image.fromarray(np.full((16, 16), gray, np.uint8)).save(folder / f"{i}.png")
     words = ["dataset=folder", "dataset.root=photos", "model=cnn", "model.width=8", "training=quick"]
     words += ["training.epochs=2", "training.batch_size=4", "training.compile=off", "tracking=none"]
     assert launch(base=words).code == 0
@@ -70,7 +70,7 @@ def test_evaluate_on_a_tree_of_other_names(tiny, launch, capsule_sweeps, runs, p
     for before, after in (("fox", "ape"), ("dog", "fox"), ("cat", "dog"), ("ape", "Cat")):
         for split in ("train", "test"):
             (place / "photos" / split / before).rename(place / "photos" / split / after)
-    # white is Cat, black is dog, grey is fox: as the run's names have it, none is right
+    # white is Cat, black is dog, gray is fox: as the run's names have it, none is right
     assert accuracy() < 50
     for split in ("train", "test"):
         (place / "photos" / split / "Cat").rename(place / "photos" / split / "kat")

@@ -144,7 +144,7 @@ def test_moved_images(finished, capsule_sweeps) -> None:
 
 
 def test_another_data_set_of_the_same_shape(finished, capsule_sweeps, data_dir) -> None:
-    """affine_digits on a canvas as large as the digits; images are normalised as in training."""
+    """affine_digits on a canvas as large as the digits; images are normalized as in training."""
     words = ["dataset=affine_digits", "dataset.base=digits", "dataset.image_size=32"]
     (found,) = table_of(capsule_sweeps, finished.name, *words)
     assert found["dataset"]["name"] == "affine_digits" and found["dataset"]["mean"] == [0.3051]
@@ -245,7 +245,7 @@ def test_models_without_iterations_say_so(launch, runs, capsule_sweeps) -> None:
 
 
 def test_confusion_figure_is_for_every_reader() -> None:
-    """Shares of rows, numbers where few classes leave room, a colour map of rising lightness."""
+    """Shares of rows, numbers where few classes leave room, a color map of rising lightness."""
     few = confusion_figure({"r=1": np.array([[3, 1], [0, 0]]), "r=2": np.eye(2, dtype=int)}, ["cat", "dog"])
     few.draw_without_rendering()
     assert few.get_figwidth() == COLUMN_WIDTH

@@ -17,7 +17,7 @@ from PIL import Image
 from synthetic import finished_run
 
 from capsule_sweeps import compose_config, load_runs
-from capsule_sweeps.evaluation.import_published import import_checkpoint, recognise
+from capsule_sweeps.evaluation.import_published import import_checkpoint, recognize
 from capsule_sweeps.evaluation.weights import load_trained
 from capsule_sweeps.results.tables import accuracy_table
 from capsule_sweeps.runs.signature import signed_config
@@ -83,11 +83,11 @@ def test_keys_with_and_without_module_in_files_of_old_and_new_torch(golden, plac
 
 
 @pytest.mark.parametrize("dataset", ["CIFAR10", "CIFAR100"])
-def test_published_configurations_are_recognised(dataset) -> None:
+def test_published_configurations_are_recognized(dataset) -> None:
     """Data set, backbone and stack, strides too: the model is the one that this package trains."""
     shapes = json.loads((GOLDEN / "resnet_keys.json").read_text())[dataset]
     weights = {key: torch.zeros(shape, device="meta") for key, shape in shapes.items()}
-    found = signed_config(recognise(Path("x"), weights, 3, ["capsules.interleaved=false"]))
+    found = signed_config(recognize(Path("x"), weights, 3, ["capsules.interleaved=false"]))
     assert found == signed_config(compose_config([f"dataset={dataset}", "num_routing=3"]))
 
 
@@ -188,7 +188,7 @@ def test_same_file_twice(imported, file, capsule_sweeps) -> None:
     assert everything(imported) == before and len(list(Path("runs").iterdir())) == 1
 
 
-def test_data_set_is_recognised_or_said(golden, capsule_sweeps, place) -> None:
+def test_data_set_is_recognized_or_said(golden, capsule_sweeps, place) -> None:
     """Overrides may stand behind the option, where the issue has them, and before it."""
     shapes = json.loads((GOLDEN / "resnet_keys.json").read_text())["CIFAR10"]
     net = {key: torch.zeros(shape) for key, shape in shapes.items()}

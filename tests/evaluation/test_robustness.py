@@ -36,7 +36,7 @@ def test_attacks_move_each_pixel_against_its_class_by_epsilon_at_most(name) -> N
     assert not attacked.requires_grad
 
 
-def test_the_gradient_is_that_of_the_normalised_image() -> None:
+def test_the_gradient_is_that_of_the_normalized_image() -> None:
     """With a mean and a deviation the sign stays the same; a pixel without influence stays where it is."""
     images = torch.full((1, 1, 1, 2), 0.5)
 

@@ -34,10 +34,10 @@ def forget(monkeypatch, tmp_path):
 def pets(tmp_path):
     """A data set and its data_dir: class cat is black, dog is white."""
     for split in ("train", "test"):
-        for name, grey in (("cat", 0), ("dog", 255)):
+        for name, gray in (("cat", 0), ("dog", 255)):
             (tmp_path / "pets" / split / name).mkdir(parents=True)
             for i in range(3):
-                Image.new("L", (8, 8), grey).save(tmp_path / "pets" / split / name / f"{i}.png")
+                Image.new("L", (8, 8), gray).save(tmp_path / "pets" / split / name / f"{i}.png")
     return compose_config(["dataset=folder", f"dataset.root={tmp_path / 'pets'}"]).dataset, tmp_path / "data"
 
 

@@ -24,7 +24,7 @@ def claim_of(folder: Path, start: str = "12345", pid: int = SOMEBODY) -> Path:
 
 def answer(monkeypatch, error: type[OSError] | None) -> None:
     def kill(pid: int, signum: int) -> None:
-        assert signum == 0, "a process was signalled"
+        assert signum == 0, "a process was signaled"
         if error is not None:
             raise error
 

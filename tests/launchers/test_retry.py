@@ -108,7 +108,7 @@ def test_launcher_that_went_away_meanwhile_is_no_traceback(tiny_config, capsule_
     assert capsule_sweeps("cancel", SWEEP).code in (0, 1)
 
 
-def test_foreign_launcher_that_may_not_be_signalled_is_no_traceback(tiny_config, capsule_sweeps, monkeypatch) -> None:
+def test_foreign_launcher_that_may_not_be_signaled_is_no_traceback(tiny_config, capsule_sweeps, monkeypatch) -> None:
     make_run(tiny_config())
     sweep_file(pid=os.getppid(), start=owner._process_start(os.getppid()))
 

@@ -228,10 +228,10 @@ def test_first_seeds_stay_those_of_the_first_procedure(launch, invent) -> None:
     assert set(load_runs("runs").first_seeds) == {5}
 
 
-def test_groups_without_a_neighbour_get_the_first_seeds(launch) -> None:
+def test_groups_without_a_neighbor_get_the_first_seeds(launch) -> None:
     swept = ("-m", "model=capsnet,resnet18", "num_routing=1,2", "hydra.sweeper.resolve=num_routing")
     out = launch(*swept, WIDTH.format(1), DRY, base=["dataset=digits"]).out
-    assert len(planned(out)) == 15 and any("no neighbour" in label for label in seeds_table(out))
+    assert len(planned(out)) == 15 and any("no neighbor" in label for label in seeds_table(out))
 
 
 # ── what cannot be ───────────────────────────────────────────────────────────────────────────────────────────────────

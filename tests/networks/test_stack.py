@@ -47,7 +47,7 @@ def stack(
     return CapsuleStack(capsules, routing, num_routing, FEATURES, num_classes)
 
 
-def test_primary_capsules_are_cut_from_the_channels_and_normalised():
+def test_primary_capsules_are_cut_from_the_channels_and_normalized():
     primary = PrimaryCapsules(FEATURES, num_capsules=3, pose_size=4, kernel_size=3, stride=2)
     features = torch.randn(2, *FEATURES)
     channels = primary.conv(features)

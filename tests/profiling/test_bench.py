@@ -76,7 +76,7 @@ def test_no_step_is_no_measurement():
         run("--repeats", "0")
 
 
-def test_compile_off_is_honoured(monkeypatch):
+def test_compile_off_is_honored(monkeypatch):
     monkeypatch.setattr(steps, "memory", lambda *_: None)
     config = compose_config([*SMALL, "training.batch_size=2", "training.compile=off"])
     frame, note = benching.measure(config, None, 1)

@@ -60,7 +60,7 @@ def test_two_stages_keep_the_coverage_and_naive_stopping_does_not() -> None:
 
 
 def test_resolved_differences_keep_the_coverage_and_so_do_the_means_of_their_groups() -> None:
-    """Three groups with common seeds, as `resolve` plans them: the differences of neighbours choose the numbers.
+    """Three groups with common seeds, as `resolve` plans them: the differences of neighbors choose the numbers.
 
     The interval t(n0 − 1)·s0/√n of the procedure covers, and so it does for what did not choose: the mean of a group
     and the difference of the outer groups. The t interval of a fixed number of seeds does not.

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from routed_layers import DIGITS, SHAPES, check_gradients, make_layer, randomise, shapes
+from routed_layers import DIGITS, SHAPES, check_gradients, make_layer, randomize, shapes
 
 from capsule_sweeps import load_runs
 from capsule_sweeps.routing import em_pass
@@ -16,7 +16,7 @@ from capsule_sweeps.routing.votes import FastVotes, RecordingVotes
 
 
 def make_em(layer, inverse_temperature=0.5, rate=0.7, **settings) -> EM:
-    routing = randomise(EM(layer.shape, 0.0, inverse_temperature, rate, **settings))
+    routing = randomize(EM(layer.shape, 0.0, inverse_temperature, rate, **settings))
     return routing.to(layer.votes.weight.dtype)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from routed_layers import DIGITS, SHAPES, check_gradients, make_layer, randomise, shapes
+from routed_layers import DIGITS, SHAPES, check_gradients, make_layer, randomize, shapes
 
 from capsule_sweeps import compose_config, load_runs
 from capsule_sweeps.routing.self_routing import SelfRouting
@@ -14,7 +14,7 @@ from capsule_sweeps.runs.signature import columns
 
 
 def make_self_routing(layer, norm="none") -> SelfRouting:
-    return randomise(SelfRouting(layer.shape, dropout=0.0, norm=norm))
+    return randomize(SelfRouting(layer.shape, dropout=0.0, norm=norm))
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

@@ -80,8 +80,8 @@ def test_word_that_means_nothing_is_named(some, word) -> None:
 
 
 def test_unknown_column_names_those_there_are(some) -> None:
-    with pytest.raises(ValueError, match=r"colour.*state.*dataset.*num_routing"):
-        select(Path("runs"), ["colour=red"])
+    with pytest.raises(ValueError, match=r"color.*state.*dataset.*num_routing"):
+        select(Path("runs"), ["color=red"])
 
 
 def test_filters_are_joined_by_and(some) -> None:

@@ -552,12 +552,12 @@ def test_pairs_of_digits_are_trained_and_an_interruption_changes_nothing(launch,
 
 @pytest.mark.slow
 def test_own_images_are_trained_with_what_was_measured_on_them(launch, capsule_sweeps, runs, place, tiny) -> None:
-    colours = {"red": (200, 40, 40), "blue": (40, 40, 200)}
+    colors = {"red": (200, 40, 40), "blue": (40, 40, 200)}
     for split, count in (("train", 20), ("test", 5)):
-        for name, colour in colours.items():
+        for name, color in colors.items():
             (place / "shapes" / split / name).mkdir(parents=True)
             for i in range(count):
-                Image.new("RGB", (40, 40), tuple(value + i for value in colour)).save(
+                Image.new("RGB", (40, 40), tuple(value + i for value in color)).save(
                     place / "shapes" / split / name / f"{i}.png"
                 )
     base = [text for text in tiny if not text.startswith(("dataset", "capsules.layers"))]

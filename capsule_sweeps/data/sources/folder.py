@@ -143,7 +143,7 @@ def measure(root: Path) -> dict[str, Any]:
     if not (isinstance(kind, Kind) and kind.usable):
         what = f"is {kind}" if isinstance(kind, Kind) else str(kind)
         raise ValueError(
-            f"{path} {what}: images must be square, of at most {MAX_SIDE} pixels a side, and L (grey) or RGB; convert "
+            f"{path} {what}: images must be square, of at most {MAX_SIDE} pixels a side, and L (gray) or RGB; convert "
             "them"
         )
     return {
@@ -215,7 +215,7 @@ def read_class_tree(dataset: Any, root: Path, tree: dict[str, dict[str, Files]])
     from rich.progress import Progress
 
     if dataset.channels not in MODES:
-        raise ValueError(f"dataset.channels={dataset.channels} is neither 1 (grey) nor 3 (RGB).")
+        raise ValueError(f"dataset.channels={dataset.channels} is neither 1 (gray) nor 3 (RGB).")
     size, wanted = dataset.image_size, Kind(dataset.image_size, dataset.image_size, MODES[dataset.channels])
     decoded, found = [], dict[Path, Kind | Refused]()
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:

@@ -90,7 +90,7 @@ def _open(path: Path) -> dict[str, Shape]:
         if dtype != np.uint8 or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)):
             raise ValueError(
                 f"{path}: {split}_images is {_words(shape, dtype)}; it must be uint8, and (N, H, W) or (N, H, W, C) "
-                "with 1 channel (grey) or 3 (RGB): convert it."
+                "with 1 channel (gray) or 3 (RGB): convert it."
             )
         if shape[1] != shape[2] or 0 in shape:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""smallNORB: stereo pairs of grey 96x96 images of toys, by category, instance, elevation, azimuth and lighting.
+"""smallNORB: stereo pairs of gray 96x96 images of toys, by category, instance, elevation, azimuth and lighting.
 
 The original binary files are read from `<data_dir>/small_norb`, packed (.gz) or not; missing ones are downloaded and
 compared with their published MD5 sums. Images are halved (2x2 means, rounded) to 48x48, of which training takes random
