@@ -1,7 +1,5 @@
 """What a person sees of training runs: bars on a terminal, a line an epoch elsewhere."""
 
-from __future__ import annotations
-
 import logging
 import os
 import time

@@ -4,8 +4,6 @@ A command's docstring is its help, `add_arguments(parser)` its options and `run(
 imports every file, so heavy imports belong into `run`. This module holds the options that several commands share.
 """
 
-from __future__ import annotations
-
 import argparse
 from os.path import expanduser
 from pathlib import Path

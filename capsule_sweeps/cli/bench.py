@@ -1,7 +1,5 @@
 """Measure how fast a stack trains on this machine, beside its backbone alone."""
 
-from __future__ import annotations
-
 import argparse
 
 from capsule_sweeps.cli import add_format, add_overrides, path

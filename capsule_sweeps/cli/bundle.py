@@ -1,7 +1,5 @@
 """Pack run folders into one file for a colleague; `merge` takes it in."""
 
-from __future__ import annotations
-
 import argparse
 
 from capsule_sweeps.cli import add_runs, path

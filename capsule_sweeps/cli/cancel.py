@@ -1,7 +1,5 @@
 """Ask running runs to save and stop, and take queued runs out of the queue."""
 
-from __future__ import annotations
-
 import argparse
 
 from capsule_sweeps.cli import add_runs

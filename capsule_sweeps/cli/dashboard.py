@@ -1,7 +1,5 @@
 """Make a Weights & Biases workspace and a report of a sweep's runs."""
 
-from __future__ import annotations
-
 import argparse
 
 from capsule_sweeps.cli import add_rule

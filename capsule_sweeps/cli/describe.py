@@ -1,7 +1,5 @@
 """Print layers, grids, capsules, parameters, multiply-adds and memory of a model, without training."""
 
-from __future__ import annotations
-
 import argparse
 
 from capsule_sweeps.cli import add_format, add_overrides

@@ -1,7 +1,5 @@
 """Compare two runs: where their configuration, code, versions, machine, data and numbers differ."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from typing import Any

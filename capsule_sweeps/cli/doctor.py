@@ -1,7 +1,5 @@
 """Check what runs need, before hours are spent."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from itertools import chain

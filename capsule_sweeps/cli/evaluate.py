@@ -3,8 +3,6 @@
 One run under one condition is shown with its classes and calibration, several runs or conditions as a table.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from os import sep

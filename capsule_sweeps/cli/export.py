@@ -1,7 +1,5 @@
 """Write a run's model as a torch.export program, which runs without this package."""
 
-from __future__ import annotations
-
 import argparse
 
 from capsule_sweeps.cli import add_run, path

@@ -1,7 +1,5 @@
 """List what is no longer needed: temporary files and superseded folders, never a finished run."""
 
-from __future__ import annotations
-
 import argparse
 
 from capsule_sweeps.cli import add_runs

@@ -1,7 +1,5 @@
 """Make a finished run of a file that the published code wrote; tables leave it out unless imported=true is set."""
 
-from __future__ import annotations
-
 import argparse
 
 from capsule_sweeps.cli import add_overrides, add_runs_dir, path

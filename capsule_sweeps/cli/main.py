@@ -1,7 +1,5 @@
 """Look at runs, and look after them."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import sys

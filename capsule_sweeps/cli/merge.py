@@ -1,7 +1,5 @@
 """Merge runs of others into this runs folder, from bundles or from other runs folders; existing runs stay."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections import Counter

@@ -1,7 +1,5 @@
 """Set the note of a run; an empty one, "", removes it."""
 
-from __future__ import annotations
-
 import argparse
 
 from capsule_sweeps.cli import add_run

@@ -1,7 +1,5 @@
 """Download, verify and cache data sets."""
 
-from __future__ import annotations
-
 import argparse
 
 from capsule_sweeps.cli import add_overrides

@@ -1,7 +1,5 @@
 """Write one self-contained HTML page about runs."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

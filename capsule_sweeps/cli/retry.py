@@ -4,8 +4,6 @@ Shows what it would run and asks on a terminal; --yes runs it. Selects runs as `
 Set data_dir=… or dataset.root=… if the images have moved.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 

@@ -1,7 +1,5 @@
 """Show the details of one run, and how the most similar runs differ from it."""
 
-from __future__ import annotations
-
 import argparse
 
 from capsule_sweeps.cli import add_format, add_run

@@ -1,7 +1,5 @@
 """Send to Weights & Biases what it lacks of runs, and check that it arrived."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 

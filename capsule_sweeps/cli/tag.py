@@ -1,7 +1,5 @@
 """Give runs tags, +TAG, and take tags away, -TAG; `tag=TAG` selects runs by them."""
 
-from __future__ import annotations
-
 import argparse
 
 from capsule_sweeps.cli import add_runs_dir

@@ -1,7 +1,5 @@
 """Print the last section of show: what makes a run what it is, and how its nearest relatives differ from it."""
 
-from __future__ import annotations
-
 import argparse
 
 from capsule_sweeps.cli import add_format, add_run

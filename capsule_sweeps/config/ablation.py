@@ -1,7 +1,5 @@
 """The changes that an ablation makes, and whether all of them are in the configuration of a run."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Build objects from configuration nodes with a `_target_`."""
 
-from __future__ import annotations
-
 import os
 from importlib import import_module
 from inspect import signature

@@ -1,7 +1,5 @@
 """Checks a composed configuration: keys, types, ranges, combinations. Cheap enough for every point of a sweep."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass

@@ -1,7 +1,5 @@
 """Errors of Hydra and OmegaConf as one sentence for users: key=value, the reason and what to do."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Iterable, Iterator

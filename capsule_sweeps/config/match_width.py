@@ -1,7 +1,5 @@
 """`model.width=match`: a network without capsules that has as many parameters as the capsule network of a command."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple

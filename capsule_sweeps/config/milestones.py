@@ -1,7 +1,5 @@
 """training.milestones: epochs, or fractions of the run, which keep the shape of a recipe in a run of another length."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

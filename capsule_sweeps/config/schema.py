@@ -1,7 +1,5 @@
 """The typed schema of a configuration, and the resolvers that its files use."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields

@@ -4,8 +4,6 @@ A rule is added by one more entry in `RULES`. The schema, training, `load_runs`,
 figures read this tuple whenever they need it, through the functions below.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Which code the files of a configuration may make Hydra run, such as callbacks and log handlers."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Differences between the supported versions of Hydra: 1.3 (with OmegaConf 2.3) and 1.4 (with 2.4)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import hydra

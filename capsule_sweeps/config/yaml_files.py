@@ -1,7 +1,5 @@
 """The YAML files of a configuration: bounds on what they hold, and values that YAML 1.1 takes for something else."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Labels by the names of classes: label 0 of one data set may be label 2 of another."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import replace

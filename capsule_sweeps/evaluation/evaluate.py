@@ -3,8 +3,6 @@
 Shapes: N images, K classes, L labels an image (1, or 2 of overlapping digits). Accuracies and errors are in percent.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -5,8 +5,6 @@ returns logits (B, classes) in float32, for any B. The fast routed pass is an op
 exported models use RecordingVotes, the same in plain operations.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import warnings

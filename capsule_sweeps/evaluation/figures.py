@@ -1,7 +1,5 @@
 """Figures of evaluations: confusion matrices, and accuracies under a condition."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import matplotlib

@@ -7,8 +7,6 @@ known. So no recipe and no seed is recorded, and the signature is one of what th
 own run can have it.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import re

@@ -1,7 +1,5 @@
 """Several runs under several conditions in one table: `evaluate SELECTION dataset.test_shift=0,2,4 --attack fgsm`."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from functools import partial

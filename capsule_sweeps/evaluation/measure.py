@@ -1,7 +1,5 @@
 """Measures of the logits of test images: accuracy, loss, calibration, confusion."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

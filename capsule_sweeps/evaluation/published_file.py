@@ -1,7 +1,5 @@
 """The file that the published code writes, read without running anything in it."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import warnings

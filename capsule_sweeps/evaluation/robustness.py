@@ -6,8 +6,6 @@ through all routing iterations. The loss is the cross-entropy of the logits what
 attacks on different models are alike.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Figures of what routing does inside a run, drawn from what `inside` returns."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ Letters as in `routing`. All of it comes from `model(images, intermediates=True)
 ready to draw. Layers are counted from 1; the last one is that of the class capsules.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A run's trained model, from its folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ The programs differ in the windows of convolutional capsule layers (capsules.int
 leaves no trace in the file, and weights that were trained with one kind of windows work only with it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

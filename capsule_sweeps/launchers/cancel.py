@@ -1,7 +1,5 @@
 """Ask runs to save and stop, here, in a pool or in a queue."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The sweeper and launchers that Hydra finds through hydra_plugins. Imported at every start: no heavy imports."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -1,7 +1,5 @@
 """Plan, then apply: show what a command asks for, run what is missing, end with the table."""
 
-from __future__ import annotations
-
 import gc
 import importlib
 import os

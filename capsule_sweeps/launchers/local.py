@@ -1,7 +1,5 @@
 """Runs the missing runs of a sweep on this machine, in this process or, with `parallel`, in a pool of processes."""
 
-from __future__ import annotations
-
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence

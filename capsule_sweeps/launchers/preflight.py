@@ -1,7 +1,5 @@
 """Checks that everything is available that runs need: one list for `doctor` and, in part, for each launch."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Run failed and interrupted runs again, from their stored configurations."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path

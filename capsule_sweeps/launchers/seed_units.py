@@ -1,7 +1,5 @@
 """What gets an interval in a sweep that chooses its seeds: the accuracy of a group, or a difference of two groups."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

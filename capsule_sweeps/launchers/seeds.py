@@ -6,8 +6,6 @@ is the difference of two groups, seed by seed. Every call computes everything fr
 continues where the last one, or the queue, left off, and does nothing when all is narrow.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace

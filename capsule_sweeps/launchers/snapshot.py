@@ -1,7 +1,5 @@
 """The code as it is now, kept for jobs that start later: `<runs_dir>/.code/<hash>/`, made once for each content."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -4,8 +4,6 @@ Everything a job needs is in `<runs_dir>/.jobs/<submission>/` and `.code/` befor
 matter if this process dies right after. A submission's name is the name of its jobs: by it the ledger asks the queue.
 """
 
-from __future__ import annotations
-
 import getpass
 import logging
 import os

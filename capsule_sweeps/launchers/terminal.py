@@ -1,7 +1,5 @@
 """Output on terminals and in files that are not UTF-8: lines of tables become ASCII, and nothing fails."""
 
-from __future__ import annotations
-
 import codecs
 import io
 import sys

@@ -5,8 +5,6 @@ writes progress as lines of JSON. If the input ends, the parent is gone, and it 
 failed, 75 in use, 128 + signal.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -5,8 +5,6 @@ them: a layer's votes are counted once as long as its children stay the same, ho
 What is done to each number for itself is not counted: norms, activations, softmax.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any

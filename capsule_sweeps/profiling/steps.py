@@ -4,8 +4,6 @@ A step is forward, loss, backward and an SGD step on random images. Memory is wh
 between steps (weights, gradients, momentum): the peak on a GPU, an estimate elsewhere (training/memory.py).
 """
 
-from __future__ import annotations
-
 import json
 import math
 import sys

@@ -4,8 +4,6 @@ Runs do not record which ablation they are; this follows from their signed confi
 command made a run, and the base shares its runs with every other sweep.
 """
 
-from __future__ import annotations
-
 import json
 from functools import cache
 from typing import Any

@@ -5,8 +5,6 @@ model, backbone, dataset, capsules) stands for all signed keys of that group. If
 the baseline may also differ in training.*, because an option may set its own recipe; the table marks such rows.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple

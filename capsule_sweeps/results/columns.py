@@ -1,7 +1,5 @@
 """The settings in which runs differ are the columns of a table; constant settings are in its caption."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ level, the earliest of equally near ones. Familiar accuracy is `val_accuracy`, n
 of the weights of that epoch.
 """
 
-from __future__ import annotations
-
 import math
 
 import pandas as pd

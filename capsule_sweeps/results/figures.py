@@ -1,7 +1,5 @@
 """Figures for a column of a paper, drawn from `load_runs` without pyplot, so without windows and global state."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path

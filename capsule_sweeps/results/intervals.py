@@ -4,8 +4,6 @@ scipy is imported inside the functions that need it, so listing runs stays fast.
 results are in the unit of the input.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """What `status` lists: sweeps, and runs with their states."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Accuracies as papers print them: one row per method, one column per value of a key, best values in bold."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from capsule_sweeps.results.columns import short_names, typed

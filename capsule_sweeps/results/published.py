@@ -4,8 +4,6 @@ An average is judged by the 95 % interval of our mean over seeds. The number of 
 average are unknown, so it is treated as exact.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields

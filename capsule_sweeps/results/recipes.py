@@ -1,7 +1,5 @@
 """Runs of other recipes beside published cells, and the runs that come nearest to a missing cell."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ important columns are hidden and named below the table, and words are shortened 
 everything.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any, Literal
 

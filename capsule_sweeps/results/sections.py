@@ -1,7 +1,5 @@
 """The parts of a long table: one per sweep, or one per value of some keys."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

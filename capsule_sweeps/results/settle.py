@@ -1,7 +1,5 @@
 """Commands that settle open verdicts: more seeds, by the two-stage procedure, for the configuration of some runs."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

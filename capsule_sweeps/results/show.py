@@ -1,7 +1,5 @@
 """Details of one run, and how it differs from similar runs."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

@@ -6,8 +6,6 @@ the data, because s0 is independent of the mean. An interval that is recomputed 
 does not (docs/seeds.md). Functions accept numbers or arrays; all values are in one unit.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

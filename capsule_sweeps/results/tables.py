@@ -1,7 +1,5 @@
 """From run folders to tables. Every accuracy is shown with its selection rule, its n and its spread."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 import pandas as pd

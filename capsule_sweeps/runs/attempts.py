@@ -1,7 +1,5 @@
 """Attempts without progress, by which runs that can never finish are recognized."""
 
-from __future__ import annotations
-
 from typing import Any
 
 KILLED = "it was killed, perhaps because it needs more memory than it has"

@@ -4,8 +4,6 @@
 .sweeps/<sweep>.json     which runs were asked for together, and which seeds a procedure chose
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import os

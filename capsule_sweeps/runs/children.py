@@ -1,7 +1,5 @@
 """Commands for our own Python processes, which import our code and, like launch.py, nothing from the current folder."""
 
-from __future__ import annotations
-
 import os
 import sys
 

@@ -1,7 +1,5 @@
 """The claim of a run folder: the right to write in it, with a heartbeat."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

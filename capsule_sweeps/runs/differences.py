@@ -1,7 +1,5 @@
 """Where two runs differ: configuration, code, versions, machine, data and numbers."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from capsule_sweeps.config import selection_rules

@@ -1,7 +1,5 @@
 """Small files that are replaced atomically, so that readers never see a part of one."""
 
-from __future__ import annotations
-
 import errno
 import json
 import logging

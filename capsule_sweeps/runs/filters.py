@@ -5,8 +5,6 @@ for launch.py. The option of a config group that is not a column, such as traini
 file, except for keys that another filter names.
 """
 
-from __future__ import annotations
-
 import difflib
 import fnmatch
 from collections.abc import Sequence

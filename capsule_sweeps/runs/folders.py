@@ -1,7 +1,5 @@
 """The run folders of a runs folder."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

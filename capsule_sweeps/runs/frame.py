@@ -1,7 +1,5 @@
 """Run folders as a table: one row per run."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

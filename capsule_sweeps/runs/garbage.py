@@ -1,7 +1,5 @@
 """Files in a runs folder that are no longer needed."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Tags and a note of a run: `labels.json` in its folder. They are not signed and only affect what is shown."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re

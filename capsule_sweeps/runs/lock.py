@@ -1,7 +1,5 @@
 """The process that holds a run folder or launches a sweep, and whether it is alive."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """The CPU cores and the memory that this process may use, within the limits of its container or job."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Their content is not trusted: a run is taken only if its name, its columns and i
 configuration and epochs. Existing runs stay. Each folder is prepared under a temporary name and renamed.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The plan of a command: the runs it asks for, their states, and the action for each."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field

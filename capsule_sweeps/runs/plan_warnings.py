@@ -1,7 +1,5 @@
 """Warnings of a plan about misleading comparisons, shown before hours are spent."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol

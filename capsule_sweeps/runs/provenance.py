@@ -1,7 +1,5 @@
 """The provenance of an attempt: code, versions and machine."""
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json

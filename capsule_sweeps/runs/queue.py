@@ -4,8 +4,6 @@ The queue NAME is the object QUEUE in `capsule_sweeps/launchers/NAME/queue.py`. 
 is not in it is never imported.
 """
 
-from __future__ import annotations
-
 import importlib
 import re
 from dataclasses import dataclass

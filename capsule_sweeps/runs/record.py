@@ -5,8 +5,6 @@ bounds is left out as if it were missing, and reported in one line: `<name>: dam
 they are plain JSON of bounded depth.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

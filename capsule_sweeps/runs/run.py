@@ -9,8 +9,6 @@ A run in a queue has a queue entry, `queued.json`, which names the queue. The jo
 The entry is removed when the run finishes, fails or is cancelled, and has no effect once no such job is left.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re

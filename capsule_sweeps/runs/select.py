@@ -1,7 +1,5 @@
 """Selects runs for a command: by run name, signature prefix, path, sweep, and filters such as dataset=CIFAR10."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Signals as a request to finish the batch, save and stop."""
 
-from __future__ import annotations
-
 import _thread
 import logging
 import os

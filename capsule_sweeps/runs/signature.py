@@ -1,7 +1,5 @@
 """The signature of a run: a hash of everything in its configuration that can change its numbers."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

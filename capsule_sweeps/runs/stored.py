@@ -4,8 +4,6 @@ Stored configurations were resolved and checked before they were written, so the
 that has anchors or tags or is too large is damaged.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What can be said of a checkpoint without torch: whether torch.save wrote it, and that it holds tensors alone."""
 
-from __future__ import annotations
-
 import io
 import pickletools
 import zipfile

@@ -1,7 +1,5 @@
 """Where queued and running runs are according to their queues, and the logs of their jobs."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

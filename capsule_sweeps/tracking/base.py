@@ -1,8 +1,6 @@
 """The base class of trackers. A new one is a class in this folder and an option in conf/tracking with its
 `_target_`."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

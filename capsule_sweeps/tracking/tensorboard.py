@@ -1,7 +1,5 @@
 """TensorBoard: one scalar per epoch and metric, and in the end the configuration beside the final accuracies."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec

@@ -4,8 +4,6 @@ A W&B step is an epoch, and every attempt first sends what W&B lacks of the epoc
 there twice or missing, however often a run was killed, resumed, or changed between online and offline.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

@@ -4,8 +4,6 @@ What is private in wandb is used in this file only: `wandb.sdk.wandb_setup` in `
 process in `end_service`, and the `x_` settings in `make_settings`.
 """
 
-from __future__ import annotations
-
 import netrc
 import os
 import queue

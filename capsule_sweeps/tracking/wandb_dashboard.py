@@ -1,7 +1,5 @@
 """A Weights & Biases workspace and a report about runs, made through wandb-workspaces (the extra `dashboard`)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from capsule_sweeps.tracking.wandb_client import FINISH_SECONDS, end_service, obstacle, settings

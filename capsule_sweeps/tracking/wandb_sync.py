@@ -3,8 +3,6 @@
 Only the folder is read, so a run that was offline, lost its server or is running right now is sent in the same way.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import shlex

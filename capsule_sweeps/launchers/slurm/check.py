@@ -1,7 +1,5 @@
 """Checks before a sweep is submitted to SLURM: settings of the cluster, and what its nodes can see."""
 
-from __future__ import annotations
-
 import shlex
 import shutil
 import sys

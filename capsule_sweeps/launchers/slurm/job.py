@@ -4,8 +4,6 @@ All jobs of a submission are alike: each takes whichever run still has this subm
 takes the next one, and a job that is requeued after a preemption continues with the remaining runs.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re

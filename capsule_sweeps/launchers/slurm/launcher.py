@@ -1,7 +1,5 @@
 """Submits to SLURM: a job array for each piece of a submission, whose tasks submitit starts and starts again."""
 
-from __future__ import annotations
-
 import math
 import shlex
 import shutil

@@ -1,7 +1,5 @@
 """Jobs in the queue of SLURM and its settings, from squeue and scontrol; no accounting is needed."""
 
-from __future__ import annotations
-
 import getpass
 import os
 import re

@@ -1,7 +1,5 @@
 """The settings of the launcher `slurm`, and the options of sbatch made from them."""
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import asdict, dataclass
