@@ -118,10 +118,10 @@ def differences(runs: pd.DataFrame, rule: str, against: str, arguments: argparse
         table = against_table(runs, against, rule)
         note = against_notes(table, runs, against, rule)
     if against == "ablation=none" and arguments.format not in ("csv", "json"):
-        from capsule_sweeps.results.settle import settle_ablations
+        from capsule_sweeps.results.settle import MARGIN, settle_ablations
 
         if commands := settle_ablations(table, runs, rule, arguments.runs_dir):
-            said = "Differences that are not distinguishable from 0 yet would be settled by:"
+            said = f"Differences neither distinguishable from 0 nor known to ±{MARGIN} points would be settled by:"
             note = "\n".join([note, said, *map("    {}".format, commands)])
     title = "Ablations" if against == "ablation=none" else f"Differences to {against}"
     shown, caption = (table, "") if arguments.format in ("csv", "json") else shown_differences(table)

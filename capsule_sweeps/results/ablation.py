@@ -46,12 +46,13 @@ def _pairs(first: pd.DataFrame) -> list[Pair]:
     return [Pair(base, group, name) for base, own in bases.items() for name, group in own.items()]
 
 
-def base_groups(runs: pd.DataFrame, rule: str) -> dict[str, pd.Series]:
-    """Name of each base in the table → one of its runs, a row of `load_runs`."""
+def base_groups(runs: pd.DataFrame, rule: str) -> dict[str, tuple[pd.Series, dict[str, str]]]:
+    """Name of each base in the table → one of its runs, a row of `load_runs`, and ablation → group of its runs."""
     finished = finished_runs(runs, rule).dropna(subset=["group", "seed"]).drop_duplicates(["group", "seed"])
     first = finished.drop_duplicates("group").set_index("group", drop=False)
-    own = first.loc[list(_bases({str(group): signed for group, signed in first.signed_config.items()}))]
-    return {name: run for name, (_, run) in zip(base_names(own, "ablation=none")[0], own.iterrows(), strict=True)}
+    bases = _bases({str(group): signed for group, signed in first.signed_config.items()})
+    names, _ = base_names(first.loc[list(bases)], "ablation=none")
+    return {name: (first.loc[base], own) for name, (base, own) in zip(names, bases.items(), strict=True)}
 
 
 def _bases(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:

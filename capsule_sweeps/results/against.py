@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from capsule_sweeps.results.columns import as_typed, settings_frame, typed
-from capsule_sweeps.results.intervals import compare, holm
+from capsule_sweeps.results.intervals import by_seed, compare, holm
 from capsule_sweeps.results.stein import first_of, two_stage_note
 from capsule_sweeps.results.tables import finished_runs, left_out
 from capsule_sweeps.runs import filters
@@ -45,10 +45,7 @@ def against_table(
     those of the key. Raises ValueError if no run has the key or the value.
     """
     finished = finished_runs(runs, rule).dropna(subset=["group", "seed"]).drop_duplicates(["group", "seed"])
-    accuracies = {
-        str(group): pd.Series(100 * own[f"accuracy_{rule}"].to_numpy(), index=own.seed.astype(int))
-        for group, own in finished.groupby("group")
-    }
+    accuracies = {str(group): by_seed(own, rule) for group, own in finished.groupby("group")}
     first = finished.drop_duplicates("group").set_index("group", drop=False)
     begun = {str(group): first_of(own) for group, own in finished.groupby("group")}
     found = list(find(first) if find else _pairs(first, against))

@@ -53,6 +53,11 @@ def summarize(values: pd.Series) -> Summary:
     return Summary(len(values), float(values.mean()), std, width, float(values.max()))
 
 
+def by_seed(runs: pd.DataFrame, rule: str) -> pd.Series:
+    """The accuracies in percent, indexed by seed, of some finished runs of a group, rows of `load_runs`."""
+    return pd.Series(100 * runs[f"accuracy_{rule}"].to_numpy(), index=list(runs.seed))
+
+
 def half_width(std: Any, n: Any) -> Any:
     """Half the width of the 95 % interval of a mean: t(0.975, n − 1) · std / √n; NaN for n = 1. Accepts arrays."""
     return t_quantile(np.asarray(n, float) - 1) * np.asarray(std, float) / np.sqrt(np.asarray(n, float))
@@ -143,13 +148,3 @@ def seeds_needed(difference: float, *variances: float) -> int | None:
             return n
         n += 1
     return None
-
-
-def seeds_for_half_width(std: float, wanted: float) -> int | None:
-    """The smallest n ≥ 2 whose 95 % interval has a half-width of at most `wanted`, given standard deviation `std`.
-
-    None if MOST_SEEDS are not enough.
-    """
-    n = np.arange(2, MOST_SEEDS + 1)
-    enough = n[half_width(std, n) <= wanted]
-    return int(enough[0]) if len(enough) else None

@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
 from capsule_sweeps.config.selection_rules import find_rule, names
-from capsule_sweeps.results.intervals import MOST_SEEDS, deviation, seeds_for_half_width, summarize
-from capsule_sweeps.results.settle import seed_words, sweep_command
+from capsule_sweeps.results.intervals import MOST_SEEDS, by_seed, deviation, summarize
+from capsule_sweeps.results.settle import FIRST, MARGIN, next_half_width, seed_words, sweep_command
 from capsule_sweeps.results.stein import (
     first_of,
     num_seeds,
@@ -31,7 +31,6 @@ from capsule_sweeps.runs.signature import columns, signed_config
 PATH = CONF_DIR.parent / "analysis" / "published.yaml"
 AGGREGATES = ("mean over seeds", "best run", "count")
 SEEDS = range(5)  # for missing cells, as in conf/experiment/readme_table.yaml
-TOLERANCE = 0.5  # points
 ERROR = "% error"  # the unit of test errors; accuracies have "%"
 OPEN = "too few seeds to say"
 NOTED = ["rule", "command"]  # columns in files; for a printed table they are in the note below it
@@ -50,7 +49,7 @@ class Cell:
     source: dict[str, str]
     overrides: list[str]
     rule: str | None = None
-    tolerance: float = TOLERANCE
+    tolerance: float = MARGIN
     reading: str = ""
 
     def __post_init__(self) -> None:
@@ -119,50 +118,45 @@ def published_table(
     instead of that of the published recipe."""
     rows = []
     for cell in cells:
-        found = _ours(runs, cell, groups)
+        values, first = _values(runs, cell, groups)
+        found = _ours(cell, values, first)
         row: dict[str, Any] = {"row": cell.row, "column": f"{cell.column} ({cell.unit})", "published": cell.value}
         row |= {"reading": cell.reading, "ours": found["ours"], "n": found["n"], "±": found["half_width"]}
-        row |= {"difference": found["ours"] - cell.value, "verdict": verdict(cell, **found)}
-        rows.append({**row, "rule": cell.rule, "command": _command(cell, row["verdict"], runs_dir, **found)})
+        row |= {"difference": found["ours"] - cell.value, "verdict": verdict(cell, **found), "rule": cell.rule}
+        row["command"] = cell.command(runs_dir) if row["verdict"] == "missing" else None
+        if row["verdict"].startswith(OPEN):
+            seeds = seed_words(values, next_half_width(cell.tolerance, found["half_width"]), first)
+            row["command"] = cell.command(runs_dir, [f"selection_rule={cell.rule}", *seeds]) if seeds else None
+        rows.append(row)
     table = pd.DataFrame(rows).astype({"n": "Int64"})
     return table if any(table.reading) else table.drop(columns="reading")
 
 
-def _command(
-    cell: Cell, said: str, runs_dir: Path | str, ours: float, n: Any, std: float, half_width: float, first: int = 0
-) -> str | None:
-    """The command that fills a missing cell, or adds the seeds that settle its verdict; None if neither is needed."""
-    if said == "missing":
-        return cell.command(runs_dir)
-    if not said.startswith(OPEN):
-        return None
-    beyond = abs(ours - cell.value) - cell.tolerance
-    seeds = seed_words(std, first or n, cell.tolerance if beyond <= 0 else beyond, first)
-    return cell.command(runs_dir, [f"selection_rule={cell.rule}", *seeds]) if seeds else None
-
-
-def _ours(runs: pd.DataFrame, cell: Cell, groups: Mapping[tuple[str, ...], str] | None) -> dict[str, Any]:
-    """Our number for a cell: ours, n, std, half_width, and `first` if a procedure chose n; NaN if there is none.
-
-    With `first`, std is the deviation of the first seeds.
-    """
-    if cell.aggregate == "count":
-        return {"ours": _million_parameters(tuple(cell.overrides)), "n": None, "std": math.nan, "half_width": math.nan}
+def _values(
+    runs: pd.DataFrame, cell: Cell, groups: Mapping[tuple[str, ...], str] | None
+) -> tuple[pd.Series, int | None]:
+    """Our numbers for a cell, in its unit, indexed by seed, and how many first seeds chose theirs; none for a count."""
     overrides = tuple(cell.overrides)
+    if cell.aggregate == "count":
+        return pd.Series(dtype=float), None
     group = _group(overrides) if groups is None else groups.get(overrides, "")
     finished = finished_runs(runs[runs.group == group], str(cell.rule))
-    accuracies = 100 * finished[f"accuracy_{cell.rule}"]
-    if cell.unit == ERROR:
-        accuracies = 100 - accuracies
-    if accuracies.empty:
+    accuracies = by_seed(finished, str(cell.rule))
+    return 100 - accuracies if cell.unit == ERROR else accuracies, first_of(finished)
+
+
+def _ours(cell: Cell, values: pd.Series, first: int | None) -> dict[str, Any]:
+    """Our number for a cell: ours, n, std, half_width, and first; NaN if there is none. std is that of the `first`
+    seeds, if these chose n and are finished."""
+    if cell.aggregate == "count":
+        return {"ours": _million_parameters(tuple(cell.overrides)), "n": None, "std": math.nan, "half_width": math.nan}
+    if values.empty:
         return {"ours": math.nan, "n": 0, "std": math.nan, "half_width": math.nan}
-    found = summarize(accuracies)
+    found = summarize(values)
     if cell.aggregate == "best run":
         return {"ours": found.best, "n": found.n, "std": math.nan, "half_width": math.nan}
-    if (first := first_of(finished)) is None or found.n < first:
-        return {"ours": found.mean, "n": found.n, "std": found.std, "half_width": found.half_width}
-    std, _ = deviation(pd.Series(accuracies.to_numpy(), index=finished.seed), first)
-    width = float(two_stage_half_width(std, first, found.n))
+    std, n0 = deviation(values, first)
+    width = float(two_stage_half_width(std, n0, found.n))
     return {"ours": found.mean, "n": found.n, "std": std, "half_width": width, "first": first}
 
 
@@ -180,14 +174,14 @@ def _million_parameters(overrides: tuple[str, ...]) -> float:
     return num_parameters(compose_config(list(overrides))) / 1e6
 
 
-def verdict(cell: Cell, ours: float, n: int | None, std: float, half_width: float, first: int = 0) -> str:
+def verdict(cell: Cell, ours: float, n: int | None, std: float, half_width: float, first: int | None = None) -> str:
     """The verdict on our number beside the published one.
 
     For an average: `reproduced` if the difference and the half-width are within the tolerance; `below` or `above` if
-    the whole interval is beyond it; otherwise `too few seeds to say`, with the number of further seeds that would lead
-    to one of these if mean and deviation stayed as they are. A best run or a count has no interval: the difference
-    decides. `missing` if no run of the cell is finished. `first`: the number of first seeds whose deviation is `std`,
-    if a procedure chose n from these.
+    the whole interval is beyond it; otherwise `too few seeds to say`, with the number of further seeds that the
+    interval needs to be as narrow as the tolerance or, if it is already, half of it, and so on. A best run or a count
+    has no interval: the difference decides. `missing` if no run of the cell is finished. `first`: the number of first
+    seeds, if a procedure chose n from these; then `std` is their deviation.
     """
     if math.isnan(ours):
         return "missing"
@@ -203,9 +197,8 @@ def verdict(cell: Cell, ours: float, n: int | None, std: float, half_width: floa
     if abs(difference) - half_width > cell.tolerance:
         return side
     assert n
-    wanted = cell.tolerance if within else abs(difference) - cell.tolerance
-    needed = int(num_seeds(std, first, wanted)) if first and wanted > 0 else seeds_for_half_width(std, wanted)
-    many = max(1, needed - n) if needed and needed <= MOST_SEEDS else "very many"
+    needed = int(num_seeds(std, first or max(FIRST, n), next_half_width(cell.tolerance, half_width)))
+    many = max(1, needed - n) if needed <= MOST_SEEDS else "very many"
     return f"{OPEN}: {many} more needed"
 
 

@@ -75,16 +75,21 @@ def render(
         if title:
             console().print(rich(title), style="italic", highlight=False)
         console().print(text)
-        if note:
-            console().print(terminal(note), markup=False, highlight=False)
+        _print_note(note)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
 
 
 def paragraph(text: str) -> str:
-    """Text whose lines are no longer than the console's, broken between words."""
+    """Text whose lines are no longer than the console's, broken between words; commands are not broken."""
     with console().capture() as capture:
-        console().print(terminal(text), markup=False, highlight=False)
+        _print_note(text)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+
+
+def _print_note(text: str) -> None:
+    """Prints lines broken between words; indented lines are commands, which stay whole so that they can be copied."""
+    for words in terminal(text).splitlines():
+        console().print(words, markup=False, highlight=False, soft_wrap=words.startswith("    "))
 
 
 def _bordered(heads: list[str], cells: list[list[str]], numeric: list[bool], one_line: bool) -> tuple[Table, list[str]]:

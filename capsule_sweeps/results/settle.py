@@ -13,32 +13,48 @@ import pandas as pd
 
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
 from capsule_sweeps.results.ablation import base_groups
-from capsule_sweeps.results.stein import num_seeds
+from capsule_sweeps.results.intervals import by_seed, deviation
+from capsule_sweeps.results.stein import first_of, num_seeds
+from capsule_sweeps.results.tables import finished_runs
 from capsule_sweeps.runs.signature import NEUTRAL, signed_config
 
 FIRST, MOST = 5, 20  # the defaults of hydra.sweeper.min_seeds and max_seeds
+MARGIN = 0.5  # points; a difference that is known to be smaller than twice this is as good as none
 TOO_MANY = 1000  # seeds; no command is suggested for more
 IN_MODEL = ("backbone.", "capsules.", "routing.", "num_routing")  # top-level keys that are signed as a part of model
 
 
-def seed_words(std: float, n: int, wanted: float, first: int = 0) -> list[str]:
-    """The overrides that narrow an interval of n values with this deviation to ± `wanted` points; [] for too many
-    seeds.
+def next_half_width(margin: float, half_width: float) -> float:
+    """The half-width to ask for, in the unit of both: `margin`, or, where the interval is as narrow already, the next
+    of margin/2, margin/4, ….
 
-    The n values count as the first seeds of the procedure, which needs the fewest additional seeds,
-    unless a procedure with so many `first` seeds has begun.
+    It does not depend on the difference seen so far: more seeds only for small differences, and fewer for large ones,
+    would make the interval too narrow for the level it claims (docs/seeds.md).
     """
-    if not 0 < wanted < 100:
-        return []
-    digits = 1 - math.floor(math.log10(wanted))
-    wanted = math.floor(wanted * 10**digits * (1 + 1e-9)) / 10**digits  # two significant digits, rounded down
+    while 0 < half_width <= margin:
+        margin /= 2
+    return margin
+
+
+def seed_words(values: pd.Series, wanted: float, first: int | None = None) -> list[str]:
+    """The overrides that narrow the interval of values, indexed by seed, to ± `wanted`; [] for too many seeds.
+
+    The values count as the first seeds of the procedure, which needs the fewest additional seeds, unless a procedure
+    with so many `first` seeds has begun.
+    """
+    std, n = deviation(values, first)[0], len(values)
     first = first or max(FIRST, n)
-    asked = int(num_seeds(0.0 if math.isnan(std) else std, first, wanted))
+    asked = max(n, int(num_seeds(0.0 if math.isnan(std) else std, first, wanted)))
     if asked > TOO_MANY:
         return []
     words = [f"hydra.sweeper.half_width={wanted:.10g}"]
     words += [f"hydra.sweeper.min_seeds={first}"] if first != FIRST else []
-    return words + ([f"hydra.sweeper.max_seeds={asked}"] if asked > MOST else [])
+    words += [f"hydra.sweeper.max_seeds={max(asked, first)}"] if max(asked, first) > MOST else []
+    seeds = sorted(map(int, values.index.dropna()))
+    if seeds == list(range(n)):
+        return words
+    following = n > 2 and seeds == list(range(seeds[0], seeds[0] + n))
+    return [f"seed={f'range({seeds[0]},{seeds[0] + n})' if following else ','.join(map(str, seeds))}", *words]
 
 
 def sweep_command(words: Sequence[str], runs_dir: Path | str) -> str:
@@ -57,32 +73,31 @@ def quoted(text: str) -> str:
 
 
 def settle_ablations(table: pd.DataFrame, runs: pd.DataFrame, rule: str, runs_dir: Path | str) -> list[str]:
-    """A command for each ablation whose difference to its base is not significant yet; none for a difference of 0.
+    """A command for each ablation whose difference to its base is neither significant nor known to ± MARGIN.
 
     Bases whose configuration has no short form as overrides are left out.
     """
     bases, commands = base_groups(runs, rule), []
+    finished = finished_runs(runs, rule).dropna(subset=["group", "seed"]).drop_duplicates(["group", "seed"])
     for row in table.itertuples():
         without_spread = row.n > 1 and math.isnan(row.half_width)  # which more seeds of this procedure do not change
-        open_yet = row.ablation != "none" and not without_spread and not abs(row.difference) > row.half_width
-        if not open_yet or row.base not in bases:
+        known = abs(row.difference) > row.half_width or row.half_width <= MARGIN
+        if row.ablation == "none" or without_spread or known or row.base not in bases:
             continue
-        first = bases[row.base]
-        words = overrides_of(json.dumps(first.signed_config), str(first.dataset), str(first.model))
-        known = getattr(row, "first_seeds", pd.NA)
-        began = 0 if pd.isna(known) else int(known)
-        deviation = 0.0 if math.isnan(row.half_width) else _deviation(row.half_width, int(row.n), began or int(row.n))
-        seeds = seed_words(deviation, began or int(row.n), abs(row.difference), began)
+        run, ablations = bases[row.base]
+        base, other = (finished[finished.group == group] for group in (run.group, ablations[row.ablation]))
+        first = min(filter(None, (first_of(base), first_of(other))), default=None)
+        differences = by_seed(other, rule) - by_seed(base, rule)  # NaN for a seed of one of them
+        if differences.notna().any():
+            differences = differences.dropna()
+        else:  # the seeds of the base are as good as any
+            differences, first = differences[list(base.seed)], first or FIRST
+        seeds = seed_words(differences, MARGIN, first)
+        words = overrides_of(json.dumps(run.signed_config), str(run.dataset), str(run.model))
         if words is not None and seeds:
             more = [f"ablation=none,{row.ablation}", "hydra.sweeper.resolve=ablation", f"selection_rule={rule}"]
             commands.append(sweep_command([*words, *(more if rule != "last" else more[:2]), *seeds], runs_dir))
     return commands
-
-
-def _deviation(half_width: float, n: int, first: int) -> float:
-    from capsule_sweeps.results.intervals import t_quantile
-
-    return float(half_width * math.sqrt(n) / t_quantile(first - 1))
 
 
 @cache

@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from capsule_sweeps.results.intervals import (
-    MOST_SEEDS,
     compare,
     half_width,
-    seeds_for_half_width,
     seeds_needed,
     summarize,
 )
@@ -129,16 +127,3 @@ def test_no_number_of_seeds_shows_nothing() -> None:
     assert seeds_needed(0.0, 1.0) is None
     assert seeds_needed(1e-5, 1.0) is None
     assert seeds_needed(100.0, 1e-4) == 2
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.floats(0.01, 5), st.floats(0.1, 2))
-def test_seeds_for_an_interval_are_just_enough(std, wanted) -> None:
-    n = seeds_for_half_width(std, wanted)
-    assert half_width(std, n) <= wanted and (n == 2 or half_width(std, n - 1) > wanted)
-
-
-def test_seeds_for_an_interval_by_hand() -> None:
-    """t(0.975, n − 1) / √n with deviation 1: 0.514 at 17, 0.497 at 18."""
-    assert seeds_for_half_width(1.0, 0.5) == 18
-    assert seeds_for_half_width(1.0, 1e-4) is None and MOST_SEEDS < 1e8

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 
+import pandas as pd
 import pytest
 from synthetic import finished_run
 
@@ -16,19 +17,26 @@ def commands(out: str) -> list[list[str]]:
     return [shlex.split(line) for line in out.splitlines() if line.strip().startswith("python launch.py")]
 
 
+FIVE = [90.0, 90.2, 90.4, 90.6, 90.8]  # deviation 0.316228
+
+
 @pytest.mark.parametrize(
-    ("std", "n", "wanted", "words"),
+    ("values", "seeds", "wanted", "first", "words"),
     [
-        (0.3, 5, 0.25, ["hydra.sweeper.half_width=0.25"]),  # 12 seeds
-        (0.3, 5, 0.1, ["hydra.sweeper.half_width=0.1", "hydra.sweeper.max_seeds=70"]),
-        (0.3, 8, 0.256789, ["hydra.sweeper.half_width=0.25", "hydra.sweeper.min_seeds=8"]),
-        (float("nan"), 1, 0.5, ["hydra.sweeper.half_width=0.5"]),
-        (0.3, 5, 0.001, []),
-        (0.3, 5, 0.0, []),
+        (FIVE, range(5), 0.25, None, "half_width=0.25"),  # 13 seeds
+        (FIVE, range(5), 0.1, None, "half_width=0.1 max_seeds=78"),
+        (FIVE[:2] + FIVE, range(7), 0.25, None, "half_width=0.25 min_seeds=7"),
+        ([90.0], range(1), 0.5, None, "half_width=0.5"),
+        (FIVE, range(5), 0.001, None, ""),
+        (FIVE[:2], range(2), 0.5, 3, "half_width=0.5 min_seeds=3"),  # what was recorded stays
+        (FIVE[:4], range(4), 0.5, 30, "half_width=0.5 min_seeds=30 max_seeds=30"),
+        (FIVE, range(100, 105), 0.25, None, "seed=range(100,105) half_width=0.25"),
+        (FIVE[:2], [3, 9], 0.5, None, "seed=3,9 half_width=0.5"),
     ],
 )
-def test_seeds_that_bring_an_interval_to_a_half_width(std, n, wanted, words) -> None:
-    assert seed_words(std, n, wanted) == words
+def test_seeds_that_bring_an_interval_to_a_half_width(values, seeds, wanted, first, words) -> None:
+    found = seed_words(pd.Series(values, index=list(seeds)), wanted, first)
+    assert [word.removeprefix("hydra.sweeper.") for word in found] == words.split()
 
 
 @pytest.mark.parametrize(
@@ -76,6 +84,30 @@ def test_an_open_published_verdict_has_its_command_and_the_seeds_settle_it(place
     assert "two-stage procedure" in " ".join(out.split())
 
 
+def test_a_command_keeps_the_first_seeds_that_are_recorded(launch, place, capsule_sweeps) -> None:
+    """Fewer runs than first seeds are finished, and neither begins at 0: our own sweeper takes the command."""
+    from capsule_sweeps.runs.signature import columns
+    from capsule_sweeps.runs.sweep import record_seeds
+
+    cell, base = ["dataset=CIFAR10", "num_routing=1"], ["dataset=digits", "training=quick", "num_routing=2"]
+    for seed in (100, 101):
+        finished_run([*cell, f"seed={seed}"], 0.9, best_test=seed / 100 - 0.05)
+        finished_run([*base, f"seed={seed}"], 0.9)
+        finished_run([*base, "ablation=no_norm", f"seed={seed}"], 0.9 + (seed - 100) / 100)
+    group = columns(compose_config([*base, "ablation=no_norm"]))["group"]
+    record_seeds(place / "runs", {"half_width": 0.5, "min_seeds": 4, "resolve": None}, [group])
+    record_seeds(
+        place / "runs", {"half_width": 1, "min_seeds": 3, "resolve": None}, [columns(compose_config(cell))["group"]]
+    )
+    (one,) = commands(capsule_sweeps("results", "--published", "readme_table").out.partition("Open verdicts")[2])
+    assert {"seed=100,101", "hydra.sweeper.half_width=0.5", "hydra.sweeper.min_seeds=3"} <= set(one)
+    (other,) = commands(capsule_sweeps("results", "--ablation").out.partition("neither distinguishable")[2])
+    assert {"seed=100,101", "hydra.sweeper.min_seeds=4"} <= set(other)
+    for command, todo in ((one, 1), (other, 4)):
+        plan = launch(*command[2:], "hydra.launcher.dry_run=true", base=["tracking=none"])
+        assert plan.code == 0 and f"{todo} to run" in plan.out, plan.text
+
+
 def test_an_open_ablation_has_its_command(launch, capsule_sweeps) -> None:
     base = ["dataset=digits", "training=quick", "num_routing=2"]
     for seed, (one, other) in enumerate([(0.90, 0.91), (0.92, 0.90), (0.91, 0.93)]):
@@ -83,8 +115,11 @@ def test_an_open_ablation_has_its_command(launch, capsule_sweeps) -> None:
         finished_run([*base, "ablation=no_norm", f"seed={seed}"], other)
         finished_run([*base, "ablation=squash", f"seed={seed}"], one - 0.2 + seed / 1000)
     out = capsule_sweeps("results", "--ablation").out
-    (command,) = commands(out.partition("not distinguishable from 0 yet")[2])
+    (command,) = commands(out.partition("neither distinguishable from 0")[2])
     assert command[3:6] == ["dataset=digits", "num_routing=2", "training=quick"]
-    assert command[6:9] == ["ablation=none,no_norm", "hydra.sweeper.resolve=ablation", "hydra.sweeper.half_width=0.33"]
+    assert command[6:] == [
+        *("ablation=none,no_norm", "hydra.sweeper.resolve=ablation", "hydra.sweeper.half_width=0.5"),
+        "hydra.sweeper.max_seeds=134",  # (2.776445 · 2.081666 / 0.5)² = 133.6, differences 1, −2 and 2
+    ]
     plan = launch(*command[2:], "hydra.launcher.dry_run=true", base=["tracking=none"]).out
     assert "ablation: none → no_norm" in plan and "6 to skip, 4 to run" in plan

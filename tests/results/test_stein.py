@@ -85,6 +85,21 @@ def test_resolved_differences_keep_the_coverage_and_so_do_the_means_of_their_gro
     assert plain[0] < 0.94, plain
 
 
+def test_settling_with_the_difference_seen_would_find_differences_where_there_are_none() -> None:
+    """Five pairs without a true difference; those that are open get the seeds for a half-width, and count again."""
+    rng, page = np.random.default_rng(2), (ROOT / "docs/seeds.md").read_text()
+    seen = rng.normal(0, 1, (SWEEPS, FIRST))
+    mean, std = seen.mean(1), seen.std(1, ddof=1)
+    open_yet = abs(mean) <= two_stage_half_width(std, FIRST, FIRST)
+    found = []
+    for wanted in (np.full(SWEEPS, 0.5), abs(mean)):
+        n = np.where(open_yet, np.minimum(num_seeds(std, FIRST, wanted), 10_000), FIRST)
+        means = (FIRST * mean + np.sqrt(n - FIRST) * rng.normal(0, 1, SWEEPS)) / n
+        found.append((abs(means) > two_stage_half_width(std, FIRST, n)).mean())
+    assert f"in {100 * found[0]:.0f} %" in page and f"in {100 * found[1]:.0f} %" in page, found
+    assert found[0] < 0.075 < 0.085 < found[1]
+
+
 def test_a_comparison_has_the_deviation_of_the_first_seeds() -> None:
     """Differences 1, 2, 3 of the first three pairs, then 9, 9: s0 = 1, t(2) = 4.302653, mean 4.8."""
     base = pd.Series([5.0, 1.0, 4.0, 2.0, 0.0])
