@@ -78,8 +78,8 @@ def take_snapshot(runs_dir: Path, include: Sequence[str] = ()) -> Path:
 
 def is_private(path: Path) -> bool:
     """Whether only this user can write there."""
-    told = path.stat()
-    return told.st_uid == os.getuid() and not told.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    info = path.stat()
+    return info.st_uid == os.getuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def check_size(names: Sequence[str]) -> None:

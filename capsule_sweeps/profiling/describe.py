@@ -103,7 +103,7 @@ def like_capsnet(config: DictConfig) -> str:
     rival = config.copy()
     rival.model = OmegaConf.load(CONF_DIR / "model" / "capsnet.yaml")
     OmegaConf.resolve(rival)
-    told = f"model=capsnet routing={rival.routing.name} num_routing={rival.model.num_routing}"
+    rival_words = f"model=capsnet routing={rival.routing.name} num_routing={rival.model.num_routing}"
     try:
         wanted = layer_table(rival).iloc[-1]
     except ValueError as error:
@@ -128,7 +128,7 @@ def like_capsnet(config: DictConfig) -> str:
             if int(cost(1)[key]) > goal
             else (f"model.width={width} has about the {name}")
         )
-        words.append(f"{fits} of {told}, {goal:,}")
+        words.append(f"{fits} of {rival_words}, {goal:,}")
     return f"With this backbone {', and '.join(words)}."
 
 

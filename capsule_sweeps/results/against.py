@@ -150,8 +150,8 @@ def shown_differences(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     table = table.loc[order].reset_index(drop=True)  # a base is the first of its rows
     settings = list(table.columns[: list(table.columns).index("base")])
     common = [column for column in settings if table[column].nunique(dropna=False) <= 1]
-    told = len(table[settings].astype(str).drop_duplicates()) == table.base.nunique()
-    shown = as_typed(table, settings).drop(columns=[*common, *(["base"] if told else [])]).rename(columns=heads)
+    bases_differ = len(table[settings].astype(str).drop_duplicates()) == table.base.nunique()
+    shown = as_typed(table, settings).drop(columns=[*common, *(["base"] if bases_differ else [])]).rename(columns=heads)
     values = {column: table[column].iloc[0] for column in common} if len(table) else {}
     return shown, ", ".join(f"{column}={typed(value)}" for column, value in values.items() if not pd.isna(value))
 

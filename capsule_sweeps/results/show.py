@@ -48,13 +48,15 @@ def show(run: Run, form: str) -> str:
     facts = {**record, **labels, "state": run.state(record), "folder": run.folder}
     parts = [_pairs(facts, form, run.folder.name)]
     for number, attempt in enumerate(attempts, 1):
-        told = {key: value for key, value in attempt.items() if key not in ("code", "versions", "execution", "started")}
+        shown = {
+            key: value for key, value in attempt.items() if key not in ("code", "versions", "execution", "started")
+        }
         started, nested = attempt.get("started"), [attempt.get(key) for key in ("versions", "execution")]
         if isinstance(started, int | float):
-            told["started"] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started))
+            shown["started"] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started))
         for entries in nested:
-            told |= entries if isinstance(entries, dict) else {}
-        parts.append(_pairs(told, form, f"Attempt {number}"))
+            shown |= entries if isinstance(entries, dict) else {}
+        parts.append(_pairs(shown, form, f"Attempt {number}"))
     if accuracies := [row["test_accuracy"] for row in rows if "test_accuracy" in row]:
         parts.append(f"Test accuracy by epoch, {min(accuracies):.1%} to {max(accuracies):.1%}\n{sparkline(accuracies)}")
     parts += [damage] if damage else []

@@ -35,8 +35,8 @@ class Labels:
 def read_labels(folder: Path) -> Labels:
     """The labels of a run folder, empty if there are none. Damaged parts are left out and reported."""
     found = read_typed(folder / FILE, LABELS) if (folder / FILE).exists() else {}
-    told = tuple(found.get("tags", ())), tuple(found.get("removed", ())), str(found.get("note", ""))
-    return Labels(*told, found.get("emptied", False))
+    values = tuple(found.get("tags", ())), tuple(found.get("removed", ())), str(found.get("note", ""))
+    return Labels(*values, found.get("emptied", False))
 
 
 def change_tags(folder: Path, add: Iterable[str], remove: Iterable[str]) -> Labels:

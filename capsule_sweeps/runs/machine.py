@@ -45,9 +45,9 @@ def forget_peak() -> None:
 
 def peak_memory() -> float | None:
     """MB of main memory that this process, all threads together, has had at most; None where it is not known."""
-    told = [line.split()[1] for line in _lines(Path("/proc/self/status")) if line.startswith("VmHWM:")]
-    if told:
-        return round(int(told[0]) * 1024 / 1e6, 1)
+    peaks = [line.split()[1] for line in _lines(Path("/proc/self/status")) if line.startswith("VmHWM:")]
+    if peaks:
+        return round(int(peaks[0]) * 1024 / 1e6, 1)
     try:
         import resource
     except ImportError:

@@ -190,8 +190,8 @@ def read_typed(path: Path, known: Mapping[str, Check], nulls: bool = False) -> d
         return {}
     wrong = {key: problem for key, item in value.items() if (problem := _problem(key, item, known))}
     if wrong:
-        told = "; ".join(f"{key[:80]!a} {problem}" for key, problem in list(wrong.items())[:3])
-        say_damaged(path.parent.name, f"{path.name}: {told}", path)
+        problems = "; ".join(f"{key[:80]!a} {problem}" for key, problem in list(wrong.items())[:3])
+        say_damaged(path.parent.name, f"{path.name}: {problems}", path)
     kept = {key: item for key, item in value.items() if key not in wrong and (nulls or item is not None)}
     return {**kept, "attempts": _valid_attempts(value["attempts"])} if known is RECORD and "attempts" in wrong else kept
 

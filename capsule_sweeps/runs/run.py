@@ -171,8 +171,8 @@ class Run:
             return "run.json has no configuration, and there is no config.yaml" if begun else ""
         if not name.endswith(f"-{signature(signed)}") and not name.endswith(f"-{signature(_without_neutral(signed))}"):
             return f"its configuration has the signature {signature(signed)}"
-        told = record.get("signature", name[-8:])
-        return "" if told == name[-8:] else f"run.json has the signature {told}"
+        recorded = record.get("signature", name[-8:])
+        return "" if recorded == name[-8:] else f"run.json has the signature {recorded}"
 
     def config(self) -> DictConfig:
         """The checked configuration of the run; for an imported run the known part of it.

@@ -52,8 +52,8 @@ def checked_config(path: Path) -> DictConfig:
     try:
         return check(read_config(path))
     except ValueError as error:
-        told = str(error)
-        raise error if told.startswith(str(path)) else ValueError(f"{path} is damaged ({told})") from error
+        reason = str(error)
+        raise error if reason.startswith(str(path)) else ValueError(f"{path} is damaged ({reason})") from error
 
 
 def _sentence(error: Exception) -> str:

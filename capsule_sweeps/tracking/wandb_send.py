@@ -107,8 +107,8 @@ class Folder:
         rows, damage = read_metrics(run)
         if damage:
             raise ValueError(damage)
-        told = read_json(run.folder / "summary.json")
-        summary = {key: told[key] for key in summary_keys() if told.get(key) is not None}
+        stored = read_json(run.folder / "summary.json")
+        summary = {key: stored[key] for key in summary_keys() if stored.get(key) is not None}
         labels, state = read_labels(run.folder), run.state(record)
         return cls(run, config, state, record, wandb_id(run), place, record.get("sweep"), rows, summary, labels)
 

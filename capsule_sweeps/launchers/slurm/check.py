@@ -53,10 +53,10 @@ def examine_cluster(config: DictConfig, settings: Settings, submit: bool) -> Ite
 def answers(_: DictConfig, __: Settings) -> str:
     if shutil.which("sbatch") is None:
         raise ValueError("sbatch is not available on the PATH: run this command on a login node of the cluster")
-    told = slurm.settings()
-    if told is None or slurm.jobs() is None:
+    site = slurm.settings()
+    if site is None or slurm.jobs() is None:
         raise ValueError("squeue and scontrol do not answer: is the controller up (`scontrol ping`)?")
-    name, version = told.get("ClusterName"), told.get("SLURM_VERSION")
+    name, version = site.get("ClusterName"), site.get("SLURM_VERSION")
     size, here = slurm.max_array_size(), slurm.QUEUE.this_job().get("job")
     arrays = f"arrays of up to {size} tasks" if size else "no arrays: each job is submitted by itself"
     inside = f"; this is inside of job {here}, whose settings do not reach the jobs" if here else ""
@@ -99,12 +99,12 @@ def partition_limit(partition: str | None) -> str:
 
 def signals(_: DictConfig, settings: Settings) -> str:
     seconds = str(settings.parameters()["signal"]).partition("@")[2] or "60"
-    told = slurm.settings() or {}
-    kill, preempt = told.get("KillWait", "?"), told.get("PreemptMode", "OFF")
+    site = slurm.settings() or {}
+    kill, preempt = site.get("KillWait", "?"), site.get("PreemptMode", "OFF")
     text = f"USR2 {seconds} s before the time limit; {kill} between SIGTERM and SIGKILL"
     if preempt == "OFF":
         return f"{text}; nothing is preempted"
-    user = "preempt_send_user_signal" in told.get("SlurmctldParameters", "")
+    user = "preempt_send_user_signal" in site.get("SlurmctldParameters", "")
     return f"{text}; preemption ({preempt}) comes with {'USR2' if user else 'SIGTERM'} and the partition's GraceTime"
 
 

@@ -88,8 +88,8 @@ class SlurmJob:
 
     def _slots(self) -> list[Slot]:
         num_slots = self.settings["runs_per_job"] if self.settings["packing"] == "parallel" else 1
-        told = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE")
-        cpus = int(told or num_cores())
+        allotted = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE")
+        cpus = int(allotted or num_cores())
         gpus = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         threads, asked = max(1, cpus // num_slots), Settings(**self.settings).asks_for_gpus()
         waits = re.match(r"\d+", (slurm.settings() or {}).get("KillWait", ""))
@@ -135,23 +135,23 @@ class SlurmJob:
                 say(f"{worker.errors_text()}\n{error}", sys.stderr)
                 self._give_up(run, f"failed, and the failure cannot be recorded ({error})")
         elif status > 128:
-            self.stop.signum = status - 128  # SLURM told the whole job to end
+            self.stop.signum = status - 128  # SLURM ends the whole job
 
     def _record_failure(self, run: Run, error: str, failure: str, text: str = "", config: str = "") -> None:
         """Record a failure that the run itself could not record: it was killed, or failed before its claim, for example
         without data on this node."""
         entry = run.queue_entry()
-        told = {**entry.get("columns", {}), "signed_config": entry.get("signed_config", {}), **run.record()}
-        told |= {"state": "failed", "failure": failure, "error": error, "ended": time.time()}
-        attempts = told.pop("attempts", [])
+        record = {**entry.get("columns", {}), "signed_config": entry.get("signed_config", {}), **run.record()}
+        record |= {"state": "failed", "failure": failure, "error": error, "ended": time.time()}
+        attempts = record.pop("attempts", [])
         if text:
             attempt = {"started": time.time(), "code": code(entry.get("signed_config", {})), **this_job()}
-            told["attempts"] = [*attempts, {**attempt, "submission": self.job["submission"]}]
+            record["attempts"] = [*attempts, {**attempt, "submission": self.job["submission"]}]
         with suppress(Busy), run.claim() as claim:  # another process may have claimed it meanwhile
             if text:
                 claim.write("config.yaml", config.encode())
             claim.write("error.txt", (text or error + "\n").encode())
-            claim.update(**told)
+            claim.update(**record)
             run.dequeue()
 
     def _failed(self) -> list[str]:
