@@ -47,7 +47,7 @@ def main() -> None:
         argcomplete.autocomplete(parser)
     (commands,) = [action.choices for action in parser._actions if action.dest == "command" and action.choices]
     own = commands.get(words[0]) if words else None  # type: ignore[attr-defined]
-    # Options may stand before, between and after overrides, which argparse does not allow behind a subparser
+    # Options may be before, between and after overrides, which argparse does not allow behind a subparser
     if own and (escape := own.get_default("escape")):
         words = escape(words)
     arguments = own.parse_intermixed_args(words[1:]) if own else parser.parse_args(words)

@@ -43,7 +43,7 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         return cls(*args, **kwargs, **options)
     except TypeError as error:
-        raise ValueError(f"{name} ({target}) cannot be made with {options}: {error}") from error
+        raise ValueError(f"{name} ({target}) does not take {options}: {error}") from error
 
 
 def _trusted(target: str) -> bool:

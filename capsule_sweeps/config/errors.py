@@ -51,7 +51,7 @@ def sentence(error: BaseException) -> str:
         return f"{group}={option} is unknown: {_suggest(option, error.options, f'{group}=')}"
     if isinstance(error, OverrideParseException):
         text = re.sub(r"\s*See https?://.*", "", text)
-        text = "it has characters that mean something to Hydra" if "LexerNoViableAlt" in text else text
+        text = "it has characters that Hydra reads as syntax" if "LexerNoViableAlt" in text else text
         word = error.override
         return f"{word} is not readable ({text}); quote values with special characters: {_quoted(word)}"
     if "hydra.mode changed" in text:  # Hydra 1.4

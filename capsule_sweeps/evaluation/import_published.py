@@ -219,7 +219,7 @@ def misshapen(weights: Mapping[str, Tensor]) -> str | None:
             return f"{name} has shape {tuple(weights[name].shape)}"
     dimensions = [weight.ndim for weight in layers]
     if not dimensions or dimensions[-1] != 4 or dimensions != sorted(dimensions, reverse=True):
-        return "fully connected capsule layers must follow upon convolutional ones, and there must be one"
+        return "fully connected capsule layers must follow convolutional ones, and there must be one"
     if len(weights["pc_layer.weight"]) % len(weights["nonlinear_act.weight"]):
         return "pc_layer.weight cannot be cut into capsules as long as nonlinear_act.weight"
     return None

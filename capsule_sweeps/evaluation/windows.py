@@ -37,7 +37,7 @@ def find_windows(
     if not any(layer.kernel_size for layer in config.capsules.layers):
         return False, {}
     if accuracy is None:
-        raise ValueError(f"{path} does not tell its accuracy, from which its windows could be found out: {ASK}")
+        raise ValueError(f"{path} has no accuracy, which would show its windows: {ASK}")
     data = _images(path, config)
     models = {interleaved: make(interleaved) for interleaved in (False, True)}
     some = sample(data.test, ENOUGH)

@@ -174,7 +174,7 @@ def enqueue(planned: PlannedRun, submission: str, queue: str, undo: ExitStack) -
     """
     run = planned.run
     if run.state() in ("running", "queued"):
-        log.warning("%s: left alone, another launcher was faster", run.folder.name)
+        log.warning("%s: left out, another launcher took it first", run.folder.name)
         return False
     if planned.action == "rerun":
         undo.callback(restore, run.put_aside(), run.folder)
@@ -232,9 +232,9 @@ def follow(plan: Sequence[PlannedRun]) -> None:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
     except KeyboardInterrupt:
         counts = Counter(said.values())
-        told = ", ".join(f"{count} {state}" for state, count in counts.items())
+        counted = ", ".join(f"{count} {state}" for state, count in counts.items())
         sys.exit(
-            f"The jobs keep running ({told}); `status` shows them, `cancel` ends them, and the same command follows "
+            f"The jobs keep running ({counted}); `status` shows them, `cancel` ends them, and the same command follows "
             "them again."
         )
     for planned in plan:

@@ -88,7 +88,7 @@ def _stage(folder: Path, into: Path) -> None:
     if folder.is_symlink():
         raise ValueError("it is a link")
     if any(map(alive, folder.glob("attempt-*.json"))):
-        raise ValueError("it is at work there: merge again when it has ended")
+        raise ValueError("it is running there: merge again when it has ended")
     make_folder(into)
     copy_files(folder, into, [name for name in FILES if name != CHECKPOINT])
 
@@ -198,9 +198,9 @@ def _take(folder: Path, origin: Path | None, local: Run | None, runs_dir: Path, 
         return "left", f"it is unfinished there and {state} here"
     record = theirs.record()
     without = _fetch_checkpoint(origin, folder, record)
-    told = {key: record.pop(key) for key in list(record) if key.startswith("wandb_")}  # where it is in their W&B
+    wandb_keys = {key: record.pop(key) for key in list(record) if key.startswith("wandb_")}  # where it is in their W&B
     attempts = len(record.get("attempts", []))
-    record["merged"] = {"from": source, "time": time.time(), "attempts": attempts, **told}
+    record["merged"] = {"from": source, "time": time.time(), "attempts": attempts, **wandb_keys}
     write_json(folder / "run.json", record)
     if not done and attempts:  # so that it resumes instead of starting
         (folder / f"attempt-{attempts}.released").touch()

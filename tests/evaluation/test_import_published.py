@@ -489,7 +489,7 @@ def test_files_of_forks_are_read_and_what_they_do_not_tell_is_unknown(
     if accuracy is None:
         shutil.rmtree("runs")
         ended = capsule_sweeps("import-checkpoint", "ckpt.pth", "--num-routing", "2", *SMALL[:-1])
-        assert ended.code == 1 and "does not tell its accuracy" in ended.err and "interleaved=true" in ended.err
+        assert ended.code == 1 and "has no accuracy" in ended.err and "interleaved=true" in ended.err
 
 
 def test_it_is_evaluated_and_exported_as_any_run(golden, file, capsule_sweeps) -> None:

@@ -5,7 +5,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-GRACE_SECONDS = 120  # before the time limit SLURM tells the job to save
+GRACE_SECONDS = 120  # before the time limit, SLURM asks the job to save
 RESERVED = {"job-name", "array", "output", "error", "open-mode", "parsable", "wait", "wrap", "test-only"}
 GPU_OPTIONS = {"gpus", "gres", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "tres-per-task"}
 ATTEMPTS = ("max_attempts", "max_attempts_without_progress")
