@@ -112,7 +112,8 @@ def open_decoded(
                 _write(path, decoded := _measured(decoded))
                 if (opened := _read(path, trusted)) is None:  # for example if a file server maps owners to nobody
                     warn(
-                        f"The decoded data in {path} are not readable after they were written, so every command decodes them again; set data_dir to a folder of your own."
+                        f"The decoded data in {path} are not readable after they were written, so every command "
+                        "decodes them again; set data_dir to a folder of your own."
                     )
                     return decoded, decoded.sha256(), None
             return *opened, path
