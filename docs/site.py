@@ -24,7 +24,8 @@ def on_config(config: Any) -> Any:
     """All pages, in this order; a page that is not in ORDER comes before the glossary."""
     pages = sorted(path.stem for path in Path(config.docs_dir).glob("*.md"))
     known = {name: place for place, name in enumerate(ORDER)}
-    config.nav = [f"{name}.md" for name in sorted(pages, key=lambda name: known.get(name, len(ORDER) - 1.5))]
+    pages = sorted(pages, key=lambda name: known.get(name, len(ORDER) - 1.5))
+    config.nav = [{"Overview": "index.md"}, *(f"{name}.md" for name in pages if name != "index")]
     return config
 
 
