@@ -22,7 +22,7 @@ from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns
 from capsule_sweeps.training import train
 
-pytestmark = [pytest.mark.slow, pytest.mark.sample(4)]
+pytestmark = [pytest.mark.slow, pytest.mark.sample(2)]
 
 ROOT = Path(__file__).resolve().parents[2]
 EAGER = "training.compile=off"  # nothing here depends on it, and compiling takes its time
@@ -130,6 +130,7 @@ def test_disk_that_is_full_before_a_run_starts(launch, runs, disk, place, many) 
     assert launch(EAGER, *many).code == 0
 
 
+@pytest.mark.nightly
 def test_full_disk_in_a_pool(launch, disk, place) -> None:
     disk()
     Path("runs").mkdir(exist_ok=True)
@@ -192,25 +193,6 @@ def test_cancel_in_a_read_only_folder(hold, capsule_sweeps, disk, place) -> None
 # ── damaged files ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 GARBLED = [b"", b"{", b"\x00" * 64, b"\xff\xfe", b"[]", b"5", b"null", b'"x"']
-WRONG = [b'{"attempts": 5}', b'{"attempts": null}', b'{"attempts": [5]}', b'{"signed_config": []}', b'{"execution": 5}']
-WRONG += [b'{"execution": {"threads": "many"}}', b'{"epochs_done": "x", "seconds": "y"}', b'{"state": []}']
-WRONG += [b'{"execution": null}', b'{"epochs_done": null}', b'{"seconds": {}, "epochs_done": 1}', b'{"failure": {}}']
-
-
-@pytest.mark.parametrize("content", [*GARBLED, *WRONG])
-@pytest.mark.parametrize("state", ["finished", "interrupted"])
-def test_damaged_record(launch, trained, runs, content, state) -> None:
-    """A finished run loses nothing; an interrupted one resumes, or names the file to fix."""
-    trained(EAGER, signal_at=(signal.SIGTERM, 7) if state == "interrupted" else None)
-    folder = runs.only()
-    before = (folder / "metrics.jsonl").read_bytes()
-    (folder / "run.json").write_bytes(content)
-    ended = launch(EAGER)
-    assert "Traceback" not in ended.text
-    assert ended.code == 0 or "run.json" in ended.text
-    assert (folder / "metrics.jsonl").read_bytes().startswith(before)
-    other = launch(EAGER, "seed=1")
-    assert other.code == 0, "another run in the same folder does not suffer"
 
 
 @pytest.mark.parametrize("content", GARBLED)
@@ -223,21 +205,6 @@ def test_damaged_summary_is_named_and_costs_nothing(launch, trained, capsule_swe
     assert "Traceback" not in ended.text and "summary.json" in ended.text
     assert (folder / "checkpoint.pt").read_bytes() == before and len(runs.metrics(folder)) == 2
     assert capsule_sweeps("status").code == 0
-
-
-ATTEMPTS = [*GARBLED, b'{"host": 1}', b'{"pid": "../../../etc/passwd"}', b'{"host": "x", "pid": [], "start": {}}']
-
-
-@pytest.mark.parametrize("content", ATTEMPTS)
-def test_damaged_claim_is_waited_out_and_then_taken_over(launch, trained, capsule_sweeps, runs, content) -> None:
-    trained(EAGER, signal_at=(signal.SIGTERM, 3))
-    path = runs.only() / "attempt-1.json"
-    path.write_bytes(content)
-    ended = launch(EAGER)
-    assert ended.code == 1 and "Traceback" not in ended.text, "it may be on its way to the disk"
-    assert capsule_sweeps("cancel", "state=running").code == 0
-    os.utime(path, (1, 1))
-    assert launch(EAGER).code == 0
 
 
 @pytest.mark.parametrize("content", GARBLED)
@@ -382,37 +349,8 @@ def test_link_in_the_place_of_a_run_folder(launch, trained, capsule_sweeps, runs
     assert launch(EAGER, "seed=1").code == 0
 
 
-def test_link_to_a_run_folder_that_was_moved_elsewhere_is_not_followed(launch, trained, runs, place) -> None:
-    """Where a link leads nothing is written; `runs_dir` itself may be one, which makes room on a full disk."""
-    trained(EAGER, signal_at=(signal.SIGTERM, 7))
-    folder = runs.only()
-    (place / "elsewhere").mkdir()
-    shutil.move(folder, place / "elsewhere" / folder.name)
-    folder.symlink_to(place / "elsewhere" / folder.name)
-    before = {path.name: path.read_bytes() for path in (place / "elsewhere" / folder.name).iterdir()}
-    refused = launch(EAGER)
-    assert refused.code == 1 and f"{folder.name}: damaged (it is a link)" in refused.text.replace("\n", "")
-    assert {path.name: path.read_bytes() for path in (place / "elsewhere" / folder.name).iterdir()} == before
-    assert folder.is_symlink()
-
-
-HOSTILE = ["../../evil", "/absolute", "..", ".", "a\nb", "\x1b[2J", "[red]x[/red]", "x" * 300, "-rf", "$(touch pwned)"]
-HOSTILE += ["`id`", "%s{}", "ünï", "a b", "'", "a|b", "..\\..\\evil", "\u202egnp", "con"]
-
-
 def quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("key", ["model.name", "backbone.name", "routing.name", "dataset.name"])
-def test_hostile_names_stay_in_runs_dir_and_off_the_terminal(launch, place, tmp_path, key, name) -> None:
-    if name == "." and key == "dataset.name":
-        pytest.skip("a folder of images may be data_dir itself")
-    ended = launch(EAGER, f"{key}={quoted(name)}", "hydra.launcher.dry_run=true")
-    assert ended.code in (0, 1) and "Traceback" not in ended.text
-    assert "\x1b" not in ended.text
-    assert list(place.iterdir()) == [] and not list(tmp_path.rglob("*evil*")) and not list(tmp_path.rglob("pwned"))
 
 
 @pytest.mark.parametrize("name", ["../../evil", "a\nb", "\x1b[2J", "[red]x[/red]", "ü" * 200])
@@ -437,13 +375,3 @@ def test_hostile_name_of_a_data_set_writes_nothing_outside_data_dir(launch, plac
     ended = launch(f"dataset.name={quoted(name)}", "dataset.source=folder", f"data_dir={images}")
     assert ended.code == 1 and "Traceback" not in ended.text
     assert {path for path in tmp_path.rglob("*") if "data" not in path.parts[-1]} <= before
-
-
-def test_signed_config_that_is_damaged_is_not_reused(launch, trained, runs) -> None:
-    """A record whose signed part lacks keys is another configuration, not less of it."""
-    assert trained(EAGER).code == 0
-    record = runs.record(runs.only())
-    lacking = {key: value for key, value in record["signed_config"].items() if key != "training.lr"}
-    runs.change_record(runs.only(), signed_config=lacking)
-    ended = launch(EAGER)
-    assert ended.code == 1 and "training.lr" in ended.err

@@ -3,12 +3,9 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE
 
 from capsule_sweeps import load_runs
 
@@ -131,17 +128,6 @@ def test_run_of_another_process_is_left_alone(hold, launch, runs) -> None:
     assert (busy / "run.json").read_text() == before
     assert held.send(signal.SIGTERM) == 143
     assert launch("-m", "seed=0,1").code == 0
-
-
-@pytest.mark.slow
-def test_two_sweeps_started_together_run_nothing_twice(tiny, place, runs) -> None:
-    command = [sys.executable, ROOT / "launch.py", "-m", *tiny, "seed=0,1,2,3"]
-    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
-    for process in both:
-        process.wait(PATIENCE)
-    assert load_runs("runs").state.tolist() == ["finished"] * 4
-    assert all(len(runs.record(folder)["attempts"]) == 1 for folder in runs.folders())
-    assert all([row["epoch"] for row in runs.metrics(folder)] == [1, 2] for folder in runs.folders())
 
 
 def test_another_configuration_in_the_folder_stops_before_the_first_run(launch, trained, runs) -> None:

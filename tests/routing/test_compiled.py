@@ -88,7 +88,7 @@ def test_a_compiled_model_is_the_same_model(caplog, compiler):
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 def test_what_ran_earlier_in_a_process_changes_no_bit():
     alone = step_in_a_process([5]).stdout
-    assert step_in_a_process([1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 5]).stdout == alone
+    assert step_in_a_process([2, 9, 5]).stdout == alone
 
 
 @pytest.mark.slow

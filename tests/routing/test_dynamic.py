@@ -97,7 +97,7 @@ def test_what_is_watched_are_the_scaled_votes() -> None:
     torch.testing.assert_close(step.agreement[:, 0, 0], wanted)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_digits(launch, data_dir) -> None:
     assert launch("routing=dynamic", "num_routing=3", base=[*DIGITS, f"data_dir={data_dir}"]).code == 0
     assert load_runs("runs").accuracy_last[0] >= 0.93

@@ -124,7 +124,7 @@ def test_a_schedule_has_no_meaning(launch) -> None:
         assert "Traceback" not in ended.text
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_digits(launch, data_dir) -> None:
     assert launch("routing=self_routing", base=[*DIGITS, f"data_dir={data_dir}"]).code == 0
     assert load_runs("runs").accuracy_last[0] >= 0.93

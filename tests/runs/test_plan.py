@@ -591,13 +591,14 @@ def test_short_cut_composes_as_hydra_does(case, place) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sample(20)
 @pytest.mark.parametrize("override", POOL)
 def test_short_cut_composes_each_override_as_hydra_does(override, place) -> None:
     same([[override]])
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.lists(st.sampled_from(POOL), max_size=5, unique=True), min_size=1, max_size=2))
 @example([["num_routing=2"], ["num_routing=3"], []])
 @example([["capsules.layers=[]"], []])

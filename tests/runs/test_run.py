@@ -85,7 +85,7 @@ def chosen(draw, table: dict[str, list[str]], most: int) -> list[str]:
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(signed=chosen(SIGNED, 4), execution=chosen(EXECUTION, 3), order=st.randoms(use_true_random=False))
 def test_signature_knows_no_order_and_no_execution(signed, execution, order: random.Random) -> None:
     shuffled = [*signed, *execution]
@@ -101,7 +101,7 @@ def test_signature_changes_with_every_signed_value() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(signed=chosen(SIGNED, 3), data=st.data())
 def test_signature_changes_with_one_more_signed_value(signed, data) -> None:
     taken = {text.partition("=")[0] for text in signed}
@@ -532,7 +532,10 @@ GARBLED = {
 }
 
 
-@pytest.mark.parametrize("content", GARBLED.values(), ids=GARBLED)
+WRONG = b'{"execution": {"threads": "many"}, "epochs_done": "x", "attempts": [5], "state": [], "failure": {}}'
+
+
+@pytest.mark.parametrize("content", [*GARBLED.values(), WRONG], ids=[*GARBLED, "wrong values"])
 def test_garbled_record_of_an_interrupted_run(launch, trained, runs, content) -> None:
     assert trained(signal_at=(signal.SIGTERM, 7)).code == 143
     (runs.only() / "run.json").write_bytes(content)

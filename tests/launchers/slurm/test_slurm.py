@@ -27,6 +27,7 @@ pytestmark = [
     pytest.mark.skipif(bool(NEEDED), reason=f"no SLURM here: {NEEDED} missing (Debian: slurmctld slurmd slurm-client)"),
 ]
 LONG = ["training.epochs=120", "training.checkpoint_epochs=10"]  # some ten seconds of training
+SHORT = ["training.epochs=30"]
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +174,7 @@ def test_cancelling_a_running_run_leaves_the_others(submit, cluster, capsule_swe
 
 @pytest.mark.slow
 def test_packing_side_by_side_with_gpus(submit, cluster, runs, undisturbed) -> None:
-    sweep = ["num_routing=1,2", "seed=0,1", *LONG]
+    sweep = ["num_routing=1,2", "seed=0,1", *SHORT]
     said = submit(
         *sweep, "device=cpu", "hydra.launcher.gpus=2", "hydra.launcher.cpus=4", "hydra.launcher.runs_per_job=4"
     )
@@ -252,7 +253,7 @@ def test_a_killed_run_is_resumed_by_its_job(submit, cluster, runs, undisturbed) 
     undisturbed(*LONG)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_that_dies_each_time_is_given_up(submit, cluster, runs) -> None:
     many = ["training.epochs=3000", "training.checkpoint_epochs=10", "hydra.launcher.max_attempts=2"]
     assert submit(*many).code == 0
@@ -286,7 +287,7 @@ def preempt(cluster):
     cluster.until(lambda: "COMPLETED" in cluster.jobs("important").values())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_preempted_with_sigterm(submit, cluster, runs, undisturbed) -> None:
     assert submit(*LONG).code == 0
     name, _ = submission()
@@ -390,7 +391,7 @@ def test_code_edited_after_submission(cluster, runs, tiny, tmp_path, submit, und
     assert str(snapshot.name) not in capsule_sweeps("gc").out  # a run was made with it
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_folders_with_links_and_spaces(submit, cluster, runs, place) -> None:
     (place / "real").mkdir()
     (place / "a link").symlink_to("real")
@@ -497,8 +498,7 @@ def test_doctor_sends_a_probe(cluster, capsule_sweeps, tiny) -> None:
     assert wrong.code == 1 and "FAIL  submission" in wrong.out and "invalid partition" in wrong.out
 
 
-@pytest.mark.slow
-@pytest.mark.sample(1)
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("kind", "needed"),
     [
