@@ -92,6 +92,11 @@ def csv(text: object) -> str:
     return found
 
 
+def counted(number: int, one: str, several: str = "") -> str:
+    """A number and what is counted, such as 1 run and 1,200 runs; `several` where it is not `one` and an s."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
 def say(text: object, file: TextIO | None = None) -> None:
     """Print a sentence."""
     print(terminal(text), file=file or sys.stdout, flush=True)

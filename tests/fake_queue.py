@@ -31,6 +31,12 @@ class FakeQueue:
     def this_job(self) -> dict[str, Any]:
         return {}
 
+    def is_login_node(self) -> bool:
+        return False
+
+    def is_over(self, job: str, cluster: str, user: str) -> bool:
+        return False
+
 
 QUEUE = FakeQueue()
 

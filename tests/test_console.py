@@ -10,6 +10,7 @@ from rich.console import Console
 
 from capsule_sweeps import console as shown
 from capsule_sweeps.console import Display, PoolDisplay, SweepProgress, duration
+from capsule_sweeps.display import counted
 
 NAME = "digits-inverted_attention-num_routing3-training_lr0.1-seed10-0123abcd"
 ROW = {"epoch": 1, "train_loss": 0.5, "train_accuracy": 0.9, "test_accuracy": 0.978, "images_per_second": 1234.0}
@@ -81,6 +82,11 @@ def test_a_sweep_at_80_columns(clock, screen) -> None:
     assert "run 1/24" in frame and "0/24" in frame and "about 47 min left" in frame  # half a run in 60 s
     assert "test 97.8%" in frame and "0123abcd epoch" in frame and "1/2" in frame and "loss 0.500" in frame
     assert max(map(len, frame.splitlines())) <= 80
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(number, "run") for number in (0, 1, 1200)] == ["0 runs", "1 run", "1,200 runs"]
+    assert counted(1, "class", "classes") == "1 class" and counted(2, "class", "classes") == "2 classes"
 
 
 def test_runs_side_by_side_at_80_columns(clock, screen) -> None:

@@ -3,7 +3,7 @@
 import argparse
 
 from capsule_sweeps.cli import add_runs, path
-from capsule_sweeps.display import say
+from capsule_sweeps.display import counted, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,4 +27,4 @@ def run(arguments: argparse.Namespace) -> None:
     write_bundle(folders, sweeps_of(arguments.runs_dir, packed), arguments.out, arguments.checkpoints)
     left = f"; left out: {busy.sum()} that are running or have not begun" if busy.any() else ""
     size = arguments.out.stat().st_size / 1e6
-    say(f"{arguments.out} is written: {len(packed)} run{'s' if len(packed) > 1 else ''}, {size:,.1f} MB{left}")
+    say(f"{arguments.out} is written: {counted(len(packed), 'run')}, {size:,.1f} MB{left}")

@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> None:
     one, other = (find_run(arguments.runs_dir, word) for word in arguments.runs)
     if one.folder.resolve() == other.folder.resolve():
         raise ValueError(f"both words name the run {one.folder}; diff compares two different runs")
-    titles = [one.name[-8:], other.name[-8:]]
+    titles = [one.signature, other.signature]
     if titles[0] == titles[1]:
         titles = [str(one.folder), str(other.folder)]
     rows, alike = [], []

@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     config, (_, launcher) = compose_config(arguments.overrides), make_launcher(launcher_settings(arguments.overrides))
     if arguments.runs_dir:
         config.runs_dir = str(arguments.runs_dir)
-    checks = examine(config)
+    checks = examine(config, launcher.here, arguments.overrides)
     if not CHECKOUT:
         text = "of a wheel: launch.py, SLURM jobs and notebooks need a checkout, installed by `pip install -e .`"
         checks = chain([("installation", True, text)], checks)

@@ -3,7 +3,7 @@
 import argparse
 
 from capsule_sweeps.cli import add_runs
-from capsule_sweeps.display import say
+from capsule_sweeps.display import counted, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +30,6 @@ def run(arguments: argparse.Namespace) -> None:
     for path, _, _ in found if arguments.yes else []:
         remove(path, arguments.runs_dir)
     table = pd.DataFrame([{"path": str(path), "why": reason, "MB": size / 1e6} for path, reason, size in found])
-    entries = f"{len(found)} {'entry' if len(found) == 1 else 'entries'}, {table.MB.sum():,.1f} MB"
+    entries = f"{counted(len(found), 'entry', 'entries')}, {table.MB.sum():,.1f} MB"
     said = f"Removed {entries}." if arguments.yes else f"Nothing is removed without --yes: {entries}."
     print(render(table, "table", title="Removed" if arguments.yes else "Not needed", note=said))

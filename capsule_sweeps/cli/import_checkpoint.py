@@ -3,7 +3,7 @@
 import argparse
 
 from capsule_sweeps.cli import add_overrides, add_runs_dir, path
-from capsule_sweeps.display import say
+from capsule_sweeps.display import counted, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> None:
     if found:
         say(
             f"Its windows are those of capsules.interleaved={str(found['interleaved']).lower()}: "
-            f"{found['accuracy']:.2%} on {found['images']:,} test images, "
+            f"{found['accuracy']:.2%} on {counted(found['images'], 'test image')}, "
             f"{found['accuracy_with_the_other_windows']:.2%} with the others."
         )
     say(f"{made.folder} is {'written' if new else 'there already: nothing was done'}")

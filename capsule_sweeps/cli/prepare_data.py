@@ -3,7 +3,7 @@
 import argparse
 
 from capsule_sweeps.cli import add_overrides
-from capsule_sweeps.display import say
+from capsule_sweeps.display import counted, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,7 @@ def run(arguments: argparse.Namespace) -> None:
         except ValueError as error:  # the others are prepared all the same
             wrong.append(str(error))
         else:
-            say(f"{config.dataset.name}: {len(data.train):,} training and {len(data.test):,} test images are ready")
+            train, test = counted(len(data.train), "training image"), counted(len(data.test), "test image")
+            say(f"{config.dataset.name}: {train} and {test} are ready")
     if wrong:
         raise ValueError("\n".join(dict.fromkeys(wrong)))

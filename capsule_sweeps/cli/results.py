@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capsule_sweeps.cli import FORMATS, add_rule, add_runs, add_wide, path
-from capsule_sweeps.display import line, markdown, say
+from capsule_sweeps.display import counted, line, markdown, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,9 +69,8 @@ def accuracies(runs: pd.DataFrame, rule: str, arguments: argparse.Namespace) -> 
     for title, own in parts:
         table = accuracy_table(own, rule)
         if table.empty and len(parts) > 1:
-            texts.append(
-                plain(form, f"{title}\nNone of {len(own)} runs is finished with an accuracy under rule={rule}.")
-            )
+            of = counted(len(own), "run")
+            texts.append(plain(form, f"{title}\nNone of {of} is finished with an accuracy under rule={rule}."))
             continue
         shown, caption = for_people(table, own)
         note = "" if len(parts) > 1 else notes(own, rule)

@@ -28,6 +28,8 @@ def run(arguments: argparse.Namespace) -> None:
     runs = select(arguments.runs_dir, [word for word in words if word != "all"])
     if not arguments.yes:
         retry(arguments.runs_dir, runs, parallel, changes, dry_run=True)
+        if not (sys.stdin.isatty() and sys.stdout.isatty()):
+            raise ValueError("nothing was run, because there is no terminal to confirm it on: add --yes")
         if not confirmed():
             return
     if not retry(arguments.runs_dir, runs, parallel, changes):
@@ -35,10 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def confirmed() -> bool:
-    """Asks on a terminal; elsewhere nothing is run without --yes."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        print("Nothing is run without --yes.")
-        return False
+    """Asks on the terminal."""
     try:
         return input("Run these? [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:

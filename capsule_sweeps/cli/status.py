@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from capsule_sweeps.cli import add_format, add_runs, add_wide
+from capsule_sweeps.display import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,5 +79,5 @@ def clipped(text: str, height: int) -> str:
         return text
     kept = lines[: max(1, height - 2)]
     return "\n".join(
-        [*kept, f"… {len(lines) - len(kept)} more lines: enlarge the terminal, or name a sweep or a filter"]
+        [*kept, f"… {counted(len(lines) - len(kept), 'more line')}: enlarge the terminal, or name a sweep or a filter"]
     )

@@ -18,6 +18,7 @@ import torch
 from capsule_sweeps.data.cache import Decoded, Images, Labels
 from capsule_sweeps.data.open import open_data, variants
 from capsule_sweeps.data.split import Data, Normalization, Split, split_indices, test_indices
+from capsule_sweeps.display import counted
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +72,8 @@ def _own_val(dataset: Any, decoded: Decoded) -> tuple[Images, Labels] | None:
     """The validation images that come with the data set; without any, they are taken from the training images."""
     if decoded.val is not None and dataset.val_size not in (0, number := len(decoded.val[1])):
         raise ValueError(
-            f"dataset.val_size={dataset.val_size}, but {dataset.name} comes with {number} validation images: set "
-            f"dataset.val_size={number} to use them, or 0 to leave them out."
+            f"dataset.val_size={dataset.val_size}, but {dataset.name} comes with "
+            f"{counted(number, 'validation image')}: set dataset.val_size={number} to use them, or 0 to leave them out."
         )
     return decoded.val
 

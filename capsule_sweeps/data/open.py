@@ -16,6 +16,7 @@ from capsule_sweeps.data.canvas import Canvas
 from capsule_sweeps.data.in_pairs import InPairs
 from capsule_sweeps.data.sources import find_source
 from capsule_sweeps.data.variant import Variant
+from capsule_sweeps.display import counted
 
 VARIANTS: tuple[type[Variant], ...] = (Canvas, AffineTest, InPairs, TurnedTest)  # in the order in which they apply
 
@@ -79,5 +80,5 @@ def _check_fit(dataset: Any, decoded: Decoded) -> None:
     if (channels, height, width) != (dataset.channels, size, size):
         raise ValueError(
             f"dataset.channels={dataset.channels} and dataset.image_size={dataset.image_size} do not fit "
-            f"{dataset.name}: its images have {channels} channels and {height}x{width} pixels."
+            f"{dataset.name}: its images have {counted(channels, 'channel')} and {height}x{width} pixels."
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from capsule_sweeps.data.cache import Labels
+from capsule_sweeps.display import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,7 +88,7 @@ def test_indices(labels: Labels, size: int) -> Labels:
     contains every smaller one. Raises ValueError for a size beyond the number of images."""
     if not size <= len(labels):
         raise ValueError(
-            f"dataset.test_size={size} is more than the {len(labels)} test images; set {len(labels)} or less"
+            f"dataset.test_size={size} is more than the {counted(len(labels), 'test image')}; set {len(labels)} or less"
         )
     return split_indices(labels, size, 0)[0]
 

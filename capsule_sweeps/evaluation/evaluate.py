@@ -20,7 +20,7 @@ from capsule_sweeps.config.compose import compose_config
 from capsule_sweeps.config.schema import MAX_ITERATIONS
 from capsule_sweeps.config.selection_rules import names
 from capsule_sweeps.data.load import Data, load_data
-from capsule_sweeps.display import markdown
+from capsule_sweeps.display import counted, markdown
 from capsule_sweeps.evaluation.class_names import match_classes
 from capsule_sweeps.evaluation.measure import NUM_BINS, Evaluation, evaluations
 from capsule_sweeps.evaluation.weights import load_checkpoint, load_weights
@@ -151,7 +151,7 @@ def notes(
     recorded = ", ".join(f"{100 * value:.2f} % ({rule})" for rule, value in accuracies.items() if value is not None)
     trained = config.model.get("num_routing")
     said = [
-        f"{len(data.test):,} test images of {dataset.name}, weights of {epochs} ({run.state(record)}"
+        f"{counted(len(data.test), 'test image')} of {dataset.name}, weights of {epochs} ({run.state(record)}"
         + (f", num_routing={trained})" if trained is not None else ")")
         + (f"; recorded of the run: {recorded}." if recorded else ".")
     ]

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
+from capsule_sweeps.display import counted
 from capsule_sweeps.evaluation.published_file import Published, read_published
 from capsule_sweeps.evaluation.windows import find_windows
 from capsule_sweeps.networks.build import build_model
@@ -165,15 +166,16 @@ def recognize(path: Path, weights: Mapping[str, Tensor], num_routing: int, overr
     given, num_classes = first.shape[1], _layer_weights(weights)[-1].shape[-1 if _is_matrix(weights) else -2]
     words = [f"backbone={'resnet' if resnet else 'simple'}", *([] if resnet else [f"backbone.channels={len(first)}"])]
     words += [f"num_routing={num_routing}", *overrides]
+    kind = f"{counted(num_classes, 'class', 'classes')} and {counted(given, 'channel')}"
     if not any(word.startswith("dataset=") for word in overrides):
         if (num_classes, given) not in DATASETS:
-            raise ValueError(f"{path} has {num_classes} classes and {given} channels; set dataset=… to its data set")
+            raise ValueError(f"{path} has {kind}; set dataset=… to its data set")
         words.append(f"dataset={DATASETS[num_classes, given]}")
     config = compose_config(words)
     dataset = config.dataset
     if (dataset.num_classes, dataset.channels) != (num_classes, given):
         raise ValueError(
-            f"{path} has {num_classes} classes and {given} channels, {dataset.name} has {dataset.num_classes} and "
+            f"{path} has {kind}, {dataset.name} has {dataset.num_classes} and "
             f"{dataset.channels}; set dataset=… to its data set"
         )
     if dataset.mean is None:

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from capsule_sweeps.display import mathtext
+from capsule_sweeps.display import counted, mathtext
 from capsule_sweeps.results.figures import COLORS, COLUMN_WIDTH, MARKERS, STYLE
 
 IMAGES: dict[Any, Any] = {**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}
@@ -61,7 +61,7 @@ def routing_over_images(statistics: pd.DataFrame) -> Figure:
                 median.set_color("black")
             axes.set_ylabel(label)
         axes.set_xticks(range(1, len(names) + 1), names, fontsize=6)
-        axes.set_xlabel(f"layer, iteration; boxes: {statistics.image.nunique()} training images")
+        axes.set_xlabel(f"layer, iteration; boxes: {counted(statistics.image.nunique(), 'training image')}")
     return figure
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from capsule_sweeps.data.affine import rotate_shift
 from capsule_sweeps.data.augment import normalize
 from capsule_sweeps.data.split import Split
+from capsule_sweeps.display import counted
 from capsule_sweeps.networks.capsnet import Intermediates
 
 BATCH = 32
@@ -29,7 +30,7 @@ def most_routed(runs: pd.DataFrame, runs_dir: Path) -> Path:
     finished = finished[[(runs_dir / name / "checkpoint.pt").is_file() for name in finished.run]]
     if finished.empty:
         raise ValueError(
-            f"none of {len(runs)} runs in {runs_dir} is finished and has a num_routing and a checkpoint.pt; "
+            f"none of {counted(len(runs), 'run')} in {runs_dir} is finished and has a num_routing and a checkpoint.pt; "
             "choose another runs_dir"
         )
     return runs_dir / finished.sort_values(["num_routing", "run"], ascending=[False, True]).run.iloc[0]

@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from capsule_sweeps.config.selection_rules import RULES, find_rule
+from capsule_sweeps.display import counted
 from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.runs.record import read_record
 from capsule_sweeps.runs.run import Run
@@ -86,7 +87,7 @@ def load_checkpoint(folder: Path) -> tuple[nn.Module, DictConfig, dict[str, Any]
                 model.load_state_dict(checkpoint[key])
         epochs = (config.get("training") or {}).get("epochs")  # an imported run has none
         if (folder / "summary.json").exists() and epochs is not None and checkpoint["epoch"] != epochs:
-            raise ValueError(f"it is of epoch {checkpoint['epoch']} of a finished run with {epochs} epochs")
+            raise ValueError(f"it is of epoch {checkpoint['epoch']} of a finished run with {counted(epochs, 'epoch')}")
     except Exception as error:
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:200]})") from error
     return model.eval(), config, checkpoint

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from omegaconf import DictConfig, OmegaConf
 
 from capsule_sweeps.console import tell
+from capsule_sweeps.display import counted
 from capsule_sweeps.launchers.preflight import compare_data, measure_sizes, preflight
 from capsule_sweeps.runs.plan import PlannedRun, Policy, accuracy, make_plan, show_plan
 from capsule_sweeps.runs.plan_warnings import size_warning
@@ -81,11 +82,12 @@ def launch(
         tracking.nothing_to_train([(planned.config, planned.run) for planned in plan])
     start(plan)
     signum = launcher.run(plan, todo)
-    if launcher.waits or not todo:
-        show_results(plan, configs[0].selection_rule)
     left = sum(planned.run.state() != "finished" for planned in plan)
+    if (launcher.waits or not todo) and not (signum and left == len(plan)):  # after Ctrl-C there may be no result yet
+        show_results(plan, configs[0].selection_rule)
     if signum and left:
-        print(f"{Interrupted(signum)}; {left} runs are not finished; rerun the command to resume", file=sys.stderr)
+        runs = counted(left, "run is", "runs are")
+        print(f"{Interrupted(signum)}; {runs} not finished; rerun the command to resume", file=sys.stderr)
         sys.exit(128 + signum)
     accuracies = {planned.signature: accuracy(planned) for planned in plan}
     return [accuracies[signature(signed_config(config))] for config in configs]

@@ -18,6 +18,7 @@ from typing import IO, Any
 from omegaconf import OmegaConf
 
 from capsule_sweeps.console import PoolDisplay, SweepProgress
+from capsule_sweeps.display import counted
 from capsule_sweeps.launchers.worker import BUSY
 from capsule_sweeps.runs.children import child_environment, command
 from capsule_sweeps.runs.machine import num_cores
@@ -68,8 +69,8 @@ def make_slots(parallel: int | str, runs_per_gpu: int, devices: set[str]) -> lis
     num_slots = len(places) if parallel == "auto" else int(parallel)
     if num_slots > len(places):
         raise ValueError(
-            f"hydra.launcher.parallel={num_slots} asks for more than this machine's {len(gpus)} GPUs hold with "
-            f"{runs_per_gpu} runs each; ask for {len(places)}, or set hydra.launcher.runs_per_gpu"
+            f"hydra.launcher.parallel={num_slots} asks for more than this machine's {counted(len(gpus), 'GPU')} can "
+            f"hold with {counted(runs_per_gpu, 'run')} each; ask for {len(places)}, or set hydra.launcher.runs_per_gpu"
         )
     return [Slot(gpu, max(1, cores // num_slots)) for gpu in places[:num_slots]]
 

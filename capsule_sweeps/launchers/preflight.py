@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,24 +18,16 @@ from omegaconf import DictConfig
 from capsule_sweeps.console import PIP_NAMES
 from capsule_sweeps.data.cache import Identity
 from capsule_sweeps.data.open import identify
+from capsule_sweeps.display import counted
 from capsule_sweeps.runs.folders import check_runs_dir
 from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.plan_warnings import architecture
+from capsule_sweeps.runs.queue import find_queue, queue_names, this_job
 from capsule_sweeps.tracking.base import tracker_class
 
 FREE_GIB = 5
-SHOWN = (
-    "train_size",
-    "val_size",
-    "test_size",
-    "mean",
-    "std",
-    "crop_padding",
-    "flip",
-    "test_shift",
-    "test_rotation",
-)  # what of the
-# configuration of a data set says how its images are used, and not which ones they are
+# What of the configuration of a data set says how its images are used, and not which ones they are
+SHOWN = ["train_size", "val_size", "test_size", "mean", "std", "crop_padding", "flip", "test_shift", "test_rotation"]
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +42,23 @@ class Check:
     quick: Callable[[DictConfig], Any] | None = None  # what is looked at before a launch, if that is less
 
 
-def examine(config: DictConfig) -> Iterator[tuple[str, bool, str]]:
-    """(what, ok, what was found or what to do), one after the other."""
+def examine(config: DictConfig, here: bool = True, words: Sequence[str] = ()) -> Iterator[tuple[str, bool, str]]:
+    """(what, ok, what was found or what to do), one after the other.
+
+    Nothing is trained on a login node; neither is its device looked at if the runs are not trained `here`. `words`:
+    the arguments of doctor.
+    """
+    waiting = not here and not this_job()
+    login = waiting or any(find_queue(name).is_login_node() for name in queue_names())
+    command = shlex.join(["srun", "python", "-m", "capsule_sweeps", "doctor", *words])
+    left_out: dict[Any, str] = {}
+    if waiting:
+        left_out[device] = "left out on a login node"
+    if login:
+        left_out[step] = f"left out on a login node: `{command}`, with the options of your jobs, does it in a job"
     for check in CHECKS:
         try:
-            yield check.name, True, check.look(config)
+            yield check.name, True, left_out.get(check.look) or check.look(config)
         except Exception as error:
             yield check.name, False, " ".join(str(error).split()) or type(error).__name__
 
@@ -127,7 +132,7 @@ def check_batch_size(config: DictConfig, num_images: int) -> None:
     """
     if config.training.batch_size > num_images:
         raise ValueError(
-            f"training.batch_size={config.training.batch_size} exceeds the {num_images} training images of "
+            f"training.batch_size={config.training.batch_size} exceeds the {counted(num_images, 'training image')} of "
             f"{config.dataset.name}: set it to {num_images} or less"
         )
     if 1 in (config.training.batch_size, num_images % config.training.batch_size):
@@ -185,7 +190,8 @@ def space(config: DictConfig) -> str:
 def data(config: DictConfig) -> str:
     found = _load(config)
     check_batch_size(config, len(found.train))
-    return f"{config.dataset.name}: {len(found.train):,} training and {len(found.test):,} test images"
+    train, test = counted(len(found.train), "training image"), counted(len(found.test), "test image")
+    return f"{config.dataset.name}: {train} and {test}"
 
 
 def usable(config: DictConfig) -> Any:
@@ -201,13 +207,13 @@ def device(config: DictConfig) -> str:
     chosen = usable(config)
     if chosen.type == "cuda":
         return f"{torch.cuda.get_device_name(chosen)}, {torch.cuda.mem_get_info(chosen)[0] / 2**30:.0f} GiB free"
-    return f"{chosen} with {torch.get_num_threads()} threads (no GPU is used)"
+    return f"{chosen} with {counted(torch.get_num_threads(), 'thread')} (no GPU is used)"
 
 
 def stack(config: DictConfig) -> str:
     from capsule_sweeps.networks.build import num_parameters
 
-    return f"{config.model.name} with {num_parameters(config):,} parameters"
+    return f"{config.model.name} with {counted(num_parameters(config), 'parameter')}"
 
 
 def measure_sizes(plan: Sequence[PlannedRun]) -> None:

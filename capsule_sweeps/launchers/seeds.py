@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from capsule_sweeps.console import console, duration, tell
-from capsule_sweeps.display import rich
+from capsule_sweeps.display import counted, rich
 from capsule_sweeps.launchers.launch import Launcher, launch
 from capsule_sweeps.launchers.seed_units import Group, Procedure, Unit
 from capsule_sweeps.runs.plan import PlannedRun, Policy, accuracy, make_plan
@@ -117,8 +117,9 @@ def group_seeds(points: Points, procedure: Procedure) -> dict[tuple[str, ...], l
         following, more = max(numbers, default=-1) + 1, procedure.max_seeds - len(numbers)
         if following + more > MOST_SEED + 1:
             raise ValueError(
-                f"seed={following - 1} is out of range: {more} more seeds follow it with hydra.sweeper.max_seeds="
-                f"{procedure.max_seeds}, and the largest seed is {MOST_SEED}: set seed to a smaller number"
+                f"seed={following - 1} is out of range: {counted(more, 'more seed follows', 'more seeds follow')} "
+                f"it with hydra.sweeper.max_seeds={procedure.max_seeds}, and the largest "
+                f"seed is {MOST_SEED}: set seed to a smaller number"
             )
         found[words] = [*sorted(numbers), *range(following, following + more)]
     return found
@@ -152,9 +153,9 @@ def check_begun(groups: Sequence[Group], procedure: Procedure) -> None:
         known.setdefault(runs_dir, first_seeds(runs_dir))
         if (begun := known[runs_dir].get(group.name, procedure.min_seeds)) < procedure.min_seeds:
             raise ValueError(
-                f"hydra.sweeper.min_seeds={procedure.min_seeds} is more than the {begun} first seeds with which the "
-                f"number of seeds of {' '.join(group.words) or 'these runs'} was chosen before, and which its interval "
-                f"is made of: set hydra.sweeper.min_seeds={begun}"
+                f"hydra.sweeper.min_seeds={procedure.min_seeds} is more than the {counted(begun, 'first seed')} with "
+                f"which the number of seeds of {' '.join(group.words) or 'these runs'} was chosen before, and which "
+                f"its interval is made of: set hydra.sweeper.min_seeds={begun}"
             )
 
 

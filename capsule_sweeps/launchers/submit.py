@@ -24,7 +24,7 @@ from rich.live import Live
 from rich.table import Table
 
 from capsule_sweeps.console import console, tell
-from capsule_sweeps.display import rich
+from capsule_sweeps.display import counted, rich
 from capsule_sweeps.launchers.snapshot import take_snapshot
 from capsule_sweeps.runs.files import make_folder, write_json
 from capsule_sweeps.runs.folders import check_runs_dir
@@ -140,9 +140,9 @@ def submit(todo: Sequence[PlannedRun], sweep: str, launcher: QueueLauncher) -> s
             write_own(folder / "job.json", job)
     (folder / "launching.json").unlink()
     num_jobs, numbers = num_jobs - left, ", ".join(job["job_ids"])
-    runs = f"{len(todo)} run{'s' if len(todo) > 1 else ''}"
+    runs = counted(len(todo), "run")
     tell(
-        f"{runs} queued in {num_jobs} job{'s' if num_jobs > 1 else ''} ({numbers}): {submission}. "
+        f"{runs} queued in {counted(num_jobs, 'job')} ({numbers}): {submission}. "
         f"Follow with `python -m capsule_sweeps status --runs-dir {shlex.quote(os.path.relpath(runs_dir))} --watch`."
     )
     return submission

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from capsule_sweeps.config.compose import compose_config
 from capsule_sweeps.console import bar
+from capsule_sweeps.display import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,7 +97,8 @@ def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.
         f"batch size {batch_size}, amp={config.training.amp}, {schedule}"
         f"medians of {rounds} interleaved steps{stopped}; "
         f"preparing a batch takes {1000 * median['data', 0]:.2f} ms, {share:.2%} of {step}{first_step}; "
-        f"{usual} {recipe.epochs} epochs of {num_images:,} images take {hours:.3g} hours, evaluation not counted"
+        f"{usual} {counted(recipe.epochs, 'epoch')} of {counted(num_images, 'image')} take {hours:.3g} hours, "
+        "evaluation not counted"
     )
     return frame, note
 
@@ -159,5 +161,5 @@ def machine(config: DictConfig) -> str:
     from capsule_sweeps.runs.provenance import provenance
 
     known = provenance(device=device_of(config))
-    device = known["gpu"] or f"{known['processor']}, {torch.get_num_threads()} threads"
+    device = known["gpu"] or f"{known['processor']}, {counted(torch.get_num_threads(), 'thread')}"
     return f"{device}, torch {torch.__version__}"

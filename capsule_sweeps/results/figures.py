@@ -13,7 +13,7 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 
 from capsule_sweeps.config.selection_rules import find_rule
-from capsule_sweeps.display import line, mathtext
+from capsule_sweeps.display import counted, line, mathtext
 from capsule_sweeps.results.columns import differences_of, named, settings_frame, typed
 from capsule_sweeps.results.render import shorten
 from capsule_sweeps.results.tables import accuracy_table, finished_runs
@@ -65,8 +65,8 @@ def accuracy_vs_num_routing(runs: pd.DataFrame, rule: str = "last", published: p
         needs = find_rule(rule).needs
         needed = f" {needs.key}={needs.example}" if needs else ""
         raise ValueError(
-            f"none of {len(runs)} runs is finished, has a num_routing and an accuracy under rule={rule}; choose "
-            f"another runs_dir, or: python launch.py -m num_routing=1,2,3 dataset=digits training=quick{needed}"
+            f"none of {counted(len(runs), 'run')} is finished, has a num_routing and an accuracy under rule={rule}; "
+            f"choose another runs_dir, or: python launch.py -m num_routing=1,2,3 dataset=digits training=quick{needed}"
         )
     datasets = sorted(finished.dataset.unique())
     with matplotlib.rc_context(STYLE):

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from capsule_sweeps.display import counted
 from capsule_sweeps.results.columns import short_names, typed
 from capsule_sweeps.results.render import Best
 from capsule_sweeps.results.tables import COST, NUMBERS
@@ -37,7 +38,7 @@ def pivot(table: pd.DataFrame, key: str) -> tuple[pd.DataFrame, str]:
             text += f" (n={row.n})" if len(sizes) > 1 else ""
             cells[-1][f"{column}={head}"] = Best(text) if (place, head) in best else text
     frame = pd.DataFrame(cells, columns=[*rows, *(f"{column}={head}" for head in map(_head, heads))])
-    seeds = f"n = {max(sizes)} seeds" if len(sizes) == 1 else "n seeds in brackets"
+    seeds = f"n = {counted(max(sizes), 'seed')}" if len(sizes) == 1 else "n seeds in brackets"
     said = "Single runs (n = 1)" if sizes == {1} else f"Mean ± sample standard deviation, {seeds}"
     return frame, f"{said}; bold: the best."
 

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from capsule_sweeps.config.compose import compose_config
+from capsule_sweeps.display import counted
 from capsule_sweeps.results.columns import differences_of, typed
 from capsule_sweeps.results.published import Cell, published_table
 from capsule_sweeps.results.tables import finished_runs
@@ -65,7 +66,7 @@ def near_misses(runs: pd.DataFrame, cells: list[Cell]) -> str:
             words = [f"{key}={typed(here)} (not {typed(there)})" for key, (here, there) in differing.items()]
             more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
             count = int(((runs.group == run.group) & (runs.state == "finished")).sum())
-            line = f"{count} finished run{'s' if count > 1 else ''} with {', '.join(words[:SHOWN])}{more}"
+            line = f"{counted(count, 'finished run')} with {', '.join(words[:SHOWN])}{more}"
             lines.setdefault(line, []).append(name)
     if not lines:
         return ""

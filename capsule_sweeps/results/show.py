@@ -96,7 +96,7 @@ def why(run: Run, form: str) -> str:
     )
     if form == "json":
         return json.dumps({"signed_config": signed, "relatives": json.loads(render(frame, "json"))}, indent=1)
-    head = _pairs(signed, form, f"{run.folder.name}: hashed to {run.folder.name[-8:]}")
+    head = _pairs(signed, form, f"{run.folder.name}: hashed to {run.signature}")
     return f"{head}\n\n{render(frame, form, title='Nearest relatives')}"
 
 

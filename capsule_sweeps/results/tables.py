@@ -5,6 +5,7 @@ from collections.abc import Collection
 import pandas as pd
 
 from capsule_sweeps.config.selection_rules import find_rule
+from capsule_sweeps.display import counted
 from capsule_sweeps.results.columns import as_typed, constants, settings_frame, typed
 from capsule_sweeps.results.intervals import half_width
 from capsule_sweeps.results.stein import half_widths, numbers_of_first, two_stage_note
@@ -136,7 +137,7 @@ def left_out(runs: pd.DataFrame, rule: str) -> str:
     """Sentences about the runs that a table excludes, and about stale runs and runs that did not learn."""
     finished, text = runs[runs.state == "finished"], "Only finished runs are included."
     if len(runs) > len(finished):
-        text += f" Left out: {len(runs) - len(finished)} of {len(runs)} runs, not finished."
+        text += f" Left out: {len(runs) - len(finished):,} of {counted(len(runs), 'run')}, not finished."
     text += stale_note(runs) + images_note(finished)
     text += f" {unlearned}" if (unlearned := not_learned_note(finished)) else ""
     needs = find_rule(rule).needs

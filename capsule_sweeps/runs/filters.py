@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from capsule_sweeps.config.compose import CONF_DIR
+from capsule_sweeps.display import counted
 from capsule_sweeps.runs.signature import NEUTRAL, flatten
 
 HIDDEN = ("signed_config", "folder", "sweeps", "not_learned", "classes", "note", "tags")  # columns that are no filters
@@ -60,7 +61,7 @@ def none_fits(runs: pd.DataFrame, word: str, words: Sequence[str]) -> str:
     """A sentence about a filter that no run fits, with the existing values."""
     key = word.partition("=")[0]
     earlier = list(words[: list(words).index(word)])
-    of = f"{len(runs)} runs" + (f" that fit {' '.join(earlier)}" if earlier else "")
+    of = counted(len(runs), "run") + (f" that fit {' '.join(earlier)}" if earlier else "")
     if key in runs.columns:
         found = list(runs[key])
     elif signed := signed_key(runs, key):

@@ -64,7 +64,7 @@ def find_runs(runs_dir: Path) -> dict[str, Run]:
     """
     runs: dict[str, list[Run]] = {}
     for run in run_folders(runs_dir):
-        runs.setdefault(run.folder.name[-8:], []).append(run)
+        runs.setdefault(run.signature, []).append(run)
     for identity, several in [(identity, some) for identity, some in runs.items() if len(some) > 1]:
         genuine = [run for run in several if run.record().get("run") == run.folder.name and not run.damage()]
         runs[identity] = genuine if len(genuine) == 1 else []

@@ -91,7 +91,7 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
         if state == "finished" and record.get("state") != "finished":  # run.json is damaged; the summary is complete
             record = {**record, **read_summary(run.folder)}
         row = {column: record.get(column) for column in columns}
-        row |= {"run": run.folder.name, "signature": run.name[-8:], "state": state}
+        row |= {"run": run.folder.name, "signature": run.signature, "state": state}
         stale = state == "finished" and bool(changed_code(record))
         device = record.get("execution", {}).get("device")
         labels = read_labels(run.folder)
@@ -99,7 +99,7 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
         row |= {"data_sha256": record.get("data_sha256"), "classes": "\n".join(record.get("classes") or ()) or None}
         row["not_learned"] = find_not_learned(run, record) if state == "finished" else None
         row |= {"stale": stale, "device": device, "imported": "imported" in record, "folder": str(run.folder)}
-        row["sweeps"] = sweeps[run.folder.parent].get(run.folder.name[-8:], [])
+        row["sweeps"] = sweeps[run.folder.parent].get(run.signature, [])
         row["first_seeds"] = first[run.folder.parent].get(str(row["group"]))
         rows.append({**row, "signed_config": record.get("signed_config", {})})
     more = ["stale", "device", "imported", "data_sha256", "classes", "not_learned", "tags", "note", "folder", "sweeps"]

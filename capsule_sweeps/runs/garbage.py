@@ -15,6 +15,7 @@ from capsule_sweeps.runs.record import JOB, read_typed
 TEMPORARY_SECONDS = 3600  # younger files may still be in use
 JOBS = re.compile(SUBMISSION.pattern + r"|doctor-[0-9a-f]{6}", re.ASCII)
 SNAPSHOT = re.compile(r"[0-9a-f]{16}(-\d+)?|\.staged-\w+")  # with a user's number if several users submit
+RELEASED = re.compile(r"attempt-\d+\.released")
 SUPERSEDED = re.compile(rf"({RUN_NAME.pattern})\.\d+")
 
 
@@ -22,7 +23,10 @@ def garbage(runs_dir: Path) -> Iterator[tuple[Path, str, int]]:
     """(path, reason, bytes) of files that are no longer needed: temporary files of killed processes, superseded
     folders."""
     for folder in [runs_dir, *sorted(path for path in runs_dir.iterdir() if path.is_dir() and not path.is_symlink())]:
+        finished = RUN_NAME.fullmatch(folder.name) and (folder / "summary.json").exists()
         for path in sorted(folder.iterdir()):
+            if finished and RELEASED.fullmatch(path.name):
+                yield path, "lock of an attempt that has ended", 0
             old = TEMPORARY.fullmatch(path.name) and time.time() - path.lstat().st_mtime > TEMPORARY_SECONDS
             if old:
                 size = size_of(path) if path.is_dir() else path.lstat().st_size

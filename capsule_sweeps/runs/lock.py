@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from capsule_sweeps.runs.files import MAX_BYTES, read_file, read_json
-from capsule_sweeps.runs.queue import this_job
+from capsule_sweeps.runs.queue import find_queue, this_job
 
 STALE_SECONDS = 120.0
+SILENT_SECONDS = 40.0  # without a heartbeat, after which a queue is asked; longer than a queue's answers are remembered
 HIDDEN = "hidden"  # in place of the start time of a process that is alive but not visible
 
 
@@ -66,7 +67,8 @@ def alive(path: Path) -> bool:
     """Whether the process that a claim or sweep file names is still at work.
 
     A process of this host that is gone, or an earlier start of this job, is not. A process of another host, or one that
-    this host hides from us, is not after STALE_SECONDS without a heartbeat.
+    this host hides from us, is not after STALE_SECONDS without a heartbeat, or after SILENT_SECONDS if a queue says
+    that its job is over.
     """
     try:
         owner = json.loads(read_file(path, MAX_BYTES).decode())
@@ -79,6 +81,8 @@ def alive(path: Path) -> bool:
             start = _process_start(owner["pid"])
             if start != HIDDEN:
                 return start == owner["start"]
+        if time.time() - path.stat().st_mtime > SILENT_SECONDS and _job_is_over(owner, path):
+            return False
     except FileNotFoundError:
         return False
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -87,6 +91,13 @@ def alive(path: Path) -> bool:
         return time.time() - path.stat().st_mtime < STALE_SECONDS  # if the clock was set back, alive
     except OSError:
         return False
+
+
+def _job_is_over(owner: dict[str, Any], path: Path) -> bool:
+    """Whether the queue of the job in a claim knows that the job is over."""
+    queue, job, cluster = (owner.get(key) for key in ("queue", "job", "cluster"))
+    told = isinstance(queue, str) and isinstance(job, str) and isinstance(cluster, str)
+    return told and find_queue(str(queue)).is_over(str(job), str(cluster), path.owner())
 
 
 def launcher_here(path: Path) -> int | None:

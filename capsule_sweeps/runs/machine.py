@@ -7,6 +7,8 @@ from contextlib import suppress
 from math import ceil
 from pathlib import Path
 
+from capsule_sweeps.display import counted
+
 GROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
 
@@ -24,10 +26,9 @@ def busy_hint(threads: int) -> str:
     free = max(1, min(cores, round(cores - os.getloadavg()[0])))
     if threads <= free:
         return ""
-    return (
-        f"{threads} threads on {cores} cores, of which about {free} are idle: training may take several times as long; "
-        f"set OMP_NUM_THREADS={free}"
-    )
+    idle = counted(free, "is", "are")
+    used = f"{counted(threads, 'thread')} on {counted(cores, 'core')}, of which about {idle} idle"
+    return f"{used}: training may take several times as long; set OMP_NUM_THREADS={free}"
 
 
 def free_memory() -> int:

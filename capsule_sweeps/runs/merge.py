@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from capsule_sweeps.config import selection_rules
 from capsule_sweeps.config.check import check
+from capsule_sweeps.display import counted
 from capsule_sweeps.runs.bundle import CHECKPOINT, FILES, RUN_NAME, SWEEP_NAME, SWEEPS, copy_files, unpack
 from capsule_sweeps.runs.differences import TIMES, differences
 from capsule_sweeps.runs.files import create_json, make_folder, temporary, write_json
@@ -33,6 +34,11 @@ from capsule_sweeps.runs.stored_weights import check_weights
 from capsule_sweeps.runs.sweep import seeds_name, signatures_name
 
 CONFLICTS = ".conflicts"
+# Keys of run.json and summary.json that must be valid; others of the wrong type or out of bounds are left out
+COMPARED = re.compile(
+    "run|signature|group|dataset|model|backbone|routing|schedule|num_routing|seed|epochs|signed_config|imported|"
+    "data_sha256|classes|(accuracy|epoch)_.*"
+)
 
 
 def merge(path: Path, runs_dir: Path) -> Iterator[tuple[str, str, str]]:
@@ -51,7 +57,7 @@ def merge(path: Path, runs_dir: Path) -> Iterator[tuple[str, str, str]]:
     try:
         if not path.is_dir():
             unpack(path, staged)
-        here = {run.folder.name[-8:]: run for run in find_runs(runs_dir).values()}
+        here = {run.signature: run for run in find_runs(runs_dir).values()}
         images = _images(here)
         for name in sorted(os.listdir(path if path.is_dir() else staged)):
             if not re.fullmatch(RUN_NAME, name):
@@ -105,8 +111,8 @@ def verify(folder: Path) -> dict[str, Any]:
             damaged = left_out(folder / name, kept)
         except (OSError, ValueError) as error:
             raise ValueError(f"its {name} is damaged ({getattr(error, 'strerror', None) or error})") from error
-        if damaged:
-            raise ValueError(f"its {name} is damaged ({damaged[0][:80]!a} is out of range or of another type)")
+        if wrong := [key for key in damaged if COMPARED.fullmatch(key)]:
+            raise ValueError(f"its {name} is damaged ({wrong[0][:80]!a} is out of range or of another type)")
     if (folder / CHECKPOINT).exists():
         _check_weights(folder, record)
     if finished and summary.get("signature") != record.get("signature"):
@@ -129,8 +135,6 @@ def verify(folder: Path) -> dict[str, Any]:
             keys = sorted(key for key in own.keys() | signed.keys() if own.get(key) != signed.get(key))
             raise ValueError(f"its signature is not that of its config.yaml ({', '.join(keys[:3])})")
         expected = columns(config)
-        if folder.name != expected["run"]:
-            raise ValueError(f"its name is not that of its configuration: rename it to {expected['run']}")
         expected |= _accuracies(folder, config, finished)
     for file, found in (("run.json", record), ("summary.json", summary)):
         for key, value in expected.items():
@@ -146,7 +150,7 @@ def _accuracies(folder: Path, config: DictConfig, finished: bool) -> dict[str, A
         raise ValueError(f"its metrics.jsonl is damaged ({damage.rpartition(' ')[2]})" if "line" in damage else damage)
     epochs = config.training.epochs  # may be a huge number in a forged configuration
     if finished and (len(rows) != epochs or [row.get("epoch") for row in rows] != list(range(1, len(rows) + 1))):
-        raise ValueError(f"it is finished, but metrics.jsonl does not have its {epochs} epochs")
+        raise ValueError(f"it is finished, but metrics.jsonl does not have its {counted(epochs, 'epoch')}")
     return selection_rules.summarize(rows) if finished else {}
 
 
@@ -200,6 +204,8 @@ def _take(folder: Path, origin: Path | None, local: Run | None, runs_dir: Path, 
     without = _fetch_checkpoint(origin, folder, record)
     wandb_keys = {key: record.pop(key) for key in list(record) if key.startswith("wandb_")}  # where it is in their W&B
     attempts = len(record.get("attempts", []))
+    if done and left_out(folder / "summary.json", summary := read_summary(folder)):
+        write_json(folder / "summary.json", summary)
     record["merged"] = {"from": source, "time": time.time(), "attempts": attempts, **wandb_keys}
     write_json(folder / "run.json", record)
     if not done and attempts:  # so that it resumes instead of starting

@@ -12,7 +12,7 @@ from rich.table import Table
 from capsule_sweeps.config.compose import no_collection
 from capsule_sweeps.config.match_width import matched
 from capsule_sweeps.console import console, duration, tell
-from capsule_sweeps.display import rich
+from capsule_sweeps.display import counted, rich
 from capsule_sweeps.runs.costs import Rates
 from capsule_sweeps.runs.folders import find_runs
 from capsule_sweeps.runs.learned import find_not_learned
@@ -79,7 +79,7 @@ class PlannedRun:
 
     @property
     def signature(self) -> str:
-        return self.run.folder.name[-8:]
+        return self.run.signature
 
     def put_old_aside(self) -> None:
         """Move the old folder of a run aside if it runs from scratch; called right before it starts."""
@@ -145,7 +145,7 @@ def show_plan(plan: Sequence[PlannedRun], asked: int, parallel: int) -> None:
     counts = Counter(point.action for point in plan)
     totals = ", ".join(f"{count} to {action}" for action, count in counts.items())
     same = f" ({asked} points)" if asked > len(plan) else ""
-    say = [f"{len(plan)} run{'s' if len(plan) > 1 else ''}{same}: {totals}{_estimate(plan, parallel)}."]
+    say = [f"{counted(len(plan), 'run')}{same}: {totals}{_estimate(plan, parallel)}."]
     queued = sum(point.state == "queued" for point in plan)
     if queued:
         say.append(

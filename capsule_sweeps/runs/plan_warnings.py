@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from omegaconf import DictConfig
 
 from capsule_sweeps.config.milestones import as_epochs
+from capsule_sweeps.display import counted
 
 RATIO = 2  # warn if one model has at least this many times the parameters of another
 SHAPE = [0.43, 0.71]  # milestones of the published recipe as fractions of the run
@@ -38,7 +39,7 @@ def _coinciding(plan: Sequence[Point]) -> list[str]:
         else f"{labels[0]} is asked for more than once: it is one run."
         for labels in groups
     ]
-    more = f"So are {len(lines) - SHOWN} more groups of points."
+    more = f"{counted(len(lines) - SHOWN, 'more group is', 'more groups are')} like this."
     return [*lines[:SHOWN], more] if len(lines) > SHOWN else lines
 
 
@@ -48,7 +49,7 @@ def _without_iterations(plan: Sequence[Point]) -> str:
     if not once:
         return ""
     routings = list(dict.fromkeys(str(point.config.model.routing.name) for point in once))
-    which = f" ({len(once)} of {len(plan)} runs)" if len(once) < len(plan) else ""
+    which = f" ({len(once)} of {counted(len(plan), 'run')})" if len(once) < len(plan) else ""
     line = f"num_routing=1 does not route{which}: its coefficients are uniform"
     if len(routings) > 1:
         line += f", so that runs with routing={','.join(routings)} do not compare how these route"

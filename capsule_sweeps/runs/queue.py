@@ -50,7 +50,15 @@ class Queue(Protocol):
         """The log of the entry's job; before a job claimed the run, the newest log of the submission."""
 
     def this_job(self) -> dict[str, Any]:
-        """The job that this process belongs to and how often it was restarted, {job, restart}, or {}."""
+        """The job that this process belongs to, how often it was restarted, its cluster: {job, restart, cluster}; or
+        {}."""
+
+    def is_login_node(self) -> bool:
+        """Whether this machine submits jobs and this process is in none: others work here, nothing is trained."""
+
+    def is_over(self, job: str, cluster: str, user: str) -> bool:
+        """Whether no process of this job is at work any more: it is gone, waits to be started again, or its node is
+        down. False if the queue does not know, or does not answer."""
 
 
 class Unknown:
@@ -71,6 +79,12 @@ class Unknown:
     def this_job(self) -> dict[str, Any]:
         return {}
 
+    def is_login_node(self) -> bool:
+        return False
+
+    def is_over(self, job: str, cluster: str, user: str) -> bool:
+        return False
+
 
 @cache
 def queue_names() -> tuple[str, ...]:
@@ -85,4 +99,4 @@ def find_queue(name: str) -> Queue:
 
 def this_job() -> dict[str, Any]:
     """The job, of any queue, that this process belongs to; {} if there is none."""
-    return next((job for name in queue_names() if (job := find_queue(name).this_job())), {})
+    return next(({"queue": name, **job} for name in queue_names() if (job := find_queue(name).this_job())), {})

@@ -61,6 +61,11 @@ class Run:
         return re.sub(r"\.\d+$", "", name) if self.folder.parent.name in SHELVES else name
 
     @property
+    def signature(self) -> str:
+        """The signature in the name of the folder, also of one that was put aside."""
+        return self.name[-8:]
+
+    @property
     def _entry_path(self) -> Path:
         return self.folder / "queued.json"
 
@@ -171,8 +176,8 @@ class Run:
             return "run.json has no configuration, and there is no config.yaml" if begun else ""
         if not name.endswith(f"-{signature(signed)}") and not name.endswith(f"-{signature(_without_neutral(signed))}"):
             return f"its configuration has the signature {signature(signed)}"
-        recorded = record.get("signature", name[-8:])
-        return "" if recorded == name[-8:] else f"run.json has the signature {recorded}"
+        recorded = record.get("signature", self.signature)
+        return "" if recorded == self.signature else f"run.json has the signature {recorded}"
 
     def config(self) -> DictConfig:
         """The checked configuration of the run; for an imported run the known part of it.

@@ -149,7 +149,7 @@ def wandb_id(run: Run) -> str:
     """The id of a run in W&B: its signature, `<signature>-2` if it is run from scratch again, or that of W&B's agent.
 
     Once in run.json it stays. A new one counts on from the folders that were put aside."""
-    signature = run.folder.name[-8:]
+    signature = run.signature
     known = str(agent_id() or run.record().get("wandb_id"))
     if known != "None" and re.fullmatch("[A-Za-z0-9_-]{1,128}", known):  # it becomes part of a path
         return known

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from capsule_sweeps.config.compose import compose_config
+from capsule_sweeps.display import counted
 from capsule_sweeps.runs.labels import Labels
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.tracking.base import one_line, own_folder, tracker_class
@@ -87,7 +88,7 @@ def sync_folder(api: Any, folder: Folder, rebuild: bool, project: str, may_send:
 
     (False, "") if something is missing that may not be sent.
     """
-    identity, signature = folder.identity, folder.run.folder.name[-8:]
+    identity, signature = folder.identity, folder.run.signature
     entity, name = project.split("/", 1)
     if folder.state == "running" and folder.config.tracking.get("mode") == "online":
         return True, "is running online, its own process sends it"
@@ -124,7 +125,7 @@ def sync_folder(api: Any, folder: Folder, rebuild: bool, project: str, may_send:
             if folder.state != "running":
                 for path in own_folder(folder.run, "wandb").glob("*run-*/run-*.wandb"):
                     Path(f"{path}.synced").touch()  # so that `wandb sync` leaves it alone
-            return True, f"sent, {len(folder.rows)} epochs are there as {identity}{note}"
+            return True, f"sent, {counted(len(folder.rows), 'epoch is', 'epochs are')} there as {identity}{note}"
     return False, f"did not arrive: {identity} in W&B {lacks}"
 
 
@@ -137,7 +138,7 @@ def from_others(record: dict[str, Any]) -> bool:
 
 def mirror_labels(api: Any, folder: Folder, project: str) -> None:
     """Copy the tags and the note of a folder to its W&B run, and keep other tags there."""
-    labels, signature = folder.labels, folder.run.folder.name[-8:]
+    labels, signature = folder.labels, folder.run.signature
     for remote in api.runs(project, filters={"config.signature": signature}, lazy=False):
         if is_foreign(remote, folder.record, True):
             continue

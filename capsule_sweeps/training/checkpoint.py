@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from capsule_sweeps.display import counted
 from capsule_sweeps.runs.files import open_regular, read_file
 from capsule_sweeps.runs.metrics import MAX_METRICS
 from capsule_sweeps.runs.record import valid_row
@@ -99,7 +100,7 @@ def keep_rows(path: Path, epochs: int, unless_last: bool = False) -> list[dict[s
         if unless_last and len(rows) == epochs - 1:
             epochs -= 1
         if [row["epoch"] for row in rows] != list(range(1, epochs + 1)) or not all(map(valid_row, rows)):
-            raise ValueError(f"it has {len(rows)} epochs, the checkpoint beside it {epochs}")
+            raise ValueError(f"it has {counted(len(rows), 'epoch')}, the checkpoint beside it {epochs}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); remove checkpoint.pt in the same folder and the run starts from scratch"

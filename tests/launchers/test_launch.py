@@ -79,6 +79,9 @@ def test_single_run_and_sweep_share_folder_ledger_and_resume(launch, runs) -> No
 
 
 def test_interrupted_sweep_goes_on_where_it_was(launch, runs) -> None:
+    first = launch("runs_dir=other", signal_at=(signal.SIGINT, 3))
+    assert first.code == 130 and "Results" not in first.out, "no table without a result"
+    assert "1 run is not finished; rerun" in first.err
     ended = launch("-m", "seed=0,1,2", signal_at=(signal.SIGINT, 12))  # in the second run
     assert ended.code == 130 and "Traceback" not in ended.text
     assert load_runs("runs").state.tolist() == ["finished", "interrupted"]

@@ -5,7 +5,6 @@ import signal
 import socket
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -146,12 +145,10 @@ def test_retry_shows_what_it_would_do_and_runs_nothing_without_yes(launch, capsu
     folder = runs.only()
     before = (folder / "run.json").read_bytes()
     ended = capsule_sweeps("retry", "all")
-    assert ended.code == 0 and folder.name in ended.out and "1 run: 1 to resume" in ended.out, ended.text
-    assert "Nothing is run without --yes." in ended.out and (folder / "run.json").read_bytes() == before
+    assert ended.code == 1 and folder.name in ended.out and "1 run: 1 to resume" in ended.out, ended.text
+    assert "add --yes" in ended.err and (folder / "run.json").read_bytes() == before
     for answer, yes in {"n": False, "": False, "y": True, " YES ": True}.items():
         with monkeypatch.context() as patch:
-            patch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
-            patch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True))
             patch.setattr("builtins.input", lambda _, answer=answer: answer)
             assert confirmed() is yes, answer
 
@@ -236,15 +233,23 @@ def test_gc_lists_and_removes_only_with_yes(tiny_config, capsule_sweeps) -> None
     (shelf / "checkpoint.pt").write_bytes(b"x" * 5000)
     for path in (run.folder / ".hidden", run.folder / "checkpoint.pt.tmp", Path("runs/notes.txt")):
         path.write_text("the user's")
+    ended_on_a_full_disk, unfinished = (made.folder / "attempt-3.released" for made in (run, other))
+    ended_on_a_full_disk.touch()
+    unfinished.touch()
     before = {path for path in Path("runs").rglob("*")}
     listed = capsule_sweeps("gc").out
-    assert str(old) in listed and str(shelf) in listed and "without --yes: 2 entries" in listed
+    assert str(old) in listed and str(shelf) in listed and "without --yes: 3 entries" in listed
     assert str(young) not in listed and ".hidden" not in listed
     assert {path for path in Path("runs").rglob("*")} == before
     ended = capsule_sweeps("gc", "--yes")
-    assert ended.code == 0 and "Removed 2 entries" in ended.out and str(old) in ended.out
-    assert before - {path for path in Path("runs").rglob("*")} == {old, shelf, shelf / "checkpoint.pt"}
-    assert young.exists()
+    assert ended.code == 0 and "Removed 3 entries" in ended.out and str(old) in ended.out
+    assert before - {path for path in Path("runs").rglob("*")} == {
+        old,
+        shelf,
+        shelf / "checkpoint.pt",
+        ended_on_a_full_disk,
+    }
+    assert young.exists() and unfinished.exists(), "its number is still needed"
     assert capsule_sweeps("gc").out == capsule_sweeps("gc", "--yes").out == "Nothing to remove in runs.\n"
 
 

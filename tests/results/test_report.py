@@ -81,7 +81,7 @@ def test_page_has_everything(some_runs, runs, capsule_sweeps) -> None:
     for folder in runs.folders():
         assert text.count(folder.name) >= 1
     assert "num_routing=1,2" in text and "1 interrupted, 1 new" in text and "1 resume, 1 run" in text
-    assert "selection rule: last" in text and "Left out: 1 of 1 runs" in text
+    assert "selection rule: last" in text and "Left out: 1 of 1 run," in text
     assert "lr=0.1" in text and "seed=7" in text and "num_routing=2" in text
     assert '<script>alert("loss")</script>' in text and "&lt;script&gt;" in markup
     assert "Traceback" in text and "1 of 2" in text and "torch 2" in text and "commit " in text
@@ -91,7 +91,7 @@ def test_page_has_everything(some_runs, runs, capsule_sweeps) -> None:
 def test_page_of_chosen_runs_and_rule(some_runs, capsule_sweeps) -> None:
     assert capsule_sweeps("report", "num_routing=2", "--rule", "best_test").code == 0
     page = Page(Path("report.html").read_text())
-    assert "1 runs" in page.text and "best_test" in page.text and "Failed runs None." in page.text
+    assert "1 run:" in page.text and "best_test" in page.text and "Failed runs None." in page.text
 
 
 def test_page_of_no_runs(place, capsule_sweeps) -> None:

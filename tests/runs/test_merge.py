@@ -166,6 +166,18 @@ def test_what_is_damaged_in_a_record_is_no_traceback(theirs, made, place) -> Non
     assert (next(Path("runs/.conflicts").iterdir()) / "checkpoint.pt").exists()
 
 
+def test_harmless_values_out_of_bounds_and_another_display_name_do_not_keep_a_run_out(theirs, place, caplog) -> None:
+    folder = only(theirs).rename(only(theirs).with_name(f"another-name-{only(theirs).name[-8:]}"))
+    change(folder / "run.json", error="x" * 10**6, peak_memory_mb=float("nan"), theirs=float("inf"))
+    change(folder / "summary.json", seconds=10**400, note="x" * 10**6)
+    assert outcomes(theirs) == [("taken", "")]
+    kept = only(Path("runs"))
+    caplog.clear()
+    frame = load_runs("runs")
+    assert frame.run.tolist() == [folder.name] and frame.accuracy_last.notna().all() and not caplog.text
+    assert not {"error", "theirs", "note"} & {*read_json(kept / "run.json"), *read_json(kept / "summary.json")}
+
+
 def test_a_run_that_is_at_work_here_or_there_is_left_alone(theirs, made, place) -> None:
     shutil.copytree(made, "runs")
     (only(Path("runs")) / "summary.json").unlink()
@@ -215,7 +227,7 @@ FORGED = {
     "garbled summary": (lambda folder: (folder / "summary.json").write_text("x"), "its summary.json is damaged"),
     "imported": (lambda folder: change(folder / "run.json", imported={"sha256": "0"}), "imported"),
     "link": (linked, "it is a link"),
-    "name": (lambda folder: folder.rename(folder.with_name(f"best-{folder.name[-8:]}")), "its name is not that of its"),
+    "name": (lambda folder: folder.rename(folder.with_name("best-0123abcd")), "its signature is not that of its"),
     "data hash": (lambda folder: change(folder / "run.json", data_sha256=5), "run.json is damaged ('data_sha256'"),
     "score": (lambda folder: change(folder / "summary.json", accuracy_ema_last=97), "summary.json is damaged"),
     "garbled record": (lambda folder: (folder / "run.json").write_text("["), "its run.json is damaged"),

@@ -60,7 +60,7 @@ def test_points_that_coincide_are_named(place) -> None:
     (line,) = plan_warnings(plan("seed=1", "seed=1", "seed=2"))
     assert line == "seed=1 is asked for more than once: it is one run."
     many = plan_warnings(plan(*[f"seed={seed} device={device}" for seed in range(7) for device in ("cpu", "auto")]))
-    assert len(many) == 6 and many[-1] == "So are 2 more groups of points."
+    assert len(many) == 6 and many[-1] == "2 more groups are like this."
 
 
 def test_models_of_very_different_size(place, capsys) -> None:

@@ -123,7 +123,7 @@ def test_running_run_is_sent_as_far_as_it_is(hold, runs, sync, wandb_server) -> 
     held = hold("step", 8, "tracking=wandb", "tracking.mode=offline")
     identity = runs.only().name[-8:]
     ended = sync()
-    assert ended.code == 0 and "sent, 1 epochs" in ended.out, ended.text
+    assert ended.code == 0 and "sent, 1 epoch is there" in ended.out, ended.text
     assert [row["epoch"] for row in wandb_server.rows(identity)] == [1]
     assert wandb_server.state(wandb_server.runs[identity]) == "running"
     assert not list(Path("runs").rglob("*.synced"))
@@ -151,7 +151,7 @@ def test_queued_runs(offline, python, runs, wandb_server) -> None:
     queued = "from capsule_sweeps import __main__\nfrom capsule_sweeps.runs.run import Run\n"
     queued += "Run.state = lambda *_: 'queued'\n__main__.main()"
     ended = python("-c", queued, "sync", PYTHONPATH=str(ROOT))
-    assert ended.code == 0 and "0123abcd" not in ended.out and "sent, 1 epochs" in ended.out, ended.text
+    assert ended.code == 0 and "0123abcd" not in ended.out and "sent, 1 epoch is there" in ended.out, ended.text
     assert wandb_server.state(wandb_server.runs[stopped.name[-8:]]) == "preempted"
 
 

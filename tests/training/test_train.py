@@ -576,7 +576,7 @@ def test_own_images_are_trained_with_what_was_measured_on_them(launch, capsule_s
     assert "skip" in launch(base=[*base, f"dataset.root={place}/shapes"]).out
     config = load_trained(runs.only())[1]
     assert list(config.dataset.mean) == record["normalization"]["mean"]
-    assert re.search("ok +data +shapes: 40 training and 10 test images", capsule_sweeps("doctor", *base).out)
+    assert re.search("ok +data +shapes: 40 training images and 10 test images", capsule_sweeps("doctor", *base).out)
 
 
 # Evaluation

@@ -17,6 +17,7 @@ import numpy as np
 
 from capsule_sweeps.data.cache import Decoded, Images
 from capsule_sweeps.data.pictures import MAX_SIDE, MODES, NAMED, Kind, Refused, channels_of, check_alike, decode, look
+from capsule_sweeps.display import counted
 
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"),
@@ -108,7 +109,7 @@ def list_class_tree(dataset: Any, root: Path) -> dict[str, dict[str, Files]]:
         )
     if (num_classes := len(tree["train"])) != dataset.num_classes:
         raise ValueError(
-            f"dataset.num_classes={dataset.num_classes}, but {root}/train has {num_classes} class folders."
+            f"dataset.num_classes={dataset.num_classes}, but {root}/train has {counted(num_classes, 'class folder')}."
         )
     return tree
 

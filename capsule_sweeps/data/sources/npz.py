@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capsule_sweeps.data.cache import Decoded, Labels
+from capsule_sweeps.display import counted
 
 LAYOUT = "train_images, train_labels, test_images, test_labels and, if wanted, val_images and val_labels"
 DEFLATE = 1100  # no file is compressed to less than this part
@@ -103,7 +104,8 @@ def _open(path: Path) -> dict[str, Shape]:
             )
         if label_shape[0] != shape[0]:
             raise ValueError(
-                f"{path}: {split}_labels has {label_shape[0]} labels for {shape[0]} images; each image needs one."
+                f"{path}: {split}_labels has {counted(label_shape[0], 'label')} for "
+                f"{counted(shape[0], 'image')}; each image needs one."
             )
         shapes[split] = shape
         if _pixels(shape) != _pixels(shapes["train"]):

@@ -11,6 +11,7 @@ from uuid import uuid4
 from omegaconf import DictConfig
 
 from capsule_sweeps.console import duration
+from capsule_sweeps.display import counted
 from capsule_sweeps.launchers.slurm import queue as slurm
 from capsule_sweeps.launchers.slurm.settings import GRACE_SECONDS, Settings, minutes_of
 from capsule_sweeps.launchers.snapshot import take_snapshot
@@ -58,7 +59,7 @@ def answers(_: DictConfig, __: Settings) -> str:
         raise ValueError("squeue and scontrol do not answer: is the controller up (`scontrol ping`)?")
     name, version = site.get("ClusterName"), site.get("SLURM_VERSION")
     size, here = slurm.max_array_size(), slurm.QUEUE.this_job().get("job")
-    arrays = f"arrays of up to {size} tasks" if size else "no arrays: each job is submitted by itself"
+    arrays = f"arrays of up to {counted(size, 'task')}" if size else "no arrays: each job is submitted by itself"
     inside = f"; this is inside of job {here}, whose settings do not reach the jobs" if here else ""
     return f"SLURM {version}, cluster {name}, {arrays}{inside}"
 
@@ -85,7 +86,7 @@ def enough_time(config: DictConfig, settings: Settings) -> str:
     needed = seconds * config.training.epochs / 60
     if minutes is None or needed < minutes:
         return f"{shown}; a run takes about {duration(60 * needed)}"
-    times = f"its job is requeued {needed / minutes:.0f} times or more"
+    times = f"its job is requeued {counted(round(needed / minutes), 'time')} or more"
     return f"{shown}; a run takes about {duration(60 * needed)}, so {times}"
 
 

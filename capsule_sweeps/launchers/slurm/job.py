@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from capsule_sweeps.config.check import check
 from capsule_sweeps.console import SweepProgress
-from capsule_sweeps.display import Formatter, say
+from capsule_sweeps.display import Formatter, counted, say
 from capsule_sweeps.launchers.pool import Slot, Worker, run_pool
 from capsule_sweeps.launchers.slurm import queue as slurm
 from capsule_sweeps.launchers.slurm.settings import Settings
@@ -113,10 +113,10 @@ class SlurmJob:
             unrecorded = self.starts[folder] - (tried - self.begun.setdefault(folder, tried))  # killed while preparing
             stuck, most = unrecorded + fruitless(record, entry["attempts"]), self.settings["max_attempts"]
             if unrecorded + tried - entry["attempts"] >= most:
-                self._give_up(run, f"not finished after {most} attempts")
+                self._give_up(run, f"not finished after {counted(most, 'attempt')}")
                 continue
             if stuck >= self.settings.get("max_attempts_without_progress", 3):
-                self._give_up(run, f"given up after {stuck} attempts without progress", unrecorded > 0)
+                self._give_up(run, f"given up after {counted(stuck, 'attempt')} without progress", unrecorded > 0)
                 continue
             self.starts[folder] += 1
             return PlannedRun(check(plain_config(entry["config"])), run, "", run.state(), "run")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from capsule_sweeps.display import counted
 from capsule_sweeps.runs.children import import_path
 from capsule_sweeps.runs.queue import Entry, Refused
 
@@ -40,33 +41,40 @@ class Job:
         return self.state.lower() + (f" ({self.reason})" if self.reason not in ("", "None") else "")
 
 
-_remembered: dict[str, tuple[float, list[Job] | None]] = {}  # user → when asked, answer
+_answers: dict[tuple[str, ...], tuple[float, str | None]] = {}  # command → when asked, answer
 
 
 def jobs(user: str | None = None) -> list[Job] | None:
-    """A user's jobs in the queue (one's own, if nothing is said); None when there is no SLURM or it does not answer.
+    """A user's jobs in the queue (one's own, if nothing is said); None when there is no SLURM or it does not answer."""
+    text = ask_seldom("squeue", "-u", user or getpass.getuser(), "-h", "-r", "-o", "%i|%j|%T|%r|%N|%L")
+    rows = None if text is None else [line.strip().split("|", 5) for line in text.splitlines()]
+    return None if rows is None else [Job(*row) for row in rows if len(row) == 6 and row[2] not in ENDED]
 
-    Answers are remembered for a moment.
-    """
-    user = user or getpass.getuser()
-    asked, found = _remembered.get(user, (float("-inf"), None))
+
+def ask_seldom(*command: str) -> str | None:
+    """`ask`, where the answer may be up to REMEMBER_SECONDS old."""
+    asked, text = _answers.get(command, (float("-inf"), None))
     if time.monotonic() - asked > REMEMBER_SECONDS:
-        text = ask("squeue", "-u", user, "-h", "-r", "-o", "%i|%j|%T|%r|%N|%L")
-        rows = None if text is None else [line.strip().split("|", 5) for line in text.splitlines()]
-        found = None if rows is None else [Job(*row) for row in rows if len(row) == 6 and row[2] not in ENDED]
-        _remembered[user] = time.monotonic(), found
-    return found
+        text = ask(*command)
+        _answers[command] = time.monotonic(), text
+    return text
 
 
 def forget() -> None:
     """Ask again next time, because the queue was just changed."""
-    _remembered.clear()
+    _answers.clear()
 
 
 def settings() -> dict[str, str] | None:
     """The output of `scontrol show config`; None if SLURM does not answer."""
-    text = ask("scontrol", "show", "config")
+    text = ask_seldom("scontrol", "show", "config")
     return None if text is None else dict(re.findall(r"^(\w+)\s*= (.*?)\s*$", text, re.MULTILINE))
+
+
+def is_down(node: str) -> bool:
+    """Whether a node is down or does not respond, which SLURM marks with a star."""
+    states = (ask_seldom("sinfo", "-h", "-N", "-n", node, "-o", "%T") or "").split() if node else []
+    return any(state.startswith("down") or state.endswith("*") for state in states)
 
 
 def max_array_size() -> int:
@@ -143,7 +151,7 @@ class SlurmQueue:
             return known or f"job {entry.job} is no longer in the queue"
         ours = [job for job in found if job.name == entry.submission]
         pending = next((str(job) for job in ours if job.state == "PENDING"), "")  # any job takes any run
-        return pending or (f"waits for one of {len(ours)} jobs at work" if ours else "")
+        return pending or (f"waits for one of {counted(len(ours), 'job')} at work" if ours else "")
 
     def log(self, entry: Entry) -> Path | None:
         own = entry.folder / f"{entry.job}_0_log.out"
@@ -153,7 +161,22 @@ class SlurmQueue:
     def this_job(self) -> dict[str, Any]:
         job, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
         name = f"{job}_{task}" if job and task else os.environ.get("SLURM_JOB_ID")
-        return {"job": name, "restart": int(os.environ.get("SLURM_RESTART_COUNT") or 0)} if name else {}
+        if not name:
+            return {}
+        cluster = os.environ.get("SLURM_CLUSTER_NAME")
+        restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        return {"job": name, "restart": restart, **({"cluster": cluster} if cluster else {})}
+
+    def is_login_node(self) -> bool:
+        return "SLURMD_NODENAME" not in os.environ and settings() is not None  # a salloc may leave its shell here
+
+    def is_over(self, job: str, cluster: str, user: str) -> bool:
+        if (settings() or {}).get("ClusterName") != cluster or (found := jobs(user)) is None:
+            return False
+        for one in found:
+            if one.job_id == job:
+                return one.state == "PENDING" or is_down(one.node)
+        return user == getpass.getuser()  # a cluster may hide jobs of others
 
 
 QUEUE = SlurmQueue()

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from functools import partial
 from itertools import pairwise
@@ -19,6 +20,8 @@ from slurm_cluster import MAX_ARRAY_SIZE, Cluster, missing
 
 from capsule_sweeps import load_runs
 from capsule_sweeps.launchers.slurm import queue as slurm
+from capsule_sweeps.runs.files import write_json
+from capsule_sweeps.runs.run import Run
 
 ROOT = Path(__file__).resolve().parents[3]
 NEEDED = missing("slurmctld", "slurmd", "sbatch", "srun")
@@ -331,6 +334,31 @@ def test_a_dead_node(submit, cluster, runs, undisturbed) -> None:
     assert states() == {folder.name: "finished"}, log()
     assert len(runs.record(folder)["attempts"]) >= 2
     undisturbed(*LONG)
+
+
+def test_claim_of_a_job_on_a_dead_node_is_void_before_its_heartbeat_is_old(cluster, tmp_path) -> None:
+    wrapped = ["sbatch", "--parsable", "--nodelist=n1", f"--output={tmp_path}/log", "--wrap", "sleep 600"]
+    job = cluster.ask(*wrapped).strip()
+    cluster.until(lambda: cluster.jobs().get(job) == "RUNNING")
+    run = Run(tmp_path / "runs" / "name-00000000")
+    run.folder.mkdir(parents=True)
+    claim = {"host": "elsewhere", "pid": 1, "start": "1", "queue": "slurm", "job": job, "restart": 0, "cluster": "test"}
+    write_json(run.folder / "attempt-1.json", claim)
+
+    def state() -> str:
+        slurm.forget()
+        os.utime(run.folder / "attempt-1.json", (time.time() - 60,) * 2)
+        return run.state()
+
+    assert state() == "running"
+    subprocess.run(["scontrol", "update", "nodename=n1", "state=DOWN", "reason=test"], check=True)
+    assert state() == "interrupted", "whether SLURM has put the job back into the queue already or not"
+    subprocess.run(["scontrol", "update", "nodename=n1", "state=RESUME"])  # unless it has registered again
+    cluster.until(lambda: cluster.jobs().get(job) == "PENDING")
+    assert state() == "interrupted"
+    subprocess.run(["scancel", job], check=True)
+    cluster.until(lambda: cluster.jobs().get(job) == "CANCELLED")
+    assert state() == "interrupted"
 
 
 @pytest.mark.slow

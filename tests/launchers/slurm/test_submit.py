@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,8 @@ if name == "scontrol":
     print("ClusterName             = test\\nMaxArraySize            = " + (here / "max_array_size").read_text())
 elif name == "squeue":
     print(queue.read_text() if queue.exists() else "")
+elif name == "sinfo":
+    print((here / "nodes").read_text())
 elif name == "scancel":
     queue.unlink(missing_ok=True)
 elif name == "sbatch":
@@ -55,7 +59,8 @@ class Cluster:
     def __init__(self, here: Path) -> None:
         self.here = here
         (here / "max_array_size").write_text("4")
-        for name in ("sbatch", "srun", "squeue", "scontrol", "scancel"):
+        (here / "nodes").write_text("idle")
+        for name in ("sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo"):
             (here / name).write_text(COMMAND.format(python=sys.executable, here=str(here)))
             (here / name).chmod(0o755)
 
@@ -311,3 +316,65 @@ def test_claims_of_an_earlier_start_of_the_same_job_are_void(tmp_path, monkeypat
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
         monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
         assert run.state() == state
+
+
+@pytest.mark.parametrize(
+    ("queue", "nodes", "silent", "cluster_name", "state"),
+    [
+        ("7_1|x|RUNNING|None|n1|1:00", "mixed", 60, "test", "running"),
+        ("7_1|x|RUNNING|None|n1|1:00", "down*\ndown*", 60, "test", "interrupted"),
+        ("7_1|x|COMPLETING|NodeDown|n1|0:00", "down", 60, "test", "interrupted"),
+        ("7_1|x|RUNNING|None|n1|1:00", "mixed*", 60, "test", "interrupted"),  # does not respond, and no heartbeat
+        ("7_1|x|PENDING|BeginTime||1:00", "idle", 60, "test", "interrupted"),  # started again after NODE_FAIL
+        ("7_1|x|NODE_FAIL|None|n1|0:00", "idle", 60, "test", "interrupted"),
+        ("", "idle", 60, "test", "interrupted"),
+        ("", "idle", 20, "test", "running"),  # a heartbeat of a moment ago counts for more than any queue
+        ("", "idle", 60, "elsewhere", "running"),  # a job of another cluster
+        ("", "idle", 60, None, "running"),
+    ],
+)
+def test_a_silent_claim_is_void_where_the_queue_knows_that_its_job_is_over(
+    cluster, tmp_path, queue, nodes, silent, cluster_name, state
+) -> None:
+    run = Run(tmp_path / "name-00000000")
+    run.folder.mkdir()
+    claim = {"host": "elsewhere boot ns", "pid": 1, "start": "1", "queue": "slurm", "job": "7_1", "restart": 0}
+    write_json(run.folder / "attempt-1.json", {**claim, "cluster": cluster_name})
+    os.utime(run.folder / "attempt-1.json", (time.time() - silent,) * 2)
+    (cluster.here / "queue").write_text(queue)
+    (cluster.here / "nodes").write_text(nodes)
+    assert run.state() == state
+
+
+@pytest.mark.parametrize("job", [["7"], "7; touch x", None, 7, {"x": 1}])
+def test_what_a_claim_says_of_its_job_is_not_trusted(cluster, tmp_path, job) -> None:
+    run = Run(tmp_path / "name-00000000")
+    run.folder.mkdir()
+    claim = {"host": "x", "pid": 1, "start": "1", "queue": "slurm", "job": job, "restart": 0, "cluster": "test"}
+    write_json(run.folder / "attempt-1.json", claim)
+    os.utime(run.folder / "attempt-1.json", (time.time() - 60,) * 2)
+    assert run.state() in ("running", "interrupted")
+    assert all("touch" not in word for told in cluster.told("squeue") for word in told["arguments"])
+
+
+def test_answers_of_the_cluster_are_remembered_for_30_seconds(cluster) -> None:
+    for _ in range(3):
+        slurm.jobs()
+        slurm.settings()
+    assert len(cluster.told("squeue")) == len(cluster.told("scontrol")) == 1
+
+
+def test_doctor_trains_nothing_on_a_login_node(cluster, tiny, capsule_sweeps, monkeypatch) -> None:
+    def lines(*words: str) -> dict[str, str]:
+        return {line[6:20].strip(): line[20:] for line in capsule_sweeps("doctor", *tiny, *words).out.splitlines()}
+
+    (cluster.here / "nodes").write_text("debug*|infinite|infinite")
+    found = lines("hydra/launcher=slurm", "device=cuda")
+    assert "left out on a login node" in found["training step"] and "left out on a login node" in found["device"]
+    assert "srun python -m capsule_sweeps doctor dataset=digits" in found["training step"]
+    local = lines()
+    assert "left out" in local["training step"]
+    assert "left out" not in local["device"]
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    assert "one step of" in lines("hydra/launcher=slurm", "device=cpu")["training step"], "inside of a job"
