@@ -35,6 +35,8 @@ def settings() -> Any:
         from wandb.sdk import wandb_setup
     except ImportError:
         return None
+    if os.environ.get("WANDB_MODE") == "":
+        del os.environ["WANDB_MODE"]  # empty means unset, and wandb refuses it
     found = wandb_setup.singleton().settings
     found.silent = True
     return found

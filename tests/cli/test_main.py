@@ -51,10 +51,10 @@ def test_each_file_is_a_command_and_why_an_alias_of_show() -> None:
     assert files - {"--init--", "main"} == set(parsers()) >= {*COMMANDS, "why", "import-checkpoint"}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_that_print_take_a_format_and_those_that_act_take_none(command) -> None:
-    assert "--runs-dir" in options(command) or command in ("prepare-data", "describe", "bench")
-    assert ("--format" in options(command)) == (command not in ACTING)
+def test_commands_that_print_take_a_format_and_those_that_act_take_none() -> None:
+    for command in COMMANDS:
+        assert "--runs-dir" in options(command) or command in ("prepare-data", "describe", "bench")
+        assert ("--format" in options(command)) == (command not in ACTING), command
 
 
 def test_a_new_command_is_one_new_file(tmp_path, monkeypatch, capsule_sweeps) -> None:
@@ -131,10 +131,10 @@ def test_wrong_usage(capsule_sweeps, arguments) -> None:
     assert ended.code == 2 and "usage" in ended.err
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help(capsule_sweeps, command) -> None:
-    ended = capsule_sweeps(command, "--help")
-    assert ended.code == 0 and "--help" in ended.out and ended.out.count("\n\n") >= 2
+def test_help(capsule_sweeps) -> None:
+    for command in COMMANDS:
+        ended = capsule_sweeps(command, "--help")
+        assert ended.code == 0 and "--help" in ended.out and ended.out.count("\n\n") >= 2
 
 
 @pytest.mark.parametrize("form", ["table", "md", "csv", "json"])
@@ -214,14 +214,11 @@ for line in sys.argv[1:]:
     assert ended.code == 0 and ended.err == "", ended.err
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("line", "offered", "not_offered"),
     [
-        (
-            "capsule-sweeps ",
-            {*COMMANDS, "why", "export", "import-checkpoint"},
-            {},
-        ),
+        ("capsule-sweeps ", {*COMMANDS, "why", "export", "import-checkpoint"}, {}),
         ("capsule-sweeps st", {"status"}, {"show"}),
         ("capsule-sweeps evaluate --", {"--num-routing", "--figure", "--format"}, {"--out"}),
         ("capsule-sweeps status --f", {"--format"}, {"--watch"}),

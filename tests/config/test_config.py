@@ -201,14 +201,10 @@ def run_two_images(overrides: list[str]) -> None:
 
 
 def test_only_classes_of_this_package_are_built() -> None:
-    for target in (
-        "os.system",
-        "torch.nn.Linear",
-        "subprocess.run",
-        "builtins.eval",
-        "capsule_sweeps_evil.X",
-        "torchvision.models.vgg11",
-    ):
+    ours = ["training.train.train", "runs.run.os.system", "runs.run.Path", "launchers.pool.Worker", "__main__.main"]
+    theirs = ["os.system", "builtins.eval", "subprocess.Popen", "capsule_sweeps", "capsule_sweeps_evil.X", "torch.nn"]
+    theirs += ["torch_evil.X", "torch.load", "torch.hub.os.system", "torch.nn.Linear", "torchvision.models.vgg11"]
+    for target in (*(f"capsule_sweeps.{name}" for name in ours), *theirs, "", ".", "torch."):
         with pytest.raises(ValueError, match=r"_target_"):
             build({"_target_": target, "command": "true"})
     for target in ("capsule_sweeps.networks.backbones.Nothing", "capsule_sweeps.nothing.Nothing"):

@@ -15,18 +15,13 @@ ROOT = Path(__file__).resolve().parents[2]
 # overrides → words that the sentence must have: the key and what would be right
 BAD: dict[str, tuple[list[str], list[str]]] = {
     "unknown option": (["dataset=KMNIST"], ["dataset", "KMNIST", "CIFAR10", "CIFAR100", "digits"]),
-    "unknown option of capsules": (["capsules=nothing"], ["capsules", "nothing", "CIFAR10"]),
-    "unknown option of training": (["training=slow"], ["training", "slow", "paper", "quick"]),
-    "unknown option of tracking": (["tracking=mlflow"], ["tracking", "mlflow", "wandb"]),
     "unknown option of routing": (["routing=nothing"], ["routing", "nothing", "inverted_attention", "dynamic", "em"]),
     "unknown group": (["optimizer=adam"], ["optimizer"]),
     "unknown key": (["training.learning_rate=0.1"], ["learning_rate"]),
     "unknown top key": (["num_routin=2"], ["num_routin"]),
     "unknown key of an ingredient": (["backbone.depth=3"], ["depth"]),
     "unknown added key": (["+training.nesterov=true"], ["nesterov"]),
-    "unknown added top key": (["+nothing=1"], ["nothing"]),
     "unknown added key of a backbone": (["+backbone.depth=3"], ["backbone", "depth"]),
-    "unknown added key of a routing": (["+routing.depth=3"], ["routing", "depth"]),
     "unknown added key of a model": (["+model.depth=3"], ["capsnet", "depth"]),
     "unknown key of a layer": (
         ["capsules.layers=[{type: conv, num_capsules: 2, pose_size: 4, kernel_size: 3, stride: 4, pad: 1}]"],
@@ -40,27 +35,20 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "broken syntax": (["training.milestones=[1,2"], ["[1,2"]),
     "list without -m": (["num_routing=1,2,3"], ["num_routing", "multirun"]),
     "num_routing zero": (["num_routing=0"], ["num_routing", "0", "at least 1"]),
-    "num_routing negative": (["num_routing=-1"], ["num_routing", "-1", "at least 1"]),
     "num_routing word": (["num_routing=two"], ["num_routing", "two", "nteger"]),
     "num_routing fraction": (["num_routing=1.5"], ["num_routing", "1.5", "nteger"]),
     "num_routing null": (["num_routing=null"], ["num_routing"]),
     "num_routing of the model": (["model.num_routing=0"], ["num_routing", "at least 1"]),
     "seed negative": (["seed=-1"], ["seed", "-1"]),
     "seed too large": (["seed=99999999999"], ["seed", "99999999999"]),
-    "seed word": (["seed=x"], ["seed", "x"]),
     "lr zero": (["training.lr=0"], ["training.lr", "greater than 0"]),
-    "lr negative": (["training.lr=-0.1"], ["training.lr", "-0.1", "greater than 0"]),
     "lr not a number": (["training.lr=nan"], ["training.lr", "nan"]),
     "lr infinite": (["training.lr=inf"], ["training.lr", "inf"]),
-    "lr word": (["training.lr=fast"], ["training.lr", "fast"]),
     "epochs zero": (["training.epochs=0"], ["training.epochs", "at least 1"]),
-    "epochs fraction": (["training.epochs=2.5"], ["training.epochs", "2.5"]),
     "batch_size zero": (["training.batch_size=0"], ["training.batch_size", "at least 1"]),
-    "batch_size word": (["training.batch_size=all"], ["training.batch_size", "all"]),
     "momentum one": (["training.momentum=1"], ["training.momentum", "less than 1"]),
     "weight_decay negative": (["training.weight_decay=-1"], ["training.weight_decay", "at least 0"]),
     "milestones unordered": (["training.milestones=[3,1]"], ["training.milestones", "rising"]),
-    "milestones word": (["training.milestones=[a]"], ["training.milestones", "a"]),
     "milestones number": (["training.milestones=3"], ["training.milestones"]),
     "schedule of the learning rate": (["training.lr_schedule=linear"], ["training.lr_schedule", "steps", "cosine"]),
     "warm-up as long as the run": (["training.warmup=1"], ["training.warmup", "share of the run", "less than 1"]),
@@ -73,7 +61,6 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
         ["training.label_smoothing=0.1", "training.loss=margin", "cross_entropy"],
     ),
     "ema two": (["training.ema=2"], ["training.ema=2", "less than 1", "null"]),
-    "ema negative": (["training.ema=-1"], ["training.ema=-1", "greater than 0"]),
     "ema_last without it": (["selection_rule=ema_last"], ["selection_rule", "training.ema"]),
     "batch larger than the data": (
         ["training=fast", "training.batch_size=256"],
@@ -88,9 +75,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "best_val without images for it": (["selection_rule=best_val"], ["selection_rule", "dataset.val_size"]),
     "selection_rule": (["selection_rule=best"], ["selection_rule", "last", "best_val", "best_test"]),
     "dropout one": (["capsules.dropout=1"], ["capsules.dropout", "less than 1"]),
-    "dropout negative": (["capsules.dropout=-0.1"], ["capsules.dropout", "at least 0"]),
     "device unknown": (["device=tpu"], ["device", "tpu", "auto", "cpu", "cuda"]),
-    "device number": (["device=cuda:x"], ["device", "cuda:x"]),
     "device absent": (["device=cuda:99"], ["device=cuda:99", "cpu"]),
     "schedule": (["routing.schedule=parallel"], ["schedule", "parallel", "concurrent", "sequential"]),
     "amp": (["training.amp=fp16"], ["training.amp", "fp16", "none", "bf16"]),
@@ -126,7 +111,6 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "stride zero": (["capsules.primary.stride=0"], ["capsules.primary.stride", "at least 1"]),
     "channels zero": (["backbone.channels=0"], ["backbone.channels", "at least 1"]),
     "channels word": (["backbone.channels=many"], ["backbone", "channels", "many"]),
-    "channels fraction": (["backbone.channels=1.5"], ["backbone", "channels", "1.5"]),
     "std zero": (["dataset.std=[0]"], ["dataset.std", "greater than 0"]),
     "std of three channels": (["dataset.std=[1,1,1]"], ["dataset.std", "dataset.channels=1"]),
     "num_classes": (["dataset.num_classes=7"], ["dataset.num_classes=7", "10"]),
@@ -193,11 +177,14 @@ IN_SWEEPS = [  # composed in another way than a single run: what Hydra catches, 
 ]
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("flags", [["debug=false"], ["-m", "debug=false"]], ids=["run", "sweep"])
 @pytest.mark.parametrize("case", IN_SWEEPS)
 def test_launch_says_the_same_in_a_run_and_in_a_sweep(launch, place, case, flags) -> None:
     overrides, words = BAD[case]
-    assert_one_sentence(launch(*flags, *overrides), words, place)
+    ended = launch(*flags, *overrides)
+    assert_one_sentence(ended, words, place)
+    assert ended.err.startswith("Error: ") and len(ended.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -218,12 +205,6 @@ def test_launch_says_the_same_in_a_run_and_in_a_sweep(launch, place, case, flags
 )
 def test_wrong_point_after_a_right_one(launch, place, swept, words) -> None:
     assert_one_sentence(launch("-m", *swept.split()), words, place)
-
-
-def test_the_sentence_is_one_line(launch) -> None:
-    for overrides in (["num_routing=0"], ["num_routing=two"], ["capsules.classes.pose_size=5"], ["device=cuda:99"]):
-        err = launch(*overrides).err
-        assert err.startswith("Error: ") and len(err.splitlines()) == 1, err
 
 
 # Real processes
@@ -284,9 +265,3 @@ def test_folder_of_a_run_that_is_a_file(launch, runs) -> None:
     folder.write_text("")
     ended = launch("seed=0")
     assert ended.code == 1 and "Traceback" not in ended.text and str(folder) in ended.text
-
-
-def test_commands_name_what_they_do_not_know(capsule_sweeps, place) -> None:
-    for arguments in ([], ["nothing"], ["status", "--format", "xml"], ["results", "--rule", "best"]):
-        ended = capsule_sweeps(*arguments)
-        assert ended.code == 2 and "usage" in ended.err and "Traceback" not in ended.err

@@ -46,7 +46,7 @@ def test_a_second_folder_with_the_signature_does_not_hide_the_genuine_one(make_r
     assert sum("it has the signature of" in line for line in caplog.messages) == 2
 
 
-@pytest.mark.parametrize("epoch", [-3, 10**6, 0.5, True])
+@pytest.mark.parametrize("epoch", [-3, 10**6, True])
 def test_a_checkpoint_of_an_epoch_that_the_run_does_not_have(launch, trained, runs, epoch) -> None:
     trained(signal_at=(signal.SIGTERM, 8))
     path = runs.only() / "checkpoint.pt"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 
 import pytest
@@ -34,10 +33,3 @@ def test_refused_at_once(tmp_path, text, why) -> None:
     with pytest.raises(ValueError, match=why) as raised:
         read_config(tmp_path / "config.yaml")
     assert len(str(raised.value)) < 400 and "\n" not in str(raised.value) and time.process_time() - started < 30
-
-
-def test_commands_say_one_sentence(trained, capsule_sweeps, runs) -> None:
-    trained(signal_at=(signal.SIGTERM, 3))
-    (runs.only() / "config.yaml").write_text(BOMB)
-    ended = capsule_sweeps("retry", "--yes", runs.only().name)
-    assert ended.code == 1 and "anchors" in ended.err and ended.err.count("\n") == 1

@@ -8,10 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import nbformat
-import pandas as pd
 import pytest
-
-from capsule_sweeps.results.render import render as table
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "<script>document.title=1</script>"
@@ -41,6 +38,7 @@ def rendering(tmp_path_factory) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_pages_are_text_and_nobody_else_reaches_the_kernel(rendering, tmp_path, capfd) -> None:
     assert rendering.main(str(tmp_path)) == 0, "what is missing is no failure"
     said = capfd.readouterr()
@@ -51,8 +49,3 @@ def test_pages_are_text_and_nobody_else_reaches_the_kernel(rendering, tmp_path, 
     executed = nbformat.read(rendering.HERE / "rendered" / "hostile.ipynb", as_version=4)
     assert executed.cells[2].outputs[0].data["text/plain"] == "'ipc'"
     assert "<p>&lt;b&gt;no ablation</p>" in (rendering.HERE / "rendered" / "lacking.html").read_text()
-
-
-def test_cells_of_a_markdown_table_are_text() -> None:
-    lines = table(pd.DataFrame([{"dataset": f"a|b\\|c\n{IMAGE}&"}]), "md").splitlines()
-    assert lines[2].startswith(r"| a\|b\\\|c &lt;img src=x onerror=") and lines[2].endswith("&gt;&amp; |")

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -96,25 +95,15 @@ def test_garbled_sweep_signals_nobody(tiny_config, capsule_sweeps, killed, conte
     assert ended.code in (0, 1) and killed == []
 
 
-def test_launcher_that_went_away_meanwhile_is_no_traceback(tiny_config, capsule_sweeps, monkeypatch) -> None:
+@pytest.mark.parametrize("error", [ProcessLookupError, PermissionError])
+def test_launcher_that_cannot_be_signaled_is_no_traceback(tiny_config, capsule_sweeps, monkeypatch, error) -> None:
     make_run(tiny_config())
     sweep_file(pid=os.getppid(), start=owner._process_start(os.getppid()))
 
-    def gone(pid: int, signum: int) -> None:
-        raise ProcessLookupError
+    def fail(pid: int, signum: int) -> None:
+        raise error
 
-    monkeypatch.setattr(os, "kill", gone)
-    assert capsule_sweeps("cancel", SWEEP).code in (0, 1)
-
-
-def test_foreign_launcher_that_may_not_be_signaled_is_no_traceback(tiny_config, capsule_sweeps, monkeypatch) -> None:
-    make_run(tiny_config())
-    sweep_file(pid=os.getppid(), start=owner._process_start(os.getppid()))
-
-    def forbidden(pid: int, signum: int) -> None:
-        raise PermissionError
-
-    monkeypatch.setattr(os, "kill", forbidden)
+    monkeypatch.setattr(os, "kill", fail)
     assert capsule_sweeps("cancel", SWEEP).code in (0, 1)
 
 
@@ -188,13 +177,12 @@ def test_retry_of_a_moved_folder_stays_in_it(trained, capsule_sweeps, runs) -> N
 @pytest.mark.parametrize("parallel", ["0", "many", "-1", "1.5", ""])
 def test_retry_with_a_bad_number(tiny_config, capsule_sweeps, parallel) -> None:
     run = make_run(tiny_config(), "failed")
-    (run.folder / "config.yaml").write_text("{}")
     (run.folder / "config.yaml").write_text(OmegaConf.to_yaml(tiny_config()))
     ended = capsule_sweeps("retry", "--yes", "all", f"--parallel={parallel}")
     assert ended.code == 1 and "parallel" in ended.err and "Error: " in ended.err
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[]", "seed: 1", "\x00", "a: !!python/object/apply:os.getcwd []"])
+@pytest.mark.parametrize("content", [None, "seed: 1", "a: !!python/object/apply:os.getcwd []"])
 def test_retry_of_a_garbled_config_names_it(tiny_config, capsule_sweeps, content) -> None:
     run = make_run(tiny_config(), "failed")
     if content is not None:
@@ -280,14 +268,6 @@ def test_gc_does_not_follow_links(tiny_config, capsule_sweeps, tmp_path) -> None
     assert all(path.exists() for path in [*kept, outside / "precious" / "file"])
 
 
-def test_gc_of_a_shelf_that_is_a_link_removes_nothing_there(tiny_config, capsule_sweeps, tmp_path) -> None:
-    make_run(tiny_config())
-    (tmp_path / "outside" / "precious").mkdir(parents=True)
-    Path("runs/.superseded").symlink_to(tmp_path / "outside")
-    capsule_sweeps("gc", "--yes")
-    assert (tmp_path / "outside" / "precious").exists()
-
-
 def test_gc_while_a_folder_disappears(tiny_config, monkeypatch) -> None:
     run = make_run(tiny_config())
     paths = []
@@ -296,7 +276,3 @@ def test_gc_while_a_folder_disappears(tiny_config, monkeypatch) -> None:
     temporary(run.folder, 2)
     garbage.remove(run.folder / "not there", Path("runs"))
     assert len(list(garbage.garbage(Path("runs")))) == len(paths) + 1
-
-
-def test_owner_names_this_host() -> None:
-    assert owner.owner()["host"].split()[0] == socket.gethostname()

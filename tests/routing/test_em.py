@@ -25,8 +25,7 @@ def explicit(layer):
     return layer._replace(votes=RecordingVotes(layer.votes.weight, layer.votes.stride))
 
 
-@pytest.mark.parametrize("density", ["sum", "mean"])
-@pytest.mark.parametrize("num_routing", [1, 2, 3, 5])
+@pytest.mark.parametrize(("num_routing", "density"), [(1, "sum"), (2, "mean"), (5, "sum")])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_procedure_1(shape, num_routing, density) -> None:
     layer = make_layer(shape)
@@ -77,7 +76,7 @@ def test_coefficients_sum_to_one_and_parents_lie_in_the_hull_of_their_votes(shap
     assert (own <= reach.amax(3) + slack).all() and (own >= reach.amin(3) - slack).all()
 
 
-@pytest.mark.parametrize("size", [0.0, 1e-20, 1e-4, 1.0, 1e4, 1e8])
+@pytest.mark.parametrize("size", [0.0, 1e-20, 1.0, 1e8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", [FastVotes, RecordingVotes], ids=["fast", "recording"])
 def test_float32_is_stable_for_votes_of_any_size(size, dtype, kind) -> None:
@@ -140,7 +139,7 @@ def test_gradients() -> None:
 
 
 @pytest.mark.parametrize("evenly", [True, False])
-@pytest.mark.parametrize("num_images", [1, 2, 3])  # of a slice: the last one of two is not full
+@pytest.mark.parametrize("num_images", [2, 3])  # of a slice: the last one of two is not full
 @pytest.mark.parametrize(
     "shape",
     [

@@ -115,9 +115,7 @@ def test_sweep_by_name_and_as_filter(some) -> None:
         select(Path("runs"), ["sweep-1"])
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", "5", '{"signatures": 5}', '{"signatures": [5]}', '{"signatures": null}']
-)
+@pytest.mark.parametrize("content", ["{", "[]", '{"signatures": [5]}', '{"signatures": null}'])
 def test_garbled_sweep_is_no_traceback_and_named(some, capsule_sweeps, content) -> None:
     Path("runs/.sweeps").mkdir()
     Path("runs/.sweeps/sweep-12345678.json").write_text(content)

@@ -14,7 +14,6 @@ from capsule_sweeps import compose_config
 from capsule_sweeps.runs.record import read_record
 from capsule_sweeps.runs.signature import columns
 from capsule_sweeps.tracking.wandb_send import facts_of
-from capsule_sweeps.tracking.wandb_sync import _spans
 
 ROOT = Path(__file__).resolve().parents[2]
 WANDB = Path(sys.executable).with_name("wandb")
@@ -144,6 +143,7 @@ def test_failed_and_interrupted_runs_are_sent_as_such(offline, sync, runs, wandb
     assert len(wandb_server.rows(interrupted.name[-8:])) == 1
 
 
+@pytest.mark.nightly
 def test_queued_runs(offline, python, runs, wandb_server) -> None:
     """An interrupted run is sent as far as it is; a run that has not started has nothing to send."""
     (stopped,) = offline(signal_at=(signal.SIGTERM, 8))
@@ -166,6 +166,7 @@ def test_what_did_not_arrive_is_reported(offline, python, wandb_server) -> None:
     assert ended.code == 0 and ended.out.count("sent, 2 epochs") == 2, ended.text
 
 
+@pytest.mark.nightly
 def test_service_that_stands_still_in_the_end_is_not_waited_for(offline, python, wandb_server) -> None:
     offline()
     ended = python("-c", STANDS_STILL, "sync", PYTHONPATH=str(ROOT))
@@ -205,6 +206,7 @@ def test_what_wandb_has_wrong_is_made_anew_under_another_id(offline, runs, sync,
     assert set(wandb_server.runs) == {identity, f"{identity}-2"}
 
 
+@pytest.mark.nightly
 def test_run_that_was_deleted_there_is_sent_under_another_id(offline, runs, sync, wandb_server) -> None:
     (folder,) = offline()
     identity = folder.name[-8:]
@@ -261,11 +263,6 @@ def test_without_a_key_or_server_one_sentence(offline, sync, wandb_server, monke
     assert not wandb_server.num_requests
 
 
-@pytest.mark.parametrize(("epochs", "text"), [([1], "1"), ([1, 2, 3, 7], "1–3, 7"), ([2, 4], "2, 4")])
-def test_spans(epochs, text) -> None:
-    assert _spans(epochs) == text
-
-
 # ── W&B's agent ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -278,6 +275,7 @@ def test_shipped_sweep_is_one_that_launch_understands() -> None:
             compose_config([f"{name}={value}"])
 
 
+@pytest.mark.nightly
 def test_agent_s_finished_run_does_not_wait_for_the_service(launch, trained, python, tiny, wandb_server) -> None:
     assert trained().code == 0
     told = {"WANDB_SWEEP_ID": "sw1", "WANDB_RUN_ID": "agent1", "PYTHONPATH": str(ROOT)}
