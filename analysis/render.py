@@ -25,6 +25,11 @@ from capsule_sweeps.display import terminal
 TAGS = {*bleach.ALLOWED_TAGS, "p", "br", "hr", *(f"h{level}" for level in range(1, 7)), "div", "span", "pre"}
 TAGS |= {"table", "thead", "tbody", "tr", "th", "td"}
 HERE = Path(__file__).resolve().parent
+PRINT = """<style>@media print {
+  pre { white-space: pre-wrap !important } table { font-size: 7pt !important; margin: 0 !important }
+  .jp-OutputPrompt, .jp-InputPrompt { display: none !important } tr, img { break-inside: avoid }
+}</style>"""
+STYLE = "<style>body { font: 1rem/1.5 sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem }</style>"
 
 
 def clean_html(element: str | bytes) -> str:
@@ -40,9 +45,8 @@ def render(path: Path, folder: Path, **parameters: str) -> None:
     injected = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
     notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(injected))
     resources = {"metadata": {"path": str(path.parent.parent)}}
-    with TemporaryDirectory(
-        prefix="kernel"
-    ) as scratch:  # its kernel takes no messages by TCP, which anybody on this machine may send
+    # The kernel listens on no TCP port, to which everyone on this machine could send messages
+    with TemporaryDirectory(prefix="kernel") as scratch:
         config = Config({"ConnectionFileMixin": {"transport": "ipc", "ip": f"{scratch}/ipc"}})
         client = NotebookClient(notebook, timeout=3600, kernel_name="python3", resources=resources, config=config)
         client.execute()
@@ -51,6 +55,7 @@ def render(path: Path, folder: Path, **parameters: str) -> None:
     exporter = HTMLExporter(embed_images=True, sanitize_html=True, filters={"clean_html": clean_html})
     page, _ = exporter.from_notebook_node(notebook)
     page = re.sub(r"<script\b.*?</script\s*>", "", page, flags=re.DOTALL | re.IGNORECASE)
+    page = page.replace("</head>", f"{PRINT}</head>", 1)
     (folder / f"{path.stem}.html").write_text(page, encoding="utf-8")
 
 
@@ -58,7 +63,7 @@ def say_missing(name: str, folder: Path, sentence: str) -> None:
     """A page in place of a notebook's, for runs that lack what the notebook shows."""
     folder.mkdir(parents=True, exist_ok=True)
     words = f"<h1>{name}</h1>\n<p>{html_text(sentence)}</p>"
-    page = f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{name}</title>\n{words}\n</html>\n'
+    page = f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{name}</title>{STYLE}\n{words}\n</html>\n'
     (folder / f"{name}.html").write_text(page, encoding="utf-8")
 
 
@@ -82,5 +87,5 @@ def main(runs_dir: str, *names: str) -> int:
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
-        sys.exit("Error: say where the runs are: python analysis/render.py runs")
+        sys.exit("Error: pass the folder of the runs: python analysis/render.py runs")
     sys.exit(main(*sys.argv[1:]))
