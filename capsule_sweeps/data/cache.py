@@ -45,6 +45,7 @@ class Decoded:
     val: tuple[Images, Labels] | None = None  # where the source has validation images of its own
 
     def splits(self) -> dict[str, tuple[Images, Labels]]:
+        """Split → images (N, C, H, W) and labels."""
         return {"train": self.train, "test": self.test} | ({} if self.val is None else {"val": self.val})
 
     def arrays(self) -> Arrays:

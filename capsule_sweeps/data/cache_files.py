@@ -50,6 +50,7 @@ def is_refused(path: Path, trusted: set[int]) -> bool:
 
 
 def user(uid: int) -> str:
+    """The name of a user, or `user UID` where there is none."""
     import pwd
 
     try:

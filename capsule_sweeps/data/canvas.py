@@ -15,6 +15,8 @@ SIZES = {"digits": 20}  # base → the size of its images on the canvas: here th
 
 
 class Canvas(Variant):
+    """The images of `dataset.base`, in the middle of black ones of `dataset.image_size` pixels."""
+
     key = "on a canvas of dataset.image_size"
 
     @staticmethod
@@ -22,6 +24,7 @@ class Canvas(Variant):
         return dataset.base is not None
 
     def origin(self, dataset: Any) -> Any:
+        """The data set whose images are put on the canvas. Raises ValueError if the canvas is smaller than they are."""
         if dataset.image_size < DIGIT_SIZE:
             raise ValueError(
                 f"dataset.image_size={dataset.image_size} is too small a canvas for {dataset.name}: its digits need "

@@ -55,7 +55,10 @@ OVERLAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def pair(digits: Split, shift: int, seed: int | list[int], single_share: float = 0.0, overlay: str = "max") -> Pairs:
-    """Pairs of single digits: partners even among those of other classes, offsets even; a share of them alone."""
+    """Pairs of single digits: partners even among those of other classes, offsets even; a share of them alone.
+
+    Raises ValueError if all digits are of one class.
+    """
     random, labels = np.random.RandomState(seed), digits.labels.cpu().numpy()
     order, counts = np.argsort(labels, kind="stable"), np.bincount(labels)
     own_first, own_count = (np.cumsum(counts) - counts)[labels], counts[labels]

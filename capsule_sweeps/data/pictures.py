@@ -39,6 +39,7 @@ class Kind(NamedTuple):
 
     @property
     def usable(self) -> bool:
+        """Whether an image is square, not too large, and gray or RGB."""
         return self.width == self.height <= MAX_SIDE and self.mode in MODES.values()
 
 

@@ -31,6 +31,7 @@ class Simple(nn.Module):
         self.out_shape = (channels, _halved(height), _halved(width))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) → features (B, channels, ⌈H/2⌉, ⌈W/2⌉)."""
         features: Tensor = self.layers(images)
         return features
 
@@ -47,11 +48,13 @@ class BasicBlock(nn.Module):
         self.shortcut = self.make_shortcut(in_channels, channels, stride)
 
     def make_shortcut(self, in_channels: int, channels: int, stride: int) -> Callable[[Tensor], Tensor]:
+        """The identity, or a 1x1 convolution with batch normalization where the shape changes."""
         if stride == 1 and in_channels == channels:
             return nn.Sequential()
         return nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features (B, in_channels, H, W) → (B, channels, ⌈H/stride⌉, ⌈W/stride⌉)."""
         y = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
@@ -72,6 +75,7 @@ class ResNet(nn.Module):
         self.out_shape = (128, _halved(height), _halved(width))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) → features (B, 128, ⌈H/2⌉, ⌈W/2⌉)."""
         features: Tensor = self.layers(images)
         return features
 
@@ -80,11 +84,13 @@ class PlainBlock(BasicBlock):
     """A basic block whose shortcut has no weights: every second pixel, channels of zeros (He et al. 2016, option A)."""
 
     def make_shortcut(self, in_channels: int, channels: int, stride: int) -> Callable[[Tensor], Tensor]:
+        """`pick_and_pad` with the settings of this block."""
         before, added = (channels - in_channels) // 2, channels - in_channels
         return partial(pick_and_pad, stride=stride, padding=(0, 0, 0, 0, before, added - before))
 
 
 def pick_and_pad(x: Tensor, stride: int, padding: tuple[int, ...]) -> Tensor:
+    """Every `stride`-th pixel of x (B, C, H, W), with zeros added as F.pad does."""
     return F.pad(x[:, :, ::stride, ::stride], padding)
 
 
@@ -112,5 +118,6 @@ class ResNet20(nn.Module):
         self.out_shape = (4 * width, _halved(_halved(height)), _halved(_halved(row)))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) → features (B, 4·width, ⌈H/4⌉, ⌈W/4⌉)."""
         features: Tensor = self.layers(images)
         return features

@@ -34,6 +34,7 @@ class ResNet18(nn.Module):
         self.head = nn.Linear(512, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) → logits (B, num_classes)."""
         logits: Tensor = self.head(self.pool(self.blocks(self.stem(images))).flatten(1))
         return logits
 
@@ -63,6 +64,7 @@ class CNN(nn.Module):
         self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) → logits (B, num_classes)."""
         logits: Tensor = self.head(self.pool(self.convolutions(self.backbone(images))).flatten(1))
         return logits
 
@@ -77,6 +79,7 @@ class AveragePool(nn.Module):
         self.head = _he_linear(self.backbone.out_shape[0], num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) → logits (B, num_classes)."""
         logits: Tensor = self.head(self.pool(self.backbone(images)).flatten(1))
         return logits
 
@@ -101,6 +104,7 @@ class Convolution(nn.Module):
         self.head = _he_linear(channels * height * width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) → logits (B, num_classes)."""
         logits: Tensor = self.head(self.convolution(self.backbone(images)).flatten(1))
         return logits
 

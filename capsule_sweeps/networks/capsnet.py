@@ -38,6 +38,7 @@ class OwnHeads(nn.Module):
             nn.init.uniform_(parameter, -(pose_size**-0.5), pose_size**-0.5)
 
     def forward(self, poses: Tensor) -> Tensor:
+        """Poses of the class capsules (B, num_classes, 1, 1, D) → logits (B, num_classes, 1, 1, 1)."""
         return (poses * self.weight).sum(-1, keepdim=True) + self.bias
 
 
@@ -83,6 +84,7 @@ class CapsNet(nn.Module):
     def forward(
         self, images: Tensor, intermediates: bool = False, votes: MakeVotes | None = None
     ) -> Tensor | tuple[Tensor, Intermediates]:
+        """Images (B, C, H, W) → logits (B, num_classes), with `intermediates` also Intermediates."""
         features = self.backbone(images)
         if intermediates:
             capsules, steps = self.capsules.watch(features)

@@ -35,6 +35,7 @@ class PoseBatchNorm(nn.Module):
         self.norm = nn.BatchNorm2d(num_capsules * pose_size)
 
     def forward(self, poses: Tensor) -> Tensor:
+        """Poses (B, N, H, W, D) → normalized poses of the same shape."""
         images = self.norm(poses.movedim(4, 2).flatten(1, 2))
         return images.unflatten(1, (poses.shape[1], poses.shape[4])).movedim(2, 4)
 
@@ -81,6 +82,7 @@ class PrimaryCapsules(nn.Module):
             self.activation = nn.Sequential(self.activation, nn.BatchNorm2d(num_capsules))
 
     def forward(self, features: Tensor) -> Capsules:
+        """Features (B, C, H, W) → capsules with poses (B, N, H, W, D)."""
         features = features.contiguous(memory_format=torch.channels_last)  # so that poses are last in memory
         num_capsules, _, _, pose_size = self.out_shape
         images = self.conv(features).movedim(1, 3).unflatten(3, (num_capsules, pose_size))

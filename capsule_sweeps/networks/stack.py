@@ -104,12 +104,16 @@ class CapsuleStack(nn.Module):
         return layer.routing
 
     def forward(self, features: Tensor, votes: MakeVotes | None = None) -> list[Capsules]:
-        """`votes` replaces those of the layers for this call."""
+        """Features (B, C, H, W) → the capsules of all layers, primary ones first.
+
+        `votes` replaces those of the layers for this call.
+        """
         layers = [partial(layer, votes=votes) for layer in self.layers]
         return self.schedule(layers, self.primary(features), self.num_routing)
 
     def watch(self, features: Tensor) -> tuple[list[Capsules], list[list[Step]]]:
-        """The result of `forward`, from recorded votes, and the Steps of each layer, first iteration first."""
+        """Features (B, C, H, W) → the result of `forward`, from recorded votes, and the Steps of each layer, first
+        iteration first."""
         steps: list[list[Step]] = [[] for _ in self.layers]
 
         def watched(number: int, children: Capsules, previous: Capsules | None = None) -> Capsules:

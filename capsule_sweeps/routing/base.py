@@ -45,6 +45,7 @@ class Squash(nn.Module):
         self.scale = pose_size**0.5
 
     def forward(self, sums: Tensor) -> Tensor:
+        """Summed votes (…, D) → poses (…, D), each shorter than 1."""
         return squash(sums * self.scale)
 
 
@@ -109,6 +110,7 @@ class Routing(nn.Module):
 
 
 def check_class_logits(value: str) -> str:
+    """`routing.class_logits`, unchanged. Raises ValueError unless it is logit or log."""
     if value not in ("logit", "log"):
         raise ValueError(f"routing.class_logits={value} is unknown: it must be logit or log")
     return value

@@ -56,6 +56,7 @@ def route_backward(
 
 
 def fused_route(patches: Tensor, weight: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
+    """`route` by compiled kernels."""
     coefficients = torch.softmax(_AGREEMENT(patches, weight, parents), 1)
     return _WEIGHTED_SUM(patches, weight, coefficients), coefficients
 
@@ -63,6 +64,7 @@ def fused_route(patches: Tensor, weight: Tensor, parents: Tensor) -> tuple[Tenso
 def fused_route_backward(
     patches: Tensor, weight: Tensor, parents: Tensor, coefficients: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """`route_backward` by compiled kernels."""
     grad_s = _GRAD_S(coefficients, _AGREEMENT(patches, weight, grad))
     return (
         _GRAD_PATCHES(weight, parents, coefficients, grad, grad_s),
@@ -90,7 +92,7 @@ def grad_agreement(coefficients: Tensor, grad_r: Tensor) -> Tensor:
 
 
 def grad_patches(weight: Tensor, parents: Tensor, coefficients: Tensor, grad: Tensor, grad_s: Tensor) -> Tensor:
-    """Σ_m W ∂V (i, x, a, p)."""
+    """The gradient of the patches: Σ_m W ∂V (i, x, a, p)."""
     _, _, d, x = weight.shape
     votes = [_grad_votes(parents, coefficients, grad, grad_s, j) for j in range(d)]
     sums = [_sum(votes[j] * weight[:, :, j, y, None, None] for j in range(d)).sum(1) for y in range(x)]
@@ -133,6 +135,7 @@ _GRAD_WEIGHT = Compiled(grad_weight, OPTIONS)
 
 
 def sliced_route(patches: Tensor, weight: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
+    """`route` by matrix products."""
     poses = parents.flatten(1, 2)
     sums = torch.zeros_like(poses)
     coefficients = patches.new_empty(len(weight), len(poses), poses.shape[2])
@@ -146,6 +149,7 @@ def sliced_route(patches: Tensor, weight: Tensor, parents: Tensor) -> tuple[Tens
 def sliced_route_backward(
     patches: Tensor, weight: Tensor, parents: Tensor, coefficients: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """`route_backward` by matrix products, with the votes computed again."""
     poses, g = parents.flatten(1, 2), grad.flatten(1, 2)
     grad_patches, grad_weight, grad_poses = (
         torch.empty_like(patches),
@@ -182,6 +186,7 @@ def vote_slices(patches: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor
 
 
 def votes_per_slice(device: torch.device) -> int:
+    """Numbers of votes that one slice may have on a device."""
     return VOTES_PER_SLICE if device.type in ("cpu", "meta") else VOTES_PER_SLICE_GPU
 
 

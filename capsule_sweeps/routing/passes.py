@@ -74,7 +74,10 @@ def _fused_slice(parents: Tensor) -> int:
 
 
 def cache_slice(parents: Tensor) -> int:
-    """Number of images of a slice: as many as fit the cache with the votes of one child, about equal in all slices."""
+    """Number of images of a slice: as many as fit the cache with the votes of one child, about equal in all slices.
+
+    parents (B, M, h, w, E).
+    """
     batch = len(parents)
     most = min(batch, max(1, kernels.votes_per_slice(parents.device) // parents[0].numel()))
     return int(-(-batch // -(-batch // most)))
@@ -117,6 +120,7 @@ class Layout:
         return parents.permute(0, 4, 1, 5, 6, 3, 2).flatten(5).flatten(0, 1)[: self.batch].contiguous()
 
     def images(self, number: int) -> slice:
+        """The images of a slice."""
         return slice(number * self.num_images, (number + 1) * self.num_images)
 
     def patches(self, number: int, values: Tensor | None = None) -> Tensor:

@@ -52,6 +52,7 @@ def bytes_needed(model: nn.Module) -> int:
 
 
 def damaged(path: Path, error: Exception) -> str:
+    """The message for a checkpoint that is damaged."""
     reason = " ".join(str(error).split())[:200]
     return f"{path} is damaged ({reason}); remove it and the run starts from scratch"
 

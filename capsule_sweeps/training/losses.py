@@ -42,7 +42,7 @@ def spread(logits: Tensor, labels: Tensor, progress: float, reduction: str) -> T
 
 
 def binary_cross_entropy(logits: Tensor, labels: Tensor, progress: float, reduction: str) -> Tensor:
-    """−log a for each correct class, −log (1 − a) for each other, summed over classes.
+    """−log a for each correct class, −log (1 − a) for each other, summed over classes; logits (B, num_classes).
 
     It does not depend on the number of classes per image.
     """

@@ -22,7 +22,7 @@ from capsule_sweeps.runs.signals import Interrupted
 
 
 def check_finite(losses: Tensor, epoch: int, num_batches: int) -> None:
-    """Raises FloatingPointError naming the first step whose loss is not finite."""
+    """Raises FloatingPointError naming the first step of an epoch whose loss is not finite; losses (num_batches,)."""
     wrong = (~torch.isfinite(losses)).nonzero()
     if len(wrong):
         batch = int(wrong[0])

@@ -287,6 +287,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
 
 
 def serialized(content: dict[str, Any]) -> bytes:
+    """The bytes that torch.save writes."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()

@@ -32,11 +32,13 @@ Files = list[tuple[str, int, int]]  # name, bytes, modification time in ns
 
 
 def list_source(dataset: Any, data_dir: Path) -> Any:
+    """The folder, and names, sizes and times of its images. Raises ValueError for a folder without class folders."""
     root = _root(dataset, data_dir)
     return [dataset.root and os.path.abspath(root), list_class_tree(dataset, root)]
 
 
 def read_source(dataset: Any, data_dir: Path) -> Decoded:
+    """The images and labels of all class folders. Raises ValueError naming images that are not usable."""
     root = _root(dataset, data_dir)
     tree = list_class_tree(dataset, root)
     _report_left_out(root, tree)

@@ -27,12 +27,14 @@ Shape = tuple[int, ...]
 
 
 def list_source(dataset: Any, data_dir: Path) -> Any:
+    """The path, size and time of the file. Raises ValueError if it is missing."""
     path = _path(dataset.root)
     status = _status(path)
     return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
 
 
 def read_source(dataset: Any, data_dir: Path) -> Decoded:
+    """The images and labels of the file. Raises ValueError for arrays that do not fit each other."""
     path = _path(dataset.root)
     found = _open(path)
     splits = {}

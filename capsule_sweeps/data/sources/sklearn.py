@@ -14,13 +14,14 @@ NUM_TRAIN = 1400
 
 
 def list_source(dataset: Any, data_dir: Path) -> Any:
+    """What the images depend on. Raises ValueError for another name than digits."""
     if dataset.name != "digits":
         raise ValueError(f"dataset.source=sklearn has only digits, not {dataset.name}.")
     return ["digits", dataset.image_size, NUM_TRAIN, SPLIT_SEED]
 
 
 def read_source(dataset: Any, data_dir: Path) -> Decoded:
-    """The digits, resized bilinearly, split by SPLIT_SEED."""
+    """The digits, resized bilinearly, split by SPLIT_SEED. Raises ValueError if scikit-learn is missing."""
     import torch
     from torch.nn import functional as F
 

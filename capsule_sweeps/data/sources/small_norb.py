@@ -50,10 +50,12 @@ class Part(NamedTuple):
     info: NDArray[np.int32]
 
     def of(self, chosen: NDArray[np.bool_]) -> Part:
+        """The chosen (N,) images."""
         return Part(self.images[chosen], self.labels[chosen], self.info[chosen])
 
 
 def list_source(dataset: Any, data_dir: Path) -> Any:
+    """Names, sizes and times of the files, and the settings that the images depend on."""
     return [list_files(data_dir / "small_norb"), _views(dataset), dataset.channels, dataset.crop_margin]
 
 

@@ -22,16 +22,22 @@ from capsule_sweeps.data.sources.folder import list_files
 
 
 class DataSet(NamedTuple):
+    """How a data set of torchvision is read."""
+
     folder: str  # below data_dir
     read: Callable[[str, Path, str], Decoded]  # takes the data set's name, data_dir, folder
 
 
 def list_source(dataset: Any, data_dir: Path) -> Any:
+    """Names, sizes and times of the files; empty before the download. Raises ValueError for an unknown name."""
     return list_files(data_dir / _find(dataset.name).folder)  # empty before the download
 
 
 def read_source(dataset: Any, data_dir: Path) -> Decoded:
-    """Downloads into data_dir what is missing there or fails torchvision's md5 check."""
+    """Downloads into data_dir what is missing there or fails torchvision's md5 check.
+
+    Raises ValueError if that is not possible.
+    """
     folder, read = _find(dataset.name)
     state = "damaged in" if (data_dir / folder).exists() else "not under"
     try:
