@@ -1,4 +1,4 @@
-"""Shared by the tests: a tiny run; launch.py in this process, in its own, and in one that waits where it is told."""
+"""Shared by the tests: a tiny run; launch.py in this process, in its own, and in one that waits at a given place."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ runpy.run_path(launch, run_name="__main__")
 """
 
 
-PATIENCE = 300  # seconds that a process may take for what takes one alone: others may use the cores, too
+PATIENCE = 300  # seconds that a process may take for what takes one alone: others may also use the cores
 PROCESSES = {
     "cluster",
     "compiler",
@@ -169,7 +169,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         folder.mkdir()
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # no server listens there
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))

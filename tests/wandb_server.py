@@ -162,7 +162,7 @@ class WandbServer:
             self.runs[identity]["sweep"] = v.get("sweep")
             self.runs[identity]["complete"] = True
         run = self.runs[identity]
-        if run["complete"] and not v.get("id"):  # it begins, or goes on; with an id the page, or the API, edits it
+        if run["complete"] and not v.get("id"):  # it begins, or resumes; with an id the page, or the API, edits it
             run |= {"complete": False, "exitcode": None, "preempting": False}
         names = {
             "project": "project",

@@ -51,7 +51,7 @@ def test_what_differs_and_nothing_else(two, capsule_sweeps) -> None:
     found = {(row["what"], row["key"]): (row[two[0]], row[two[1]]) for row in rows}
     assert found == {
         ("configuration", "seed"): (0, 1),
-        ("configuration", "training.loss"): ("cross_entropy", "margin"),  # a neutral value is not signed, but is told
+        ("configuration", "training.loss"): ("cross_entropy", "margin"),  # a neutral value is not signed, but is shown
         ("code", "training.train"): ("00000001", "00000002"),
         ("versions", "torch"): ("2.6", "2.7"),
         ("numbers", "accuracy_last"): (0.5, 0.25),

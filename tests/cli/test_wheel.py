@@ -79,7 +79,7 @@ for line in sys.argv[2:]:
     assert "left with" not in ended.stdout.partition("# --version")[0]
 
 
-def test_what_needs_a_checkout_says_so(installed, place) -> None:
+def test_commands_that_need_a_checkout_are_refused(installed, place) -> None:
     program = """
 from pathlib import Path
 from capsule_sweeps.launchers.snapshot import take_snapshot

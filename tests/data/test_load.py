@@ -248,7 +248,7 @@ def test_torchvision_downloads_verifies_and_is_read_once(tiny_cifar, tmp_path, c
     assert load_data(cifar_config(), tmp_path / "data", "cpu").sha256 == loaded.sha256
 
 
-def test_torchvision_damaged_files_are_noticed_and_fetched_anew(tiny_cifar, tmp_path):
+def test_torchvision_damaged_files_are_downloaded_again(tiny_cifar, tmp_path):
     sha256 = load_data(cifar_config(), tmp_path / "data", "cpu").sha256
     (tmp_path / "data" / "cifar-10-batches-py" / "data_batch_2").write_bytes(b"damaged")
     (tmp_path / "data" / "cifar-10-python.tar.gz").unlink()
@@ -259,7 +259,7 @@ def test_torchvision_failures_are_one_sentence(tiny_cifar, tmp_path, capfd, monk
     from torchvision.datasets import CIFAR10
 
     url = CIFAR10.url
-    monkeypatch.setattr(CIFAR10, "url", "https://127.0.0.1:9/cifar.tar.gz")  # nobody listens there
+    monkeypatch.setattr(CIFAR10, "url", "https://127.0.0.1:9/cifar.tar.gz")  # no server listens there
     with pytest.raises(ValueError) as error:
         load_data(cifar_config(), tmp_path / "data", "cpu")
     tree = tmp_path / "data" / "CIFAR10" / "{train,test}" / "<class>" / "*.png"

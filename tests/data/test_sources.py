@@ -54,7 +54,7 @@ def mnist_files(tmp_path, monkeypatch):
                 (folder / file).write_bytes(idx(values))
                 sums.append((file, md5((folder / file).read_bytes()).hexdigest()))
         monkeypatch.setattr(getattr(datasets, name), "resources", sums)
-        monkeypatch.setattr(getattr(datasets, name), "mirrors", ["https://127.0.0.1:9/"])  # nobody listens there
+        monkeypatch.setattr(getattr(datasets, name), "mirrors", ["https://127.0.0.1:9/"])  # no server listens there
     return content
 
 
@@ -323,7 +323,7 @@ def test_links_are_followed(tree, tmp_path):
     assert dataset.name == "linked" and len(load_data(dataset, tmp_path, "cpu").train) == 6
 
 
-def test_trees_whose_files_look_the_same_are_told_apart(tmp_path):
+def test_trees_whose_files_look_the_same_are_distinguished(tmp_path):
     """Same names, sizes and times, as after unpacking an archive: only the path says which is which."""
     loaded = []
     for parent, gray in (("one", 10), ("other", 200)):
@@ -357,7 +357,7 @@ def test_measuring_takes_no_longer_with_many_files(tree, monkeypatch):
 
 
 @pytest.mark.parametrize("dataset", ["MNIST", "digits"])
-def test_a_root_that_nobody_reads(dataset):
+def test_a_root_that_is_not_read(dataset):
     with pytest.raises(ValueError, match=r"dataset\.root=photos is not read with dataset\.source=\w+: leave it out"):
         compose_config([f"dataset={dataset}", "+dataset.root=photos"])
 

@@ -107,7 +107,7 @@ def test_disk_that_fills_up_while_a_run_writes(
     assert any(name in ended.text for name in files), "the message names the file"
 
 
-def test_claim_ends_on_a_full_disk_too(disk, place) -> None:
+def test_claim_also_ends_on_a_full_disk(disk, place) -> None:
     """A sweeper that asks again in this process, or a notebook, would find its own dead claim alive."""
     disk()
     run = Run(Path("runs/x-00000000"))
@@ -208,7 +208,7 @@ def test_damaged_summary_is_named_and_costs_nothing(launch, trained, capsule_swe
 
 
 @pytest.mark.parametrize("content", GARBLED)
-def test_damaged_record_of_a_sweep_is_made_anew(launch, runs, content) -> None:
+def test_damaged_record_of_a_sweep_is_written_again(launch, runs, content) -> None:
     launch("-m", EAGER, "seed=0,1", signal_at=(signal.SIGTERM, 3))
     (path,) = Path("runs/.sweeps").iterdir()
     path.write_bytes(content)

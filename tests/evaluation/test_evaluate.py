@@ -197,7 +197,7 @@ def test_interrupted_run_and_broken_checkpoint(trained, runs, capsule_sweeps) ->
     assert ended.code == 1 and "has no checkpoint.pt" in ended.err
 
 
-def test_the_average_of_weights_stands_beside_them(launch, runs, capsule_sweeps) -> None:
+def test_averaged_weights_are_evaluated_as_well(launch, runs, capsule_sweeps) -> None:
     assert launch("training.ema=0.9", "num_routing=2").code == 0
     name, last = runs.only().name, runs.metrics(runs.only())[-1]
     plain, average = table_of(capsule_sweeps, name)

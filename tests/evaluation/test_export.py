@@ -20,7 +20,7 @@ from capsule_sweeps.runs.signature import columns, signed_config
 
 LOAD = """
 import json, sys
-sys.modules["capsule_sweeps"] = None  # whoever imports it fails
+sys.modules["capsule_sweeps"] = None  # importing it fails
 import torch
 facts = {"capsule_sweeps.json": ""}
 program = torch.export.load("model.pt2", extra_files=facts).module()
@@ -133,7 +133,7 @@ def test_every_model_is_exported_and_checked(make, overrides) -> None:
     assert "at most" in said and Path("model.pt2").stat().st_size > 0
 
 
-def test_models_without_capsules_too(make) -> None:
+def test_models_without_capsules_are_exported(make) -> None:
     config_words = ["model=cnn", "model.width=4"]
     assert "at most" in export.export(make(*config_words), Path("model.pt2"))
 

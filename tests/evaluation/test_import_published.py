@@ -188,7 +188,7 @@ def test_same_file_twice(imported, file, capsule_sweeps) -> None:
     assert everything(imported) == before and len(list(Path("runs").iterdir())) == 1
 
 
-def test_data_set_is_recognized_or_said(golden, capsule_sweeps, place) -> None:
+def test_data_set_is_recognized_or_asked_for(golden, capsule_sweeps, place) -> None:
     """Overrides may stand behind the option, where the issue has them, and before it."""
     shapes = json.loads((GOLDEN / "resnet_keys.json").read_text())["CIFAR10"]
     net = {key: torch.zeros(shape) for key, shape in shapes.items()}

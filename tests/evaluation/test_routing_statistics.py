@@ -1,4 +1,4 @@
-"""What is told of the inside of a run: coefficients, entropy, agreement, and how poses follow the input."""
+"""What is reported of the inside of a run: coefficients, entropy, agreement, and how poses follow the input."""
 
 import math
 

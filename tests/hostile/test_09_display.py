@@ -117,7 +117,7 @@ def test_no_command_prints_a_control_character(hostile_runs, capsule_sweeps, run
     assert "HACKED" in page and "<img" not in page and not CONTROL.search(page)
 
 
-def test_long_tables_too() -> None:
+def test_long_tables_are_escaped() -> None:
     """More than 1,000 rows are printed without borders, by another way."""
     frame = pd.DataFrame({HOSTILE: [HOSTILE] * (MANY + 1)})
     text = render(frame, "table", title=HOSTILE, note=HOSTILE)

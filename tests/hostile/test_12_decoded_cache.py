@@ -77,7 +77,7 @@ def test_content_is_hashed_once_per_file_and_change_time(pets, monkeypatch) -> N
 
 @needs_root
 @pytest.mark.parametrize("what", ["folder", "file", "cache"])
-def test_a_cache_of_somebody_else_is_not_used(pets, what, caplog, tmp_path) -> None:
+def test_a_cache_of_another_user_is_not_used(pets, what, caplog, tmp_path) -> None:
     path = prepare(*pets)
     permute(path)
     about = json.loads((path / "about.json").read_text())
@@ -178,7 +178,7 @@ def test_what_a_killed_writer_left_is_removed(pets) -> None:
     assert not left.exists() and other.exists()
 
 
-def test_a_lock_of_somebody_else_is_named_and_not_waited_for(pets, monkeypatch, caplog, tmp_path) -> None:
+def test_a_lock_of_another_user_is_named_and_not_waited_for(pets, monkeypatch, caplog, tmp_path) -> None:
     monkeypatch.setattr(cache_lock, "SAY_AFTER", 0.05)
     monkeypatch.setattr(cache_lock, "WAIT", 0.1)
     (pets[1] / ".cache").mkdir(parents=True)

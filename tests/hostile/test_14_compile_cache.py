@@ -12,7 +12,7 @@ from capsule_sweeps.routing import compiled
 
 @pytest.fixture
 def cache(place, monkeypatch):
-    """Calls `use_own_cache` and returns the folder that torch is told."""
+    """Calls `use_own_cache` and returns the folder that torch uses."""
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
 

@@ -100,7 +100,7 @@ def test_two_users_start_merge_tag_and_note_in_one_folder(shared) -> None:
             assert not stat.S_ISDIR(mode) or mode & stat.S_ISGID, (path, oct(mode))
 
 
-def test_a_folder_that_somebody_made_for_himself_is_named_before_the_plan(shared) -> None:
+def test_a_private_folder_is_named_before_the_plan(shared) -> None:
     """With the command that repairs it; `doctor` and every launch look there."""
     (shared / "runs" / ".sweeps").mkdir(mode=0o755)
     os.chown(shared / "runs" / ".sweeps", FIRST, GROUP)

@@ -89,7 +89,7 @@ def test_the_patch_is_of_the_same_files(checkout, place) -> None:
     assert "+x = 2" in manifest and "hunter2" not in manifest
 
 
-def test_size_is_limited_and_said(checkout, place, monkeypatch) -> None:
+def test_size_is_limited(checkout, place, monkeypatch) -> None:
     monkeypatch.setattr(snapshot, "MAX_BYTES", 100)
     (checkout / "capsule_sweeps" / "new.py").write_text("x" * 200)
     with pytest.raises(ValueError, match=r"capsule_sweeps/new\.py alone has"):

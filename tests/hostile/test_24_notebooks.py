@@ -39,7 +39,7 @@ def rendering(tmp_path_factory) -> ModuleType:
 
 
 @pytest.mark.slow
-def test_pages_are_text_and_nobody_else_reaches_the_kernel(rendering, tmp_path, capfd) -> None:
+def test_pages_are_text_and_the_kernel_has_no_port(rendering, tmp_path, capfd) -> None:
     assert rendering.main(str(tmp_path)) == 0, "what is missing is no failure"
     said = capfd.readouterr()
     assert "lacking.html says what is missing: <b>no ablation" in said.out and "TCP" not in said.err

@@ -78,7 +78,7 @@ def test_single_run_and_sweep_share_folder_ledger_and_resume(launch, runs) -> No
     assert stamps() == before
 
 
-def test_interrupted_sweep_goes_on_where_it_was(launch, runs) -> None:
+def test_interrupted_sweep_resumes(launch, runs) -> None:
     first = launch("runs_dir=other", signal_at=(signal.SIGINT, 3))
     assert first.code == 130 and "Results" not in first.out, "no table without a result"
     assert "1 run is not finished; rerun" in first.err
@@ -100,7 +100,7 @@ def test_failing_run_leaves_the_others_alone(launch, runs) -> None:
         assert "Left out: 1 of 3 runs" in " ".join(ended.out.split())
 
 
-def test_nothing_finished_is_said_without_a_crash(launch) -> None:
+def test_nothing_finished_is_reported(launch) -> None:
     ended = launch("training.lr=1e30")
     assert ended.code == 1 and "Traceback" not in ended.text and "Results" in ended.out
 

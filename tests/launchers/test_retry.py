@@ -39,7 +39,7 @@ def killed(monkeypatch) -> list[tuple[int, int]]:
 # ── cancel ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_cancel_needs_to_be_told_what(tiny_config, capsule_sweeps) -> None:
+def test_cancel_needs_a_selection(tiny_config, capsule_sweeps) -> None:
     make_run(tiny_config())
     ended = capsule_sweeps("cancel")
     assert ended.code == 1 and "state=running" in ended.err
@@ -53,7 +53,7 @@ def test_cancel_of_what_does_not_run_changes_nothing(tiny_config, capsule_sweeps
     assert not (run.folder / "cancel").exists()
 
 
-def test_cancelled_run_is_interrupted_and_goes_on(hold, launch, capsule_sweeps, runs) -> None:
+def test_cancelled_run_is_interrupted_and_resumes(hold, launch, capsule_sweeps, runs) -> None:
     held = hold("step", 3, "seed=1", "training.epochs=500", "training.compile=off")
     folder = runs.only()
     ended = capsule_sweeps("cancel", "state=running")
@@ -88,7 +88,7 @@ def test_cancel_never_signals_a_number_that_was_given_again(tiny_config, capsule
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', '{"a": 1}', '{"host": 1, "pid": "x", "start": []}'])
-def test_garbled_sweep_signals_nobody(tiny_config, capsule_sweeps, killed, content) -> None:
+def test_damaged_sweep_signals_no_process(tiny_config, capsule_sweeps, killed, content) -> None:
     make_run(tiny_config())
     sweep_file().write_text(content)
     ended = capsule_sweeps("cancel", SWEEP)
@@ -160,7 +160,7 @@ def test_images_are_found_from_another_folder_and_after_a_move(launch, capsule_s
     assert not (here / "images").exists() and not (tmp_path / "data").exists()
 
 
-def test_retry_that_fails_again_says_so(trained, capsule_sweeps, runs) -> None:
+def test_retry_that_fails_again_is_reported(trained, capsule_sweeps, runs) -> None:
     trained("training.lr=1e30")
     ended = capsule_sweeps("retry", "--yes", runs.only().name[-8:])
     assert ended.code == 1 and "Traceback" not in ended.text

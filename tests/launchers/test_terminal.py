@@ -39,7 +39,7 @@ def test_launch_with_another_encoding(python, tiny) -> None:
     assert ended.code == 0 and "1 run: 1 to run" in ended.out and "Jose...?" in ended.out, ended.text
 
 
-def test_other_systems_are_told_in_one_sentence(python) -> None:
+def test_other_systems_get_one_sentence(python) -> None:
     program = "import os, signal; del signal.SIGUSR2, os.EX_TEMPFAIL; import capsule_sweeps"
     ended = python("-c", program)
     assert ended.code == 1 and ended.err.startswith("Error: capsule_sweeps runs on Linux and macOS")

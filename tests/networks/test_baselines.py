@@ -114,7 +114,7 @@ def test_model_cnn_brings_the_simple_backbone_unless_another_is_named() -> None:
 
 
 def test_a_sweep_over_models_and_iterations(launch, capsule_sweeps, runs) -> None:
-    """Three iterations of a capsule network are three runs, of a CNN one; all stand in one table."""
+    """Three iterations of a capsule network are three runs, of a CNN one; all are in one table."""
     base = ["model.width=8"]
     planned = launch("-m", "model=cnn", "num_routing=1,2,3", *base, "training.epochs=1")
     assert planned.code == 0 and "1 run (3 points)" in planned.out, planned.text
@@ -142,7 +142,7 @@ def test_an_ablation_of_a_baseline_is_named_by_its_model(place) -> None:
     assert ablation_table(load_runs("runs"), "last").base.unique().tolist() == ["digits cnn"]
 
 
-def test_a_baseline_goes_on_where_it_was_interrupted(launch, runs) -> None:
+def test_an_interrupted_baseline_resumes(launch, runs) -> None:
     import signal
 
     base = ["model=cnn", "model.width=8"]

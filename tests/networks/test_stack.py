@@ -112,7 +112,7 @@ def plain_concurrent(layers, primary, num_routing):
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 4])
 @pytest.mark.parametrize("num_routing", [1, 2, 3, 4, 6])
-def test_concurrent_leaves_out_only_what_nobody_reads(num_layers, num_routing):
+def test_concurrent_leaves_out_only_unread_updates(num_layers, num_routing):
     ours, plain = ([Recorder() for _ in range(num_layers)] for _ in range(2))
     primary = Capsules(torch.ones(1, dtype=torch.int64))
     value = concurrent(ours, primary, num_routing)[-1].poses

@@ -148,7 +148,7 @@ def test_unknown_values_are_one_sentence(launch) -> None:
 
 
 def test_base_and_one_change_at_a_time(launch, runs) -> None:
-    """The command of the issue; the base is the run that everybody else has, too."""
+    """The command of the issue; the base is the run that all others have."""
     assert launch("seed=0", "num_routing=2").code == 0
     (base,) = runs.folders()
     ended = launch("-m", "ablation=glob(*)", "seed=0", "num_routing=2")
@@ -232,7 +232,7 @@ def test_different_seeds_are_compared_by_welch(place) -> None:
     assert not row.paired and row.p_value == pytest.approx(wanted.pvalue)
 
 
-def test_what_is_said_under_the_table(three_seeds) -> None:
+def test_notes_under_the_table(three_seeds) -> None:
     runs = load_runs("runs")
     text = ablation_notes(ablation_table(runs, "last"), runs, "last")
     for words in (

@@ -258,7 +258,7 @@ def planned(ended) -> set[str]:
     """Names of the runs in a plan."""
     assert ended.code == 0, ended.text
     rows = [line.strip("│").split("│") for line in ended.out.splitlines() if line.startswith("│")]
-    return {row[0].strip() for row in rows if len(row) == 4} - {""}  # of names that go on in a second line
+    return {row[0].strip() for row in rows if len(row) == 4} - {""}  # of names that continue in a second line
 
 
 DRY = "hydra.launcher.dry_run=true"

@@ -123,7 +123,7 @@ def test_garbled_record_breaks_no_command(tiny_config, capsule_sweeps, content, 
 
 
 @pytest.mark.parametrize("line", [b"{", b"", b"[]", b"\xff", b'{"test_accuracy": "x"}'])
-def test_garbled_metrics_are_said(tiny_config, capsule_sweeps, line) -> None:
+def test_damaged_metrics_are_reported(tiny_config, capsule_sweeps, line) -> None:
     run = make_run(tiny_config())
     good = json.dumps({"epoch": 1, "test_accuracy": 0.25}).encode()
     (run.folder / "metrics.jsonl").write_bytes(good + b"\n" + line + b"\n" + good + b"\n")

@@ -133,7 +133,7 @@ def test_what_differs_is_never_averaged(invent) -> None:
     assert set(accuracy_table(load_runs("runs"), "last").backbone) == {"simple", "resnet"}
 
 
-def test_unfinished_runs_are_said_to_be_left_out(invent) -> None:
+def test_unfinished_runs_are_reported_as_left_out(invent) -> None:
     invent(["seed=0"], 0.5)
     (invent(["seed=1"], 0.9) / "summary.json").unlink()
     frame = load_runs("runs")
@@ -141,7 +141,7 @@ def test_unfinished_runs_are_said_to_be_left_out(invent) -> None:
     assert "1 of 2 runs" in notes(frame, "last")
 
 
-def test_rule_and_finished_runs_are_said_under_every_table(invent, capsule_sweeps) -> None:
+def test_every_table_names_its_rule_and_finished_runs(invent, capsule_sweeps) -> None:
     invent(["seed=0"], 0.5)
     for form in ("table", "md", "tex"):
         text = " ".join(capsule_sweeps("results", "--rule", "best_test", "--format", form).out.split())
@@ -193,7 +193,7 @@ def test_constants_are_in_the_caption_and_each_setting_that_varies_is_a_column(i
     runs = load_runs("runs")
     shown, caption = for_people(accuracy_table(runs, "last"), runs)
     assert list(shown.columns)[:3] == ["loss", "lr", "milestones"]
-    assert set(shown.loss) == {"cross_entropy", "margin"} and set(shown.lr) == {"0.1", "0.05"}  # neutral values, too
+    assert set(shown.loss) == {"cross_entropy", "margin"} and set(shown.lr) == {"0.1", "0.05"}  # also neutral values
     assert set(shown.milestones) == {"[3,5]", "[150,250]"}
     for words in ("dataset=digits", "routing=inverted_attention", "num_routing=1", "epochs=350"):
         assert words in caption
@@ -357,7 +357,7 @@ def test_json_has_null_where_there_is_no_number(invent, capsule_sweeps) -> None:
     assert row["std"] is None and row["n"] == 1
 
 
-def test_missing_folder_is_said_in_one_sentence(place, capsule_sweeps) -> None:
+def test_missing_folder_is_reported_in_one_sentence(place, capsule_sweeps) -> None:
     for command in ("status", "results"):
         ended = capsule_sweeps(command, "--runs-dir", "nowhere")
         assert ended.code != 0 and "nowhere" in ended.err and "--runs-dir" in ended.err and "Traceback" not in ended.err

@@ -144,7 +144,7 @@ def test_what_changes_bits_is_not_chosen_by_timing_it(monkeypatch, compiler):
         assert asked.pop() == {**(options or {}), "deterministic": True}
 
 
-def test_a_failure_is_remembered_for_its_layout_and_said_once(monkeypatch, caplog, compiler):
+def test_a_failure_is_remembered_for_its_layout_and_reported_once(monkeypatch, caplog, compiler):
     tries = []
 
     def fail(function, **_):

@@ -114,7 +114,7 @@ def test_votes_that_are_all_the_same_make_a_parent_of_no_variance() -> None:
     torch.testing.assert_close(parents.poses[:, :, 0, 0], votes.explicit(same.poses)[:, 0, 0, 0, 0, 0])
 
 
-def test_two_clusters_are_told_apart() -> None:
+def test_two_clusters_are_separated() -> None:
     """Half of the children agree on parent 0, half on parent 1, and each goes where it agrees."""
     generator = torch.Generator().manual_seed(0)
     layer = make_layer((1, 20, 2, 1, 1, (1, 1), 1, 2, 2, 2))

@@ -57,7 +57,7 @@ def test_what_an_ousted_attempt_writes_late_is_never_the_runs(tiny_config, runs,
     monkeypatch.setattr(os, call, hang)
     with pytest.raises((ValueError, OSError)):
         train_here(config)
-    assert len(late) == 2, "the write did not hang, or nobody took the run over"
+    assert len(late) == 2, "the write did not hang, or no process took the run over"
     folder = runs.only()
     runs.assert_same(folder, undisturbed)
     assert {each.name: each.read_bytes() for each in folder.iterdir() if each.name != "log.txt"} == late[1]

@@ -284,7 +284,7 @@ def test_what_was_kept_aside_is_compared(theirs, made, place, capsule_sweeps) ->
     assert ended.code == 0 and "accuracy_last" in ended.out and "87.50 %" in ended.out, ended.text
 
 
-def test_of_several_paths_none_is_merged_if_one_is_missing_and_what_was_merged_is_said(theirs, place, capsule_sweeps):
+def test_of_several_paths_none_is_merged_if_one_is_missing(theirs, place, capsule_sweeps):
     ended = capsule_sweeps("merge", str(theirs), "nowhere.tar.gz")
     assert ended.code == 1 and "nowhere.tar.gz does not exist" in ended.err and list(place.iterdir()) == []
     Path("bad.tar.gz").write_bytes(b"hello")

@@ -93,7 +93,7 @@ def test_every_state_has_its_action(tiny_config, invent, retry) -> None:
             assert point.to_do == (expected in ("run", "resume", "retry"))
 
 
-def test_force_runs_everything_anew_but_what_runs_now(tiny_config, invent) -> None:
+def test_force_runs_everything_again_except_running_runs(tiny_config, invent) -> None:
     for seed, state in enumerate(STATES):
         config = tiny_config(f"seed={seed}")
         invent(config, state)
@@ -112,7 +112,7 @@ def test_planning_writes_nothing(tiny_config, invent, place) -> None:
     after = stamps()
     assert {path for path in after if after[path] != before.get(path)} <= {
         path for path in after if "attempt-" in path
-    }, "only the heartbeat of the running one may go on"
+    }, "only the heartbeat of the running one may continue"
 
 
 @pytest.mark.parametrize("state", ["failed", "finished", "interrupted"])
@@ -216,7 +216,7 @@ def test_stale_numbers_are_marked_where_they_stand(launch, trained, capsule_swee
         assert "stale" in capsule_sweeps("status").out
 
 
-def test_run_that_goes_on_with_other_code_is_said_and_ends_as_stale(launch, trained, runs, monkeypatch) -> None:
+def test_run_that_resumes_with_other_code_ends_as_stale(launch, trained, runs, monkeypatch) -> None:
     trained(signal_at=(signal.SIGTERM, 3))
     with other_code(monkeypatch, "networks.layers"):
         ended = launch("hydra.launcher.dry_run=true")

@@ -423,7 +423,7 @@ def test_claim_notices_that_it_was_taken_over(tmp_path) -> None:
     assert json.loads((run.folder / "attempt-2.json").read_text()) == {"host": "elsewhere"}
 
 
-def test_claim_does_not_touch_that_of_another_in_a_folder_made_anew(tmp_path) -> None:
+def test_claim_does_not_touch_that_of_another_in_a_new_folder(tmp_path) -> None:
     run = Run(tmp_path / "x-00000000")
     theirs = json.dumps({"host": "elsewhere", "pid": 1, "start": "1", "time": time.time()})
     with run.claim() as claim:

@@ -40,7 +40,7 @@ def names(words: list[str], runs_dir: str = "runs") -> set[str]:
     return set(select(Path(runs_dir), words).run)
 
 
-def test_nothing_said_means_all(some) -> None:
+def test_no_filter_means_all(some) -> None:
     assert names([]) == {run.folder.name for run in some.values()}
 
 

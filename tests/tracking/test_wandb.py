@@ -1,4 +1,4 @@
-"""W&B as a mirror: what it is told, and that no trouble of it is a run's trouble."""
+"""W&B as a mirror: what it receives, and that its failures never fail a run."""
 
 import json
 import os
@@ -137,7 +137,7 @@ def assert_as_wandb_reads_it(folder: Path, log: dict[str, Any]) -> None:
 # ── killed, interrupted, resumed ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_interrupted_run_goes_on_in_the_same_offline_run(hold, python, tiny, runs) -> None:
+def test_interrupted_run_resumes_in_the_same_offline_run(hold, python, tiny, runs) -> None:
     assert hold("step", 8, "tracking=wandb").send(signal.SIGTERM) == 143
     (log,) = logs(runs.only())
     assert log["preempting"] and log["exit_code"] == 143
@@ -295,7 +295,7 @@ def test_what_is_lost_in_the_middle_costs_no_run(hold, runs, launch, place, monk
         runs.assert_same(one, other)
 
 
-# ── what W&B is told ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what W&B receives ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class FakeRun:
@@ -362,7 +362,7 @@ def fake_wandb(monkeypatch):
     return install
 
 
-def test_what_wandb_is_told(launch, fake_wandb, runs) -> None:
+def test_what_wandb_receives(launch, fake_wandb, runs) -> None:
     told = fake_wandb()
     assert launch("tracking=wandb", "tracking.project=mine", "tracking.entity=me", "dataset.val_size=20").code == 0
     folder = runs.only()
@@ -426,7 +426,7 @@ def test_names_are_as_short_as_wandb_allows(fake_wandb, tiny_config, place) -> N
 
 
 @pytest.mark.parametrize("project", ["a/b", 129 * "x"])
-def test_project_that_wandb_refuses_is_said_before_a_run_starts(launch, runs, project) -> None:
+def test_project_that_wandb_refuses_is_reported_before_a_run_starts(launch, runs, project) -> None:
     ended = launch("tracking=wandb", "tracking.mode=offline", f"tracking.project={project}")
     assert ended.code == 1 and "project" in ended.err and ended.err.count("\n") == 1 and not runs.folders()
 
@@ -469,7 +469,7 @@ def test_failed_run_is_marked(launch, fake_wandb) -> None:
     assert told["exit_code"] == 1 and not told["preempting"]
 
 
-def test_run_made_anew_gets_a_name_of_its_own(launch, fake_wandb, runs) -> None:
+def test_run_from_scratch_gets_a_name_of_its_own(launch, fake_wandb, runs) -> None:
     """Also when `gc` removed what was put aside, and when the new run is interrupted and resumes."""
     told = fake_wandb()
     force = ("tracking=wandb", "hydra.launcher.force=true")

@@ -1,4 +1,4 @@
-"""What W&B is told about the machine, and that the variables in docs/tracking.md stop it."""
+"""What W&B receives about the machine, and that the variables in docs/tracking.md stop it."""
 
 from __future__ import annotations
 

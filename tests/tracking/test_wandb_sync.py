@@ -167,7 +167,7 @@ def test_what_did_not_arrive_is_reported(offline, python, wandb_server) -> None:
 
 
 @pytest.mark.nightly
-def test_service_that_stands_still_in_the_end_is_not_waited_for(offline, python, wandb_server) -> None:
+def test_service_that_hangs_at_the_end_is_not_waited_for(offline, python, wandb_server) -> None:
     offline()
     ended = python("-c", STANDS_STILL, "sync", PYTHONPATH=str(ROOT))
     assert ended.code == 0 and "sent, 2 epochs" in ended.out and ended.out.endswith("ended\n"), ended.text
@@ -191,7 +191,7 @@ def test_rebuilt_from_the_folder_alone(trained, runs, sync, wandb_server) -> Non
     assert {path.name for path in runs.only().iterdir()} >= {"config.yaml"} and not list(Path("runs").rglob("*wandb*"))
 
 
-def test_what_wandb_has_wrong_is_made_anew_under_another_id(offline, runs, sync, wandb_server) -> None:
+def test_what_wandb_has_wrong_is_sent_again_under_another_id(offline, runs, sync, wandb_server) -> None:
     (folder,) = offline()
     sync()
     identity = folder.name[-8:]

@@ -57,7 +57,7 @@ def test_a_run_of_any_length_has_a_whole_cycle(epochs, num_batches, warmup) -> N
     risen = round(warmup * len(found))
     assert all(0 < rate <= 1 for rate in found)
     assert all(a < b for a, b in pairwise(found[:risen])) and all(a > b for a, b in pairwise(found[risen + 1 :]))
-    assert sum(found) / len(found) == pytest.approx(0.5, abs=0.5 / len(found))  # the area beneath it
+    assert sum(found) / len(found) == pytest.approx(0.5, abs=0.5 / len(found))  # the area below it
     assert found == rates(1, epochs=epochs * num_batches, warmup=warmup), "only the step counts"
 
 

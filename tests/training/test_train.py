@@ -369,7 +369,7 @@ def test_learning_rate_is_the_optimizers(finished, runs) -> None:
     assert second["test_loss"] == third["test_loss"]
 
 
-def test_optimizer_is_told_the_recipe(finished) -> None:
+def test_optimizer_gets_the_recipe(finished) -> None:
     folder = finished("training.momentum=0.7", "training.weight_decay=0.003")
     (group,) = torch.load(folder / "checkpoint.pt", weights_only=True)["optimizer"]["param_groups"]
     assert (group["momentum"], group["weight_decay"]) == (0.7, 0.003)
@@ -407,7 +407,7 @@ def test_loss_that_is_not_finite_fails_and_names_the_step(launch, runs) -> None:
     assert not (folder / "summary.json").exists()
 
 
-def test_loss_that_is_not_finite_in_evaluation_fails_too(launch, runs) -> None:
+def test_loss_that_is_not_finite_in_evaluation_also_fails(launch, runs) -> None:
     """One step only: its own loss is finite, the model that it leaves is not."""
     ended = launch("training.lr=1e30", "training.epochs=1", "training.batch_size=40")
     assert ended.code == 1
@@ -470,7 +470,7 @@ def test_damaged_metrics_are_named(launch, trained, runs, text) -> None:
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_other_data_at_reuse_is_an_error_that_says_so(launch, runs, finished) -> None:
+def test_reuse_with_other_data_is_an_error(launch, runs, finished) -> None:
     launch() if finished else launch(signal_at=(signal.SIGTERM, 2))
     runs.change_record(runs.only(), data_sha256="0" * 64)
     ended = launch("-m", "seed=0,1")

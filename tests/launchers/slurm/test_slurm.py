@@ -270,7 +270,7 @@ def test_a_run_that_dies_each_time_is_given_up(submit, cluster, runs) -> None:
 
 
 @pytest.mark.nightly
-def test_out_of_time_goes_on_until_it_is_done(submit, cluster, runs, undisturbed) -> None:
+def test_out_of_time_resumes_until_it_is_finished(submit, cluster, runs, undisturbed) -> None:
     assert submit(*LONG, "hydra.launcher.time=1", "hydra.launcher.sbatch={signal: USR2@5}").code == 0
     name, job = submission()
     folder = in_training(cluster, runs)
@@ -478,7 +478,7 @@ def test_a_refused_submission_leaves_the_ledger_as_it_was(submit, launch, settin
 
 
 @pytest.mark.nightly
-def test_force_makes_runs_anew(submit, launch, cluster, runs) -> None:
+def test_force_runs_from_scratch(submit, launch, cluster, runs) -> None:
     assert launch("seed=0").code == 0
     assert submit("seed=0,1", "hydra.launcher.force=true").code == 0
     cluster.drained()

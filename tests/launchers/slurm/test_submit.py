@@ -1,4 +1,4 @@
-"""What SLURM is told, by commands on the PATH that answer as a cluster does: no SLURM is needed."""
+"""What SLURM receives, by commands on the PATH that answer as a cluster does: no SLURM is needed."""
 
 from __future__ import annotations
 
