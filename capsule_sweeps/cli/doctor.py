@@ -1,4 +1,4 @@
-"""Check what runs need, before hours are spent."""
+"""Check folders, device, data, model, tracking and cluster before a long run."""
 
 import argparse
 import sys

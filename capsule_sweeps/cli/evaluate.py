@@ -1,4 +1,4 @@
-"""Measure the weights of runs on test images, also moved, attacked or corrupted; the runs are not changed.
+"""Evaluate the weights of runs on test images, also shifted, attacked or corrupted ones; runs are not changed.
 
 One run under one condition is shown with its classes and calibration, several runs or conditions as a table.
 """
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the last ones, their average, or the best epoch's (of one run: the last ones, and their average if it has one)"
     )
     parser.add_argument("--weights", choices=("last", "ema", "best"), help=about)
-    order = "take the classes of the images for those of the run in their order, whatever their names"
+    order = "match the classes of the images with those of the run by position, not by name"
     parser.add_argument("--classes-in-order", action="store_true", help=order)
     about = "adversarial images: fgsm, pgd or both, beside the clean ones"
     parser.add_argument("--attack", type=_list(str), default=[], metavar="NAMES", help=about)
@@ -39,8 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epsilon", type=_list(float), default=[], metavar="0.1,0.2", help=about)
     about = "corrupted images of CIFAR-10-C from DATA_DIR/CIFAR-10-C: names, or all"
     parser.add_argument("--corruption", type=_list(str), default=[], metavar="NAMES", help=about)
-    parser.add_argument("--severity", type=_list(int), default=[], metavar="1,3,5", help="of corruptions (1 to 5)")
-    parser.add_argument("--confusion", action="store_true", help="also what the images of each class were taken for")
+    parser.add_argument(
+        "--severity", type=_list(int), default=[], metavar="1,3,5", help="severities of the corruptions (1 to 5)"
+    )
+    parser.add_argument("--confusion", action="store_true", help="also the confusion matrix")
     add_format(parser)
     about = "PATH.png and .pdf: confusion matrices of one run, or curves over the condition that has several numbers"
     parser.add_argument("--figure", type=path, metavar="PATH", help=about)

@@ -1,4 +1,4 @@
-"""Make a finished run of a file that the published code wrote; tables leave it out unless imported=true is set."""
+"""Import a checkpoint of the published code as a finished run, which tables include only with imported=true."""
 
 import argparse
 

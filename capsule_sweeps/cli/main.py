@@ -1,4 +1,4 @@
-"""Look at runs, and look after them."""
+"""Inspect and manage runs."""
 
 import argparse
 import logging

@@ -215,7 +215,7 @@ def show(run: Run, config: DictConfig, data: Data, found: Sequence[Evaluation], 
 
 
 def class_table(classes: Sequence[str], one: Evaluation) -> pd.DataFrame:
-    """A row for each class: images, accuracy, and what its images were taken for."""
+    """A row for each class: images, accuracy, and how often each class was predicted."""
     table = pd.DataFrame({"class": list(classes), "images": one.class_images, "accuracy": one.class_accuracy})
     if one.confusion is None:
         return table
@@ -224,7 +224,7 @@ def class_table(classes: Sequence[str], one: Evaluation) -> pd.DataFrame:
     wrong = one.confusion - np.diag(np.diag(one.confusion))
     most = wrong.argmax(1)
     names = [classes[place] if count else None for place, count in zip(most, wrong.max(1), strict=True)]
-    return table.assign(**{"most often taken for": names, "times": wrong.max(1)})
+    return table.assign(**{"most often predicted": names, "times": wrong.max(1)})
 
 
 def _label(one: Evaluation) -> str:
@@ -233,7 +233,7 @@ def _label(one: Evaluation) -> str:
 
 
 def _title(one: Evaluation) -> str:
-    what = "Classes" if one.confusion is None else "Classes, and what their images were taken for"
+    what = "Classes" if one.confusion is None else "Classes, and how often each class was predicted"
     return ", ".join(filter(None, (what, _label(one))))
 
 

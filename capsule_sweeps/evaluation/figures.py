@@ -26,7 +26,7 @@ def confusion_figure(matrices: Mapping[str, np.ndarray], classes: Sequence[str])
             totals = counts.sum(1, keepdims=True)
             shares = np.divide(100.0 * counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
             shown = axes.imshow(shares, vmin=0, vmax=100, cmap="cividis")
-            axes.set(xlabel="taken for", ylabel="class", title=mathtext(name))
+            axes.set(xlabel="predicted class", ylabel="class", title=mathtext(name))
             if len(classes) <= 20:
                 names = list(map(mathtext, classes))
                 axes.set_xticks(range(len(names)), names, rotation=90)

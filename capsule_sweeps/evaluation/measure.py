@@ -20,7 +20,7 @@ NUM_BINS = 15
 
 class Evaluation(NamedTuple):
     """On all test images with so many iterations (None: the model has none). class_accuracy (K,): of the images that
-    show a class; confusion (K, K): images of the row's class that were taken for the column's. Calibration and
+    show a class; confusion (K, K): images of the row's class that were classified as the column's. Calibration and
     confusion are None where an image has several labels. `weights`: the last ones, or the average of training.ema."""
 
     num_routing: int | None

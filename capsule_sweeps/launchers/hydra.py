@@ -290,6 +290,9 @@ def hydra_errors() -> Iterator[None]:
     try:
         with env_override({"HYDRA_FULL_ERROR": "1"}), one_sentence():  # else Hydra prints it, in its own words
             yield
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has closed the pipe: launch.py --help | head
+        sys.exit(1)
     except NotFinished as error:
         sys.exit(f"Error: {terminal(error)}")
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Warnings of a plan about misleading comparisons, shown before hours are spent."""
+"""Warnings of a plan about misleading comparisons, shown before training starts."""
 
 import json
 from collections.abc import Iterable, Sequence

@@ -177,6 +177,9 @@ def test_reader_that_leaves_early_is_no_traceback(tiny_config, place) -> None:
     command = f"{sys.executable} -m capsule_sweeps status --format md | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stdout.startswith("| run") and done.stderr == ""
+    command = f"{sys.executable} {ROOT / 'launch.py'} --help | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout.startswith("Trains") and done.stderr == ""
 
 
 def test_prepare_data_says_what_is_ready(capsule_sweeps, place, data_dir) -> None:

@@ -249,7 +249,7 @@ def test_confusion_figure_is_for_every_reader() -> None:
     few = confusion_figure({"r=1": np.array([[3, 1], [0, 0]]), "r=2": np.eye(2, dtype=int)}, ["cat", "dog"])
     few.draw_without_rendering()
     assert few.get_figwidth() == COLUMN_WIDTH
-    panels = [axes for axes in few.axes if axes.get_xlabel() == "taken for"]
+    panels = [axes for axes in few.axes if axes.get_xlabel() == "predicted class"]
     assert [axes.get_title() for axes in panels] == ["r=1", "r=2"]
     assert [text.get_text() for text in panels[0].texts] == ["75", "25"]
     assert np.ma.getmaskarray(panels[0].images[0].get_array())[1].all()  # no images of dogs

@@ -1,4 +1,4 @@
-"""`doctor`: before hours are spent, is everything there? Each line ok, or what to do."""
+"""`doctor`: is everything ready for a run? Each line ok, or what to do."""
 
 import json
 import os
