@@ -146,6 +146,15 @@ def test_listing_planning_and_tabulating_import_no_torch(python, place) -> None:
     assert (ended.code, ended.out) == (0, "[]\n"), ended.text
 
 
+def test_names_that_newer_versions_of_hydra_deprecate_are_in_one_place() -> None:
+    """The suite turns warnings into errors, but on the version that it runs with only."""
+    for path in [*FILES, ROOT / "launch.py"]:
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        names = {node.func.attr for node in calls if isinstance(node.func, ast.Attribute)}
+        keys = {word.arg for node in calls for word in node.keywords}
+        assert not {"register_new_resolver", "register_resolver"} & names and "version_base" not in keys, path
+
+
 def test_public_functions() -> None:
     import capsule_sweeps
 

@@ -5,16 +5,22 @@ imports every file, so heavy imports belong into `run`. This module holds the op
 """
 
 import argparse
+import os
 from os.path import expanduser
 from pathlib import Path
 
 from capsule_sweeps.config.selection_rules import names
 
+LONGEST_NAME = 250  # bytes; file systems take 255, a suffix such as .png included
 FORMATS = ("table", "md", "csv", "json")
 
 
 def path(text: str) -> Path:
-    return Path(text).expanduser()
+    """A path on the command line. Raises argparse.ArgumentTypeError if no file system takes its names."""
+    found = Path(text).expanduser()
+    if long := [part for part in found.parts if len(os.fsencode(part)) > LONGEST_NAME]:
+        raise argparse.ArgumentTypeError(f"{long[0][:20]}… is too long: a name has up to {LONGEST_NAME} bytes")
+    return found
 
 
 def add_runs_dir(parser: argparse.ArgumentParser, default: Path | None = Path("runs")) -> None:

@@ -66,7 +66,7 @@ def _source(dataset: Any, data_dir: Path) -> tuple[str, Callable[[], Any], Calla
         _check_fit(dataset, decoded)
         return decoded
 
-    stem = re.sub(r"[^A-Za-z0-9_.+-]", "_", f"{dataset.name}-{dataset.source}")
+    stem = re.sub(r"[^A-Za-z0-9_.+-]", "_", f"{dataset.name[:100]}-{dataset.source}")
     return stem, lambda: [source.list_source(origin, data_dir), dataset.image_size, *keys], read
 
 

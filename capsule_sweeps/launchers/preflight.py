@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from capsule_sweeps.console import PIP_NAMES
+from capsule_sweeps.console import PIP_NAMES, missing_package
 from capsule_sweeps.data.cache import Identity
 from capsule_sweeps.data.open import identify
 from capsule_sweeps.display import counted
@@ -59,6 +59,8 @@ def examine(config: DictConfig, here: bool = True, words: Sequence[str] = ()) ->
     for check in CHECKS:
         try:
             yield check.name, True, left_out.get(check.look) or check.look(config)
+        except ModuleNotFoundError as error:
+            yield check.name, False, missing_package(error)
         except Exception as error:
             yield check.name, False, " ".join(str(error).split()) or type(error).__name__
 
@@ -269,7 +271,10 @@ def packages(_: DictConfig) -> str:
     ]
     if missing:
         raise ValueError(f"not installed: pip install {' '.join(PIP_NAMES.get(name, name) for name in missing)}")
-    return "wandb, submitit, scikit-learn, matplotlib and argcomplete are installed"
+    extras = {"tensorboard": "tracking=tensorboard", "wandb_workspaces": "`dashboard`"}
+    without = [f"{PIP_NAMES.get(name, name)}, for {use}" for name, use in extras.items() if find_spec(name) is None]
+    note = f" (not installed: {'; '.join(without)})" if without else ""
+    return f"wandb, submitit, scikit-learn, matplotlib and argcomplete are installed{note}"
 
 
 def tracked(config: DictConfig) -> str:

@@ -56,8 +56,8 @@ def replace_file(path: Path, data: bytes, writer: str = "", check: Callable[[], 
 
 
 def temporary(path: Path, writer: str = "") -> Path:
-    """A new, unpredictable name beside a file; `garbage` recognizes names of this form."""
-    return path.with_name(f".{path.name}.{writer or os.getpid()}.{secrets.token_hex(8)}.tmp")
+    """A new, unpredictable name beside a file; `garbage` recognizes names of this form. Long names are cut."""
+    return path.with_name(f".{path.name[:40]}.{writer or os.getpid()}.{secrets.token_hex(8)}.tmp")
 
 
 def remove_temporary(folder: Path, is_dead: Callable[[str], bool]) -> None:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from capsule_sweeps.config.moved import FIRST_SPELLING
 from capsule_sweeps.config.schema import Dataset, Training, unsigned
 
+LONGEST_NAME = 120  # letters of a folder's name before its signature; file systems take 255 bytes
 # Fields that were added after runs existed, with the value that means "as before": at that value they are not signed.
 NEUTRAL: dict[str, Any] = {
     "model.routing.density": "sum",
@@ -122,7 +123,8 @@ def run_name(config: DictConfig, identity: str, end: str | None = None) -> str:
     parts = [config.dataset.name, model.get("name")]
     parts += [model[key].get("name") for key in ("backbone", "routing") if key in model]
     parts += [f"r{model.num_routing}"] if "num_routing" in model else []
-    readable = re.sub(r"[^A-Za-z0-9_.+-]", "_", "-".join([*map(str, parts), end or f"s{config.seed}"])).lstrip(".-")[
-        :120
-    ]
-    return f"{readable}-{identity}"
+    parts += [end or f"s{config.seed}"]
+    readable = "-".join(map(str, parts))
+    if len(readable) > LONGEST_NAME:  # no part hides the others
+        readable = "-".join(str(part)[:24] for part in parts)
+    return f"{re.sub('[^A-Za-z0-9_.+-]', '_', readable).lstrip('.-')[:LONGEST_NAME]}-{identity}"

@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from capsule_sweeps.console import missing_package
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signals import Interrupted
 
@@ -169,6 +170,8 @@ class Shield(Tracker):
 
 def one_line(error: BaseException) -> str:
     """The message of an error without secrets: user and password of a URL, and the key of W&B."""
+    if isinstance(error, ModuleNotFoundError):
+        return missing_package(error)
     text = re.sub(r"://[^/@\s]*@", "://", " ".join(str(error).split()))
     if key := os.environ.get("WANDB_API_KEY"):
         text = text.replace(key, "…")

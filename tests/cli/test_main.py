@@ -115,6 +115,9 @@ def test_a_path_may_begin_at_home(word, monkeypatch, capsule_sweeps, tmp_path) -
     monkeypatch.setattr("capsule_sweeps.cli.report.run", seen.append)
     capsule_sweeps("report", f"{word}=~/here")
     assert vars(seen[0])[word.strip("-").replace("-", "_")] == tmp_path / "here"
+    ended = capsule_sweeps("report", f"{word}=~/{'x' * 300}")
+    assert ended.code == 2 and len(seen) == 1, "before anything is computed"
+    assert f"{word}: {'x' * 20}… is too long: a name has up to 250 bytes" in ended.err
 
 
 @pytest.mark.parametrize("command", ["status", "results", "cancel", "retry", "gc"])

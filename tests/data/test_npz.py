@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from capsule_sweeps import compose_config
 from capsule_sweeps.data.load import load_data
 from capsule_sweeps.data.sources import find_source, npz
-from capsule_sweeps.runs.signature import signature, signed_config
+from capsule_sweeps.runs.signature import run_name, signature, signed_config
 
 
 def arrays(channels: int = 3, size: int = 12, val: bool = True, column: bool = True) -> dict[str, np.ndarray]:
@@ -65,6 +65,17 @@ def test_validation_images_are_never_trained_on(tmp_path) -> None:
     assert len(some.train) == 3 and len(some.val) == 5
     with pytest.raises(ValueError, match=r"dataset\.val_size=3, but bloodmnist comes with 5 validation images: set "):
         load_data(config(path, "dataset.val_size=3").dataset, tmp_path, "cpu")
+
+
+def test_names_beyond_what_file_systems_take_are_cut(tmp_path) -> None:
+    long = config(save(tmp_path, arrays()), f'dataset.name="{300 * "ä"}"')
+    assert len(load_data(long.dataset, tmp_path, "cpu").train) == 9
+    (cached,) = [path.name for path in (tmp_path / ".cache").iterdir() if path.is_dir()]
+    assert cached.startswith(100 * "_" + "-npz-"), "and not a complaint that the folder cannot be written"
+    name = run_name(long, signature(signed_config(long)))
+    assert len(name) < 140 and name.endswith(
+        f"-capsnet-resnet-inverted_attention-r1-s0-{signature(signed_config(long))}"
+    )
 
 
 def test_without_validation_images_they_are_taken_from_the_training_images(tmp_path) -> None:

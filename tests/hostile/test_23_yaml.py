@@ -19,7 +19,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     [
         (BOMB, "anchors"),
         ("a: !!python/object/apply:os.getcwd []\n", "tags"),
-        ("a: " + "[" * 5000, "nested too deeply"),
+        ("a: " + "[" * 5000, "nested too deeply|nesting depth"),  # in the words of each version
         ("- 1\n- 2\n", "is not an object"),
         ("a: 1\n" * (MAX_BYTES // 4), "larger than"),
         ("a: [", "damaged"),

@@ -24,6 +24,12 @@ def test_created_once_and_whole(tmp_path, monkeypatch, links) -> None:
     assert json.loads(path.read_text()) == {"a": 1} and os.listdir(tmp_path) == ["lock"]
 
 
+@pytest.mark.parametrize("name", ["x" * 255, "ä" * 127])
+def test_longest_name_is_written(tmp_path, name) -> None:
+    files.write_atomic(tmp_path / name, b"content")
+    assert (tmp_path / name).read_bytes() == b"content" and os.listdir(tmp_path) == [name]
+
+
 def test_released_attempts_do_not_stay(tmp_path) -> None:
     run = Run(tmp_path / "name-00000000")
     run.folder.mkdir()

@@ -23,14 +23,9 @@ def list_source(dataset: Any, data_dir: Path) -> Any:
 def read_source(dataset: Any, data_dir: Path) -> Decoded:
     """The digits, resized bilinearly, split by SPLIT_SEED. Raises ValueError if scikit-learn is missing."""
     import torch
+    from sklearn.datasets import load_digits
     from torch.nn import functional as F
 
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ValueError(
-            "dataset=digits comes with scikit-learn, which is missing; pip install scikit-learn."
-        ) from error
     images, labels = load_digits(return_X_y=True)
     grey, size = torch.from_numpy(images).view(-1, 1, 8, 8), dataset.image_size
     # Enlarged, a pixel is a whole number of (1 / 2·size)²: with that number, the bytes are the same on every machine.

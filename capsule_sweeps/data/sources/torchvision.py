@@ -43,7 +43,9 @@ def read_source(dataset: Any, data_dir: Path) -> Decoded:
     try:
         with _quiet_downloads():
             return read(dataset.name, data_dir, folder)
-    except Exception as error:  # for all errors of torchvision, archives and the network the advice is the same
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # for all other errors of torchvision, archives and the network the advice is the same
         cause = getattr(error, "reason", error)  # urllib wraps the operating system's error
         reason = " ".join(str(getattr(cause, "strerror", None) or cause).split()).rstrip(".")
         tree = data_dir / dataset.name / "{train,test}/<class>/*.png"
