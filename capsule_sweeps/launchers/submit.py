@@ -33,6 +33,7 @@ from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.queue import Entry, Refused, find_queue
 from capsule_sweeps.runs.run import Busy
 from capsule_sweeps.runs.signature import columns, signed_config
+from capsule_sweeps.runs.stored import digest
 from capsule_sweeps.runs.sweep import record_sweep, sweep_name
 from capsule_sweeps.runs.where import lost
 
@@ -105,7 +106,8 @@ def submit(todo: Sequence[PlannedRun], sweep: str, launcher: QueueLauncher) -> s
         folder.chmod(0o755)  # its job.pkl is executed by this user's jobs, also where a group shares its runs
         write_json(folder / "launching.json", owner())
         snapshot = take_snapshot(runs_dir, launcher.included())  # never undone: another launcher may use the same one
-        todo = [planned for planned in todo if enqueue(planned, submission, launcher.queue, undo)]
+        queued = {planned.run.folder: enqueue(planned, submission, launcher.queue, undo) for planned in todo}
+        todo = [planned for planned in todo if queued[planned.run.folder]]
         if not todo:
             undo.close()
             return ""
@@ -114,6 +116,7 @@ def submit(todo: Sequence[PlannedRun], sweep: str, launcher: QueueLauncher) -> s
             "submission": submission,
             "sweep": sweep,
             "runs": [str(planned.run.folder.resolve()) for planned in todo],
+            "configs": [queued[planned.run.folder] for planned in todo],
             "snapshot": str(snapshot),
             "settings": launcher.settings(),
             "command": sys.argv,
@@ -167,15 +170,16 @@ def refusal(queue: str, error: Refused) -> str:
     return text
 
 
-def enqueue(planned: PlannedRun, submission: str, queue: str, undo: ExitStack) -> bool:
-    """Write the queue entry, which contains all that a job needs to run the planned run.
+def enqueue(planned: PlannedRun, submission: str, queue: str, undo: ExitStack) -> str:
+    """Write the queue entry, which contains all that a job needs to run the planned run. Returns the hash of its
+    configuration, by which the job notices that others changed it.
 
-    False if another process has run or queued the run since it was planned.
+    Returns "" if another process has run or queued the run since it was planned.
     """
     run = planned.run
     if run.state() in ("running", "queued"):
         log.warning("%s: left out, another launcher took it first", run.folder.name)
-        return False
+        return ""
     if planned.action == "rerun":
         undo.callback(restore, run.put_aside(), run.folder)
     config = planned.config.copy()
@@ -196,8 +200,8 @@ def enqueue(planned: PlannedRun, submission: str, queue: str, undo: ExitStack) -
         run.enqueue(entry)
     except Busy as busy:
         log.warning("%s: left alone, %s", run.folder.name, busy)
-        return False
-    return True
+        return ""
+    return digest(entry["config"])
 
 
 def remove(folder: Path) -> None:

@@ -4,6 +4,8 @@ Stored configurations were resolved and checked before they were written, so the
 that has anchors or tags or is too large is damaged.
 """
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,11 @@ def plain_config(stored: Any) -> DictConfig:
     if not isinstance(config, DictConfig):
         raise ValueError("it is not an object")
     return config
+
+
+def digest(stored: Any) -> str:
+    """A hash of a stored configuration, by which a job recognizes the one that it was submitted with."""
+    return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()
 
 
 def checked_config(path: Path) -> DictConfig:

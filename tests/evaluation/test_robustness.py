@@ -103,7 +103,7 @@ def test_conditions_out_of_range_are_one_sentence(arguments, message) -> None:
 @pytest.mark.slow
 def test_runs_and_conditions_in_one_table(launch, capsule_sweeps, runs, place) -> None:
     """Accuracies are those of `evaluate` of one run under one condition; attacks lower them; no run changes."""
-    assert launch("-m", "seed=0,1").code == 0
+    assert launch("-m", "seed=0,1", "training.ema=0.99").code == 0
     before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
     words = ["all", "dataset.test_shift=0,3", "--attack", "fgsm", "--epsilon", "0.2"]
     ended = capsule_sweeps("evaluate", *words, "--format", "csv")
@@ -123,4 +123,10 @@ def test_runs_and_conditions_in_one_table(launch, capsule_sweeps, runs, place) -
     lines = [line for line in table.out.splitlines() if line.startswith("│")]
     expected = rows[(rows.num_routing == 1) & rows.attack.isna()].groupby("test_shift").accuracy.mean()
     assert len(lines) == 2 and all(f"{value:.2f}" in line for value, line in zip(expected, lines, strict=True))
+    for weights, key in (("last", "test_accuracy"), ("ema", "ema_test_accuracy")):
+        own = pd.read_csv(io.StringIO(capsule_sweeps("evaluate", "all", "--weights", weights, "--format", "csv").out))
+        expected = {folder.name: 100 * runs.metrics(folder)[-1][key] for folder in runs.folders()}
+        assert own.set_index("run").accuracy.to_dict() == pytest.approx(expected), weights
+    ended = capsule_sweeps("evaluate", "all", "--weights", "best")
+    assert ended.code == 1 and "no weights of its best epoch" in ended.err and ended.err.count("\n") == 1
     assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before

@@ -194,19 +194,28 @@ def _is_image(folder: Path, place: str) -> bool:
 
 
 def _report_left_out(root: Path, tree: dict[str, dict[str, Files]]) -> None:
-    """Names files below train and test that are not read, hidden ones aside, and folders beside these two."""
+    """Says which files below train and test are not read, hidden ones aside, and why; and which folders are beside
+    these two."""
     read = {
         f"{split}/{name}/{f[0]}" for split, classes in tree.items() for name, files in classes.items() for f in files
     }
     found = [f"{split}/{file[0]}" for split in tree for file in list_files(root / split)]
     left_out = [name for name in found if name not in read and not Path(name).name.startswith(".")]
     if left_out:
-        verb, files = ("are", f"{len(left_out):,} files") if len(left_out) > 1 else ("is", "1 file")
-        log.warning("In %s, %s %s left out, no image by name or content: %s.", root, files, verb, _some(left_out))
+        named = _some([f"{name} ({_reason(name)})" for name in left_out])
+        log.warning("In %s, %s left out: %s.", root, counted(len(left_out), "file is", "files are"), named)
     with os.scandir(root) as entries:
         beside = sorted(e.name for e in entries if e.is_dir() and e.name not in tree and not e.name.startswith("."))
     if beside:
         log.warning("In %s, only train and test are read, not %s.", root, _some(beside))
+
+
+def _reason(place: str) -> str:
+    """Why `train/…` or `test/…` is not read."""
+    if place.count("/") == 1:
+        return "in no class folder"
+    suffix = Path(place).suffix
+    return f"{suffix} is no image format that is read" if suffix else "no suffix, and no image by its first bytes"
 
 
 def read_class_tree(dataset: Any, root: Path, tree: dict[str, dict[str, Files]]) -> Decoded:

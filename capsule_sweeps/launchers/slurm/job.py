@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from capsule_sweeps.config.check import check
 from capsule_sweeps.console import SweepProgress
@@ -32,7 +32,7 @@ from capsule_sweeps.runs.provenance import ROOT, code
 from capsule_sweeps.runs.queue import this_job
 from capsule_sweeps.runs.run import Busy, Run
 from capsule_sweeps.runs.signals import GRACE_SECONDS, Stop
-from capsule_sweeps.runs.stored import plain_config
+from capsule_sweeps.runs.stored import digest, plain_config
 
 log = logging.getLogger(__name__)
 
@@ -119,8 +119,19 @@ class SlurmJob:
                 self._give_up(run, f"given up after {counted(stuck, 'attempt')} without progress", unrecorded > 0)
                 continue
             self.starts[folder] += 1
-            return PlannedRun(check(plain_config(entry["config"])), run, "", run.state(), "run")
+            try:
+                return PlannedRun(self._config(folder, entry), run, "", run.state(), "run")
+            except ValueError as error:
+                self._give_up(run, f"its queue entry cannot be used ({error})")
         return None
+
+    def _config(self, folder: str, entry: dict[str, Any]) -> DictConfig:
+        """The configuration of a run. Raises ValueError if it is not the one that was submitted: others may write into
+        the folder of a run, but not into that of a submission."""
+        submitted = dict(zip(self.job["runs"], self.job.get("configs", []), strict=False))
+        if submitted.get(folder, digest(entry["config"])) != digest(entry["config"]):
+            raise ValueError("its configuration was changed after the submission; rerun the command")
+        return check(plain_config(entry["config"]))
 
     def ended(self, worker: Worker) -> None:
         """Called when a worker's process is gone. Killed or interrupted runs keep their entry."""

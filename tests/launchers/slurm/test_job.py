@@ -16,6 +16,7 @@ from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.plan import Policy
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns, signed_config
+from capsule_sweeps.runs.stored import digest
 
 
 @pytest.fixture
@@ -112,3 +113,31 @@ def test_run_does_not_train_on_a_cpu_where_a_gpu_was_asked_for(job, monkeypatch,
     task["config"]["device"] = "cpu"
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(task) + "\n"))
     assert worker.main() == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data_dir", "${oc.env:HOME}"),
+        ("data_dir", "/elsewhere"),
+        ("tracking", {"_target_": "capsule_sweeps.tracking.wandb.WandbTracker", "name": "wandb", "entity": "stranger"}),
+    ],
+)
+def test_an_entry_that_others_changed_after_the_submission_is_not_trained(job, caplog, key, value) -> None:
+    """In a shared folder others write into run folders, but not into those of submissions."""
+    made, run = job
+    entry = run.queue_entry()
+    made.job["configs"] = [digest(entry["config"])]
+    assert made.take().config.data_dir == entry["config"]["data_dir"]
+    entry["config"][key] = value
+    write_json(run.folder / "queued.json", entry)
+    assert made.take() is None and made.given_up == [run.folder.name]
+    assert "changed after the submission" in run.record()["error"] and run.state() == "failed"
+
+
+def test_an_entry_with_an_interpolation_costs_its_own_run_only(job) -> None:
+    made, run = job
+    entry = run.queue_entry()
+    entry["config"]["data_dir"] = "${oc.env:HOME}"
+    write_json(run.folder / "queued.json", entry)
+    assert made.take() is None and "interpolation" in run.record()["error"]
