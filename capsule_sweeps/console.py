@@ -99,9 +99,8 @@ class SweepProgress:
             return
         self._done[name] = 1.0
         if self.num_runs > 1:
-            left = f", {self.left()}" if self.left() else ""
-            line = f"run {self.num_ended}/{self.num_runs} finished, accuracy {accuracy:.1%}{left}: {name}"
-            tell(line)
+            said = ", ".join(filter(None, (f"accuracy {accuracy:.1%}", self.left())))
+            tell(f"run {self.num_ended}/{self.num_runs} finished, {said}: {name}")
 
     def left(self) -> str:
         """As "about 12 min left"; empty at the end, and while nothing is known."""
@@ -138,7 +137,8 @@ class Display(_Bars):
     def __init__(self, sweep: SweepProgress | None = None) -> None:
         super().__init__(sweep or SweepProgress(1))
         if self._sweep.num_runs > 1:
-            self._all = self._bars.add_task("", total=self._sweep.num_runs, note="", of_sweep=True)
+            total = self._sweep.num_runs
+            self._all = self._bars.add_task(f"run 1/{total}", total=total, note="", of_sweep=True)
 
     def start(self, name: str, epochs: int, epochs_done: int, num_batches: int) -> None:
         self._lines = EpochLines(self.console, name, epochs, epochs_done)
@@ -268,19 +268,24 @@ class _TimeLeft(TimeRemainingColumn):
 
 
 def _name_width(console: Console) -> int:
-    return max(12, console.width // 2 - 16)
+    return max(12, console.width // 2 - 21)
 
 
 def _short(console: Console, name: str) -> str:
     """The name of a run, shortened in the middle, so that its signature stays and numbers fit beside it."""
-    name, width = terminal(name), _name_width(console) - len(" epoch")
+    return short_name(name, _name_width(console) - len(" epoch"))
+
+
+def short_name(name: str, width: int) -> str:
+    """The name of a run in so many letters, at least 10; its signature stays."""
+    name, width = terminal(name), max(10, width)
     return name if len(name) <= width else f"{name[: width - 9]}…{name[-8:]}"
 
 
 def _bars(console: Console) -> Progress:
     length = 24 if console.width >= 120 else 6
-    note = max(8, console.width - _name_width(console) - length - 20)
-    short = Column(no_wrap=True, overflow="ellipsis", max_width=note)
+    room = max(8, console.width - _name_width(console) - length - 20)
+    short = Column(no_wrap=True, overflow="ellipsis", max_width=room)
     columns: list[ProgressColumn] = [
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=length),
@@ -288,9 +293,4 @@ def _bars(console: Console) -> Progress:
         _TimeLeft(),
         TextColumn("{task.fields[note]}", markup=False, table_column=short),
     ]
-    return Progress(
-        *columns,
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    )
+    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)

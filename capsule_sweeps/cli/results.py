@@ -157,10 +157,25 @@ def published(arguments: argparse.Namespace) -> None:
     if not others or len(of_table(runs, cells)):
         misses = near_misses(runs, cells)
         note = "\n".join(filter(None, (note, misses if (table.verdict == "missing").any() else "")))
-        parts.append(render(table.drop(columns=NOTED), arguments.format, title, note))
+        parts.append(render(fitting(table.drop(columns=NOTED), arguments.format), arguments.format, title, note))
     for recipe, other in others.items():
-        note = f"Runs of another recipe than the published one, which differs in training.*: {recipe}. "
+        shown = fitting(other[other.n.fillna(0) > 0].drop(columns=NOTED), arguments.format)
+        note = "Runs of another recipe (training.*) than the published one: the title has what differs. "
+        note += f"Cells without such runs are not shown: {(other.n == 0).sum()}. "
         note += f"{left_out(runs, str(rule))} ±: half-width of the 95 % interval (t) over n seeds. Rule: {rule}."
-        shown = other.drop(columns=NOTED)
-        parts.append(render(shown, arguments.format, f"{title}; other recipe: {recipe}", note))
+        heading = f"{title}; other recipe: {recipe}"
+        parts.append(render(shown, arguments.format, heading, note))
     print("\n\n".join(parts))
+
+
+def fitting(table: pd.DataFrame, form: str) -> pd.DataFrame:
+    """A published table; on a narrow terminal with one column `cell`, in which words stay whole."""
+    from capsule_sweeps.console import console
+
+    if form != "table" or console().width >= 100:
+        return table
+    parts = [column for column in ("row", "column", "reading") if column in table]
+    cells = [", ".join(filter(None, words)) for words in table[parts].itertuples(index=False)]
+    narrow = table.drop(columns=parts)
+    narrow.insert(0, "cell", cells)
+    return narrow

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from capsule_sweeps.config.ablation import Change, ablation_changes, check_ablation
 from capsule_sweeps.config.check import check_values, without_hydra
 from capsule_sweeps.config.errors import one_sentence, sentence
-from capsule_sweeps.config.match_width import CAPSNET, MATCH, check_match, match_width, rival
+from capsule_sweeps.config.match_width import CAPSNET, MATCH, asks_to_match, check_match, match_width, rival
 from capsule_sweeps.config.schema import OPEN_SCHEMA, closed
 from capsule_sweeps.config.trust import check_hydra
 from capsule_sweeps.config.versions import BASE
@@ -153,7 +153,7 @@ def compose_points(loader: Any, master: DictConfig | None, points: Sequence[Sequ
         looked_at += " ".join(f"{text.partition('.')[0]} {meant[text]}" for text in point if "${" in meant[text])
         seen = set(re.findall(r"\w+", looked_at))
         values = [text for text in point if not choice[text]]
-        if any(meant[text] == f"model.width={MATCH}" for text in values):
+        if any(parsed[text].key_or_group == "model.width" and asks_to_match(parsed[text].value()) for text in values):
             check_match(pickle.loads(pickled))
         first = tuple(text for text in values if re.split(r"[.=]", text.lstrip("+~"))[0] in seen)
         if (choices, first) not in resolved:
@@ -168,7 +168,7 @@ def compose_points(loader: Any, master: DictConfig | None, points: Sequence[Sequ
         changed = {re.split(r"[.=]", text.lstrip("+~"))[0] for text in rest}
         kept = {key: value for key, value in known.items() if key not in changed}
         check_ablation(check_values(config, {**kept, **_values(config, changed)}), changes, values)
-        if config.model.get("width") == MATCH:
+        if asks_to_match(config.model.get("width")):
             if rival(point) == list(point):
                 raise ValueError(
                     f"model.width={MATCH} in a file would also be set for model=capsnet, whose size it asks for: set "

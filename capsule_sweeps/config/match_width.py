@@ -25,6 +25,11 @@ class Matched(NamedTuple):
 found: dict[str, Matched] = {}  # what `match_width` found in this process, by the model that has it
 
 
+def asks_to_match(value: object) -> bool:
+    """Whether a value of model.width is `match`, in any case."""
+    return isinstance(value, str) and value.lower() == MATCH
+
+
 def rival(point: Sequence[str]) -> list[str]:
     """The overrides of a point, with a capsule network in place of its model."""
     kept = [text for text in point if text.lstrip("+~").split("=")[0].split(".")[0].split("@")[0] != "model"]

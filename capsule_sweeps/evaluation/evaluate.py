@@ -23,7 +23,7 @@ from capsule_sweeps.data.load import Data, load_data
 from capsule_sweeps.display import counted, markdown
 from capsule_sweeps.evaluation.class_names import match_classes
 from capsule_sweeps.evaluation.measure import NUM_BINS, Evaluation, evaluations
-from capsule_sweeps.evaluation.weights import load_checkpoint, load_weights
+from capsule_sweeps.evaluation.weights import SHOWN_AS, load_checkpoint, load_weights
 from capsule_sweeps.networks.capsnet import CapsNet
 from capsule_sweeps.results.render import render
 from capsule_sweeps.runs.run import Run
@@ -61,7 +61,7 @@ def evaluate(
     asked = (list(iterations) or [int(config.model.num_routing)]) if iterates else [None]
     found = evaluations(model, config, data, asked, run.folder.name)
     if weights is not None:
-        found = [one._replace(weights={"ema": "average"}.get(weights, weights)) for one in found]
+        found = [one._replace(weights=SHOWN_AS.get(weights, weights)) for one in found]
     if "ema" in checkpoint:
         model.load_state_dict(checkpoint["ema"])
         name = f"{run.folder.name}, average"
@@ -208,7 +208,6 @@ def show(run: Run, config: DictConfig, data: Data, found: Sequence[Evaluation], 
         for one in found
     ]
     overview = pd.DataFrame(rows).astype({"num_routing": "Int64"})
-    overview = overview if overview.weights.nunique() > 1 else overview.drop(columns="weights")
     parts = [render(overview, form, title=run.folder.name, note=" ".join(said))]
     parts += [_heading(form, one) + render(class_table(data.classes, one), form, _title(one)) for one in found]
     return "\n\n".join(parts)

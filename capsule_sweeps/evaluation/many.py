@@ -17,7 +17,7 @@ from capsule_sweeps.evaluation.class_names import match_classes
 from capsule_sweeps.evaluation.evaluate import load_test_data
 from capsule_sweeps.evaluation.measure import share_correct
 from capsule_sweeps.evaluation.robustness import ATTACKS, CORRUPTIONS, corrupted
-from capsule_sweeps.evaluation.weights import load_weights
+from capsule_sweeps.evaluation.weights import SHOWN_AS, load_weights
 from capsule_sweeps.networks.capsnet import CapsNet
 from capsule_sweeps.results.columns import as_typed, settings_frame, short_names, typed
 from capsule_sweeps.results.render import render
@@ -83,7 +83,7 @@ def evaluate_many(
     weights: str | None = None,
 ) -> pd.DataFrame:
     """A row for each run, condition and number of iterations: run, seed, group, the settings that tell the runs apart,
-    the conditions that vary, num_routing, images, and accuracy in percent.
+    weights, the conditions that vary, num_routing, images, and accuracy in percent.
 
     Raises ValueError for a run without a checkpoint, and for images that do not fit a model.
     """
@@ -112,9 +112,10 @@ def evaluate_many(
                     found = {
                         "run": row.run,
                         "seed": row.seed,
-                        "first_seeds": row.first_seeds,
+                        "first_seeds": row.get("first_seeds"),
                         "group": row.group,
                         **settings.loc[index],
+                        "weights": SHOWN_AS.get(weights or "last", weights or "last"),
                     }
                     found |= {**_columns(condition), "num_routing": number, "images": len(data.test)}
                     rows.append({**found, "accuracy": accuracy})
@@ -168,9 +169,9 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 def show_many(frame: pd.DataFrame, form: str) -> str:
     """`csv` and `json`: all rows, one per run and condition; `table` and `md`: the summary over seeds."""
     if form in ("csv", "json"):
-        return render(frame.drop(columns=["group", "first_seeds"]), form)
+        return render(frame.drop(columns=["group", "first_seeds"], errors="ignore"), form)
     said = ["Test accuracy in %; ±: half-width of the 95 % interval (t) over n seeds, none for n = 1."]
-    if frame.first_seeds.notna().any():
+    if "first_seeds" in frame and frame.first_seeds.notna().any():
         numbers = frame.drop_duplicates("group").first_seeds
         said.append(two_stage_note(numbers, "±").strip())
     if "epsilon" in frame:

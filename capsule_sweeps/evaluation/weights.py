@@ -15,6 +15,8 @@ from capsule_sweeps.training.checkpoint import BEST, bytes_needed, load_tensors
 
 WEIGHTS = ("last", "ema", "best")  # of the last epoch, their average over the steps, of the best epoch
 
+SHOWN_AS = {"ema": "average"}  # in tables, beside last and best
+
 
 def load_trained(folder: Path, weights: str | None = None) -> tuple[nn.Module, DictConfig]:
     """The model of a run, in evaluation mode on the CPU, and its config.

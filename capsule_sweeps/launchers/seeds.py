@@ -77,7 +77,13 @@ def launch_seeds(
             if planned.signature in wanted
         ]
         retry = replace(policy, retry="none") if done else policy  # what failed in this command is not tried twice
-        launch([config for config, _ in chosen], [words for _, words in chosen], retry, launcher, start)
+        if chosen:
+            launch([config for config, _ in chosen], [words for _, words in chosen], retry, launcher, start)
+        else:
+            tell(
+                f"No seed is left to run: with hydra.launcher.retry={policy.retry} failed runs are passed over, and "
+                f"hydra.sweeper.max_seeds={procedure.max_seeds} allows no other seeds. Set one of them."
+            )
         done |= wanted
         if policy.dry_run:
             break
@@ -218,15 +224,16 @@ def show_differences(units: Sequence[Unit], procedure: Procedure, rule: str) -> 
 
     from capsule_sweeps.results.render import render
 
-    rows: list[dict[str, Any]] = [
-        {"runs": unit.label, "n": len(unit.values), "difference": fmean(unit.values), "half_width": unit.half_width()}
-        for unit in units
-        if len(unit.groups) == 2 and unit.complete
-    ]
+    rows: list[dict[str, Any]] = []
+    for unit in (unit for unit in units if len(unit.groups) == 2):
+        known = {"difference": fmean(unit.values), "half_width": unit.half_width()} if unit.complete else {}
+        rows.append({"runs": unit.label, "n": len(unit.values), **known})
     note = (
         f"Differences of test accuracy in percentage points, seed by seed, selection rule: {rule}. The number of pairs "
         f"n was chosen by Stein's two-stage procedure for ±{procedure.half_width:g}: half_width is that of its 95 % "
         f"interval, t(n0 − 1)·s0/√n with the deviation s0 of the first n0 = {procedure.min_seeds} differences."
     )
+    if not all(unit.complete for unit in units if len(unit.groups) == 2):
+        note += f" –: fewer than {procedure.min_seeds} pairs are finished."
     frame = pd.DataFrame(rows, columns=["runs", "n", "difference", "half_width"])
     print(render(frame, "table", title="Differences", note=note))

@@ -6,53 +6,57 @@ same, however often our kernels compute them. What is done to each number for it
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import logging
 from functools import partial
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.networks.capsnet import OwnHeads
 from capsule_sweeps.networks.layers import CapsuleLayer
 from capsule_sweeps.routing.base import LayerShape
 
+log = logging.getLogger("capsule_sweeps")
+
 Steps = list[tuple[Tensor, bool]]  # of a capsule layer: the children's poses, and whether it is the first iteration
-COUNTED: dict[type[nn.Module], Callable[[Any, Tensor], int]] = {  # of one image, by what comes out of it
-    nn.Conv2d: lambda layer, made: made[0].numel() * math.prod(layer.weight.shape[1:]),
-    nn.Linear: lambda layer, made: made[0].numel() * layer.in_features,
-    OwnHeads: lambda layer, _: layer.weight.numel(),
-}
 
 
 def count_multiply_adds(config: DictConfig) -> int | None:
-    """Multiply-adds of one image; None for a model with weights in layers of other kinds, which are not known here.
+    """Multiply-adds of one image; None, and a line in the log, where a class of yours cannot be counted.
 
     Builds the model once more, on the CPU, and runs it on an empty image: draws random numbers.
     """
-    eager, dataset, total, steps = config.copy(), config.dataset, [0], dict[str, Steps]()
+    try:
+        return _count(config)
+    except Exception as error:  # whatever a class of yours raises here, its training may work
+        log.warning("multiply-adds are unknown: %s (%s)", type(error).__name__, " ".join(str(error).split())[:200])
+        return None
+
+
+def _count(config: DictConfig) -> int:
+    eager, dataset, steps = config.copy(), config.dataset, dict[str, Steps]()
     eager.training.compile, eager.device = "off", "cpu"
     model = build_model(eager).eval()
-    inside: set[nn.Module] = set()  # parts of capsule layers, which count for themselves
-
-    def add(count: Callable[[Any, Tensor], int], layer: nn.Module, _: Any, made: Tensor) -> None:
-        total[0] += count(layer, made)
-
-    for name, layer in model.named_modules():
-        if isinstance(layer, CapsuleLayer):
-            inside |= set(layer.modules())
-            layer.register_forward_pre_hook(partial(note_step, steps.setdefault(name, [])), with_kwargs=True)
-        elif layer not in inside and type(layer) in COUNTED:
-            layer.register_forward_hook(partial(add, COUNTED[type(layer)]))
-        elif layer not in inside and any(weight.dim() > 1 for weight in layer.parameters(recurse=False)):
-            return None
-    with torch.no_grad():
-        model(torch.zeros(1, dataset.channels, dataset.image_size, dataset.image_size))
     layers = dict(model.named_modules())
-    return total[0] + sum(of_capsule_layer(layers[name], seen) for name, seen in steps.items())
+    for name, layer in layers.items():
+        if isinstance(layer, CapsuleLayer):
+            layer.register_forward_pre_hook(partial(note_step, steps.setdefault(name, [])), with_kwargs=True)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(torch.zeros(1, dataset.channels, dataset.image_size, dataset.image_size))
+    outside = torch_counts(counter, model, "") - sum(torch_counts(counter, model, name) for name in steps)
+    products = sum(layer.weight.numel() for layer in layers.values() if isinstance(layer, OwnHeads))
+    return outside + products + sum(of_capsule_layer(layers[name], seen) for name, seen in steps.items())
+
+
+def torch_counts(counter: FlopCounterMode, model: nn.Module, name: str) -> int:
+    """The multiply-adds that torch counted in a part of a model, also of functions; not the products of OwnHeads."""
+    counts = counter.get_flop_counts().get(".".join(filter(None, (type(model).__name__, name))), {})
+    return int(sum(counts.values())) // 2
 
 
 def note_step(steps: Steps, _: nn.Module, given: Any, named: Any) -> None:

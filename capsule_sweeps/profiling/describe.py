@@ -21,7 +21,7 @@ from capsule_sweeps.networks.backbones import BasicBlock
 from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.networks.capsnet import OwnHeads
 from capsule_sweeps.networks.layers import CapsuleLayer, PrimaryCapsules
-from capsule_sweeps.networks.multiply_adds import Steps, note_step, of_capsule_layer
+from capsule_sweeps.networks.multiply_adds import Steps, note_step, of_capsule_layer, torch_counts
 from capsule_sweeps.results.render import render
 from capsule_sweeps.runs.machine import free_memory
 from capsule_sweeps.training.execution import choose_device
@@ -62,7 +62,6 @@ def layer_table(config: DictConfig) -> pd.DataFrame:
         images = torch.empty(1, config.dataset.channels, config.dataset.image_size, config.dataset.image_size)
         with counter:
             model(images)
-    counts = counter.get_flop_counts()
 
     def multiply_adds(name: str) -> int:
         layer = layers[name]
@@ -70,7 +69,7 @@ def layer_table(config: DictConfig) -> pd.DataFrame:
             return of_capsule_layer(layer, steps[name])
         if isinstance(layer, OwnHeads):  # products of numbers, which the counter does not see
             return int(layer.weight.numel())
-        return sum(counts.get(".".join(filter(None, (type(model).__name__, name))), {}).values()) // 2
+        return torch_counts(counter, model, name)
 
     rows = []
     for name, (before, after) in seen.items():

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from capsule_sweeps.results.columns import as_typed, settings_frame, typed
+from capsule_sweeps.results.columns import as_typed, setting, settings_frame, short_names, typed
 from capsule_sweeps.results.intervals import by_seed, compare, holm
 from capsule_sweeps.results.stein import first_of, two_stage_note
 from capsule_sweeps.results.tables import finished_runs, left_out
@@ -99,12 +99,13 @@ def _pairs(first: pd.DataFrame, against: str) -> Iterator[Pair]:
     if not is_base.any():
         raise ValueError(f"--against {filters.none_fits(first, against, [against])}")
     label = first[key] if key in first.columns else pd.Series(filters.values(first, str(signed)), index=first.index)
+    label = _distinct(label.map(filters.as_typed), first, free)
     bases, groups = first[is_base], first[~is_base]
     done: set[tuple[str, str]] = set()  # base, value
     for keys in (free, (*free, "training.")) if key in CHOICES else (free,):
         found = []
         for group, run in groups.iterrows():
-            value = filters.as_typed(label[group])
+            value = label[group]
             alike = [
                 str(base)
                 for base, one in bases.signed_config.items()
@@ -114,6 +115,30 @@ def _pairs(first: pd.DataFrame, against: str) -> Iterator[Pair]:
             found += [Pair(base, str(group), value, keys != free) for base in alike if (base, value) not in done]
         done |= {(pair.base, pair.change) for pair in found}
         yield from found
+
+
+def _distinct(label: pd.Series, first: pd.DataFrame, free: tuple[str, ...]) -> pd.Series:
+    """Labels of groups, with the settings in `free` that tell groups with the same label apart: em density=sum.
+
+    Names and num_routing are enough where they are all different.
+    """
+    found = label.copy()
+    for text, alike in first.signed_config.groupby(label):
+        keys = sorted(
+            {key for signed in alike for key in signed if key.startswith(free) and not key.endswith("_target_")}
+        )
+        keys = [key for key in keys if len({json.dumps(setting(signed, key)) for signed in alike}) > 1]
+        keys = sorted(keys, key=lambda key: not key.endswith(".name"))
+        for chosen in ([key for key in keys if key.endswith((".name", ".num_routing"))], keys):
+            short = {key: "" if key.endswith(".name") else f"{name}=" for key, name in short_names(chosen).items()}
+            for group, signed in alike.items():
+                values = {key: setting(signed, key) for key in chosen}
+                found[group] = " ".join(
+                    [str(text), *(f"{short[key]}{typed(v)}" for key, v in values.items() if v is not None)]
+                )
+            if found[alike.index].is_unique:
+                break
+    return found
 
 
 def _rest(signed: dict[str, Any], free: tuple[str, ...]) -> str:

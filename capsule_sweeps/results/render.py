@@ -33,6 +33,7 @@ LESS_IMPORTANT = (
 LEAST_ROOM = ("command", "left")  # left out where not even shortened words fit
 MERGED = "settings"  # the column of all settings, where there is no room for one each
 SHORTEST = 12  # letters of a word that is shortened
+SYLLABLE = 5  # letters of a line of text that wraps
 
 
 class Best(str):
@@ -68,13 +69,13 @@ def render(
         return "\n".join(part for part in (terminal(title), shown, terminal(note)) if part)
     text, left_out = _bordered(list(map(str, frame.columns)), cells, numeric, one_line)
     if left_out:
-        note = " ".join(
-            filter(None, (_sentence(note), f"Not shown for lack of space: {', '.join(left_out)} (--wide)."))
-        )
+        hidden = f"Not shown for lack of space: {', '.join(left_out)} (--wide)."
+        after_command = note.rpartition("\n")[2].startswith("    ")
+        note = "\n".join((note, hidden)) if after_command else " ".join(filter(None, (_sentence(note), hidden)))
     with console().capture() as capture:
         if title:
             console().print(rich(title), style="italic", highlight=False)
-        console().print(text)
+        console().print(text, crop=False)
         _print_note(note)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
 
@@ -99,7 +100,10 @@ def _bordered(heads: list[str], cells: list[list[str]], numeric: list[bool], one
     widths: list[int | None] = [None] * len(heads)
     if one_line:
         heads, cells, numeric, widths, left_out = _fitted(heads, cells, numeric, console().width)
-    for head, right, width in zip(heads, numeric, widths, strict=True):
+    least = 1
+    for n, (head, right, width) in enumerate(zip(heads, numeric, widths, strict=True)):
+        longest = max(cell_len(part) for row in (heads, *cells) for part in row[n].split("\n"))
+        least += 3 + (width or (longest if right else min(longest, SYLLABLE)))
         justify: Literal["left", "right"] = "right" if right else "left"
         table.add_column(rich(head), justify=justify, no_wrap=right, overflow="fold", width=width)
     for row in cells:
@@ -109,6 +113,8 @@ def _bordered(heads: list[str], cells: list[list[str]], numeric: list[bool], one
                 for cell, width, head in zip(row, widths, heads, strict=True)
             )
         )
+    if least > console().width:  # wider than the terminal, but every number is there
+        table.width = least
     return table, left_out
 
 
@@ -134,7 +140,7 @@ def _fitted(heads: list[str], cells: list[list[str]], numeric: list[bool], room:
         if excess() > 0 and name in heads and len(shown) > 1:
             shown.remove(heads.index(name))
     for name in ("", *LEAST_ROOM):
-        if excess() > 0 and name in heads:
+        if excess() > 0 and name in heads and len(shown) > 1:
             shown.remove(heads.index(name))
         words = [n for n in shown if not numeric[n] and heads[n] not in WHOLE]
         while (over := excess()) > 0 and words and (longest := max(widths[n] for n in words)) > SHORTEST:

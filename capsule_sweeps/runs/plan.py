@@ -11,7 +11,7 @@ from rich.table import Table
 
 from capsule_sweeps.config.compose import no_collection
 from capsule_sweeps.config.match_width import matched
-from capsule_sweeps.console import console, duration, tell
+from capsule_sweeps.console import console, duration, short_name, tell
 from capsule_sweeps.display import counted, rich
 from capsule_sweeps.runs.costs import Rates
 from capsule_sweeps.runs.folders import find_runs
@@ -139,8 +139,18 @@ def show_plan(plan: Sequence[PlannedRun], asked: int, parallel: int) -> None:
     table.add_column("differs by", overflow="fold")
     table.add_column("state")
     table.add_column("action")
+    others = [
+        max(map(len, (head, *cells)))
+        for head, cells in (
+            ("differs by", [point.label for point in plan]),
+            ("state", [point.state for point in plan]),
+            ("action", [point.action for point in plan]),
+        )
+    ]
+    room = console().width - sum(others) - 13  # of frames
     for point in plan:
-        table.add_row(*map(rich, (point.run.folder.name, point.label, point.state, point.action)))
+        name = short_name(point.run.folder.name, max(30, room))
+        table.add_row(*map(rich, (name, point.label, point.state, point.action)))
     console().print(table)
     counts = Counter(point.action for point in plan)
     totals = ", ".join(f"{count} to {action}" for action, count in counts.items())

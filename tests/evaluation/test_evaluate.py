@@ -213,6 +213,13 @@ def test_averaged_weights_are_evaluated_as_well(launch, runs, capsule_sweeps) ->
     assert [line.split(" | ")[:2] for line in ended.out.splitlines()[2:6]] == [
         ["| 1", "last"], ["| 2", "last"], ["| 1", "average"], ["| 2", "average"]
     ]  # fmt: skip
+    (chosen,) = table_of(capsule_sweeps, name, "--weights", "ema")
+    assert chosen["weights"] == "average" and chosen["accuracy"] == average["accuracy"]
+    words = ("evaluate", name, "dataset.test_shift=0,1", "--weights", "ema")
+    rows = list(csv.DictReader(io.StringIO(capsule_sweeps(*words, "--format", "csv").out)))
+    assert [row["weights"] for row in rows] == ["average", "average"]
+    assert float(rows[0]["accuracy"]) == pytest.approx(average["accuracy"])
+    assert "weights=average" in capsule_sweeps(*words).out
 
 
 def test_it_tells_the_epoch_of_the_weights_that_it_read(finished, capsule_sweeps, monkeypatch) -> None:

@@ -234,6 +234,17 @@ def test_groups_without_a_neighbor_get_the_first_seeds(launch) -> None:
     assert len(planned(out)) == 15 and any("no neighbor" in label for label in seeds_table(out))
 
 
+def test_a_difference_of_which_one_side_fails_is_shown_as_unknown(launch, invent) -> None:
+    words = ("-m", "training.lr=0.01,1e30", "hydra.sweeper.resolve=training.lr", WIDTH.format(9))
+    invent([0.9, 0.91], "training.lr=0.01")
+    invent([0.0, 0.0], "training.lr=1e30", state="failed")
+    few = ("hydra.sweeper.min_seeds=2", "hydra.sweeper.max_seeds=2", "hydra.launcher.retry=none")
+    ended = launch(*words, *few)
+    assert rows(ended.out, "Differences") == [["training.lr: 0.01 → 1e+30", "0", "–", "–"]], ended.text
+    said = " ".join(ended.out.split())
+    assert "–: fewer than 2 pairs are finished." in said and "No seed is left to run" in said and ended.code == 1
+
+
 # ── what cannot be ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -172,6 +172,7 @@ def test_plan_shows_the_width_that_matches(launch) -> None:
     assert re.search(r"^model\.width=match: \d+ \([\d,]+ parameters for [\d,]+\)\.$", ended.out, re.MULTILINE)
 
 
+@pytest.mark.parametrize("spelling", ["model.width=match", "++model.width=match", "model.width=Match"])
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -187,9 +188,9 @@ def test_plan_shows_the_width_that_matches(launch) -> None:
         ),
     ],
 )
-def test_width_that_cannot_match_is_one_sentence(overrides, words) -> None:
+def test_width_that_cannot_match_is_one_sentence(overrides, words, spelling) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
-        compose_config(["dataset=digits", *overrides, "model.width=match"])
+        compose_config(["dataset=digits", *overrides, spelling])
 
 
 def test_width_that_matches_cannot_stand_in_a_file_for_all_models(launch, tmp_path) -> None:

@@ -100,9 +100,26 @@ def test_runs_record_their_multiply_adds_and_peak_memory(launch, runs, tiny_conf
     assert (row.multiply_adds, row.peak_memory_mb) == (record["multiply_adds"], record["peak_memory_mb"])
 
 
-def test_multiply_adds_of_unknown_layers_are_unknown(monkeypatch) -> None:
-    monkeypatch.delitem(multiply_adds.COUNTED, torch.nn.Linear)
-    assert count_multiply_adds(compose_config(["model=cnn", "dataset=digits"])) is None
+class Own(torch.nn.Module):
+    """A model of a user: two products, one of them between activations and without a layer."""
+
+    def __init__(self, num_classes: int, fail: bool = False) -> None:
+        super().__init__()
+        self.weight, self.fail = torch.nn.Parameter(torch.ones(num_classes, 16)), fail
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.fail and len(images) == 1:
+            raise RuntimeError("two images, please")
+        rows = images[:, 0, :16, :16]
+        return (rows @ rows.mT).mean(1) @ self.weight.mT
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_multiply_adds_of_own_models_count_functions_and_never_end_a_run(monkeypatch, caplog, fail) -> None:
+    monkeypatch.setattr(multiply_adds, "build_model", lambda config: Own(10, fail))
+    wanted = None if fail else 16 * 16 * 16 + 16 * 10
+    assert count_multiply_adds(compose_config(["model=cnn", "dataset=digits"])) == wanted
+    assert ("multiply-adds are unknown: RuntimeError (two images, please)" in caplog.text) == fail
 
 
 @pytest.mark.parametrize("pose", ["matrix", "vector"])

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from synthetic import composed, finished_run
 
 from capsule_sweeps import compose_config, load_runs
+from capsule_sweeps.console import console
 from capsule_sweeps.results.intervals import summarize
 from capsule_sweeps.results.published import PATH, SEEDS, Cell, marks, published_table, read_cells, verdict
 from capsule_sweeps.runs.signature import columns
@@ -312,7 +313,7 @@ def test_an_experiment_opens_with_command_cost_and_accuracy(path) -> None:
     assert header[2].startswith("# Cost: ") and header[3].startswith("# Accuracy it should reach")
 
 
-def test_other_recipes_and_near_misses_beside_published_cells(place, capsule_sweeps) -> None:
+def test_other_recipes_and_near_misses_beside_published_cells(place, capsule_sweeps, monkeypatch) -> None:
     for epochs in (20, 30):
         finished_run(["dataset=CIFAR10", "num_routing=1", f"training.epochs={epochs}"], 0.9, epochs / 100)
     out = " ".join(capsule_sweeps("results", "--published", "readme_table").out.split())
@@ -324,5 +325,10 @@ def test_other_recipes_and_near_misses_beside_published_cells(place, capsule_swe
         "training.epochs=30 training.milestones=[13,21]": pytest.approx(30),
     }
     assert all(verdict.startswith("other recipe: ") for _, verdict in filled.values())
-    text = " ".join(capsule_sweeps("results", "--published", "readme_table", "training.epochs=30").out.split())
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(console(), "_width", 80)
+    text = capsule_sweeps("results", "--published", "readme_table", "training.epochs=30").out
+    assert max(map(len, text.splitlines())) <= 80 and "num_routing" in text.partition("┡")[2].partition("└")[0]
+    assert "missing" not in text and "Cells without such runs are not shown: 11." in text
+    text = " ".join(text.split())
     assert "other recipe: training.epochs=30 training.milestones" in text and "training.epochs=20" not in text

@@ -126,3 +126,5 @@ def test_evaluations_over_seeds_have_the_interval_of_the_procedure() -> None:
     assert summary(frame)["±"].tolist() == [pytest.approx(4.302653 / 5**0.5, rel=1e-6)]
     assert "two-stage procedure" in " ".join(show_many(frame, "table").split())
     assert summary(frame.assign(first_seeds=pd.NA))["±"].tolist() == [pytest.approx(half_width(3.8987, 5), rel=1e-4)]
+    own = frame.drop(columns="first_seeds")  # made by hand
+    assert "4.80" in show_many(own, "table") and show_many(own, "csv").startswith("run,seed,images")

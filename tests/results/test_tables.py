@@ -285,6 +285,11 @@ def test_no_number_wraps_and_no_line_is_too_long(invent, capsule_sweeps, monkeyp
     assert capsule_sweeps("results", "--wide").out.count("91.23") == 12  # mean, min, max
     monkeypatch.setattr(console(), "_width", 50)
     assert max(map(len, capsule_sweeps("results").out.splitlines())) <= 50
+    for narrow in (30, 3):  # wider than the terminal, but no number is cut
+        monkeypatch.setattr(console(), "_width", narrow)
+        text = render(accuracy_table(load_runs("runs"), "last"), "table", note="so:\n    python x y z", one_line=True)
+        assert text.count("91.23") == 4 and "    python x y z\nNot" in text
+        assert "a" in render(pd.DataFrame({"command": ["a b c d e f g h i j"]}), "table", one_line=True)
     assert shorten("inverted_attention", 9) == "inve…tion"
 
 
@@ -422,6 +427,19 @@ def test_metrics_of_runs_are_one_tidy_frame(invent) -> None:
     frame = load_metrics(load_runs("runs"))
     assert frame.groupby("seed").test_accuracy.agg(list).to_dict() == {0: [0.1, 0.2], 1: [0.1, 0.2]}
     assert set(load_runs("runs", settings=True)["training.lr"]) == {0.1}
+
+
+def test_variants_with_one_name_have_labels_of_their_own(invent) -> None:
+    for words in ([], ["routing=em"], ["routing=em", "routing.density=sum"], ["num_routing=3"]):
+        invent(["num_routing=2", *words], 0.5)
+    invent(["model=resnet18"], 0.5)
+    runs = load_runs("runs")
+    labels = set(against_table(runs, "routing=inverted_attention", "last").routing)
+    assert labels == {"inverted_attention", "em density=mean", "em density=sum"}
+    runs = runs[runs.routing != "em"]
+    assert list(against_table(runs, "model=resnet18", "last").model) == [
+        *("resnet18", "capsnet num_routing=2", "capsnet num_routing=3")
+    ]
 
 
 def test_settings_are_never_rounded(invent, capsule_sweeps) -> None:

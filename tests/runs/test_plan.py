@@ -385,7 +385,7 @@ def test_no_estimate_without_like_runs(launch, tiny_config, invent) -> None:
 
 
 @pytest.mark.parametrize("parallel", [1, 2])
-def test_estimate_from_like_runs(tiny_config, invent, capsys, parallel) -> None:
+def test_estimate_from_like_runs(tiny_config, invent, capsys, monkeypatch, parallel) -> None:
     for seed, seconds in enumerate((7200.0, 3600.0, 720000.0)):  # an hour an epoch is the median
         invent(tiny_config(f"seed={seed}", "training.lr=0.3"), "finished", epochs_done=2, seconds=seconds)
     half = tiny_config("seed=8", "training.epochs=8")
@@ -396,6 +396,12 @@ def test_estimate_from_like_runs(tiny_config, invent, capsys, parallel) -> None:
     assert [point.seconds for point in plan] == [10 * 3600, 6 * 3600, None]
     planning.show_plan(plan, 3, parallel)
     out = capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setenv("COLUMNS", "80")
+        patch.setattr(planning.console(), "_width", 80)
+        planning.show_plan(plan, 3, parallel)
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert len(lines) == 3 and all(f"…{point.signature}" in line for point, line in zip(plan, lines, strict=True))
     assert f"about {16 // parallel}.0 h and 1 without an estimate yet" in out
     (again,) = make_plan([half], [[]], Policy(force=True))
     assert again.seconds == 8 * 3600
