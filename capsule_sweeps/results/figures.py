@@ -197,6 +197,7 @@ def _draw_accuracies(axes: Axes, finished: pd.DataFrame, rule: str, published: p
             table["mean"],
             yerr=table["std"],
             color=color,
+            linestyle=("-", "-.", ":")[number // len(COLORS) % 3],  # tells lines of one color apart
             marker="_",
             markersize=7,
             markeredgewidth=1.2,
@@ -230,7 +231,8 @@ def _draw_accuracies(axes: Axes, finished: pd.DataFrame, rule: str, published: p
             handles.append(axes.scatter(cells.num_routing, cells.value, s=size, marker=marker, color="black", zorder=2))
             labels.append(f"published, {aggregate} ({its_rule})")
     axes.set_xticks(ticks)
-    axes.set_xlim(ticks[0] - 0.5, ticks[-1] + 0.5)
+    if ticks:  # otherwise all models of this dataset are without num_routing
+        axes.set_xlim(ticks[0] - 0.5, ticks[-1] + 0.5)
     axes.set_xlabel("num_routing (routing iterations)")
     axes.set_ylabel(f"test accuracy (%)\nselection rule: {rule}")
     axes.legend(

@@ -122,7 +122,7 @@ def _fitted(heads: list[str], cells: list[list[str]], numeric: list[bool], room:
     """Heads, cells, numeric columns and widths of a table no wider than `room`; and the hidden columns.
 
     First heads break at underscores, then less important columns are hidden, then words are shortened. If this is not
-    enough, the settings before the column n become one column, which wraps.
+    enough, the settings before the column n, or before the values of a pivot table, become one column, which wraps.
     """
     rows = [heads, *cells]
     widths = [max(cell_len(row[n]) for row in rows[1:]) if cells else 0 for n in range(len(heads))]
@@ -148,7 +148,8 @@ def _fitted(heads: list[str], cells: list[list[str]], numeric: list[bool], room:
                 if widths[n] == longest and over > 0:
                     widths[n], over = widths[n] - 1, over - 1
     left_out = [head for n, head in enumerate(heads) if n not in shown]
-    first = [n for n in shown if "n" in heads and n < heads.index("n")]
+    values = next((n for n, head in enumerate(heads) if head == "n" or "=" in head), 0)  # =: of a pivot table
+    first = [n for n in shown if n < values]
     rest = [n for n in shown if n not in first]
     kept = [[row[n] for n in rest] for row in cells], [numeric[n] for n in rest], [full(n) for n in rest]
     if excess() <= 0 or len(first) < 2:

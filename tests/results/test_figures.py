@@ -238,6 +238,10 @@ def test_models_without_num_routing_are_horizontal_lines_and_many_lines_stay_rea
     assert any(line.get_linestyle() == "--" and list(line.get_ydata()) == [65.0, 65.0] for line in axes.lines)
     assert any(label.startswith("cnn") for label in labels(axes))
     assert len(labels(axes)) == 26  # no group is dropped
+    looks = [(one.get_color(), one.get_linestyle()) for one in axes.lines if one.get_linestyle() not in ("None", "--")]
+    assert len(looks) == 25 and looks.count(looks[0]) <= 2  # seven colors, three kinds of lines
+    only = baseline.assign(dataset="MNIST")  # a panel without any num_routing
+    assert len(drawn(pd.concat([runs, only], ignore_index=True))[-1].lines) == 1
     width, height = figure.get_size_inches()
     assert height / width < 4
 
