@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from capsule_sweeps import compose_config
 from capsule_sweeps.runs.files import write_json
+from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns, signed_config
 
 
@@ -25,6 +26,18 @@ def composed(overrides: Sequence[str]) -> DictConfig:
 @cache
 def _compose(overrides: tuple[str, ...]) -> DictConfig:
     return compose_config(list(overrides))
+
+
+def make_run(config: DictConfig, state: str = "finished") -> Run:
+    """A run of this configuration that was claimed and left in this state."""
+    run = Run(Path(config.runs_dir) / columns(config)["run"])
+    record = {**columns(config), "signed_config": signed_config(config), "state": state, "attempts": []}
+    found = {"accuracy_last": 0.5, "accuracy_best_test": 0.5, "accuracy_best_val": None} if state == "finished" else {}
+    with run.claim():
+        if found:
+            write_json(run.folder / "summary.json", {**columns(config), **found})
+        write_json(run.folder / "run.json", {**record, **found})
+    return run
 
 
 def finished_run(

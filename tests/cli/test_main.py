@@ -12,29 +12,16 @@ import time
 from pathlib import Path
 
 import pytest
+from synthetic import make_run
 
 from capsule_sweeps import __version__, cli
 from capsule_sweeps.cli.main import make_parser
-from capsule_sweeps.runs.files import write_json
-from capsule_sweeps.runs.run import Run
-from capsule_sweeps.runs.signature import columns, signed_config
 from capsule_sweeps.runs.signature import signature as hash_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ACTING = ["cancel", "retry", "gc", "sync", "prepare-data"]
 COMMANDS = ["status", "results", "show", "doctor", "evaluate", "describe", "bench", "diff", *ACTING]
 MANY = 2_000
-
-
-def make_run(config, state: str = "finished") -> Run:
-    run = Run(Path(config.runs_dir) / columns(config)["run"])
-    with run.claim():
-        summary = {"accuracy_last": 0.5, "accuracy_best_test": 0.6, "accuracy_best_val": None}
-        if state == "finished":
-            write_json(run.folder / "summary.json", {**columns(config), **summary})
-        record = {**columns(config), "signed_config": signed_config(config), "state": state, "attempts": []}
-        write_json(run.folder / "run.json", {**record, **(summary if state == "finished" else {})})
-    return run
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:

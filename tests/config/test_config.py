@@ -228,12 +228,6 @@ def test_help_shows_groups_and_three_examples_that_compose(python, launch) -> No
         assert planned.out.startswith("Plan"), f"{example}: {planned.text}"
 
 
-def test_cfg_job_prints_the_configuration(python) -> None:
-    ended = python(LAUNCH, "--cfg", "job", "dataset=digits", "num_routing=2")
-    assert ended.code == 0 and ended.err == ""
-    assert check(OmegaConf.create(ended.out)) == compose_config(["dataset=digits", "num_routing=2"])
-
-
 def test_cfg_job_resolves(launch) -> None:
     ended = launch("--cfg=job", "--resolve", "dataset=digits", base=[])
     assert check(OmegaConf.create(ended.out)) == compose_config(["dataset=digits"])

@@ -73,8 +73,7 @@ def test_logits_are_those_of_the_published_code(golden, file, interleaved, name,
         assert distance <= 1e-5 * np.linalg.norm(logits)
 
 
-@pytest.mark.parametrize("prefix", ["module.", ""])
-@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(("prefix", "zipped"), [("module.", False), ("", True)])
 def test_keys_with_and_without_module_in_files_of_old_and_new_torch(golden, place, prefix, zipped) -> None:
     torch.save(content(golden, prefix), "file", _use_new_zipfile_serialization=zipped)
     run, _ = import_checkpoint(Path("file"), 1, SMALL, Path("runs"))
@@ -211,12 +210,8 @@ def spoil(path: Path, how: str, golden) -> None:
     good = content(golden)
     if how == "absent":
         return
-    if how == "folder":
-        path.mkdir()
-    elif how == "text":
+    if how == "text":
         path.write_text("not a checkpoint")
-    elif how == "empty":
-        path.touch()
     elif how == "truncated":
         torch.save(good, path)
         path.write_bytes(path.read_bytes()[:-2000])
@@ -226,24 +221,18 @@ def spoil(path: Path, how: str, golden) -> None:
         torch.save({**good, "extra": Evil()}, path)
     elif how == "no net":
         torch.save({key: value for key, value in good.items() if key != "net"}, path)
-    elif how == "a list":
-        torch.save([1, 2], path)
     else:
         head, first = "module.final_fc.weight", "module.pre_caps.pre_caps.0.weight"
         changes = {
             "empty net": {"net": {}},
-            "net of numbers": {"net": {"a": 1.0}},
             "sparse": {"net": {**good["net"], head: good["net"][head].to_sparse()}},
-            "complex": {"net": {**good["net"], head: good["net"][head].to(torch.complex64)}},
             "float8": {"net": {**good["net"], head: good["net"][head].to(torch.float8_e4m3fn)}},
             "meta": {"net": {**good["net"], head: good["net"][head].to("meta")}},
             "nan": {"net": {**good["net"], head: good["net"][head] * torch.nan}},
             "a number in a huge shape": {"net": {**good["net"], first: torch.zeros(1).expand(10**9, 3, 3, 3)}},
             "with and without module.": {"net": {**good["net"], "final_fc.weight": torch.zeros(1, 16)}},
             "acc above 100": {"acc": 101.0},
-            "acc of text": {"acc": "94"},
             "acc not a number": {"acc": float("nan")},
-            "epoch below 0": {"epoch": -1},
             "epoch fraction": {"epoch": 1.5},
         }[how]
         torch.save({**good, **changes}, path)
@@ -253,27 +242,20 @@ def spoil(path: Path, how: str, golden) -> None:
     ("how", "word"),
     {
         "absent": "is not a file",
-        "folder": "is not a file",
         "text": "cannot be read safely",
-        "empty": "cannot be read safely",
         "truncated": "cannot be read safely",
         "pickle with code": "cannot be read safely",
         "torch with code": "cannot be read safely",
         "no net": "'net'",
-        "a list": "'net'",
         "empty net": "'net'",
-        "net of numbers": "'net'",
         "sparse": "sparse",
-        "complex": "complex",
         "float8": "float8",
         "meta": "without numbers",
         "nan": "not finite",
         "a number in a huge shape": "without numbers",
         "with and without module.": "with 'module.' and without",
         "acc above 100": "'acc'",
-        "acc of text": "'acc'",
         "acc not a number": "'acc'",
-        "epoch below 0": "'epoch'",
         "epoch fraction": "'epoch'",
     }.items(),
 )
@@ -297,17 +279,13 @@ def enlarge(net: dict[str, torch.Tensor]) -> None:
     ("change", "word"),
     [
         (lambda net: net.pop("module.capsule_layers.0.w"), "match no stack"),
-        (lambda net: net.pop("module.nonlinear_act.weight"), "match no stack"),
         (lambda net: net.pop("module.final_fc.bias"), "final_fc.bias is missing"),
         (lambda net: net.update({"module.extra": torch.zeros(1)}), "extra .* unknown"),
         (lambda net: net.update({"module.capsule_layers.1.w": torch.zeros(44, 4, 4, 7)}), "44.* is needed"),
         (lambda net: net.update({"module.capsule_layers.1.w": torch.zeros(45, 4, 5, 7)}), r"\(45, 4, 4, 7\) is needed"),
         (lambda net: enlarge(net), "pc_layer.weight .* is needed"),
-        (lambda net: net.update({"module.capsule_layers.2.w": torch.zeros(7)}), "match no stack"),
         (lambda net: net.update({"module.capsule_layers.2.w": torch.zeros(7, 4, 0, 4)}), "match no stack"),
-        (lambda net: net.update({"module.nonlinear_act.weight": torch.zeros(97)}), "match no stack"),
         (lambda net: net.update({"module.capsule_layers.2.w": torch.zeros(3, 3, 7, 4, 4, 4)}), "match no stack"),
-        (lambda net: net.update({"module.pc_layer.weight": torch.zeros(96)}), "match no stack"),
         (lambda net: net.update({"module.pre_caps.pre_caps.0.weight": torch.zeros(12, 1, 3, 3)}), "1 channels"),
         (lambda net: net.clear() or net.update({"fc.weight": torch.zeros(3, 3)}), "match no stack"),
     ],
@@ -328,7 +306,6 @@ def test_shapes_that_match_no_stack(golden, place, change, word) -> None:
         (["num_routing=3"], "--num-routing"),
         (["seed=1"], "seed"),
         (["routing=em"], "routing=em"),
-        (["dataset.nothing=1"], "nothing"),
         (["dataset.mean=null", "dataset.std=null"], "dataset.mean"),
         (["capsules=nothing"], "nothing"),
         (["routing.schedule=random"], "random"),
@@ -346,16 +323,9 @@ def test_wrong_number_of_iterations(file, capsule_sweeps, number) -> None:
     assert ended.code != 0 and "num" in ended.err and "Traceback" not in ended.err and not Path("runs").exists()
 
 
-def test_a_described_stack_is_taken_as_it_is(file) -> None:
-    """Strides that the shapes do not tell can be said."""
-    layers = "capsules.layers=[{type: conv, num_capsules: 5, pose_size: 16, kernel_size: 3, stride: 2}, "
-    fc = "{type: fc, num_capsules: 7, pose_size: 16}]"
-    words = [*IMAGES, "capsules.primary.num_capsules=6", "capsules.interleaved=true", layers + fc]
-    assert import_checkpoint(file, 2, words, Path("runs"))[1]
+def test_a_described_stack_of_other_shapes_is_refused(file) -> None:
     with pytest.raises(ValueError, match=r"does not fit: capsule_layers\.0"):
-        import_checkpoint(
-            file, 2, [*words[:-1], "capsules.layers=[{type: fc, num_capsules: 7, pose_size: 16}]"], Path("x")
-        )
+        import_checkpoint(file, 2, [*SMALL, f"capsules.layers=[{FC}]"], Path("x"))
 
 
 def test_an_import_that_breaks_off_leaves_nothing(file, monkeypatch) -> None:
@@ -467,7 +437,6 @@ def test_without_images_the_windows_are_asked_for(file, capsule_sweeps) -> None:
     [
         ({"acc": None}, None),
         ({"acc": torch.tensor(94.5)}, 0.945),
-        ({"acc": np.float64(94.5)}, 0.945),
         ({"acc": np.float32(94.5), "epoch": np.int64(3)}, 0.945),
         ({"acc": 0.945}, None),
         ({"epoch": None}, 0.9485),

@@ -25,9 +25,9 @@ from capsule_sweeps.results.figures import COLUMN_WIDTH
 
 
 @pytest.fixture
-def trained(launch, runs):
+def trained(trained, runs):
     """Folder, model, config and data of a tiny run with three iterations."""
-    assert launch("num_routing=3").code == 0
+    assert trained("num_routing=3").code == 0
     model, config = load_trained(runs.only())
     return runs.only(), model, config, load_data(config.dataset, config.data_dir, "cpu")
 

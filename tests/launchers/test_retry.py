@@ -7,25 +7,15 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from synthetic import make_run
 
 from capsule_sweeps import load_runs
 from capsule_sweeps.cli.retry import confirmed
 from capsule_sweeps.runs import garbage
 from capsule_sweeps.runs import lock as owner
 from capsule_sweeps.runs.files import write_json
-from capsule_sweeps.runs.run import Run
-from capsule_sweeps.runs.signature import columns, signed_config
 
 SWEEP = "sweep-12345678"
-
-
-def make_run(config, state: str = "finished") -> Run:
-    run = Run(Path(config.runs_dir) / columns(config)["run"])
-    with run.claim():
-        if state == "finished":
-            write_json(run.folder / "summary.json", {**columns(config), "accuracy_last": 0.5})
-        write_json(run.folder / "run.json", {**columns(config), "signed_config": signed_config(config), "state": state})
-    return run
 
 
 @pytest.fixture
@@ -129,8 +119,8 @@ def test_retry_asks_what_to_run(trained, capsule_sweeps, runs) -> None:
     assert ended.code == 1 and "or all" in ended.err and (runs.only() / "run.json").read_bytes() == before
 
 
-def test_retry_shows_what_it_would_do_and_runs_nothing_without_yes(launch, capsule_sweeps, runs, monkeypatch) -> None:
-    launch(signal_at=(signal.SIGTERM, 3))
+def test_retry_shows_what_it_would_do_and_runs_nothing_without_yes(trained, capsule_sweeps, runs, monkeypatch) -> None:
+    trained(signal_at=(signal.SIGTERM, 3))
     folder = runs.only()
     before = (folder / "run.json").read_bytes()
     ended = capsule_sweeps("retry", "all")

@@ -196,8 +196,7 @@ def network(*overrides):
     return build_model(compose_config(["dataset=digits", "training=quick", *small, *overrides]))
 
 
-@pytest.mark.parametrize("num_routing", [1, 2, 5])
-@pytest.mark.parametrize("pose", ["matrix", "vector"])
+@pytest.mark.parametrize(("pose", "num_routing"), [("matrix", 1), ("vector", 2), ("matrix", 5)])
 @pytest.mark.parametrize(
     ("routing", "schedule"),
     [*product(["dynamic", "em"], ["concurrent", "sequential"]), ("self_routing", None)],

@@ -12,8 +12,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
@@ -105,25 +103,6 @@ def test_means_and_deviations_by_hand() -> None:
         (statistics.mean(v) - statistics.stdev(v), statistics.mean(v) + statistics.stdev(v)) for v in percent[:2]
     ]
     assert np.allclose(spans(line), expected)  # two bars: one run has no deviation, not a deviation of 0
-
-
-@settings(max_examples=10, deadline=None)
-@given(
-    st.dictionaries(
-        st.tuples(st.sampled_from(["CIFAR10", "digits"]), st.integers(1, 5)),
-        st.lists(st.floats(0, 1), min_size=1, max_size=6),
-        min_size=1,
-        max_size=6,
-    )
-)
-def test_any_runs_are_all_drawn_inside_the_axes(accuracies: dict[tuple[str, int], list[float]]) -> None:
-    panels = drawn(frame(accuracies))
-    assert len(panels) == len({dataset for dataset, _ in accuracies})
-    assert sum(len(points(axes)) for axes in panels) == sum(map(len, accuracies.values()))
-    for axes in panels:
-        low, high = axes.get_xlim()
-        bottom, top = axes.get_ylim()
-        assert all(low < x < high and bottom <= y <= top for x, y in points(axes))
 
 
 def test_different_configuration_is_never_one_line() -> None:

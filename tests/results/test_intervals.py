@@ -11,7 +11,6 @@ from scipy import stats
 
 from capsule_sweeps.results.intervals import (
     compare,
-    half_width,
     seeds_needed,
     summarize,
 )
@@ -43,12 +42,6 @@ def test_interval_is_that_of_scipy(values) -> None:
     assume(found.std > 1e-6)
     low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
     assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high))
-
-
-def test_half_widths_of_a_whole_column() -> None:
-    widths = half_width(pd.Series([1.0, 2.0, np.nan]), pd.Series([2, 5, 1]))
-    assert widths[:2] == pytest.approx([12.706205 / math.sqrt(2), 2.776445 * 2 / math.sqrt(5)], rel=1e-6)
-    assert math.isnan(widths[2])
 
 
 def test_paired_by_hand() -> None:

@@ -51,11 +51,11 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def some_runs(launch, trained, runs) -> Path:
+def some_runs(trained, runs) -> Path:
     """Two finished, one interrupted, one failed, one never begun."""
-    launch("-m", "num_routing=1,2", "seed=0")
+    trained("-m", "num_routing=1,2", "seed=0")
     trained("training.lr=1e30")
-    launch("-m", "seed=7,8", signal_at=(signal.SIGTERM, 8))
+    trained("-m", "seed=7,8", signal_at=(signal.SIGTERM, 8))
     (failed,) = [folder for folder in runs.folders() if (folder / "error.txt").exists()]
     runs.change_record(failed, error='FloatingPointError: <script>alert("loss")</script>')
     return Path("runs")
@@ -100,9 +100,8 @@ def test_page_of_no_runs(place, capsule_sweeps) -> None:
     assert "0 runs: none" in Page(Path("report.html").read_text()).text
 
 
-def test_names_are_escaped(tiny_config, place, launch, capsule_sweeps) -> None:
-    Path("<b>&").mkdir()
-    launch("runs_dir='<b>&'", "num_routing=1")
+def test_names_are_escaped(place, capsule_sweeps) -> None:
+    finished_run(["dataset=digits", "runs_dir='<b>&'"], 0.5)
     assert capsule_sweeps("report", "--runs-dir", "<b>&").code == 0
     assert "<b>" not in Path("report.html").read_text()
 

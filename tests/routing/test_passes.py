@@ -209,15 +209,16 @@ FUSED_SHAPES = ["2x2 over a grid it does not divide", "vectors of different size
 FUSED_SLOW = [name for name in ODD_SHAPES if name not in FUSED_SHAPES]
 
 
-@pytest.mark.parametrize("places", [4, 64], ids=["many slices", "one slice"])
-@pytest.mark.parametrize("shape", ODD_SHAPES.values(), ids=ODD_SHAPES)
-def test_the_kernels_as_written_for_the_compiler_are_right(shape, places, monkeypatch):
-    # Without compiling, which takes seconds a shape; a compiler that miscompiles is caught by the tests below.
-    for name in ("_AGREEMENT", "_WEIGHTED_SUM", "_GRAD_S", "_GRAD_PATCHES", "_GRAD_WEIGHT"):
-        monkeypatch.setattr(kernels, name, getattr(kernels, name).function)
+@pytest.mark.parametrize(
+    ("name", "places"), [*((name, 4) for name in ODD_SHAPES), *((name, 64) for name in FUSED_SHAPES)]
+)
+def test_the_kernels_as_written_for_the_compiler_are_right(name, places, monkeypatch):
+    # Without compiling, which takes seconds per shape; a compiler that miscompiles is caught by the tests below.
+    for kernel in ("_AGREEMENT", "_WEIGHTED_SUM", "_GRAD_S", "_GRAD_PATCHES", "_GRAD_WEIGHT"):
+        monkeypatch.setattr(kernels, kernel, getattr(kernels, kernel).function)
     monkeypatch.setattr(routing, "PLACES_PER_SLICE", places)
     monkeypatch.setattr(kernels, "sliced_route", None)
-    children, parents, weight, stride = make(shape)
+    children, parents, weight, stride = make(ODD_SHAPES[name])
     inputs = tuple(t.requires_grad_() for t in (children, parents, weight))
     assert gradcheck(lambda c, p, w: routed_pass(c, p, w, stride, True), inputs, fast_mode=children.numel() > 60)
 

@@ -45,9 +45,9 @@ def test_noise_of_chance_is_three_standard_deviations_of_the_test_images(images,
 
 
 @pytest.fixture
-def finished(launch, runs):
+def finished(trained, runs):
     """The folder of a run that learned nothing: its learning rate is next to nothing."""
-    ended = launch("training.lr=1e-12")
+    ended = trained("training.lr=1e-12")
     assert ended.code == 0, ended.text
     return runs.only(), ended
 

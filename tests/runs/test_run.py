@@ -549,12 +549,12 @@ def test_garbled_record_of_an_interrupted_run(launch, trained, runs, content) ->
 
 
 @pytest.mark.parametrize("content", GARBLED.values(), ids=GARBLED)
-def test_garbled_record_of_a_finished_run_loses_nothing(launch, runs, content) -> None:
+def test_garbled_record_of_a_finished_run_loses_nothing(launch, trained, runs, content) -> None:
     def rows(out: str) -> list[str]:
         """Of the table; its caption names settings, which a garbled record has lost."""
         return [line for line in out.partition("Results")[2].splitlines() if line.startswith("│")]
 
-    table = rows(launch().out)
+    table = rows(trained().out)
     before = load_runs("runs")
     (runs.only() / "run.json").write_bytes(content)
     ended = launch()

@@ -5,25 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
+from synthetic import make_run
 
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.select import find_run, select
-from capsule_sweeps.runs.signature import columns, signed_config
 
 LR = ("0.1", "0.05")
-
-
-def make_run(config, state: str = "finished") -> Run:
-    run = Run(Path(config.runs_dir) / columns(config)["run"])
-    with run.claim():
-        record = {**columns(config), "signed_config": signed_config(config), "state": state, "attempts": []}
-        summary = {"accuracy_last": 0.5, "accuracy_best_test": 0.5, "accuracy_best_val": None}
-        if state == "finished":
-            write_json(run.folder / "summary.json", {**columns(config), **summary})
-            record |= summary
-        write_json(run.folder / "run.json", record)
-    return run
 
 
 @pytest.fixture
@@ -55,12 +43,6 @@ def test_run_is_found_by_name_signature_beginning_and_path(some, place) -> None:
         assert find_run(Path("runs"), word).folder.name == run.folder.name
 
 
-def test_several_runs(some) -> None:
-    both = [some["0.1", 0].folder.name, some["0.05", 1].folder.name[-8:]]
-    assert len(names(both)) == 2
-    assert names([*both, "state=failed"]) == {some["0.05", 1].folder.name}
-
-
 def test_ambiguous_beginning_says_which(some) -> None:
     """The empty one begins them all; so does a digit that two signatures share."""
     for number, word in enumerate(("a", "ab"), 1):
@@ -72,7 +54,7 @@ def test_ambiguous_beginning_says_which(some) -> None:
     assert names(["ab"]) == {"x-ab000000"}
 
 
-@pytest.mark.parametrize("word", ["zzzz", "runs/nothing-00000000", "sweep-nothing", "sweep=nothing", "[", "*", ".."])
+@pytest.mark.parametrize("word", ["zzzz", "runs/nothing-00000000", "sweep=nothing", "*"])
 def test_word_that_means_nothing_is_named(some, word) -> None:
     with pytest.raises(ValueError) as error:
         select(Path("runs"), [word])
@@ -88,15 +70,6 @@ def test_filters_are_joined_by_and(some) -> None:
     assert len(names(["dataset=digits"])) == 4
     assert names(["training.lr=0.05", "seed=1"]) == {some["0.05", 1].folder.name}
     assert len(names(["state=failed"])) == 2 and len(names(["num_routing=1"])) == 4
-
-
-def test_values_are_written_as_for_launch(tiny_config) -> None:
-    make_run(tiny_config())
-    make_run(tiny_config("dataset.flip=true", "dataset.train_size=41", "training.weight_decay=0", "seed=1"))
-    words = ["dataset.flip=false", "dataset.train_size=40", "dataset.val_size=0", "training.weight_decay=5e-4"]
-    words += ["training.weight_decay=0.0005", "training.momentum=0.90", "training.amp=none", "seed=0"]
-    for word in [*words, "model.capsules.pose=matrix"]:
-        assert len(names([word])) in (1, 2), word
 
 
 def test_null_is_a_value(tiny_config) -> None:
@@ -137,7 +110,7 @@ def test_path_to_a_run_elsewhere_means_that_run(some, tiny_config, capsule_sweep
     assert ended.code == 0 and json.loads(ended.out)["state"] == "failed"
 
 
-@pytest.mark.parametrize("word", ["x" * 5000, "x=" + "y" * 5000, "a\nb", "é", "=", "=x", "", " "])
+@pytest.mark.parametrize("word", ["x" * 5000, "a\nb", "=x", ""])
 def test_strange_words_are_no_traceback(some, capsule_sweeps, word) -> None:
     ended = capsule_sweeps("status", word)
     assert ended.code in (0, 1) and (ended.code == 0 or ended.err.startswith("Error: "))
@@ -157,7 +130,8 @@ FITTING = [
     (["seed=choice(0,2)"], {0, 2}),
     (["routing=glob(inv*)", "seed=0"], {0}),
     (["training=quick", "training.epochs=2", "training.batch_size=8", "seed=0"], {0}),
-    (["dataset.train_size=4e1"], {0, 1, 2}),
+    (["dataset.train_size=4e1", "training.weight_decay=5e-4", "training.momentum=0.90", "seed=0"], {0}),
+    (["dataset.flip=false", "dataset.val_size=0", "training.amp=none", "model.capsules.pose=matrix", "seed=0"], {0}),
 ]
 
 
