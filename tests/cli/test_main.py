@@ -1,8 +1,6 @@
 """The commands as a user types them: options, exit codes, completion, thousands of runs."""
 
 import argparse
-import csv
-import io
 import json
 import os
 import re
@@ -125,22 +123,6 @@ def test_help(capsule_sweeps) -> None:
     for command in COMMANDS:
         ended = capsule_sweeps(command, "--help")
         assert ended.code == 0 and "--help" in ended.out and ended.out.count("\n\n") >= 2
-
-
-@pytest.mark.parametrize("form", ["table", "md", "csv", "json"])
-def test_status_in_every_format(tiny_config, capsule_sweeps, form) -> None:
-    names = {
-        make_run(tiny_config(f"seed={seed}"), state).folder.name for seed, state in enumerate(("finished", "failed"))
-    }
-    out = capsule_sweeps("status", "--format", form).out
-    if form == "json":
-        assert {entry["run"] for entry in json.loads(out)} == names
-    elif form == "csv":
-        assert {row["run"] for row in csv.DictReader(io.StringIO(out))} == names
-    else:
-        assert all(name in out for name in names)
-    failed = capsule_sweeps("status", "state=failed", "--format", form).out
-    assert sum(name in failed for name in names) == 1
 
 
 def test_watch_shows_it_again_until_ctrl_c(tiny_config, capsule_sweeps, monkeypatch) -> None:

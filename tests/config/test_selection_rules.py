@@ -51,6 +51,7 @@ def first(monkeypatch) -> Rule:
     return rule
 
 
+@pytest.mark.slow
 def test_a_new_rule_is_seen_everywhere(first, tiny_config, launch, capsule_sweeps, runs) -> None:
     from capsule_sweeps.results.figures import accuracy_vs_num_routing
     from capsule_sweeps.tracking.wandb_dashboard import check_names

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import PATIENCE
 
 from capsule_sweeps import load_runs
 from capsule_sweeps.runs.files import read_json
@@ -79,7 +80,7 @@ def test_killed_at_random_again_and_again_the_numbers_are_those_of_an_undisturbe
     settings = ["num_routing=1,2", "seed=range(3)", "training.epochs=120", "training.compile=off", "device=cpu"]
     base = [*tiny, *settings, "hydra.launcher.parallel=2"]
     undisturbed = Typed([*base, "runs_dir=undisturbed"], mark, place / "log-undisturbed")
-    assert undisturbed.wait(400) == 0, (place / "log-undisturbed").read_text()
+    assert undisturbed.wait(2 * PATIENCE) == 0, (place / "log-undisturbed").read_text()
 
     typed, kills = Typed(base, mark, log), 0
     try:
@@ -98,10 +99,10 @@ def test_killed_at_random_again_and_again_the_numbers_are_those_of_an_undisturbe
                 kills += 1
         with suppress(ProcessLookupError):
             typed.process.send_signal(signal.SIGTERM)
-        typed.wait(120)
-        codes = [Typed(base, mark, log).wait(400)]
+        typed.wait(PATIENCE)
+        codes = [Typed(base, mark, log).wait(2 * PATIENCE)]
         while codes[-1] != 0 and len(codes) < 5:
-            codes.append(Typed(base, mark, log).wait(400))
+            codes.append(Typed(base, mark, log).wait(2 * PATIENCE))
         print(f"{kills} kills; then typed {len(codes)} times: {codes}")
     finally:
         for process in family(mark):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import PATIENCE
 
 from capsule_sweeps import load_runs
 from capsule_sweeps.runs import run as store
@@ -318,7 +319,7 @@ def test_pool_started_twice_at_the_same_moment_trains_nothing_twice(tiny, place,
     command = [sys.executable, ROOT / "launch.py", "-m", *tiny, EAGER, "seed=0,1,2,3", "hydra.launcher.parallel=2"]
     with open("output", "w+") as output:
         both = [subprocess.Popen(command, stdout=output, stderr=output) for _ in range(2)]
-        codes = [process.wait(200) for process in both]
+        codes = [process.wait(PATIENCE) for process in both]
         output.seek(0)
         text = output.read()
     assert load_runs("runs").state.tolist() == ["finished"] * 4, text

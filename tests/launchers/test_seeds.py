@@ -51,6 +51,7 @@ def invent(tiny):
     return make
 
 
+@pytest.mark.slow
 def test_a_sweep_with_real_runs_adds_seeds_in_two_rounds_and_typed_again_does_nothing(launch) -> None:
     words = ("-m", "num_routing=1,2", WIDTH.format(1.5), "hydra.sweeper.min_seeds=3", "hydra.sweeper.max_seeds=4")
     ended = launch(*words)
@@ -101,15 +102,6 @@ def test_at_most_max_seeds_and_the_interval_says_how_wide_it_is(launch, invent) 
     assert len(planned(out)) == 7
     (row,) = seeds_table(out).values()
     assert row[2] == "2 of 73, max_seeds=7"  # (2.776445 · 0.3162 / 0.1)² = 77.1: 78 in all
-
-
-def test_results_shows_the_interval_of_the_procedure(launch, invent, capsule_sweeps) -> None:
-    invent([*SPREAD, *[0.5, 0.99] * 4])
-    plain = capsule_sweeps("results").out
-    assert "two-stage" not in plain and "│      0.24 │" not in plain
-    launch("-m", WIDTH.format(0.25))
-    said = " ".join(capsule_sweeps("results").out.split())
-    assert "All numbers of seeds were chosen by Stein's two-stage procedure" in said and "0.24 │" in said
 
 
 def test_seeds_that_are_named_come_first(launch, invent) -> None:
@@ -252,7 +244,6 @@ def test_a_difference_of_which_one_side_fails_is_shown_as_unknown(launch, invent
     ("words", "said"),
     [
         (["hydra.sweeper.half_width=0"], "half_width=0 is out of range"),
-        (["hydra.sweeper.half_width=wide"], "half_width=wide is out of range"),
         (["hydra.sweeper.half_width=nan"], "half_width=nan is out of range"),
         ([WIDTH.format(1), "hydra.sweeper.min_seeds=1"], "min_seeds=1 is out of range"),
         ([WIDTH.format(1), "hydra.sweeper.max_seeds=3"], "max_seeds=3 is less than hydra.sweeper.min_seeds=5"),
@@ -261,7 +252,6 @@ def test_a_difference_of_which_one_side_fails_is_shown_as_unknown(launch, invent
         ([WIDTH.format(1), "hydra.sweeper.resolve=num_routing"], "has nothing to compare"),
         ([WIDTH.format(1), "hydra.launcher.force=true"], "plans from what is finished"),
         ([WIDTH.format(1), "debug=true"], "debug=true leaves no runs"),
-        ([WIDTH.format(1), "seed=one"], "seed=one is invalid"),
         ([WIDTH.format(1), "seed=2147483647"], "seed=2147483647 is out of range: 19 more seeds follow it"),
     ],
 )

@@ -43,9 +43,8 @@ def test_resnet18_by_hand() -> None:
     assert found.grid["blocks.2"] == "16x16" and found.grid["blocks.7"] == "4x4" and found.channels["blocks.7"] == 512
 
 
-@pytest.mark.parametrize("schedule", ["concurrent", "sequential"])
+@pytest.mark.parametrize(("schedule", "pose"), [("concurrent", "matrix"), ("sequential", "vector")])
 @pytest.mark.parametrize("num_routing", [1, 2, 3])
-@pytest.mark.parametrize("pose", ["matrix", "vector"])
 def test_a_small_stack_by_hand(pose, num_routing, schedule) -> None:
     """Grids: 16x16 features, 8x8 primary capsules, 3x3, 1x1, 1x1."""
     found = table(*STACK, f"num_routing={num_routing}", f"routing.schedule={schedule}", f"capsules.pose={pose}")
@@ -181,8 +180,7 @@ def test_what_does_not_fit_is_one_sentence(capsule_sweeps) -> None:
 # What fits what
 
 
-@pytest.mark.parametrize("size", [28, 32, 40, 64])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 32), (1, 40), (3, 64)])
 def test_every_stack_takes_every_size_or_says_in_a_sentence_that_it_does_not_fit(channels, size) -> None:
     fits = 0
     stacks = sorted(path.stem for path in (ROOT / "conf" / "capsules").glob("*.yaml"))

@@ -146,7 +146,7 @@ def browse(tmp_path: Path, *arguments: str) -> str:
     alone = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path}/browser"]
     command = [BROWSER, *alone, "--host-resolver-rules=MAP * ~NOTFOUND", *arguments]
     environment = {name: value for name, value in os.environ.items() if name != "TMPDIR"}  # too long for its sockets
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environment).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=600, env=environment).stdout
 
 
 MEASURE = """<script>

@@ -340,11 +340,6 @@ def test_tex_is_a_booktabs_table(some_runs, capsule_sweeps) -> None:
     assert r"in \%" in text and r"$\pm$" in text
 
 
-def test_status_lists_all_runs(some_runs, capsule_sweeps) -> None:
-    listed = pd.read_csv(io.StringIO(capsule_sweeps("status", "--format", "csv").out))
-    assert list(listed.run) == list(load_runs("runs").run) and set(listed.state) == {"finished"}
-
-
 def test_results_are_those_of_load_runs(some_runs, capsule_sweeps) -> None:
     found = pd.DataFrame(json.loads(capsule_sweeps("results", "--format", "json").out))
     assert found["mean"].tolist() == pytest.approx([91.05, 92.05])
@@ -373,13 +368,6 @@ def test_empty_folder_gives_empty_tables(place, capsule_sweeps) -> None:
     for command in ("status", "results"):
         assert json.loads(capsule_sweeps(command, "--format", "json").out) == []
         assert capsule_sweeps(command).code == 0
-
-
-def test_names_cannot_break_a_table(invent) -> None:
-    frame = pd.DataFrame({"settings": ["a|b", "[red]c"], "n": [1, 2]})
-    assert "a\\|b" in render(frame, "md")
-    assert "[red]c" in render(frame, "table")
-    assert r"50\% \_\{\#\&\textbackslash{}x" in render(pd.DataFrame({"settings": ["50% _{#&\\x"]}), "tex")
 
 
 def test_a_small_number_is_not_shown_as_zero() -> None:

@@ -15,10 +15,10 @@ WORDS = [*(f"routing={name}" for name in ROUTINGS), "ablation=uniform", "ablatio
 
 @pytest.mark.parametrize("words", WORDS)
 def test_num_routing_splits_runs_only_of_what_iterates(words) -> None:
-    configs = [compose_config(["dataset=digits", words, f"num_routing={number}"]) for number in (1, 2, 3)]
+    configs = [compose_config(["dataset=digits", words, f"num_routing={number}"]) for number in (1, 3)]
     with torch.device("meta"):
         stacks = [build_model(config).capsules for config in configs]
     iterates = stacks[0].class_routing.iterates
     assert iterates == (words not in STILL)
-    assert [stack.num_routing for stack in stacks] == ([1, 2, 3] if iterates else [1, 1, 1])
-    assert len({signature(signed_config(config)) for config in configs}) == (3 if iterates else 1)
+    assert [stack.num_routing for stack in stacks] == ([1, 3] if iterates else [1, 1])
+    assert len({signature(signed_config(config)) for config in configs}) == (2 if iterates else 1)

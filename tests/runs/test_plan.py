@@ -308,7 +308,7 @@ ROUTINGS = sorted(
 )
 
 
-@pytest.mark.parametrize("used", ROUTINGS)
+@pytest.mark.parametrize("used", ["inverted_attention", "em", "uniform"])
 def test_only_the_code_that_a_run_uses_makes_it_stale(tree, used) -> None:
     """Editing em.py leaves a run with inverted attention alone; editing passes.py, which both execute, does not."""
     flat = signed_config(compose_config([f"routing={used}", "num_routing=2"]))

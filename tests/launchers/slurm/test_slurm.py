@@ -461,29 +461,13 @@ def test_damaged_code_is_not_run(submit, cluster, runs) -> None:
     assert "is damaged (launch.py was changed)" in log() and "Traceback" in log()
 
 
-@pytest.mark.parametrize(
-    ("setting", "sentence"),
-    [
-        ("partition=gone", "invalid partition specified: gone"),
-        ("gpus=7", "Requested node configuration is not available"),
-    ],
-)
-def test_a_refused_submission_leaves_the_ledger_as_it_was(submit, launch, setting, sentence) -> None:
+def test_a_refused_submission_leaves_the_ledger_as_it_was(submit, launch) -> None:
     assert launch("num_routing=2").code == 0
     before = listing("runs")
-    refused = submit("num_routing=1,2", "hydra.launcher.force=true", f"hydra.launcher.{setting}")
-    assert refused.code == 1 and sentence in refused.err and "Traceback" not in refused.text
+    refused = submit("num_routing=1,2", "hydra.launcher.force=true", "hydra.launcher.partition=gone")
+    assert refused.code == 1 and "invalid partition specified: gone" in refused.err and "Traceback" not in refused.text
     assert refused.err.count("\n") == 1
     assert listing("runs") == before
-
-
-@pytest.mark.nightly
-def test_force_runs_from_scratch(submit, launch, cluster, runs) -> None:
-    assert launch("seed=0").code == 0
-    assert submit("seed=0,1", "hydra.launcher.force=true").code == 0
-    cluster.drained()
-    assert len(list(Path("runs/.superseded").iterdir())) == 1
-    assert set(states().values()) == {"finished"} and len(states()) == 2
 
 
 @pytest.mark.slow
