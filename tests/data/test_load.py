@@ -105,16 +105,6 @@ def test_class_tree_is_read_in_sorted_order(pets):
             assert np.array_equal(image.permute(1, 2, 0), images[key])
 
 
-def test_gray_images_and_jpeg_are_read(tmp_path):
-    pixels = np.full((5, 5), 77, np.uint8)
-    for split in ("train", "test"):
-        for name in ("a", "b"):
-            (tmp_path / "gray" / split / name).mkdir(parents=True)
-            Image.fromarray(pixels).save(tmp_path / "gray" / split / name / "x.JPG", "JPEG")
-    loaded = load_data(dataset_config(name="gray", num_classes=2, channels=1), tmp_path, "cpu")
-    assert loaded.train.images.shape == (2, 1, 5, 5) and (loaded.train.images == 77).all()
-
-
 def remove_test_images(root):
     for path in (root / "test" / "bee").iterdir():
         path.unlink()

@@ -364,13 +364,6 @@ def test_a_root_that_is_not_read(dataset):
         compose_config([f"dataset={dataset}", "+dataset.root=photos"])
 
 
-def test_a_tree_without_a_root():
-    with pytest.raises(
-        ValueError, match=r"^dataset.root has no value; set dataset.root=PATH to the folder or file of your images$"
-    ):
-        compose_config(["dataset=folder"])
-
-
 @pytest.mark.parametrize("override", ["dataset.mean=[nan]", "dataset.std=[inf]", "dataset.std=[nan]"])
 def test_normalization_is_finite(override):
     with pytest.raises(ValueError, match=rf"{override.partition('=')[0]}=.* is out of range"):

@@ -285,6 +285,7 @@ def enlarge(net: dict[str, torch.Tensor]) -> None:
         (lambda net: net.update({"module.capsule_layers.1.w": torch.zeros(45, 4, 5, 7)}), r"\(45, 4, 4, 7\) is needed"),
         (lambda net: enlarge(net), "pc_layer.weight .* is needed"),
         (lambda net: net.update({"module.capsule_layers.2.w": torch.zeros(7, 4, 0, 4)}), "match no stack"),
+        (lambda net: net.update({"module.nonlinear_act.weight": torch.zeros(97)}), "match no stack"),
         (lambda net: net.update({"module.capsule_layers.2.w": torch.zeros(3, 3, 7, 4, 4, 4)}), "match no stack"),
         (lambda net: net.update({"module.pre_caps.pre_caps.0.weight": torch.zeros(12, 1, 3, 3)}), "1 channels"),
         (lambda net: net.clear() or net.update({"fc.weight": torch.zeros(3, 3)}), "match no stack"),

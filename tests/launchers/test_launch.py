@@ -109,9 +109,7 @@ def test_nothing_finished_is_reported(launch) -> None:
     "swept",
     [
         "training.lr=0.1,1e-1",
-        "num_routing=1,1",
         "training.compile=auto,off",
-        "training.checkpoint_epochs=1,2",
         "device=auto,cpu",
     ],
 )

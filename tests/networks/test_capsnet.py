@@ -4,9 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.networks.capsnet import CapsNet
 from capsule_sweeps.networks.published_weights import load_published_weights
 from capsule_sweeps.routing.compiled import CompiledForward
@@ -136,42 +134,6 @@ def test_weights_of_another_model_are_refused_and_change_nothing(golden, message
     with pytest.raises(ValueError, match=message):
         load_published_weights(model, state)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-
-
-def test_build_model_takes_the_sizes_from_the_dataset(golden):
-    size = {"pose_size": 4}
-    config = OmegaConf.create(
-        {
-            "num_routing": 2,
-            "dataset": {"channels": 1, "image_size": 9, "num_classes": 6},
-            "backbone": {"name": "simple", "_target_": "capsule_sweeps.networks.backbones.Simple", "channels": 3},
-            "capsules": {
-                "name": "small",
-                "pose": "vector",
-                "dropout": 0.0,
-                "primary": {"num_capsules": 2, "kernel_size": 1, "stride": 1, **size},
-                "layers": [{"type": "fc", "num_capsules": 3, "pose_size": 7, "kernel_size": None, "stride": None}],
-                "classes": {"pose_size": 5},
-            },
-            "routing": ATTENTION | {"schedule": "sequential"},
-            "model": {
-                "name": "capsnet",
-                "_target_": "capsule_sweeps.networks.capsnet.CapsNet",
-                "num_routing": "${num_routing}",
-                "backbone": "${backbone}",
-                "capsules": "${capsules}",
-                "routing": "${routing}",
-            },
-        }
-    )
-    model = build_model(config)
-    logits = model(torch.randn(3, 1, 9, 9))
-    assert logits.shape == (3, 6)
-    logits.sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    config.routing.schedule = "random"
-    with pytest.raises(ValueError, match=r"routing\.schedule=random"):
-        build_model(config)
 
 
 # Intermediates

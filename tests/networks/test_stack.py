@@ -148,11 +148,6 @@ def test_dropout_reaches_every_layer_but_not_the_primary_capsules():
     assert not any(torch.equal(a.poses, b.poses) for a, b in zip(above, above_too, strict=True))
 
 
-def test_a_stack_can_be_made_without_its_weights():
-    with torch.device("meta"):
-        assert all(parameter.is_meta for parameter in stack([conv(), fc()]).parameters())
-
-
 @pytest.mark.parametrize(
     ("message", "settings"),
     [
@@ -178,10 +173,6 @@ def test_a_stack_can_be_made_without_its_weights():
 def test_an_impossible_stack_says_which_key(message, settings):
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         stack(**settings)
-
-
-def test_an_fc_layer_may_leave_kernel_and_stride_empty():
-    assert stack([fc(kernel_size=None, stride=None)]).out_shape == (7, 1, 1, 4)
 
 
 # Every routing in every kind of layer

@@ -124,12 +124,6 @@ def test_own_classifiers_by_loop() -> None:
             torch.testing.assert_close(logits[image, c], wanted)
 
 
-def test_uniform_is_one_iteration() -> None:
-    images = torch.randn(2, 1, 32, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(network("ablation=uniform")(images), network("num_routing=1")(images))
-
-
 def test_unknown_values_are_one_sentence(launch) -> None:
     for override, words in [("routing.norm=batch", "layer, squash, none"), ("model.head=two", "shared, own")]:
         ended = launch(override, "num_routing=2")

@@ -44,15 +44,6 @@ def test_interval_is_that_of_scipy(values) -> None:
     assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high))
 
 
-def test_paired_by_hand() -> None:
-    """Differences 1, 2, 1: mean 4/3, standard error 1/3, t = 4; with 2 degrees of freedom p = 1 − t/√(t² + 2)."""
-    found = compare(by_seed(1, 3, 2), by_seed(0, 1, 1))
-    assert found.paired and found.n == 3
-    assert found.difference == pytest.approx(4 / 3)
-    assert found.half_width == pytest.approx(4.302653 / 3, rel=1e-6)
-    assert found.p_value == pytest.approx(1 - 4 / math.sqrt(18))
-
-
 @settings(max_examples=50, deadline=None)
 @given(accuracies, accuracies)
 def test_paired_is_that_of_scipy(ours, base) -> None:

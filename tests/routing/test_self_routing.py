@@ -7,10 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routed_layers import DIGITS, SHAPES, check_gradients, make_layer, randomize, shapes
 
-from capsule_sweeps import compose_config, load_runs
+from capsule_sweeps import load_runs
 from capsule_sweeps.routing.self_routing import SelfRouting
 from capsule_sweeps.routing.votes import FastVotes
-from capsule_sweeps.runs.signature import columns
 
 
 def make_self_routing(layer, norm="none") -> SelfRouting:
@@ -107,21 +106,6 @@ def test_children_of_which_none_is_active_get_a_finite_gradient(logit) -> None:
 
 def test_gradients() -> None:
     check_gradients(make_self_routing, 1)
-
-
-def test_num_routing_splits_no_runs(launch, runs) -> None:
-    names = {columns(compose_config(["routing=self_routing", f"num_routing={n}"]))["run"] for n in (1, 2, 3)}
-    assert len(names) == 1 and "-r1-" in names.pop()
-    ended = launch("-m", "routing=self_routing", "num_routing=1,2", "training.epochs=1")
-    assert ended.code == 0, ended.text
-    assert len(runs.folders()) == 1
-
-
-def test_a_schedule_has_no_meaning(launch) -> None:
-    for override in ("+routing.schedule=concurrent", "ablation=sequential"):
-        ended = launch("routing=self_routing", override)
-        assert ended.code != 0 and "routing.schedule" in ended.err and "self_routing" in ended.err
-        assert "Traceback" not in ended.text
 
 
 @pytest.mark.nightly

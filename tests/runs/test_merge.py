@@ -222,6 +222,7 @@ FORGED = {
     "accuracy": (lambda folder: change(folder / "summary.json", accuracy_last=0.99), "has accuracy_last=0.99"),
     "accuracy in the record": (lambda folder: change(folder / "run.json", accuracy_last=0.99), "run.json has accuracy"),
     "fewer epochs": (lambda folder: (folder / "metrics.jsonl").write_text(""), "does not have its 2 epochs"),
+    "empty summary": (lambda folder: (folder / "summary.json").write_text("{}"), "its summary.json is damaged"),
     "garbled summary": (lambda folder: (folder / "summary.json").write_text("x"), "its summary.json is damaged"),
     "imported": (lambda folder: change(folder / "run.json", imported={"sha256": "0"}), "imported"),
     "link": (linked, "it is a link"),

@@ -141,13 +141,6 @@ def test_dry_run_stops_after_the_plan(launch, place, many) -> None:
     assert list(place.iterdir()) == []
 
 
-def test_dry_run_of_force_touches_nothing(launch, trained, runs) -> None:
-    assert trained().code == 0
-    before = stamps()
-    assert "rerun" in launch("hydra.launcher.force=true", "hydra.launcher.dry_run=true").out
-    assert stamps() == before
-
-
 @pytest.mark.parametrize("parallel", ["1", "2"])
 def test_dry_run_needs_no_torch(python, tiny, parallel) -> None:
     policy = ["hydra.launcher.dry_run=true", f"hydra.launcher.parallel={parallel}"]
@@ -418,11 +411,6 @@ def test_estimate_from_other_routings_of_the_same_stack_in_a_unit_that_fits(tiny
     assert exact.seconds == 40
 
 
-def test_rows_show_what_differs(launch) -> None:
-    ended = launch("-m", "num_routing=1,2", "training.lr=0.1", "hydra.launcher.dry_run=true")
-    assert [row[1] for row in rows(ended.out)] == ["num_routing=1", "num_routing=2"]
-
-
 # ── the short cut past Hydra's composition ───────────────────────────────────────────────────────────────────────────
 
 LAYER = "{type: conv, num_capsules: 2, pose_size: 4, kernel_size: 3, stride: 4}"
@@ -618,16 +606,6 @@ def test_what_cannot_be_is_no_traceback(launch, place, words) -> None:
     ended = launch(*words, "capsules=digits", "hydra.launcher.dry_run=true")
     assert ended.code != 0 and "Traceback" not in ended.text
     assert list(place.iterdir()) == []
-
-
-def test_of_two_overrides_of_one_key_the_last_counts(launch) -> None:
-    """What the last override says counts, in a sweep as in one run."""
-    names = []
-    for many in ([], ["-m"]):
-        out = launch(*many, "training.epochs=5", "++training.epochs=7", "hydra.launcher.dry_run=true").out
-        (row,) = rows(out)
-        names.append(row[0])
-    assert len(set(names)) == 1
 
 
 def test_record_of_the_sweep_names_its_runs(launch, runs) -> None:

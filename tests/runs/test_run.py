@@ -576,7 +576,7 @@ def test_run_killed_between_summary_and_record_keeps_its_numbers(launch, trained
     assert after.accuracy_last[0] == before.accuracy_last[0] and after.seconds[0] == before.seconds[0]
 
 
-@pytest.mark.parametrize("content", [b"a: [", b"training: 3\n"])
+@pytest.mark.parametrize("content", [b"", b"a: [", b"training: 3\n"])
 def test_garbled_config_is_named(launch, trained, runs, content) -> None:
     assert trained(signal_at=(signal.SIGTERM, 7)).code == 143
     (runs.only() / "run.json").unlink()
