@@ -287,7 +287,7 @@ def enlarge(net: dict[str, torch.Tensor]) -> None:
         (lambda net: net.update({"module.capsule_layers.2.w": torch.zeros(7, 4, 0, 4)}), "match no stack"),
         (lambda net: net.update({"module.nonlinear_act.weight": torch.zeros(97)}), "match no stack"),
         (lambda net: net.update({"module.capsule_layers.2.w": torch.zeros(3, 3, 7, 4, 4, 4)}), "match no stack"),
-        (lambda net: net.update({"module.pre_caps.pre_caps.0.weight": torch.zeros(12, 1, 3, 3)}), "1 channels"),
+        (lambda net: net.update({"module.pre_caps.pre_caps.0.weight": torch.zeros(12, 1, 3, 3)}), "and 1 channel,"),
         (lambda net: net.clear() or net.update({"fc.weight": torch.zeros(3, 3)}), "match no stack"),
     ],
 )
