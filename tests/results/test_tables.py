@@ -228,12 +228,9 @@ def test_costs_are_columns_where_rows_differ_by_them(invent) -> None:
     assert "of the whole process" in notes(runs, "last")
     assert "of the whole process" not in notes(runs[runs.model == "cnn"], "last"), "its seeds differ by 1 MB"
     assert "parameters" not in accuracy_table(runs[runs.model == "cnn"], "last")
-    for columns in (
-        runs.multiply_adds,
-        runs.multiply_adds.where(runs.model == "cnn", 7_233_440),
-    ):  # 7.2 and 7.2 million
-        shown = accuracy_table(runs.assign(multiply_adds=columns), "last")
-        assert ("multiply_adds" in shown) == (columns.max() > 50_000_000)
+    for counts in (runs.multiply_adds, runs.multiply_adds.where(runs.model == "cnn", 7_233_440)):  # 7.2 and 7.2 million
+        shown = accuracy_table(runs.assign(multiply_adds=counts), "last")
+        assert ("multiply_adds" in shown) == (counts.max() > 50_000_000)
 
 
 def test_pivot_has_a_column_for_each_value_and_the_best_is_bold(invent, capsule_sweeps) -> None:
