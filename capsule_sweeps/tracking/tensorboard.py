@@ -1,5 +1,6 @@
 """TensorBoard: one scalar per epoch and metric, and in the end the configuration beside the final accuracies."""
 
+import os
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -7,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from capsule_sweeps.runs.files import NO_LINK
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns, flatten
 from capsule_sweeps.tracking.base import Tracker, own_folder
@@ -39,8 +41,12 @@ class TensorBoardTracker(Tracker):
 
         folder = own_folder(run, "tensorboard")
         earlier = sorted(folder.glob("events.out.tfevents.*"))
-        for path in earlier:
-            path.unlink() if path != earlier[-1] else path.write_bytes(b"")
+        for path in earlier[:-1]:
+            path.unlink()
+        if earlier:
+            os.close(
+                os.open(earlier[-1], os.O_WRONLY | os.O_TRUNC | NO_LINK)
+            )  # follows no link
         # A TensorBoard that is watching moves from the last file, which must exist for this, to a file whose name sorts
         # after it, and keeps what it has read; `purge_step` makes it forget that. Names begin with the second in which
         # the file was made, so that a file of the same second might sort before the last one. The bound of two seconds

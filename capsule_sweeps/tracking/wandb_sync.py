@@ -4,15 +4,18 @@ Only the folder is read, so a run that was offline, lost its server or is runnin
 """
 
 import math
+import os
 import re
 import shlex
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from capsule_sweeps.config.compose import compose_config
 from capsule_sweeps.display import counted
+from capsule_sweeps.runs.files import open_append
 from capsule_sweeps.runs.labels import Labels
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.tracking.base import one_line, own_folder, tracker_class
@@ -123,10 +126,17 @@ def sync_folder(api: Any, folder: Folder, rebuild: bool, project: str, may_send:
         lacks, _ = look(find(entity, name, identity, api), folder)
         if not lacks:
             if folder.state != "running":
-                for path in own_folder(folder.run, "wandb").glob("*run-*/run-*.wandb"):
-                    Path(f"{path}.synced").touch()  # so that `wandb sync` leaves it alone
+                mark_as_sent(folder.run)
             return True, f"sent, {counted(len(folder.rows), 'epoch is', 'epochs are')} there as {identity}{note}"
     return False, f"did not arrive: {identity} in W&B {lacks}"
+
+
+def mark_as_sent(run: Run) -> None:
+    """Mark the offline logs of a run, as `wandb sync` does, which then leaves them alone. No link is followed."""
+    for path in own_folder(run, "wandb").glob("*run-*/run-*.wandb"):
+        if not path.parent.is_symlink():
+            with suppress(ValueError):
+                os.close(open_append(Path(f"{path}.synced")))
 
 
 def from_others(record: dict[str, Any]) -> bool:

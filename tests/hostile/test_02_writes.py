@@ -12,6 +12,8 @@ from capsule_sweeps.runs.files import make_folder, open_append, temporary, write
 from capsule_sweeps.runs.folders import find_runs
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns
+from capsule_sweeps.tracking.base import Shield
+from capsule_sweeps.tracking.wandb_sync import mark_as_sent
 
 pytestmark = pytest.mark.usefixtures("untouched")
 
@@ -99,3 +101,35 @@ def test_only_regular_files_are_appended_to(tmp_path, victim) -> None:
     (tmp_path / "shelf").symlink_to(victim)
     with pytest.raises(ValueError, match="is a link"):
         make_folder(tmp_path / "shelf")
+
+
+def test_event_files_of_tensorboard_that_are_links_are_not_emptied(tiny_config, victim) -> None:
+    run = Run(Path("runs/x-00000000"))
+    folder = run.folder / "tensorboard"
+    folder.mkdir(parents=True)
+    for number, name in enumerate((".bashrc", "thesis.tex")):
+        (folder / f"events.out.tfevents.{number}.host.1.0").symlink_to(victim / name)
+    config = tiny_config("tracking=tensorboard")
+    Shield(config, run, "", [])  # goes on without TensorBoard, and says so
+
+
+def test_marks_of_sent_logs_go_through_no_link(tmp_path, victim) -> None:
+    run, outside = Run(tmp_path / "x-00000000"), tmp_path / "elsewhere"
+    outside.mkdir()
+    (outside / "run-a.wandb").touch()
+    (run.folder / "wandb" / "offline-run-2-a").mkdir(parents=True)
+    (run.folder / "wandb" / "offline-run-1-a").symlink_to(outside)
+    (run.folder / "wandb" / "offline-run-2-a" / "run-a.wandb").touch()
+    (run.folder / "wandb" / "offline-run-2-a" / "run-a.wandb.synced").symlink_to(victim / "new")
+    mark_as_sent(run)
+    assert sorted(path.name for path in outside.iterdir()) == ["run-a.wandb"]
+
+
+def test_log_of_a_job_that_is_a_link_to_nowhere_is_no_traceback(make_run, capsule_sweeps, runs) -> None:
+    folder = make_run(state="failed")
+    name = "digits-0123abcd-0123ab"
+    runs.change_record(folder, attempts=[{"submission": name, "job": "7"}])
+    (folder.parent / ".jobs" / name).mkdir(parents=True)
+    (folder.parent / ".jobs" / name / "7_0_log.out").symlink_to("nowhere")
+    ended = capsule_sweeps("show", folder.name)
+    assert ended.code == 0, ended.text

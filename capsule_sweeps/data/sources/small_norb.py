@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
+import os
 import struct
+import tempfile
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,17 +135,20 @@ def _bytes_of(path: Path, md5: str) -> bytes:
     packed = path.with_name(path.name + ".gz")
     try:
         if path.is_file():
-            return path.read_bytes()[:LARGEST]
+            with open(path, "rb") as file:
+                return file.read(LARGEST)
         if not packed.is_file():
             packed.parent.mkdir(parents=True, exist_ok=True)
             with urllib.request.urlopen(f"{URL}/{packed.name}", timeout=30) as answer:
                 received = answer.read(LARGEST)
-            content = gzip.decompress(received)
+            with gzip.GzipFile(fileobj=io.BytesIO(received)) as unpacked:
+                content = unpacked.read(LARGEST)
             if hashlib.md5(content).hexdigest() != md5:
                 raise OSError("what was downloaded is damaged")
-            part = packed.with_name(packed.name + ".part")
-            part.write_bytes(received)
-            part.replace(packed)
+            with tempfile.NamedTemporaryFile(dir=packed.parent, delete=False) as part:  # of an unpredictable name
+                os.fchmod(part.fileno(), 0o644)
+                part.write(received)
+            os.replace(part.name, packed)
             return content
         with gzip.open(packed) as file:
             return file.read(LARGEST)

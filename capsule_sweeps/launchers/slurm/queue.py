@@ -156,7 +156,7 @@ class SlurmQueue:
     def log(self, entry: Entry) -> Path | None:
         own = entry.folder / f"{entry.job}_0_log.out"
         logs = [own] if entry.job and own.is_file() else entry.folder.glob("*_log.out")
-        return max(logs, key=lambda log: log.stat().st_mtime, default=None)
+        return max(logs, key=lambda log: log.lstat().st_mtime, default=None)
 
     def this_job(self) -> dict[str, Any]:
         job, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
