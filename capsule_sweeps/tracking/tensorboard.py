@@ -44,9 +44,7 @@ class TensorBoardTracker(Tracker):
         for path in earlier[:-1]:
             path.unlink()
         if earlier:
-            os.close(
-                os.open(earlier[-1], os.O_WRONLY | os.O_TRUNC | NO_LINK)
-            )  # follows no link
+            os.close(os.open(earlier[-1], os.O_WRONLY | os.O_TRUNC | NO_LINK))
         # A TensorBoard that is watching moves from the last file, which must exist for this, to a file whose name sorts
         # after it, and keeps what it has read; `purge_step` makes it forget that. Names begin with the second in which
         # the file was made, so that a file of the same second might sort before the last one. The bound of two seconds
