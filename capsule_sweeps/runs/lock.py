@@ -96,8 +96,8 @@ def alive(path: Path) -> bool:
 def _job_is_over(owner: dict[str, Any], path: Path) -> bool:
     """Whether the queue of the job in a claim knows that the job is over."""
     queue, job, cluster = (owner.get(key) for key in ("queue", "job", "cluster"))
-    told = isinstance(queue, str) and isinstance(job, str) and isinstance(cluster, str)
-    return told and find_queue(str(queue)).is_over(str(job), str(cluster), path.owner())
+    named = isinstance(queue, str) and isinstance(job, str) and isinstance(cluster, str)
+    return named and find_queue(str(queue)).is_over(str(job), str(cluster), path.owner())
 
 
 def launcher_here(path: Path) -> int | None:
