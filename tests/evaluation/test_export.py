@@ -13,7 +13,6 @@ from capsule_sweeps.data.augment import normalize
 from capsule_sweeps.data.load import load_data
 from capsule_sweeps.evaluation import export
 from capsule_sweeps.evaluation.weights import load_trained, load_weights
-from capsule_sweeps.routing.votes import FastVotes, RecordingVotes
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns, signed_config
@@ -62,24 +61,6 @@ def make(tiny_config):
         return run
 
     return folder
-
-
-@pytest.mark.parametrize(("x", "d", "size"), [(2, 2, 4), (6, 5, 6), (3, 3, 9)])
-@pytest.mark.parametrize(("kernel", "stride"), [((3, 3), 1), ((2, 2), 2), ((5, 4), 1)])
-def test_recording_votes_are_votes(x, d, size, kernel, stride) -> None:
-    """Matrix and vector poses, strides, and a kernel as large as the grid."""
-    torch.manual_seed(0)
-    weight = torch.randn(*kernel, 3, x, 4, d)
-    votes, recording = FastVotes(weight, stride), RecordingVotes(weight, stride)
-    children = torch.randn(2, 3, 5, 4, size)
-    parents = torch.randn_like(votes.uniform(children))
-    every = votes.explicit(children)
-    agreement = torch.einsum("bhwklnme,bmhwe->bhwklnm", every, parents) * parents.shape[-1] ** -0.5
-    wanted = torch.einsum("bhwklnm,bhwklnme->bmhwe", agreement.softmax(-1), every)
-    for one in (votes, recording):
-        torch.testing.assert_close(one.routed(children, parents), wanted, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(recording.coefficients, agreement.softmax(-1), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(recording.agreement(children, parents), agreement, rtol=1e-4, atol=1e-4)
 
 
 def test_it_runs_where_this_package_is_not(make, capsule_sweeps, python) -> None:

@@ -11,7 +11,6 @@ from capsule_sweeps.networks.backbones import ResNet20
 from capsule_sweeps.networks.layers import CapsuleLayer, PrimaryCapsules
 from capsule_sweeps.routing.base import Capsules, LayerShape
 from capsule_sweeps.routing.em import EM
-from capsule_sweeps.runs.signature import signed_config
 
 SMALL = [*("dataset=digits", "backbone=resnet20", "backbone.width=4", "num_routing=3", "training.compile=off")]
 
@@ -121,11 +120,3 @@ def test_settings_out_of_range_are_one_sentence(message, overrides) -> None:
     with pytest.raises(ValueError, match=message) as failed:
         build_model(compose_config([*SMALL, "capsules=sr_capsnet_1", *overrides]))
     assert len(str(failed.value).splitlines()) == 1
-
-
-def test_neutral_values_are_not_signed() -> None:
-    """So that runs made before these keys existed keep their signatures."""
-    signed = signed_config(compose_config(["dataset=digits"]))
-    assert not [key for key in signed if key.endswith((".padding", "between", "init", "primary.norm", "class_logits"))]
-    signed = signed_config(compose_config(small("sr_em", 2)))
-    assert signed["model.capsules.layers.0.padding"] == 1 and signed["model.routing.per_share"] is False

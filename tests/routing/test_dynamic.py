@@ -14,7 +14,7 @@ from capsule_sweeps.routing.dynamic import Dynamic
 from capsule_sweeps.routing.votes import RecordingVotes
 
 
-@pytest.mark.parametrize("num_routing", [1, 2, 3, 5])
+@pytest.mark.parametrize("num_routing", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_procedure_1(shape, num_routing) -> None:
     layer = make_layer(shape, size=0.3)

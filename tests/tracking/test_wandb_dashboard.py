@@ -61,9 +61,9 @@ def test_dashboard_of_a_sweep(python, tiny, runs, tiny_config, dashboard, wandb_
         assert all(f'"{kind}"' in view["spec"] for kind in kinds)
 
 
-def test_names_are_those_that_runs_log(python, tiny, runs, tiny_config) -> None:
+def test_names_are_those_that_runs_log(launch, runs) -> None:
     """The constants, against a run with validation images and averaged weights."""
-    assert python(ROOT / "launch.py", *tiny, "dataset.val_size=20", "training.ema=0.9").code == 0
+    assert launch("dataset.val_size=20", "training.ema=0.9").code == 0
     assert set(runs.metrics(runs.only())[0]) == set(METRICS)
     assert set(summary_keys()) <= set(json.loads((runs.only() / "summary.json").read_text()))
 
@@ -83,6 +83,7 @@ def test_missing_package_is_one_sentence(capsule_sweeps, place, monkeypatch) -> 
     assert ended.code == 1 and "pip install wandb-workspaces" in ended.err and ended.err.count("\n") == 1
 
 
+@pytest.mark.nightly
 def test_refusal_is_one_sentence(python, tiny, dashboard, wandb_server, monkeypatch) -> None:
     settings = ("tracking=wandb", "training.epochs=1")
     assert python(ROOT / "launch.py", *tiny, *settings).code == 0

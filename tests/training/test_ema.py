@@ -103,16 +103,6 @@ def test_selected_and_shown(launch, capsule_sweeps, runs) -> None:
     assert f"| 1 | {100 * accuracy:.2f} |" in told and "averaged weights" in told
 
 
-def test_killed_in_mid_epoch_with_the_fast_recipe_ends_as_if_untouched(hold, launch, runs) -> None:
-    more = ["training=fast", "training.epochs=2", "training.ema=0.9"]
-    hold("step", BATCHES + 3, *more).kill()
-    assert [row["epoch"] for row in runs.metrics(runs.only())] == [1]
-    assert launch(*more).code == 0
-    assert launch(*more, "runs_dir=untouched").code == 0
-    runs.assert_same(runs.only(), runs.only("untouched"))
-    assert sum(name.startswith("ema.") for name in runs.weights(runs.only())) > 3
-
-
 def test_a_loss_of_the_average_that_is_not_finite_fails() -> None:
     with pytest.raises(FloatingPointError, match="ema_test_loss is nan after step 5"):
         check_evaluation({"epoch": 1, "test_loss": 1.0, "ema_test_loss": math.nan}, 5)
