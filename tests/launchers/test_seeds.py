@@ -171,6 +171,26 @@ def test_without_waiting_each_call_plans_from_what_is_finished(tiny, tiny_config
     assert call() == [pytest.approx(0.904)] and submits.given[3:] == [[]]
 
 
+def test_without_waiting_a_side_that_failed_is_tried_again_or_its_seed_passed_over(tiny_config, invent) -> None:
+    submits, procedure = Submits(), Procedure(1, min_seeds=2, max_seeds=4, resolve="num_routing")
+
+    def call(policy: Policy) -> list[float | None]:
+        def compose(points):
+            return [tiny_config(*point) for point in points]
+
+        return launch_seeds([["num_routing=1"], ["num_routing=2"]], compose, policy, submits, procedure)[2]
+
+    assert call(Policy()) == [None, None] and submits.given.pop() == [0, 1, 0, 1]
+    invent([0.9, 0.91], "num_routing=1")
+    invent([0.8], "num_routing=2")
+    invent([None, 0.0], "num_routing=2", state="failed")
+    assert call(Policy()) == [pytest.approx(0.905), None] and submits.given.pop() == [1]
+    assert call(Policy(retry="none")) == [None, None] and submits.given.pop() == [2, 2]
+    invent([None, None, 0.92], "num_routing=1")
+    invent([None, None, 0.82], "num_routing=2")
+    assert call(Policy(retry="none")) == [pytest.approx(0.91), pytest.approx(0.81)] and submits.given == [[]]
+
+
 # ── differences ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
