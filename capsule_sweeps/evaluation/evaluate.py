@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from capsule_sweeps.config.check import check
 from capsule_sweeps.config.compose import compose_config
+from capsule_sweeps.config.errors import sentence
 from capsule_sweeps.config.schema import MAX_ITERATIONS
 from capsule_sweeps.config.selection_rules import names
 from capsule_sweeps.data.load import Data, load_data
@@ -134,7 +135,7 @@ def apply(overrides: Sequence[str], config: DictConfig) -> DictConfig:
                 raise ValueError(f"{override.input_line} is invalid here: set one value, KEY=VALUE")
             OmegaConf.update(changed, override.key_or_group, override.value())
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{' '.join(overrides)}: {sentence(error)}") from error
     return check(changed)
 
 

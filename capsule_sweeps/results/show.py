@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from capsule_sweeps.display import terminal
-from capsule_sweeps.results.columns import setting
+from capsule_sweeps.results.columns import as_typed, setting
 from capsule_sweeps.results.render import render
 from capsule_sweeps.runs.files import last_lines
 from capsule_sweeps.runs.frame import load_runs
@@ -97,7 +97,8 @@ def why(run: Run, form: str) -> str:
     if form == "json":
         return json.dumps({"signed_config": signed, "relatives": json.loads(render(frame, "json"))}, indent=1)
     head = _pairs(signed, form, f"{run.folder.name}: hashed to {run.signature}")
-    return f"{head}\n\n{render(frame, form, title='Nearest relatives')}"
+    shown = as_typed(frame, ["here", "there"])  # never rounded
+    return f"{head}\n\n{render(shown, form, title='Nearest relatives', one_line=True)}"
 
 
 def _pairs(values: dict[str, Any], form: str, title: str) -> str:

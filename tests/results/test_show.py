@@ -1,6 +1,7 @@
 """One run from near: `show` and `why`."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def test_sparkline_of_many_epochs_has_a_width() -> None:
 
 def test_why_names_the_fields_and_the_nearest_relatives_first(tiny_config, capsule_sweeps) -> None:
     run = make_run(tiny_config())
-    far = make_run(tiny_config("seed=1", "training.lr=0.3", "num_routing=2"))
+    far = make_run(tiny_config("seed=1", "training.lr=0.0125", "num_routing=2"))
     near = make_run(tiny_config("seed=1"))
     ended = capsule_sweeps("why", run.folder.name, "--format", "json")
     why = json.loads(ended.out)
@@ -95,6 +96,8 @@ def test_why_names_the_fields_and_the_nearest_relatives_first(tiny_config, capsu
         "training.lr",
         "model.num_routing",
     }
+    table = capsule_sweeps("why", run.folder.name).out.partition("Nearest relatives")[2]
+    assert "0.0125 │" in table and not re.search(r"[01]\.00", table)  # settings are never rounded
 
 
 @pytest.mark.parametrize(
