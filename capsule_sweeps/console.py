@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from rich import get_console
@@ -28,7 +29,6 @@ def console() -> Console:
 
 @contextmanager
 def wide(letters: int = 10_000) -> Iterator[None]:
-    """While open, tables are as wide as they need."""
     found = console()
     before, found.width = found.width, letters
     try:
@@ -56,8 +56,6 @@ def duration(seconds: float) -> str:
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints log records above the bars."""
-
     def emit(self, record: logging.LogRecord) -> None:
         tell(self.format(record))
 
@@ -116,12 +114,32 @@ class SweepProgress:
         return f"about {duration(max(0.0, seconds))} left"
 
 
-class _Bars:
-    """The bars of a sweep, shown for the time of a `with`."""
+@dataclass
+class _Run:
+    """A run at work: its bar, in steps, and what of it is done."""
 
-    def __init__(self, sweep: SweepProgress) -> None:
-        self.console, self._sweep = console(), sweep
+    task: TaskID
+    lines: "EpochLines"
+    num_batches: int
+    epochs: int
+    first: int
+    epochs_done: int
+    tested: str = ""
+
+
+class Display:
+    """A bar for each run at work, and one for all runs of a sweep, shown for the time of a `with`.
+
+    `show` takes the events of runs that work side by side. As an Observer it takes those of one run after the other.
+    """
+
+    def __init__(self, sweep: SweepProgress | None = None) -> None:
+        self.console, self._sweep = console(), sweep or SweepProgress(1)
         self._bars = _bars(self.console)
+        self._runs: dict[str, _Run] = {}
+        self._all: TaskID | None = None
+        if self._sweep.num_runs > 1:
+            self._all = self._bars.add_task("runs", total=self._sweep.num_runs, note="", of_sweep=True)
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -130,101 +148,51 @@ class _Bars:
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-
-class Display(_Bars):
-    """Bars for the run at work, epochs and batches, and with a sweep one for its runs."""
-
-    def __init__(self, sweep: SweepProgress | None = None) -> None:
-        super().__init__(sweep or SweepProgress(1))
-        if self._sweep.num_runs > 1:
-            total = self._sweep.num_runs
-            self._all = self._bars.add_task(f"run 1/{total}", total=total, note="", of_sweep=True)
-
     def start(self, name: str, epochs: int, epochs_done: int, num_batches: int) -> None:
-        self._lines = EpochLines(self.console, name, epochs, epochs_done)
-        self._name, self._epochs, self._first, self._epochs_done = name, epochs, epochs_done, epochs_done
-        self._num_batches = num_batches
-        for task in list(self._bars.task_ids):
-            if self._sweep.num_runs == 1 or task != self._all:
-                self._bars.remove_task(task)
-        self._epoch = self._bars.add_task(
-            f"{_short(self.console, name)} epoch", total=epochs, completed=epochs_done, note=""
-        )
-        self._batch = self._bars.add_task("batch", total=num_batches, note="")
-        self._show_sweep()
+        self._name = name
+        task = self._bars.add_task(_short(self.console, name), total=epochs * num_batches, note="")
+        lines = EpochLines(self.console, name, epochs, epochs_done)
+        self._runs[name] = _Run(task, lines, num_batches, epochs, epochs_done, epochs_done)
+        self._show(name, epochs_done * num_batches)
 
     def batch(self, done: int, loss: float, accuracy: float, images_per_second: float) -> None:
-        note = f"loss {loss:.3f}  train {accuracy:.1%}  {images_per_second:,.0f} images/s"
-        self._bars.update(self._batch, completed=done, note=note)
-        self._advance(self._epochs_done + done / self._num_batches)
-
-    def end(self, name: str, accuracy: float | None) -> None:
-        """A run of the sweep ended; see `SweepProgress.end`."""
-        self._sweep.end(name, accuracy)
-
-    def _advance(self, epochs_done: float) -> None:
-        self._sweep.advance(self._name, (epochs_done - self._first) / max(1, self._epochs - self._first))
-        self._show_sweep()
-
-    def _show_sweep(self) -> None:
-        if self._sweep.num_runs > 1:
-            ended, total = self._sweep.num_ended, self._sweep.num_runs
-            self._bars.update(
-                self._all, description=f"run {min(ended + 1, total)}/{total}", completed=ended, note=self._sweep.left()
-            )
+        run = self._runs[self._name]
+        note = f"{run.tested}epoch {run.epochs_done + 1}/{run.epochs}  loss {loss:.3f}  train {accuracy:.1%}"
+        self._bars.update(run.task, note=f"{note}  {images_per_second:,.0f} images/s")
+        self._show(self._name, run.epochs_done * run.num_batches + done)
 
     def epoch(self, row: dict[str, Any]) -> None:
-        self._epochs_done = row["epoch"]
-        self._advance(row["epoch"])
-        self._bars.update(self._epoch, completed=row["epoch"], note=summary_of(row))
-        self._bars.reset(self._batch)
-        self._lines.epoch(row)
-
-
-class PoolDisplay(_Bars):
-    """One bar a run, in steps, for runs that work side by side, and one for all of them."""
-
-    def __init__(self, sweep: SweepProgress) -> None:
-        super().__init__(sweep)
-        self._first: dict[str, int] = {}
-        self._all = self._bars.add_task("runs", total=sweep.num_runs, note="", of_sweep=True)
-        self._tasks: dict[str, TaskID] = {}
-        self._lines: dict[str, EpochLines] = {}
-        self._num_batches: dict[str, int] = {}
-        self._epochs_done: dict[str, int] = {}
+        run = self._runs[self._name]
+        run.epochs_done, run.tested = row["epoch"], tested(row) or run.tested
+        self._bars.update(run.task, note=summary_of(row))
+        self._show(self._name, run.epochs_done * run.num_batches)
+        run.lines.epoch(row)
 
     def show(self, name: str, event: dict[str, Any]) -> None:
         """An event of `worker.PipeDisplay`."""
-        if event.get("event") == "start":
-            epochs, done, self._num_batches[name] = event["epochs"], event["epochs_done"], event["num_batches"]
-            self._epochs_done[name] = self._first[name] = done
-            self._lines[name] = EpochLines(self.console, name, epochs, done)
-            total, completed = epochs * self._num_batches[name], done * self._num_batches[name]
-            self._tasks[name] = self._bars.add_task(
-                _short(self.console, name), total=total, completed=completed, note=""
-            )
-        elif event.get("event") == "batch" and name in self._tasks:
-            completed = self._epochs_done[name] * self._num_batches[name] + event["done"]
-            note = f"epoch {self._epochs_done[name] + 1}  loss {event['loss']:.3f}  train {event['accuracy']:.1%}"
-            self._bars.update(self._tasks[name], completed=completed, note=note)
-            self._advance(name, completed)
-        elif event.get("event") == "epoch" and name in self._tasks:
-            self._epochs_done[name] = event["row"]["epoch"]
-            self._lines[name].epoch(event["row"])
-            self._advance(name, self._epochs_done[name] * self._num_batches[name])
-
-    def _advance(self, name: str, steps: float) -> None:
-        first = self._first[name] * self._num_batches[name]
-        total = self._bars.tasks[self._bars.task_ids.index(self._tasks[name])].total or 1
-        self._sweep.advance(name, (steps - first) / max(1, total - first))
-        self._bars.update(self._all, note=self._sweep.left())
+        kind, self._name = event.pop("event"), name
+        if kind == "start":
+            self.start(name, **event)
+        elif name in self._runs and kind in ("batch", "epoch"):
+            getattr(self, kind)(**event)
 
     def end(self, name: str, accuracy: float | None) -> None:
         """A run ended; see `SweepProgress.end`."""
-        if name in self._tasks:
-            self._bars.remove_task(self._tasks.pop(name))
+        if name in self._runs:
+            self._bars.remove_task(self._runs.pop(name).task)
         self._sweep.end(name, accuracy)
-        self._bars.update(self._all, completed=self._sweep.num_ended, note=self._sweep.left())
+        self._show_sweep()
+
+    def _show(self, name: str, steps: float) -> None:
+        run = self._runs[name]
+        self._bars.update(run.task, completed=steps)
+        left = max(1, run.epochs - run.first) * run.num_batches
+        self._sweep.advance(name, (steps - run.first * run.num_batches) / left)
+        self._show_sweep()
+
+    def _show_sweep(self) -> None:
+        if self._all is not None:
+            self._bars.update(self._all, completed=self._sweep.num_ended, note=self._sweep.left())
 
 
 class EpochLines:
@@ -255,9 +223,12 @@ def bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
 
 def summary_of(row: dict[str, Any]) -> str:
     """The numbers of an epoch; what is tested comes first, because narrow terminals cut the end."""
-    tested = f"test {row['test_accuracy']:.1%}  " if "test_accuracy" in row else ""
     averaged = f"ema {row['ema_test_accuracy']:.1%}  " if "ema_test_accuracy" in row else ""
-    return f"{tested}{averaged}train {row['train_accuracy']:.1%}  loss {row['train_loss']:.3f}"
+    return f"{tested(row)}{averaged}train {row['train_accuracy']:.1%}  loss {row['train_loss']:.3f}"
+
+
+def tested(row: dict[str, Any]) -> str:
+    return f"test {row['test_accuracy']:.1%}  " if "test_accuracy" in row else ""
 
 
 class _TimeLeft(TimeRemainingColumn):

@@ -11,6 +11,7 @@ import html as markup
 import logging
 import re
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -48,6 +49,12 @@ def terminal(text: object) -> str:
 def line(text: object) -> str:
     """The same as one line."""
     return " ".join(map(terminal, str(text).splitlines()))
+
+
+def listed(words: Sequence[str], most: int, between: str = ", ") -> str:
+    """The first words of a list, and how many more there are."""
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return between.join(words[:most]) + more
 
 
 def rich(text: object) -> Text:

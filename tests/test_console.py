@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from capsule_sweeps import console as shown
-from capsule_sweeps.console import Display, PoolDisplay, SweepProgress, duration
+from capsule_sweeps.console import Display, SweepProgress, duration
 from capsule_sweeps.display import counted
 
 NAME = "digits-inverted_attention-num_routing3-training_lr0.1-seed10-0123abcd"
@@ -75,12 +75,13 @@ def test_a_sweep_at_80_columns(clock, screen) -> None:
     with Display(SweepProgress(24, 1)) as display:
         display.start(NAME, 2, 0, 10)
         display.batch(5, 0.5, 0.9, 1234.0)
+        display._bars.refresh()
         clock[0] += 60
         display.epoch(ROW)
         display._bars.refresh()
     frame = text(terminal)
-    assert "run 1/24" in frame and "0/24" in frame and "about 47 min left" in frame  # half a run in 60 s
-    assert "test 97.8%" in frame and "0123abcd epoch" in frame and "1/2" in frame and "loss 0.500" in frame
+    assert "runs" in frame and "0/24" in frame and "about 47 min left" in frame  # half a run in 60 s
+    assert "epoch 1/2" in frame and "test 97.8%" in frame and "0123abcd" in frame and "10/20" in frame
     assert max(map(len, frame.splitlines())) <= 80
 
 
@@ -91,15 +92,15 @@ def test_one_is_no_plural() -> None:
 
 def test_runs_side_by_side_at_80_columns(clock, screen) -> None:
     terminal = screen(terminal=True)
-    with PoolDisplay(SweepProgress(3, 2)) as display:
+    with Display(SweepProgress(3, 2)) as display:
         for name in (NAME, NAME[:-1] + "e"):
             display.show(name, {"event": "start", "epochs": 4, "epochs_done": 2, "num_batches": 10})
         clock[0] += 60
-        display.show(NAME, {"event": "batch", "done": 5, "loss": 0.5, "accuracy": 0.9})
+        display.show(NAME, {"event": "batch", "done": 5, "loss": 0.5, "accuracy": 0.9, "images_per_second": 9.0})
         display.show(NAME, {"event": "epoch", "row": {**ROW, "epoch": 3}})  # half of what was left
         display._bars.refresh()
         assert "about 5 min left" in text(terminal)
         display.end(NAME, 0.978)
     frame = text(terminal)
-    assert "runs" in frame and "0/3" in frame and "25/40" in frame and "run 1/3 finished, accuracy 97.8%" in frame
+    assert "runs" in frame and "0/3" in frame and "30/40" in frame and "run 1/3 finished, accuracy 97.8%" in frame
     assert max(map(len, frame.replace(NAME, "").splitlines())) <= 80

@@ -28,14 +28,12 @@ def add_runs_dir(parser: argparse.ArgumentParser, default: Path | None = Path("r
 
 
 def add_runs(parser: argparse.ArgumentParser) -> None:
-    """Any number of runs."""
     about = "run names, paths, prefixes of signatures, sweeps, or filters: dataset=CIFAR10 num_routing=2 state=failed"
     parser.add_argument("runs", nargs="*", type=expanduser, help=about)
     add_runs_dir(parser)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """One run."""
     parser.add_argument("run", type=expanduser, help="name, path or prefix of a signature")
     add_runs_dir(parser)
 

@@ -95,7 +95,6 @@ def plain(form: str, text: str) -> str:
 
 
 def at_familiar(runs: pd.DataFrame, arguments: argparse.Namespace) -> None:
-    """The table of accuracies on novel views at the same accuracy on familiar ones."""
     from capsule_sweeps.results.familiar import familiar_notes, familiar_table, shown_familiar
     from capsule_sweeps.results.render import render
 
@@ -105,7 +104,6 @@ def at_familiar(runs: pd.DataFrame, arguments: argparse.Namespace) -> None:
 
 
 def differences(runs: pd.DataFrame, rule: str, against: str, arguments: argparse.Namespace) -> None:
-    """The table of what each group differs by from the group with the value of --against, and its figure."""
     from capsule_sweeps.results.ablation import ablation_notes, ablation_table
     from capsule_sweeps.results.against import against_notes, against_table, shown_differences
     from capsule_sweeps.results.render import render

@@ -53,7 +53,6 @@ def store_settings(name: str, target: str, *classes: type) -> None:
 
 @contextmanager
 def _loader() -> Iterator[Any]:
-    """Hydra's loader of the configurations in conf/."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 

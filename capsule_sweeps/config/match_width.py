@@ -31,7 +31,6 @@ def asks_to_match(value: object) -> bool:
 
 
 def rival(point: Sequence[str]) -> list[str]:
-    """The overrides of a point, with a capsule network in place of its model."""
     kept = [text for text in point if text.lstrip("+~").split("=")[0].split(".")[0].split("@")[0] != "model"]
     return [*kept, CAPSNET]
 
@@ -60,19 +59,24 @@ def match_width(config: DictConfig, compose: Callable[[], DictConfig]) -> None:
         config.model.width = width
         return _count(_text(config))
 
-    low, high = 1, 2
-    if (least := parameters(low)) > wanted:
+    if (least := parameters(1)) > wanted:
         raise ValueError(
             f"model.width={MATCH}: the capsule network of this command has {wanted:,} parameters, fewer than "
             f"model={config.model.name} with model.width=1 ({least:,}): set a smaller backbone or another width"
         )
-    while parameters(high) < wanted:
+    width = nearest_width(parameters, wanted)
+    found[_model(config)] = Matched(width, parameters(width), wanted)
+
+
+def nearest_width(cost: Callable[[int], int], wanted: int) -> int:
+    """The width whose cost, which grows with it, is nearest to the wanted one."""
+    low, high = 1, 2
+    while cost(high) < wanted:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if parameters(middle) < wanted else (low, middle)
-    width = min((low, high), key=lambda width: abs(parameters(width) - wanted))
-    found[_model(config)] = Matched(width, parameters(width), wanted)
+        low, high = (middle, high) if cost(middle) < wanted else (low, middle)
+    return min((low, high), key=lambda width: abs(cost(width) - wanted))
 
 
 def matched(config: DictConfig) -> Matched | None:
@@ -85,7 +89,6 @@ def _model(config: DictConfig) -> str:
 
 
 def _text(config: DictConfig) -> str:
-    """What the number of parameters depends on."""
     dataset = {key: config.dataset[key] for key in SHAPE}
     return OmegaConf.to_yaml({"model": config.model, "dataset": dataset, "device": "cpu"})
 

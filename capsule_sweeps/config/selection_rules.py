@@ -78,7 +78,6 @@ def names() -> list[str]:
 
 
 def columns() -> list[str]:
-    """The accuracy columns of `load_runs`, one per rule."""
     return [rule.column for rule in RULES]
 
 

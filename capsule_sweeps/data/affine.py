@@ -4,8 +4,6 @@ Shapes: N images, C channels, H rows, W columns. Where the pixels of an image co
 and the rest is arithmetic of whole numbers: so there is no last bit in which machines could differ.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any

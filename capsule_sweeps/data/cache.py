@@ -8,8 +8,6 @@ name ends in a key that follows from the listing of the source (names, sizes, ti
 left alone, since a run may still have it mapped; to free its space, delete `.cache` when nothing runs.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

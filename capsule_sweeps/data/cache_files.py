@@ -5,8 +5,6 @@ data. Arrays are believed when they have the hash that stands beside them, which
 time in a process.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """The lock of a name in the decoded cache: of several processes that start together one decodes, and waiting ends."""
 
-from __future__ import annotations
-
 import logging
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`dataset.base`: the digits of another data set in the middle of a larger black canvas."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`dataset.labels_per_image=2`: two overlapping digits in one image (pairs.py)."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -5,10 +5,6 @@ Shapes: N images in a split, B in a batch, C channels, H rows, W columns (H = W 
 A data set is read from its source (sources/), changed as its configuration asks (open.py), and cached (cache.py).
 """
 
-from __future__ import annotations
-
-import logging
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +12,10 @@ import numpy as np
 import torch
 
 from capsule_sweeps.data.cache import Decoded, Images, Labels
+from capsule_sweeps.data.cache_files import warn
 from capsule_sweeps.data.open import open_data, variants
 from capsule_sweeps.data.split import Data, Normalization, Split, split_indices, test_indices
 from capsule_sweeps.display import counted
-
-log = logging.getLogger(__name__)
 
 
 def load_data(dataset: Any, data_dir: str | Path, device: str | torch.device) -> Data:
@@ -85,12 +80,7 @@ def _report_balance(key: str, labels: Labels, chosen: Labels, classes: tuple[str
         rare = int(everything.argmin())
         none = ", and none of it is among them" if counts[rare] == 0 else ""
         images = "image" if everything[rare] == 1 else "images"
-        _warn(
+        warn(
             f"dataset.{key}={len(chosen)} is not balanced by class: {classes[rare]} has {everything[rare]:,} training "
             f"{images}{none}."
         )
-
-
-@cache
-def _warn(text: str) -> None:
-    log.warning(text)

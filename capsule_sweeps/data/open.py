@@ -3,8 +3,6 @@
 What of a configuration changes a data set between its source and the training loop is listed in VARIANTS.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +45,6 @@ def identify(dataset: Any, data_dir: Path) -> Identity | None:
 
 
 def variants(dataset: Any) -> list[Variant]:
-    """Those that a configuration asks for."""
     return [variant(dataset) for variant in VARIANTS if variant.asked(dataset)]
 
 

@@ -3,8 +3,6 @@
 Shapes: H rows, W columns, C channels.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
@@ -134,10 +132,10 @@ def check_alike(found: Mapping[Path, Kind | Refused], wanted: Kind, root: Path) 
             asked += known if usual == wanted else f"the other images are {usual}"
         verb = "replace" if asked.startswith("cannot") else "convert"
         raise ValueError(
-            f"{_text(path)} {asked}; {verb} or remove it{command}{shlex.quote(_text(path)) if convertible else ''}"
+            f"{text(path)} {asked}; {verb} or remove it{command}{shlex.quote(text(path)) if convertible else ''}"
         )
     named = [
-        f"{_text(path.relative_to(root))} {'is ' if isinstance(kind, Kind) else ''}{kind}"
+        f"{text(path.relative_to(root))} {'is ' if isinstance(kind, Kind) else ''}{kind}"
         for path, kind in list(wrong.items())[:NAMED]
     ]
     more = f"; and {len(wrong) - NAMED:,} more" if len(wrong) > NAMED else ""
@@ -159,6 +157,6 @@ def _command(kind: Kind) -> str:
     return f"python -c 'import sys; from PIL import Image, ImageOps; {program}'"
 
 
-def _text(path: Path) -> str:
+def text(path: Path | str) -> str:
     """A path as text; bytes that are not UTF-8 become question marks."""
     return os.fsencode(path).decode(errors="replace")

@@ -1,7 +1,5 @@
 """Optional transformations of a dataset between its source and the training loop."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 
@@ -36,7 +34,6 @@ class Variant:
 
 
 def replaced(dataset: Any, **changes: Any) -> Any:
-    """A copy of a data set's configuration with other values."""
     copied = copy.deepcopy(dataset)
     for key, value in changes.items():
         setattr(copied, key, value)

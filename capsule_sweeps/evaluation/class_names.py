@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from capsule_sweeps.data.split import Data, Split
-from capsule_sweeps.runs.run import names_of
+from capsule_sweeps.display import listed
 
 log = logging.getLogger(__name__)
 
@@ -26,14 +26,14 @@ def match_classes(data: Data, trained: Sequence[str], in_order: bool = False) ->
             break
     else:
         raise ValueError(
-            f"the classes of these images are {names_of(data.classes)}, but the run was trained on "
-            f"{names_of(trained)}; rename the class folders, or, where the first of these is the first of those and so "
-            "on, add --classes-in-order"
+            f"the classes of these images are {listed(data.classes, 20)}, but the run was trained on "
+            f"{listed(trained, 20)}; rename the class folders, or, where the first of these is the first of those and "
+            "so on, add --classes-in-order"
         )
     log.warning(
         "The classes of these images are %s, and those of the run %s; labels are matched by name.",
-        names_of(data.classes),
-        names_of(trained),
+        listed(data.classes, 20),
+        listed(trained, 20),
     )
     labels = data.test.labels
     places = torch.tensor([there.index(name) for name in here], device=labels.device)

@@ -58,7 +58,8 @@ def evaluate(
     iterates = isinstance(model, CapsNet) and model.capsules.class_routing.iterates
     said = []
     if iterations and not iterates:
-        said.append(f"--num-routing has no effect on {model_name(config)}, which has no iterations.")
+        named = config.model.routing.name if "routing" in config.model else config.model.name
+        said.append(f"--num-routing has no effect on {named}, which has no iterations.")
     asked = (list(iterations) or [int(config.model.num_routing)]) if iterates else [None]
     found = evaluations(model, config, data, asked, run.folder.name)
     if weights is not None:
@@ -89,10 +90,6 @@ def parse_iterations(text: str | None) -> list[int]:
             f"--num-routing {text} is invalid: set whole numbers from 1 to {MAX_ITERATIONS}, such as 1,2,3"
         )
     return list(dict.fromkeys(map(int, words)))
-
-
-def model_name(config: DictConfig) -> str:
-    return str(config.model.routing.name if "routing" in config.model else config.model.name)
 
 
 def load_test_data(config: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Data]:
@@ -162,10 +159,8 @@ def notes(
         moved.insert(0, "turned, sheared, scaled and shifted at random (affine_test)")
     if moved:
         said.append(f"Images were {' and '.join(moved)}; pixels from outside are black.")
-    as_trained = (
-        bool(record.get("signed_config", {}).get("dataset.affine_test")) == dataset.affine_test
-    )  # reading also hashes it
-    if as_trained and record.get("data_sha256") not in (None, data.sha256):
+    hashed_so = bool(record.get("signed_config", {}).get("dataset.affine_test"))  # affine_test is hashed as well
+    if hashed_so == dataset.affine_test and record.get("data_sha256") not in (None, data.sha256):
         said.append("These data differ from those that it was trained on (by their hash).")
     theirs = accuracies["best_test"]
     alike = [one for one in found if one.num_routing == trained and not moved]
@@ -197,20 +192,12 @@ def show(run: Run, config: DictConfig, data: Data, found: Sequence[Evaluation], 
         return json.dumps([_whole(run, config, data, one) for one in found], indent=1)
     if form == "csv":
         return render(pd.DataFrame([row for one in found for row in _long(data.classes, one)]), "csv")
-    rows = [
-        {
-            "num_routing": one.num_routing,
-            "weights": one.weights,
-            "images": len(data.test),
-            "accuracy": one.accuracy,
-            "loss": one.loss,
-            "calibration_error": one.calibration_error,
-        }
-        for one in found
-    ]
-    overview = pd.DataFrame(rows).astype({"num_routing": "Int64"})
+    columns = ["num_routing", "weights", "images", "accuracy", "loss", "calibration_error"]
+    overview = pd.DataFrame(found).assign(images=len(data.test))[columns].astype({"num_routing": "Int64"})
     parts = [render(overview, form, title=run.folder.name, note=" ".join(said))]
-    parts += [_heading(form, one) + render(class_table(data.classes, one), form, _title(one)) for one in found]
+    for one in found:
+        heading = f"**{markdown(_title(one))}**\n\n" if form == "md" else ""
+        parts.append(heading + render(class_table(data.classes, one), form, _title(one)))
     return "\n\n".join(parts)
 
 
@@ -237,29 +224,16 @@ def _title(one: Evaluation) -> str:
     return ", ".join(filter(None, (what, _label(one))))
 
 
-def _heading(form: str, one: Evaluation) -> str:
-    return f"**{markdown(_title(one))}**\n\n" if form == "md" else ""
-
-
 def _whole(run: Run, config: DictConfig, data: Data, one: Evaluation) -> dict[str, Any]:
-    def number(value: float | None) -> float | None:
-        return value if value is not None and np.isfinite(value) else None  # JSON has no other
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.ndarray | list):
+            return [plain(item) for item in value]
+        value = value.item() if isinstance(value, np.generic) else value
+        return None if isinstance(value, float) and not np.isfinite(value) else value  # JSON has no other
 
-    return {
-        "run": run.folder.name,
-        "dataset": OmegaConf.to_container(config.dataset),
-        "num_routing": one.num_routing,
-        "weights": one.weights,
-        "images": len(data.test),
-        "accuracy": one.accuracy,
-        "loss": number(one.loss),
-        "calibration_error": number(one.calibration_error),
-        "calibration_bins": NUM_BINS,
-        "classes": list(data.classes),
-        "class_images": one.class_images.tolist(),
-        "class_accuracy": [number(value) for value in one.class_accuracy.tolist()],
-        "confusion": None if one.confusion is None else one.confusion.tolist(),
-    }
+    about = {"run": run.folder.name, "dataset": OmegaConf.to_container(config.dataset), "images": len(data.test)}
+    about |= {"classes": list(data.classes), "calibration_bins": NUM_BINS}
+    return {**about, **{key: plain(value) for key, value in one._asdict().items()}}
 
 
 def _long(classes: Sequence[str], one: Evaluation) -> list[dict[str, Any]]:

@@ -108,7 +108,6 @@ def describe(run: Run, config: DictConfig, chosen: dict[str, Any]) -> dict[str, 
 
 
 def program_bytes(model: nn.Module, config: DictConfig, example: Tensor, facts: dict[str, Any]) -> bytes:
-    """The file's content."""
     whole = Whole(model, config.dataset.mean, config.dataset.std).eval()
     buffer = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():

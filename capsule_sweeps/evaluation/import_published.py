@@ -79,7 +79,6 @@ def with_windows(config: DictConfig, interleaved: bool) -> DictConfig:
 
 
 def filled(config: DictConfig, published: Published) -> nn.Module:
-    """The model of a config with the file's weights."""
     model = build_model(config)
     load_published_weights(model, published.weights)
     return model
@@ -160,10 +159,16 @@ def recognize(path: Path, weights: Mapping[str, Tensor], num_routing: int, overr
                 f"{word} has no effect on an imported checkpoint: possible overrides are {', '.join(TAKEN)} and "
                 "routing.schedule; num_routing is --num-routing"
             )
-    if (wrong := misshapen(weights)) is not None:
-        raise ValueError(f"{path}: its shapes match no stack of the published code ({wrong})")
-    resnet, first = "pre_caps.pre_caps.3.0.conv1.weight" in weights, weights["pre_caps.pre_caps.0.weight"]
-    given, num_classes = first.shape[1], _layer_weights(weights)[-1].shape[-1 if _is_matrix(weights) else -2]
+    resnet, num_layers = "pre_caps.pre_caps.3.0.conv1.weight" in weights, 1
+    while f"capsule_layers.{num_layers}.w" in weights:
+        num_layers += 1
+    try:
+        first, last = weights["pre_caps.pre_caps.0.weight"], weights[f"capsule_layers.{num_layers - 1}.w"]
+        # A layer of matrix poses has √D rows for children of D numbers, one of vector poses has D
+        matrix = weights["capsule_layers.0.w"].shape[-3] != len(weights["nonlinear_act.weight"])
+        given, num_classes = first.shape[1], last.shape[-1 if matrix else -2]
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"{path}: its shapes match no stack of the published code ({error})") from error
     words = [f"backbone={'resnet' if resnet else 'simple'}", *([] if resnet else [f"backbone.channels={len(first)}"])]
     words += [f"num_routing={num_routing}", *overrides]
     kind = f"{counted(num_classes, 'class', 'classes')} and {counted(given, 'channel')}"
@@ -205,35 +210,3 @@ def known_stack(path: Path, weights: Mapping[str, Tensor], words: list[str]) -> 
             "conf/capsules/NAME.yaml and set capsules=NAME"
         )
     return next(iter(found.values()))
-
-
-def misshapen(weights: Mapping[str, Tensor]) -> str | None:
-    """What is not as in weights of the published code, as far as their sizes are read below; None if all is."""
-    layers = _layer_weights(weights)
-    kinds = {"pre_caps.pre_caps.0.weight": 4, "pc_layer.weight": 4, "nonlinear_act.weight": 1}
-    for number, weight in enumerate(layers):
-        kinds[f"capsule_layers.{number}.w"] = 6 if weight.ndim == 6 else 4
-        kinds[f"capsule_layers.{number}.nonlinear_act.weight"] = 1
-    for name, num_dimensions in kinds.items():
-        if name not in weights:
-            return f"{name} is missing"
-        if weights[name].ndim != num_dimensions or weights[name].numel() == 0:
-            return f"{name} has shape {tuple(weights[name].shape)}"
-    dimensions = [weight.ndim for weight in layers]
-    if not dimensions or dimensions[-1] != 4 or dimensions != sorted(dimensions, reverse=True):
-        return "fully connected capsule layers must follow convolutional ones, and there must be one"
-    if len(weights["pc_layer.weight"]) % len(weights["nonlinear_act.weight"]):
-        return "pc_layer.weight cannot be cut into capsules as long as nonlinear_act.weight"
-    return None
-
-
-def _layer_weights(weights: Mapping[str, Tensor]) -> list[Tensor]:
-    found: list[Tensor] = []
-    while (name := f"capsule_layers.{len(found)}.w") in weights:
-        found.append(weights[name])
-    return found
-
-
-def _is_matrix(weights: Mapping[str, Tensor]) -> bool:
-    """Whether poses are matrices: then a layer's weight has √D rows for children of D numbers, else D."""
-    return bool(weights["capsule_layers.0.w"].shape[-3] != len(weights["nonlinear_act.weight"]))

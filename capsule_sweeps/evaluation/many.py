@@ -46,11 +46,9 @@ def conditions(
 
     Raises ValueError for an unknown attack or corruption, and for values out of range.
     """
-    for word, known in ((attacks, tuple(ATTACKS)), (corruptions, (*CORRUPTIONS, "all"))):
-        for name in word:
-            if name not in known:
-                option = "--attack" if known == tuple(ATTACKS) else "--corruption"
-                raise ValueError(f"{option} {name} is unknown: set it to one of {', '.join(known)}")
+    for option, named, known in ("attack", attacks, ATTACKS), ("corruption", corruptions, (*CORRUPTIONS, "all")):
+        if unknown := [name for name in named if name not in known]:
+            raise ValueError(f"--{option} {unknown[0]} is unknown: set it to one of {', '.join(known)}")
     for epsilon in epsilons:
         if not 0 < epsilon <= 1:
             raise ValueError(
@@ -109,14 +107,8 @@ def evaluate_many(
                         model.capsules.num_routing = number  # type: ignore[union-attr]
                     attacked = partial(_attacked, model, condition, data)
                     accuracy = 100 * share_correct(model, config, data.test, attacked)
-                    found = {
-                        "run": row.run,
-                        "seed": row.seed,
-                        "first_seeds": row.get("first_seeds"),
-                        "group": row.group,
-                        **settings.loc[index],
-                        "weights": SHOWN_AS.get(weights or "last", weights or "last"),
-                    }
+                    found = {**row.reindex(["run", "seed", "first_seeds", "group"]), **settings.loc[index]}
+                    found["weights"] = SHOWN_AS.get(weights or "last", weights or "last")
                     found |= {**_columns(condition), "num_routing": number, "images": len(data.test)}
                     rows.append({**found, "accuracy": accuracy})
                 advance(1)
@@ -131,15 +123,10 @@ def evaluate_many(
 
 def _columns(condition: Condition) -> dict[str, Any]:
     words = dict(word.lstrip("+~").split("=", 1) for word in condition.overrides)
-    found: dict[str, Any] = {key: _number(value) for key, value in words.items()}
-    if condition.corruption:
-        return {
-            **found,
-            "attack": None,
-            "epsilon": None,
-            **{"corruption": condition.corruption, "severity": condition.severity},
-        }
-    return {**found, "attack": condition.attack, "epsilon": condition.epsilon, "corruption": None, "severity": None}
+    unused = ("attack", "epsilon") if condition.corruption else ("corruption", "severity")
+    harder = {**condition._asdict(), **dict.fromkeys(unused)}
+    del harder["overrides"]
+    return {**{key: _number(value) for key, value in words.items()}, **harder}
 
 
 def _number(text: str) -> Any:

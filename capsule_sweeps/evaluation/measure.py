@@ -36,7 +36,6 @@ class Evaluation(NamedTuple):
 def evaluations(
     model: nn.Module, config: DictConfig, data: Data, iterations: Sequence[int | None], name: str
 ) -> list[Evaluation]:
-    """One for each number of iterations."""
     model = model.to(data.test.labels.device).eval()
     found, size = [], evaluation_batch(config)
     with bar(name, len(data.test) * len(iterations)) as advance:

@@ -6,7 +6,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from capsule_sweeps.display import counted, mathtext
@@ -16,7 +15,7 @@ IMAGES: dict[Any, Any] = {**STYLE, "axes.grid": False, "axes.spines.top": True, 
 
 
 def routing_maps(image: np.ndarray, maps: Sequence[Sequence[np.ndarray]]) -> Figure:
-    """`inside.coefficient_maps`: the image, and a row for each layer with a map for each of its iterations."""
+    """`inside.coefficient_maps`: the image (C, H, W), and a row for each layer with a map for each iteration."""
     num_columns = 1 + max(map(len, maps))
     highest = max(float(values.max()) for of_layer in maps for values in of_layer)
     with matplotlib.rc_context(IMAGES):
@@ -24,7 +23,8 @@ def routing_maps(image: np.ndarray, maps: Sequence[Sequence[np.ndarray]]) -> Fig
         grid = figure.subplots(len(maps), num_columns, squeeze=False)
         for axes in grid.flat:
             axes.axis("off")
-        _show(grid[0, 0], image)
+        pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+        grid[0, 0].imshow(pixels, cmap="gray", vmin=0, vmax=255)
         grid[0, 0].set_title("input", fontsize=7)
         for number, (row, of_layer) in enumerate(zip(grid, maps, strict=True), 1):
             name = "classes" if number == len(maps) else f"layer {number}"
@@ -44,8 +44,7 @@ def routing_over_images(statistics: pd.DataFrame) -> Figure:
     """`inside.routing_statistics`: entropy and agreement by layer and iteration, a box over images each."""
     last = statistics.layer.max()
     layers, names, boxed = [], [], []
-    for _, rows in statistics.groupby(["layer", "iteration"], sort=True):
-        layer, iteration = int(rows.layer.iloc[0]), int(rows.iteration.iloc[0])
+    for (layer, iteration), rows in statistics.groupby(["layer", "iteration"], sort=True):
         layers.append(layer)
         names.append(f"{'classes' if layer == last else f'layer {layer}'}\nit. {iteration}")
         boxed.append(rows)
@@ -102,8 +101,3 @@ def response_figure(response: Mapping[str, Mapping[str, np.ndarray]], name: str)
         grid[0, 0].set_ylabel(f"pose of class {mathtext(name)}\n({response['shift']['poses'].shape[1]} numbers)")
         grid[1, 0].set_ylabel("probability")
     return figure
-
-
-def _show(axes: Axes, image: np.ndarray) -> None:
-    """An image (C, H, W) of bytes."""
-    axes.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)

@@ -94,7 +94,6 @@ def launch(
 
 
 def warn_of_sizes(plan: Sequence[PlannedRun]) -> None:
-    """Warn of models with very different sizes, if the plan did not know their sizes yet."""
     said = size_warning(plan)
     measure_sizes(plan)
     if (warning := size_warning(plan)) != said:

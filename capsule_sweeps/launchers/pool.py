@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from omegaconf import OmegaConf
 
-from capsule_sweeps.console import PoolDisplay, SweepProgress
+from capsule_sweeps.console import Display, SweepProgress
 from capsule_sweeps.display import counted
 from capsule_sweeps.launchers.worker import BUSY
 from capsule_sweeps.runs.children import child_environment, command
@@ -152,7 +152,7 @@ def run_pool(
     free, active = list(reversed(slots)), set() if active is None else active
     events: queue.Queue[tuple[Worker, Any]] = queue.Queue()
     passed_on = False
-    with PoolDisplay(progress) as display:
+    with Display(progress) as display:
         try:
             while True:
                 while free and not stop.signum and (planned := take()) is not None:

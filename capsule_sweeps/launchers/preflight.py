@@ -144,7 +144,6 @@ def check_batch_size(config: DictConfig, num_images: int) -> None:
 
 
 def _distinct(configs: Sequence[DictConfig], *keys: str) -> list[DictConfig]:
-    """The first config of each combination of values of some keys."""
     return list({repr([config[key] for key in keys]): config for config in reversed(configs)}.values())
 
 
@@ -265,7 +264,6 @@ def step(config: DictConfig) -> str:
 
 
 def packages(_: DictConfig) -> str:
-    """Packages that only some commands need."""
     missing = [
         name for name in ("wandb", "submitit", "sklearn", "matplotlib", "argcomplete") if find_spec(name) is None
     ]

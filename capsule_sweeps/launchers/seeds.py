@@ -201,7 +201,6 @@ def mean_accuracy(group: Group, units: Sequence[Unit]) -> float | None:
 
 
 def show_units(units: Sequence[Unit], procedure: Procedure) -> None:
-    """What the plan says of each group before anything starts."""
     table = Table(title="Seeds", title_justify="left")
     table.add_column("runs", overflow="fold")
     for name in ("n", "half-width so far", "still needed", "time"):

@@ -77,7 +77,6 @@ def take_snapshot(runs_dir: Path, include: Sequence[str] = ()) -> Path:
 
 
 def is_private(path: Path) -> bool:
-    """Whether only this user can write there."""
     info = path.stat()
     return info.st_uid == os.getuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 

@@ -205,7 +205,6 @@ def enqueue(planned: PlannedRun, submission: str, queue: str, undo: ExitStack) -
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder, and its parent if it is empty then."""
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):
         folder.parent.rmdir()

@@ -1,7 +1,5 @@
 """The model of a composed configuration."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

@@ -1,7 +1,5 @@
 """The capsule network: backbone, capsule stack, linear head."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """The layers of a capsule stack: primary capsules, and capsule layers with their routing."""
 
-from __future__ import annotations
-
 from math import isqrt, sqrt
 from typing import Any, NamedTuple
 

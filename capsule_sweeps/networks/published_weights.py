@@ -1,7 +1,5 @@
 """Loads weights of the published code into our capsule network."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 

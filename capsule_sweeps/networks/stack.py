@@ -4,8 +4,6 @@ The configuration of a layer describes its parents only; grid, number and pose s
 layer below. Letters as in routing/passes.py: poses (B, N, H, W, D), weight (k, l, N, x, M, d).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import isqrt
@@ -50,7 +48,6 @@ def sequential(layers: Layers, primary: Capsules, num_routing: int) -> list[Caps
 
 
 SCHEDULES = {"concurrent": concurrent, "sequential": sequential}
-PRIMARY_NORMS = ("layer", "batch", "batch_squash")
 
 
 class CapsuleStack(nn.Module):
@@ -70,7 +67,7 @@ class CapsuleStack(nn.Module):
         votes: MakeVotes = FastVotes,
     ) -> None:
         super().__init__()
-        _check_settings(capsules, routing, num_routing)
+        _check_schedule(routing)
         self.schedule = SCHEDULES[routing.get("schedule") or "sequential"]
         own = {key: value for key, value in routing.items() if key not in ("schedule", "num_routing")}
         classes = {"type": "fc", "num_capsules": num_classes, **capsules["classes"]}
@@ -127,9 +124,7 @@ class CapsuleStack(nn.Module):
         return self.schedule(layers, self.primary(features), self.num_routing), steps
 
 
-def _check_settings(capsules: Mapping[str, Any], routing: Mapping[str, Any], num_routing: int) -> None:
-    if num_routing < 1:
-        raise ValueError(f"num_routing={num_routing} is out of range: it must be at least 1")
+def _check_schedule(routing: Mapping[str, Any]) -> None:
     if (routing.get("schedule") or "sequential") not in SCHEDULES:
         raise ValueError(f"routing.schedule={routing['schedule']} is unknown: it must be one of {', '.join(SCHEDULES)}")
     if "num_routing" in routing and routing.get("schedule") is not None:
@@ -137,25 +132,13 @@ def _check_settings(capsules: Mapping[str, Any], routing: Mapping[str, Any], num
             f"routing.schedule={routing['schedule']} has no effect with routing={routing['name']}, "
             "which does not iterate: remove it"
         )
-    if capsules["pose"] not in ("matrix", "vector"):
-        raise ValueError(f"capsules.pose={capsules['pose']} is unknown: it must be matrix or vector")
-    for key, options in (("between", ("none", "batch")), ("init", ("normal", "kaiming"))):
-        if capsules.get(key, options[0]) not in options:
-            raise ValueError(f"capsules.{key}={capsules[key]} is unknown: it must be one of {', '.join(options)}")
-    if not 0 <= capsules["dropout"] < 1:
-        raise ValueError(f"capsules.dropout={capsules['dropout']} is out of range: it must be at least 0 and below 1")
 
 
 def _primary(capsules: Mapping[str, Any], feature_shape: tuple[int, int, int]) -> PrimaryCapsules:
     node = capsules["primary"]
-    _check_counts("capsules.primary", node, ("num_capsules", "kernel_size", "stride"))
     _check_pose_size("capsules.primary", node["pose_size"], capsules["pose"] == "matrix")
     _check_kernel("capsules.primary", node, feature_shape[1:])
-    norm, padding = node.get("norm", "layer"), node.get("padding", 0)
-    if norm not in PRIMARY_NORMS:
-        raise ValueError(f"capsules.primary.norm={norm} is unknown: it must be one of {', '.join(PRIMARY_NORMS)}")
-    sizes = {key: node[key] for key in ("num_capsules", "pose_size", "kernel_size", "stride")}
-    return PrimaryCapsules(feature_shape, **sizes, padding=padding, norm=norm)
+    return PrimaryCapsules(feature_shape, **node)
 
 
 def _layer(
@@ -171,7 +154,6 @@ def _layer(
     matrix = capsules["pose"] == "matrix"
     _, height, width, child_size = child_shape
     num_capsules, pose_size = node["num_capsules"], node["pose_size"]
-    _check_counts(key, node, ("num_capsules",))
     if pose_size or key != "capsules.classes":  # class capsules without poses: the routing checks that it can
         _check_pose_size(key, pose_size, matrix)
     if matrix and pose_size not in (child_size, 0):
@@ -183,16 +165,13 @@ def _layer(
         for name in ("kernel_size", "stride"):
             if node.get(name) is None:
                 raise ValueError(f"{key}.{name} is missing: a conv layer needs it")
-        _check_counts(key, node, ("kernel_size", "stride"))
         _check_kernel(key, node, (height, width))
         kernel_size, stride, padding = node["kernel_size"], node["stride"], node.get("padding") or 0
-    elif node["type"] == "fc":
+    else:
         for name in ("kernel_size", "stride", "padding"):
             if node.get(name):
                 raise ValueError(f"{key}.{name}={node[name]} has no effect in an fc layer: remove it or use type conv")
         kernel_size, stride, padding = None, 1, 0
-    else:
-        raise ValueError(f"{key}.type={node['type']} is unknown: it must be conv or fc")
     kernel = (kernel_size, kernel_size) if kernel_size else (height, width)
     shape = LayerShape(kernel, child_shape[0], child_size, num_capsules, pose_size)
     own = build(routing, shape=shape, dropout=capsules["dropout"])
@@ -203,12 +182,6 @@ def _layer(
         "init": capsules.get("init", "normal"),
     }
     return CapsuleLayer(child_shape, num_capsules, pose_size, kernel_size, stride, matrix, own, votes, **options)
-
-
-def _check_counts(key: str, node: Mapping[str, Any], names: tuple[str, ...]) -> None:
-    for name in names:
-        if node[name] < 1:
-            raise ValueError(f"{key}.{name}={node[name]} is out of range: it must be at least 1")
 
 
 def _check_pose_size(key: str, size: int, matrix: bool) -> None:

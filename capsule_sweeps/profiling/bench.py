@@ -154,7 +154,6 @@ def _prepare_batch(config: DictConfig) -> Callable[[], None]:
 
 
 def machine(config: DictConfig) -> str:
-    """Processor, threads and GPU, for the title of a table."""
     import torch
 
     from capsule_sweeps.profiling.steps import device_of

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
+from capsule_sweeps.config.match_width import nearest_width
 from capsule_sweeps.networks.backbones import BasicBlock
 from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.networks.capsnet import OwnHeads
@@ -109,24 +110,17 @@ def like_capsnet(config: DictConfig) -> str:
         return f"Its capsule network is not possible ({error})."
 
     @cache
-    def cost(width: int) -> dict[str, int]:
-        return dict(layer_table(OmegaConf.merge(config, {"model": {"width": width}})).iloc[-1])  # type: ignore[arg-type]
+    def costs(width: int) -> pd.Series:
+        return layer_table(OmegaConf.merge(config, {"model": {"width": width}})).iloc[-1]  # type: ignore[arg-type]
+
+    def cost(key: str, width: int) -> int:
+        return int(costs(width)[key])
 
     words = []
     for key in ("parameters", "multiply_adds"):
         name, goal = key.replace("_", "-"), int(wanted[key])
-        low, high = 1, 2
-        while cost(high)[key] < goal:
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if cost(middle)[key] < goal else (low, middle)
-        width = low if goal - cost(low)[key] < cost(high)[key] - goal else high
-        fits = (
-            f"no model.width has as few {name} as those"
-            if int(cost(1)[key]) > goal
-            else (f"model.width={width} has about the {name}")
-        )
+        fits = f"model.width={nearest_width(partial(cost, key), goal)} has about the {name}"
+        fits = f"no model.width has as few {name} as those" if cost(key, 1) > goal else fits
         words.append(f"{fits} of {rival_words}, {goal:,}")
     return f"With this backbone {', and '.join(words)}."
 

@@ -28,7 +28,6 @@ def as_in_training() -> None:
 
 
 def make_step(config: DictConfig, name: str, num_routing: int, against: Path | None) -> Callable[[], None]:
-    """A training step of one variant, on random images."""
     device, recipe, dataset = device_of(config), config.training, config.dataset
     ours = recipe.channels_last and name != "published"  # which has a layout of its own
     layout = torch.channels_last if ours else torch.contiguous_format
@@ -83,7 +82,6 @@ def published_stack(config: DictConfig, checkout: Path) -> Path:
 
 
 def _published(config: DictConfig, num_routing: int, checkout: Path) -> nn.Module:
-    """The published model of this dataset, with its own stack, from the user's checkout."""
     from importlib import import_module
 
     sys.path.insert(0, str(checkout))

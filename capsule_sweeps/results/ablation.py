@@ -37,7 +37,6 @@ def ablation_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
 
 
 def ablation_notes(table: pd.DataFrame, runs: pd.DataFrame, rule: str) -> str:
-    """The notes under a table of ablations."""
     return against_notes(table, runs, "ablation=none", rule) + _missing_note(table)
 
 

@@ -182,7 +182,6 @@ def shown_differences(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def against_notes(table: pd.DataFrame, runs: pd.DataFrame, against: str, rule: str) -> str:
-    """The notes under a table of differences."""
     text = (
         f"Test accuracy in %, selection rule: {rule} for every number. difference: to the base ({against}) in "
         "percentage points, seed by seed where seeds match (paired; else Welch), with ±95% for its interval "

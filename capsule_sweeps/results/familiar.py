@@ -74,7 +74,6 @@ def _nearest(epochs: pd.DataFrame, level: float) -> tuple[float, float]:
 
 
 def familiar_notes(runs: pd.DataFrame) -> str:
-    """What must be said under the table."""
     return (
         "Accuracy in %: familiar is that of test toys from the views of training, novel that from all other views. Of "
         "each run the epoch counts whose familiar accuracy is nearest to the level; runs that never reach it do not "

@@ -13,7 +13,7 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 
 from capsule_sweeps.config.selection_rules import find_rule
-from capsule_sweeps.display import counted, line, mathtext
+from capsule_sweeps.display import counted, line, listed, mathtext
 from capsule_sweeps.results.columns import differences_of, named, settings_frame, typed
 from capsule_sweeps.results.render import shorten
 from capsule_sweeps.results.tables import accuracy_table, finished_runs
@@ -261,9 +261,8 @@ def other_recipe(finished: pd.DataFrame, mark: pd.Series) -> str:
         return ""
     differences = [differences_of(signed, mark.signed_config) for signed in finished.signed_config]
     nearest = min(differences, key=len)
-    words = [f"{key}={typed(there)} (here {typed(here)})" for key, (here, there) in list(nearest.items())[:3]]
-    more = f" and {len(nearest) - 3} more" if len(nearest) > 3 else ""
-    return f"published values not drawn, made with {', '.join(words)}{more}"
+    words = [f"{key}={typed(there)} (here {typed(here)})" for key, (here, there) in nearest.items()]
+    return f"published values not drawn, made with {listed(words, 3)}"
 
 
 def _line_names(finished: pd.DataFrame) -> pd.Series:

@@ -18,17 +18,6 @@ NO_SPREAD = 1e-24  # variances of what is alike but for rounding, over the squar
 
 
 @dataclass(frozen=True)
-class Summary:
-    """Of n values: mean, sample standard deviation, half-width of the 95 % t interval (both NaN for n = 1)."""
-
-    n: int
-    mean: float
-    std: float
-    half_width: float
-    best: float
-
-
-@dataclass(frozen=True)
 class Comparison:
     """One group minus another, with the half-width of its 95 % interval and a two-sided p-value (NaN when unknown).
 
@@ -44,13 +33,6 @@ class Comparison:
     p_value: float
     seeds_needed: int | None
     first_seeds: int | None = None
-
-
-def summarize(values: pd.Series) -> Summary:
-    """The Summary of one or more values; the best is the largest."""
-    std = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-    width = float(half_width(std, len(values)))
-    return Summary(len(values), float(values.mean()), std, width, float(values.max()))
 
 
 def by_seed(runs: pd.DataFrame, rule: str) -> pd.Series:

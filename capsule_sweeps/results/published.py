@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
 from capsule_sweeps.config.selection_rules import find_rule, names
-from capsule_sweeps.results.intervals import MOST_SEEDS, by_seed, deviation, summarize
+from capsule_sweeps.results.intervals import MOST_SEEDS, by_seed, deviation
 from capsule_sweeps.results.settle import FIRST, MARGIN, next_half_width, seed_words, sweep_command
 from capsule_sweeps.results.stein import (
     first_of,
@@ -71,7 +71,6 @@ class Cell:
 
 
 def table_names(path: Path = PATH) -> list[str]:
-    """The names of the published tables."""
     return list(dict.fromkeys(node["table"] for node in _cells(path)))
 
 
@@ -152,12 +151,11 @@ def _ours(cell: Cell, values: pd.Series, first: int | None) -> dict[str, Any]:
         return {"ours": _million_parameters(tuple(cell.overrides)), "n": None, "std": math.nan, "half_width": math.nan}
     if values.empty:
         return {"ours": math.nan, "n": 0, "std": math.nan, "half_width": math.nan}
-    found = summarize(values)
     if cell.aggregate == "best run":
-        return {"ours": found.best, "n": found.n, "std": math.nan, "half_width": math.nan}
+        return {"ours": float(values.max()), "n": len(values), "std": math.nan, "half_width": math.nan}
     std, n0 = deviation(values, first)
-    width = float(two_stage_half_width(std, n0, found.n))
-    return {"ours": found.mean, "n": found.n, "std": std, "half_width": width, "first": first}
+    width = float(two_stage_half_width(std, n0, len(values)))
+    return {"ours": float(values.mean()), "n": len(values), "std": std, "half_width": width, "first": first}
 
 
 @cache
@@ -223,7 +221,6 @@ def of_table(runs: pd.DataFrame, cells: list[Cell]) -> pd.DataFrame:
 
 
 def published_notes(cells: list[Cell], runs: pd.DataFrame, table: pd.DataFrame, runs_dir: Path | str = "runs") -> str:
-    """The notes under a published table: rule, tolerance, sources, excluded runs, and commands."""
     rule = next((cell.rule for cell in cells if cell.rule), None)
     own = of_table(runs, cells)
     tolerances = dict.fromkeys(f"{cell.tolerance:g} {_points(cell.unit)}" for cell in cells)

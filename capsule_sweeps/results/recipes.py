@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from capsule_sweeps.config.compose import compose_config
-from capsule_sweeps.display import counted
+from capsule_sweeps.display import counted, listed
 from capsule_sweeps.results.columns import differences_of, typed
 from capsule_sweeps.results.published import Cell, published_table
 from capsule_sweeps.results.tables import finished_runs
@@ -48,7 +48,6 @@ def recipe_tables(runs: pd.DataFrame, cells: list[Cell], runs_dir: Any) -> dict[
 
 
 def as_one(published: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """The table of the published recipe and those of other recipes in one frame with a column `recipe`."""
     parts = [published.assign(recipe="published"), *(table.assign(recipe=name) for name, table in tables.items())]
     return pd.concat(parts, ignore_index=True) if tables else published
 
@@ -64,9 +63,8 @@ def near_misses(runs: pd.DataFrame, cells: list[Cell]) -> str:
     for name, (_, run, differing) in nearest.items():
         if 0 < len(differing) <= NEAR:
             words = [f"{key}={typed(here)} (not {typed(there)})" for key, (here, there) in differing.items()]
-            more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
             count = int(((runs.group == run.group) & (runs.state == "finished")).sum())
-            line = f"{counted(count, 'finished run')} with {', '.join(words[:SHOWN])}{more}"
+            line = f"{counted(count, 'finished run')} with {listed(words, SHOWN)}"
             lines.setdefault(line, []).append(name)
     if not lines:
         return ""

@@ -19,16 +19,8 @@ from capsule_sweeps.display import csv, latex, line, markdown, rich, terminal
 MANY = 1000  # rows
 WHOLE = ("sweep", "date", "done", "left")  # words that are nothing without their middle
 LESS_IMPORTANT = (
-    "rule",
-    "max",
-    "min",
-    "paired",
-    "seeds needed",
-    "peak MB",
-    "s/epoch",
-    "seconds",
-    "M mult-adds",
-    "date",
+    *("rule", "max", "min", "paired", "seeds needed"),
+    *("peak MB", "s/epoch", "seconds", "M mult-adds", "date"),
 )
 LEAST_ROOM = ("command", "left")  # left out where not even shortened words fit
 MERGED = "settings"  # the column of all settings, where there is no room for one each
@@ -194,7 +186,6 @@ def _cell(value: Any) -> str:
 
 
 def _md(cell: str) -> str:
-    """A cell of a Markdown table."""
     return f"**{markdown(cell)}**" if isinstance(cell, Best) else markdown(cell)
 
 

@@ -137,7 +137,6 @@ def _section(heading: str, frame: pd.DataFrame, note: str, **more: Any) -> dict[
 
 
 def _accuracy(runs_dir: Path, runs: pd.DataFrame, rule: str) -> Iterator[dict[str, Any]]:
-    """A table and a figure for each sweep."""
     from capsule_sweeps.results.figures import accuracy_vs_num_routing
 
     parts = by_sweep(runs_dir, runs)

@@ -108,7 +108,6 @@ def _pairs(values: dict[str, Any], form: str, title: str) -> str:
 
 
 def _text(key: str, value: Any) -> str:
-    """A value for display: accuracies are in percent."""
     share = isinstance(value, float) and key.startswith("accuracy_")
     return f"{100 * value:.2f} %" if share else _exact(value)
 

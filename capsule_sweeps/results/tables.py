@@ -5,7 +5,7 @@ from collections.abc import Collection
 import pandas as pd
 
 from capsule_sweeps.config.selection_rules import find_rule
-from capsule_sweeps.display import counted
+from capsule_sweeps.display import counted, listed
 from capsule_sweeps.results.columns import as_typed, constants, settings_frame, typed
 from capsule_sweeps.results.intervals import half_width
 from capsule_sweeps.results.stein import half_widths, numbers_of_first, two_stage_note
@@ -113,7 +113,6 @@ def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def notes(runs: pd.DataFrame, rule: str) -> str:
-    """The notes under a table of accuracies."""
     return (
         f"Test accuracy in %, selection rule: {rule} ({find_rule(rule).meaning}) for every number; "
         "mean ± sample standard deviation over seeds, "
@@ -151,8 +150,7 @@ def left_out(runs: pd.DataFrame, rule: str) -> str:
 def stale_note(runs: pd.DataFrame) -> str:
     """A sentence, with a leading space, that names the stale runs among some runs; empty if there are none."""
     names = list(runs.run[runs.stale])
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f" Stale (the code has changed since): {', '.join(names[:NAMED])}{more}." if names else ""
+    return f" Stale (the code has changed since): {listed(names, NAMED)}." if names else ""
 
 
 def images_note(runs: pd.DataFrame) -> str:
@@ -160,10 +158,9 @@ def images_note(runs: pd.DataFrame) -> str:
     columns = [column for column in ("data_sha256", "classes") if column in runs]
     mixed = (runs.groupby("group")[columns].nunique() > 1).any(axis=1)
     names = list(runs.run[runs.group.isin(mixed[mixed].index)])
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return (
         " These differ only in their seed but were trained on different images (data_sha256 and classes in run.json), "
-        f"so their mean is meaningless: {', '.join(names[:NAMED])}{more}."
+        f"so their mean is meaningless: {listed(names, NAMED)}."
         if names
         else ""
     )

@@ -1,25 +1,18 @@
 """The usual direction of attention: children compete for each parent."""
 
-from __future__ import annotations
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from capsule_sweeps.routing.base import Capsules, LayerShape, Routing, make_norm
+from capsule_sweeps.routing.base import Capsules, NormedRouting
 from capsule_sweeps.routing.by_place import place_step
 from capsule_sweeps.routing.votes import Votes
 
 
-class Attention(Routing):
-    """The usual direction of attention: the children compete for each parent. Takes the arguments of InvertedAttention.
+class Attention(NormedRouting):
+    """The usual direction of attention: the children compete for each parent.
 
     The coefficients of a parent are a softmax over all children under its kernel, so they sum to 1.
     """
-
-    def __init__(self, shape: LayerShape, dropout: float, norm: str = "layer") -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.norm = make_norm(norm, shape.parent_size)
 
     def forward(self, votes: Votes, children: Capsules, previous: Capsules | None) -> Capsules:
         """The parents (B, M, h, w, E) after one more iteration; in the first all children have the same weight."""
@@ -28,7 +21,7 @@ class Attention(Routing):
         else:
             (attended,) = votes.by_place("attend", children.poses, previous.poses.movedim(1, 3))
             sums = attended.movedim(3, 1).to(children.poses.dtype)
-        return Capsules(self.norm(self.dropout(sums)))
+        return self.parents(sums)
 
 
 @place_step

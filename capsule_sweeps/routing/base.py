@@ -1,7 +1,5 @@
 """The capsules of a layer, and what a routing is: one step for one layer. Letters of shapes: see passes.py."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -107,6 +105,21 @@ class Routing(nn.Module):
         """Multiply-adds of one step for one place of the parents, without making the votes: one for each number of a
         vote in the sums, and after the first step one more in the agreement."""
         return shape.num_votes * shape.parent_size * (1 if first else 2)
+
+
+class NormedRouting(Routing):
+    """A routing whose parents are normed sums of votes.
+
+    `dropout` is applied to the sums, before `norm`: one of NORMS, whose weights all parents share.
+    """
+
+    def __init__(self, shape: LayerShape, dropout: float, norm: str = "layer") -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.norm = make_norm(norm, shape.parent_size)
+
+    def parents(self, sums: Tensor) -> Capsules:
+        return Capsules(self.norm(self.dropout(sums)))
 
 
 def check_class_logits(value: str) -> str:

@@ -1,8 +1,6 @@
 """Steps of other routings than the paper's: plain torch over the votes of a few places at a time, recomputed in the
 backward pass. Letters as in `passes`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any

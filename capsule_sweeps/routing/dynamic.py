@@ -1,7 +1,5 @@
 """Dynamic routing: "Dynamic Routing Between Capsules", Sabour, Frosst, Hinton, 2017. Letters as in `routing`."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from torch import Tensor, nn

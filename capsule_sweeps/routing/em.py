@@ -1,7 +1,5 @@
 """EM routing: "Matrix Capsules with EM Routing", Hinton, Sabour, Frosst, ICLR 2018. Letters as in `routing`."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

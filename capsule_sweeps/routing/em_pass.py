@@ -10,8 +10,6 @@ gradients. The backward pass computes
     ∂V = s (gμ + 2 gσ (V − μ)) − ∂z ρ (V − c),  ∂c = ρ Σ_i ∂z (V − c),  ∂ρ = −½ Σ_i ∂z (V − c)²,  ∂b = Σ_i ∂z
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

@@ -12,8 +12,6 @@ compute
     ∂r = ⟨V, g⟩,  ∂s = r (∂r − Σ_m r ∂r) / √E,  ∂V = r g + ∂s U,  ∂U = Σ_i ∂s V,  ∂W = Σ_p P ∂V,  ∂P = Σ_m W ∂V
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 

@@ -17,8 +17,6 @@ The paper's routing spends its time in `uniform_pass` and `routed_pass`; `by_pla
 it is compared with. None of them stores all votes.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Self-routing: "Self-Routing Capsule Networks", Hahn, Pyeon, Kim, NeurIPS 2019. Letters as in `routing`."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -4,8 +4,6 @@
 computes them in plain torch and keeps the coefficients, for recording, exporting and describing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 
 import torch

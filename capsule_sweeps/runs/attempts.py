@@ -16,8 +16,3 @@ def fruitless(record: dict[str, Any], first: int = 0) -> int:
             break
         number += 1
     return number
-
-
-def killed(record: dict[str, Any]) -> bool:
-    """Whether the last attempt of a run, which no process holds, recorded no end, as after SIGKILL."""
-    return record.get("state") == "running"

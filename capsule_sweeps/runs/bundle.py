@@ -5,7 +5,6 @@
 """
 
 import gzip
-import io
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ import threading
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 from capsule_sweeps.runs.files import MAX_BYTES, make_folder, open_regular, share
 from capsule_sweeps.runs.labels import FILE as LABELS_FILE
@@ -35,7 +35,8 @@ RUN_NAME = r"[A-Za-z0-9_+][A-Za-z0-9_.+-]{0,200}-[0-9a-f]{8}"
 SWEEPS = ".sweeps"
 SWEEP_NAME = r"(?:sweep|seeds)-[0-9a-f]{8}\.json"
 MAX_MEMBERS = 200_000
-MAX_READ = 2**20  # bytes per read, which bounds the headers of an archive
+MAX_READ = 2**20  # bytes per read, and of a header
+HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, b"x", b"g", b"X")  # the last three are of PAX
 WRONG = (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, OverflowError, IndexError, RecursionError)
 
 
@@ -90,7 +91,7 @@ def unpack(path: Path, into: Path) -> None:
         with (
             open_regular(path) as raw,
             gzip.GzipFile(fileobj=raw) as packed,
-            tarfile.open(fileobj=_Bounded(packed), mode="r:") as archive,
+            tarfile.open(fileobj=packed, mode="r|", tarinfo=_Member) as archive,
         ):
             _unpack(archive, into)
             if sum(len(packed.read(MAX_READ)) for _ in range(2)) > MAX_READ:  # reads its checksum as well
@@ -133,42 +134,15 @@ def _unpack(archive: tarfile.TarFile, into: Path) -> None:
         raise ValueError("it is empty")
 
 
-class _Bounded(io.RawIOBase):
-    """A file that is read forwards in blocks of at most MAX_READ bytes, whatever a header says.
+class _Member(tarfile.TarInfo):
+    """What tarfile reads of a member before we see it, such as long names, has a bounded size."""
 
-    tarfile rereads the last byte before each header; in a compressed file this would start again from the beginning.
-    """
-
-    def __init__(self, file: gzip.GzipFile) -> None:
-        self._file, self._place, self._last, self._again = file, 0, b"", False
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= MAX_READ:
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in HEADERS and member.size > MAX_READ:
             raise ValueError("it has a header that is too large")
-        known = self._last[:size] if self._again else b""
-        self._again = self._again and not known
-        data = known + self._file.read(size - len(known))
-        self._place, self._last = self._place + len(data), data[-1:] or self._last
-        return data
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        if offset == self._place - 1 and self._last and not self._again:
-            self._again, self._place = True, offset
-        elif offset > self._place:
-            self._again, self._last = False, b""
-            self._place = self._file.seek(offset)
-        elif offset < self._place:
-            raise ValueError("its files are out of order")
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
+        return member
 
 
 def copy_files(folder: Path, into: Path, names: Iterable[str]) -> None:

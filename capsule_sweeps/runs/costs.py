@@ -28,7 +28,6 @@ class Rates:
 
     @classmethod
     def of(cls, records: Iterable[dict[str, Any]]) -> Rates:
-        """The rates measured in some records (run.json)."""
         done = [record for record in records if record.get("epochs_done") and record.get("seconds")]
         return cls((record.get("signed_config", {}), record["seconds"] / record["epochs_done"]) for record in done)
 

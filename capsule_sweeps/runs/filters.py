@@ -9,13 +9,16 @@ import difflib
 import fnmatch
 from collections.abc import Sequence
 from functools import cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from omegaconf import OmegaConf
 
-from capsule_sweeps.config.compose import CONF_DIR
-from capsule_sweeps.display import counted
+from capsule_sweeps.config.compose import CONF_DIR, compose_config
+from capsule_sweeps.config.points import MAX_RUNS
+from capsule_sweeps.display import counted, listed
 from capsule_sweeps.runs.signature import NEUTRAL, flatten
 
 HIDDEN = ("signed_config", "folder", "sweeps", "not_learned", "classes", "note", "tags")  # columns that are no filters
@@ -78,8 +81,7 @@ def _listed(found: list[Any]) -> str:
     except TypeError:  # numbers and words
         unique = sorted({as_typed(value) for value in present})
     words = [as_typed(value) for value in unique]
-    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
-    return (", ".join(words[:SHOWN]) + more) or "unknown for all of them"
+    return listed(words, SHOWN) or "unknown for all of them"
 
 
 def as_typed(value: Any) -> str:
@@ -137,29 +139,19 @@ def _parsed(text: str) -> list[Any]:
             return [_Glob(found.include)]
         if override.is_sweep_override():
             parsed = OverridesParser.create()
-            return [parsed.parse_override(f"key={one}").value() for one in _strings(override)]
+            texts = islice(override.sweep_string_iterator(), MAX_RUNS)  # no more than a sweep may have
+            return [parsed.parse_override(f"key={one}").value() for one in texts]
         return [str(found) if type(found).__name__ == "QuotedString" else found]
     except (HydraException, ValueError, TypeError, AssertionError, RecursionError):
         return [None if word in ("null", "none") else word for word in text.lower().split(",")]
 
 
-def _strings(override: Any) -> list[str]:
-    """The values of a sweep override, at most as many as a sweep may have."""
-    from itertools import islice
-
-    return list(islice(override.sweep_string_iterator(), 10_000))
-
-
 @cache
 def _option(group: str, name: str) -> dict[str, Any]:
     """The values that conf/<group>/<name>.yaml sets, with its defaults; {} if there is no such file."""
-    from capsule_sweeps.config.compose import compose_config
-
     folder = CONF_DIR / group
     if not group.isidentifier() or not (folder / f"{name}.yaml").is_file() or "/" in name:
         return {}
-    from omegaconf import OmegaConf
-
     config = OmegaConf.select(compose_config([f"{group}={name}"]), group)
     return dict(flatten(config, group)) if config is not None else {}
 

@@ -77,7 +77,6 @@ def agrees(run: Run) -> bool:
 
 
 def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
-    """`load_runs` for some runs."""
     columns = frame_columns()
     rows, runs = [], list(runs)
     folders = {run.folder.parent for run in runs}

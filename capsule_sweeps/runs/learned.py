@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import comb, sqrt
 from typing import TYPE_CHECKING, Any
 
+from capsule_sweeps.display import listed
 from capsule_sweeps.runs.metrics import read_metrics
 from capsule_sweeps.runs.run import Run
 
@@ -57,7 +58,5 @@ def not_learned_note(runs: pd.DataFrame) -> str:
         return ""
     pairs = zip(runs.run, runs.not_learned, strict=True)
     some = [f"{name} ({why})" for name, why in pairs if isinstance(why, str) and why]
-    if not some:
-        return ""
-    more = f" and {len(some) - SHOWN} more" if len(some) > SHOWN else ""
-    return f"Not learned: {'; '.join(some[:SHOWN])}{more}. Do not compare such runs; another training.lr may help."
+    words = f"Not learned: {listed(some, SHOWN, '; ')}. Do not compare such runs; another training.lr may help."
+    return words if some else ""

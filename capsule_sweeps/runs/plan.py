@@ -40,9 +40,6 @@ class Policy:
     def __post_init__(self) -> None:
         if self.retry not in RETRY:
             raise ValueError(f"hydra.launcher.retry={self.retry} is unknown: it must be one of {', '.join(RETRY)}")
-        for name in ("dry_run", "force"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"hydra.launcher.{name}={getattr(self, name)} must be true or false")
 
     def action(self, state: str, failure: str | None) -> str:
         if state in ("running", "queued"):
@@ -133,7 +130,6 @@ def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]],
 
 
 def show_plan(plan: Sequence[PlannedRun], asked: int, parallel: int) -> None:
-    """Print the plan, before anything starts."""
     table = Table(title="Plan", title_justify="left")
     table.add_column("run", overflow="fold")
     table.add_column("differs by", overflow="fold")

@@ -25,7 +25,6 @@ class Point(Protocol):
 
 
 def plan_warnings(plan: Sequence[Point]) -> list[str]:
-    """One line for each warning."""
     found = [*_coinciding(plan), _without_iterations(plan), _milestones(plan), size_warning(plan)]
     return [line for line in found if line]
 
@@ -45,7 +44,8 @@ def _coinciding(plan: Sequence[Point]) -> list[str]:
 
 def _without_iterations(plan: Sequence[Point]) -> str:
     """A warning about routings that iterate, whose first iteration only averages, with num_routing=1."""
-    once = [point for point in plan if _iterations(point.signed) == 1]
+    iterating = [point for point in plan if "model.routing.num_routing" not in point.signed]
+    once = [point for point in iterating if point.signed.get("model.num_routing") == 1]
     if not once:
         return ""
     routings = list(dict.fromkeys(str(point.config.model.routing.name) for point in once))
@@ -54,11 +54,6 @@ def _without_iterations(plan: Sequence[Point]) -> str:
     if len(routings) > 1:
         line += f", so that runs with routing={','.join(routings)} do not compare how these route"
     return line + ". Set num_routing=2 or more to route."
-
-
-def _iterations(signed: dict[str, Any]) -> int | None:
-    """num_routing; None for a model or a routing without iterations."""
-    return None if "model.routing.num_routing" in signed else signed.get("model.num_routing")
 
 
 def _milestones(plan: Sequence[Point]) -> str:

@@ -25,12 +25,9 @@ SUBMISSION = "CAPSULE_SWEEPS_SUBMISSION"  # the environment variable of a job wi
 OWN_VERSION = sys.modules["capsule_sweeps"].__version__  # of this code; installed metadata may differ
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "submitit")
 
-
 NUMBERS = ("routing", "networks", "data", "training")  # the rooms whose code determines the numbers of a run
 EXCEPT = ("networks.multiply_adds",)  # which counts for the record, and needs all layers for it
-FLAT_CODE = Path(__file__).with_name(
-    "flat_code.json"
-)  # module before the rooms → its fingerprint, and what became of it
+FLAT_CODE = Path(__file__).with_name("flat_code.json")  # module before the rooms → fingerprints, and what it became
 
 
 @cache

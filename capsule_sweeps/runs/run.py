@@ -20,13 +20,9 @@ from uuid import uuid4
 
 from omegaconf import DictConfig
 
+from capsule_sweeps.display import listed
 from capsule_sweeps.runs.claim import Claim, attempt_path, attempts, last_attempt
-from capsule_sweeps.runs.files import (
-    NO_LINK,
-    create_json,
-    make_folder,
-    remove_temporary,
-)
+from capsule_sweeps.runs.files import NO_LINK, create_json, make_folder, remove_temporary
 from capsule_sweeps.runs.lock import alive, describe, owner
 from capsule_sweeps.runs.queue import FIRST, Entry, find_queue
 from capsule_sweeps.runs.record import JOB, QUEUE_ENTRY, read_record, read_typed
@@ -35,17 +31,11 @@ from capsule_sweeps.runs.stored import checked_config, plain_config, read_config
 
 log = logging.getLogger(__name__)
 
-STATES = ("new", "queued", "running", "interrupted", "failed", "finished")
 SHELVES = (".superseded", ".conflicts")  # below runs_dir, for folders put aside as <name>.<number>
 
 
 class Busy(Exception):
     """Another process holds this run folder."""
-
-
-def names_of(classes: Sequence[str]) -> str:
-    """The first 20 names of classes, for a message."""
-    return ", ".join(classes[:20]) + (f" and {len(classes) - 20} more" if len(classes) > 20 else "")
 
 
 class Run:
@@ -86,12 +76,9 @@ class Run:
 
     def is_queued(self) -> bool:
         """Whether the queue has a job for the queue entry, or the launcher is about to submit one."""
-        if not self._entry_path.exists():
+        if not self._entry_path.exists() or (entry := self.entry()) is None:
             return False
-        found = self.queue_entry()
-        folder = self.folder.parent / ".jobs" / Path(str(found.get("submission"))).name
-        entry = Entry(str(found.get("queue", FIRST)), folder, found.get("user"))
-        return find_queue(entry.queue).is_active(entry) or alive(folder / "launching.json")
+        return find_queue(entry.queue).is_active(entry) or alive(entry.folder / "launching.json")
 
     def enqueue(self, entry: dict[str, Any]) -> None:
         """Write the queue entry. Raises Busy if another process holds the run or has just queued it.
@@ -119,7 +106,7 @@ class Run:
     def waits_for(self, submission: str) -> bool:
         """Whether a job of this submission may start the run."""
         finished = (self.folder / "summary.json").exists()
-        return not self._worker() and not finished and self.queue_entry().get("submission") == submission
+        return not self._is_held() and not finished and self.queue_entry().get("submission") == submission
 
     def put_aside(self) -> Path:
         """Move the folder to `.superseded/` beside it, so that the run can start from scratch. Raises Busy if in
@@ -147,13 +134,14 @@ class Run:
         return read_record(self.folder)
 
     def state(self, record: dict[str, Any] | None = None) -> str:
-        """One of STATES. The folder decides: a summary means finished, a claim of a live process means running.
+        """finished, running, queued, failed, interrupted or new.
 
-        A run is queued as long as the queue has a job for its entry.
+        The folder decides: a summary means finished, a claim of a live process means running. A run is queued as long
+        as the queue has a job for its entry.
         """
         if (self.folder / "summary.json").exists():
             return "finished"
-        if self._worker():
+        if self._is_held():
             return "running"
         if self.is_queued():
             return "queued"
@@ -220,7 +208,7 @@ class Run:
         if record.get("data_sha256", sha256) != sha256:
             what = "their hash differs"
         elif then and list(classes) != then:
-            what = f"their classes are {names_of(classes)} instead of {names_of(then)}"
+            what = f"their classes are {listed(classes, 20)} instead of {listed(then, 20)}"
         if what:
             raise ValueError(
                 f"the images under data_dir or dataset.root are not those that {self.folder} was trained on ({what}); "
@@ -261,10 +249,8 @@ class Run:
         finally:
             claim.stop()
 
-    def _worker(self) -> Path | None:
-        """The claim of the process that works here; None when there is none."""
-        path = attempt_path(self.folder, last_attempt(self.folder))
-        return path if alive(path) else None
+    def _is_held(self) -> bool:
+        return alive(attempt_path(self.folder, last_attempt(self.folder)))
 
 
 def _without_neutral(signed: dict[str, Any]) -> dict[str, Any]:

@@ -86,7 +86,6 @@ def record_seeds(runs_dir: Path, procedure: dict[str, Any], groups: Sequence[str
 
 
 def seeds_name(content: dict[str, Any]) -> str:
-    """The name of the file with the settings and groups of a procedure."""
     return "seeds-" + hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 

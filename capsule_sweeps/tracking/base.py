@@ -98,20 +98,17 @@ def tracker_class(config: DictConfig) -> type[Tracker]:
 
 
 def prepare(configs: Sequence[DictConfig]) -> None:
-    """`Tracker.prepare` of each class that these configs name."""
     classes = [tracker_class(config) for config in configs]
     for cls in dict.fromkeys(classes):
         cls.prepare([config for config, own in zip(configs, classes, strict=True) if own is cls])
 
 
 def distrust(configs: Sequence[DictConfig]) -> None:
-    """`Tracker.distrust` of each class that these configs name."""
     for cls in dict.fromkeys(map(tracker_class, configs)):
         cls.distrust([config for config in configs if tracker_class(config) is cls])
 
 
 def nothing_to_train(runs: Sequence[tuple[DictConfig, Run]]) -> None:
-    """`Tracker.nothing_to_train` of each class that these configs name."""
     classes = [tracker_class(config) for config, _ in runs]
     for cls in dict.fromkeys(classes):
         cls.nothing_to_train([run for run, own in zip(runs, classes, strict=True) if own is cls])

@@ -36,7 +36,6 @@ DELETED = "previously created and deleted"  # in the server's answer
 
 
 def summary_keys() -> list[str]:
-    """The keys of the summary of a finished run."""
     return [*selection_rules.summary_keys(), "parameters", "seconds"]
 
 

@@ -1,9 +1,6 @@
 """Reading checkpoints, and the rows of metrics that belong to them."""
 
-from __future__ import annotations
-
 import io
-import json
 import zipfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,9 +10,9 @@ import torch
 from torch import nn
 
 from capsule_sweeps.display import counted
-from capsule_sweeps.runs.files import open_regular, read_file
-from capsule_sweeps.runs.metrics import MAX_METRICS
-from capsule_sweeps.runs.record import valid_row
+from capsule_sweeps.runs.files import open_regular
+from capsule_sweeps.runs.metrics import read_metrics
+from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.stored_weights import check_archive
 
 BEST = "best.pt"  # in a run folder: the weights of the best epoch, where config.selection_rule chooses one
@@ -84,26 +81,18 @@ def load_momentum(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> N
     optimizer.load_state_dict({"state": stored["state"], "param_groups": ours})
 
 
-def keep_rows(path: Path, epochs: int, unless_last: bool = False) -> list[dict[str, Any]]:
+def keep_rows(run: Run, epochs: int, unless_last: bool = False) -> list[dict[str, Any]]:
     """The metrics of the epochs up to the checkpoint; later epochs are repeated.
 
     With `unless_last` the last of them may be missing, because its evaluation had not ended. Raises ValueError if any
     other is missing or damaged.
     """
-    try:
-        lines = read_file(path, MAX_METRICS).decode().splitlines()
-    except FileNotFoundError:
-        lines = []
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    try:
-        rows = [json.loads(line) for line in lines[:epochs]]
-        if unless_last and len(rows) == epochs - 1:
-            epochs -= 1
-        if [row["epoch"] for row in rows] != list(range(1, epochs + 1)) or not all(map(valid_row, rows)):
-            raise ValueError(f"it has {counted(len(rows), 'epoch')}, the checkpoint beside it {epochs}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    found, damage = read_metrics(run)
+    rows = found[:epochs]
+    epochs -= unless_last and len(rows) == epochs - 1
+    if [row.get("epoch") for row in rows] != list(range(1, epochs + 1)):
+        few = f"metrics.jsonl has {counted(len(rows), 'epoch')}, the checkpoint beside it {epochs}"
         raise ValueError(
-            f"{path} is damaged ({error}); remove checkpoint.pt in the same folder and the run starts from scratch"
-        ) from error
+            f"{run.folder} is damaged ({damage or few}); remove checkpoint.pt there and the run starts from scratch"
+        )
     return rows

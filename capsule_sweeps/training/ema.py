@@ -1,7 +1,5 @@
 """An exponential moving average of a model's weights: `training.ema`."""
 
-from __future__ import annotations
-
 import copy
 from itertools import chain
 

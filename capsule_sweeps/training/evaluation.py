@@ -1,7 +1,5 @@
 """Loss and accuracy of a model on a split."""
 
-from __future__ import annotations
-
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Device and threads of a run, which can only change the last bits of its numbers."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager

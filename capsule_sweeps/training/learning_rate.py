@@ -1,7 +1,5 @@
 """The learning rate of each step, `training.lr_schedule`: a function of the step, so that resuming needs no state."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -4,8 +4,6 @@ binary_cross_entropy, margin and spread are computed from the activations of the
 routing with class logits of its own these are the activations of its class capsules.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

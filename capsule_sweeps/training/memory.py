@@ -3,8 +3,6 @@
 Forward and backward run on shapes without data (torch's FakeTensorMode), which takes seconds for any size.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

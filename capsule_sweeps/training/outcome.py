@@ -1,7 +1,5 @@
 """How an attempt ends, and what is recorded of it."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time

@@ -4,8 +4,6 @@ Shuffling depends on (seed, epoch), augmentation and dropout on (seed, epoch, ba
 checkpoint therefore needs no random state, and its results are bitwise those of an uninterrupted run.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -142,7 +140,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
                 whole = not first_batch and len(checkpoint["losses"]) == num_batches  # of the previous epoch
             except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 raise ValueError(damaged(checkpoint_path, error)) from error
-        rows = keep_rows(metrics_path, first_epoch, unless_last=whole)
+        rows = keep_rows(run, first_epoch, unless_last=whole)
         append = stack.enter_context(claim.lines(metrics_path.name, map(json.dumps, rows)))
         if len(rows) < first_epoch:  # the last epoch is trained but not evaluated
             first_epoch, first_batch = first_epoch - 1, num_batches

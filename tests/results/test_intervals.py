@@ -12,7 +12,6 @@ from scipy import stats
 from capsule_sweeps.results.intervals import (
     compare,
     seeds_needed,
-    summarize,
 )
 
 accuracies = st.lists(st.floats(0, 100, allow_subnormal=False), min_size=3, max_size=8)
@@ -22,26 +21,13 @@ def by_seed(*values: float, first: int = 0) -> pd.Series:
     return pd.Series(values, index=range(first, first + len(values)), dtype=float)
 
 
-def test_summary_by_hand() -> None:
-    found = summarize(by_seed(90, 92, 97))
-    assert (found.n, found.mean, found.best) == (3, 93, 97)
-    assert found.std == pytest.approx(math.sqrt((9 + 1 + 16) / 2))
-    assert found.half_width == pytest.approx(4.302653 * math.sqrt(13) / math.sqrt(3), rel=1e-6)  # t(0.975, 2)
-
-
-def test_one_run_has_no_deviation_and_no_interval() -> None:
-    found = summarize(by_seed(93))
-    assert (found.n, found.mean, found.best) == (1, 93, 93)
-    assert math.isnan(found.std) and math.isnan(found.half_width)
-
-
 @settings(max_examples=50, deadline=None)
 @given(accuracies)
 def test_interval_is_that_of_scipy(values) -> None:
-    found = summarize(by_seed(*values))
-    assume(found.std > 1e-6)
-    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
-    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high))
+    assume(np.std(values) > 1e-6)
+    mean, width = np.mean(values), half_width(np.std(values, ddof=1), len(values))
+    wanted = stats.t.interval(0.95, len(values) - 1, mean, stats.sem(values))
+    assert (mean - width, mean + width) == pytest.approx(wanted)
 
 
 @settings(max_examples=50, deadline=None)

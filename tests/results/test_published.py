@@ -13,7 +13,7 @@ from synthetic import composed, finished_run
 
 from capsule_sweeps import compose_config, load_runs
 from capsule_sweeps.console import console
-from capsule_sweeps.results.intervals import summarize
+from capsule_sweeps.results.intervals import half_width
 from capsule_sweeps.results.published import PATH, SEEDS, Cell, marks, published_table, read_cells, verdict
 from capsule_sweeps.runs.signature import columns
 
@@ -37,10 +37,9 @@ def cell(value: float = 90.0, aggregate: str = "mean over seeds", **own) -> Cell
 
 
 def judged(values: list[float], **own) -> str:
-    one = cell(**own)
-    found = summarize(pd.Series(values))
-    ours = found.best if one.aggregate == "best run" else found.mean
-    return verdict(one, ours, found.n, found.std, found.half_width)
+    one, found = cell(**own), pd.Series(values)
+    ours = found.max() if one.aggregate == "best run" else found.mean()
+    return verdict(one, ours, len(found), found.std(), half_width(found.std(), len(found)))
 
 
 # The file

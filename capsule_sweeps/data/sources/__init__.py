@@ -4,8 +4,6 @@ To add a source, add a file here and a file in conf/dataset. Nothing in this fil
 because the plan of a sweep measures image folders.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast

@@ -4,8 +4,6 @@ The official file `test.mat` (or the folder of batches `test_batches/*.mat`) is 
 comes from where `dataset=MNIST` has it.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -3,8 +3,6 @@
 Shapes: N images in a split, C channels, H rows, W columns.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys
@@ -16,7 +14,18 @@ from typing import Any
 import numpy as np
 
 from capsule_sweeps.data.cache import Decoded, Images
-from capsule_sweeps.data.pictures import MAX_SIDE, MODES, NAMED, Kind, Refused, channels_of, check_alike, decode, look
+from capsule_sweeps.data.pictures import (
+    MAX_SIDE,
+    MODES,
+    NAMED,
+    Kind,
+    Refused,
+    channels_of,
+    check_alike,
+    decode,
+    look,
+    text,
+)
 from capsule_sweeps.display import counted
 
 IMAGE_SUFFIXES = (
@@ -150,7 +159,7 @@ def measure(root: Path) -> dict[str, Any]:
             "them"
         )
     return {
-        "name": _text(Path(os.path.abspath(root)).name),
+        "name": text(Path(os.path.abspath(root)).name),
         "num_classes": len(classes),
         "channels": channels_of(kind),
         "image_size": kind.width,
@@ -169,18 +178,11 @@ def _usual(classes: list[Path]) -> Kind | None:
 
 
 def _some(names: list[str]) -> str:
-    """The first names of a list, and how many more there are."""
     more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return _text(", ".join(names[:NAMED]) + more)
-
-
-def _text(name: str) -> str:
-    """The name of a file as text; bytes that are not UTF-8 become question marks."""
-    return os.fsencode(name).decode(errors="replace")
+    return text(", ".join(names[:NAMED]) + more)
 
 
 def has_suffix(name: str) -> bool:
-    """Whether a file is an image by its name."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
@@ -244,7 +246,7 @@ def read_class_tree(dataset: Any, root: Path, tree: dict[str, dict[str, Files]])
                     images[n] = pixels.reshape(size, size, dataset.channels).transpose(2, 0, 1)
             decoded.append((images, np.array([label for _, label in files], np.int64)))
     check_alike(found, wanted, root)
-    return Decoded(decoded[0], decoded[1], tuple(map(_text, tree["train"])))
+    return Decoded(decoded[0], decoded[1], tuple(map(text, tree["train"])))
 
 
 def _room(number: int, channels: int, size: int) -> Images:

@@ -4,8 +4,6 @@ val_labels, as MedMNIST publishes its data sets.
 Shapes: N images in a split, C channels, H rows, W columns. What the file claims is checked before it is read.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

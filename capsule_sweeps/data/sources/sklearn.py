@@ -1,7 +1,5 @@
 """The handwritten digits that come with scikit-learn: 1,797 images, no network."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The data sets that torchvision downloads into data_dir and verifies by their md5 sums."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

@@ -65,7 +65,6 @@ def answers(_: DictConfig, __: Settings) -> str:
 
 
 def accepted(_: DictConfig, settings: Settings) -> str:
-    """The answer of sbatch --test-only to a job with these settings."""
     try:
         said = slurm.sbatch("--test-only", "--job-name=doctor", *slurm.options(settings.parameters()), "--wrap", "true")
     except Refused as refused:

@@ -24,7 +24,7 @@ from capsule_sweeps.launchers.pool import Slot, Worker, run_pool
 from capsule_sweeps.launchers.slurm import queue as slurm
 from capsule_sweeps.launchers.slurm.settings import Settings
 from capsule_sweeps.launchers.snapshot import check_snapshot
-from capsule_sweeps.runs.attempts import KILLED, fruitless, killed
+from capsule_sweeps.runs.attempts import KILLED, fruitless
 from capsule_sweeps.runs.files import last_lines, read_json
 from capsule_sweeps.runs.machine import num_cores
 from capsule_sweeps.runs.plan import PlannedRun
@@ -178,7 +178,7 @@ class SlurmJob:
 
     def _give_up(self, run: Run, reason: str, was_killed: bool = False) -> None:
         log.error("%s: %s", run.folder.name, reason)
-        was_killed = was_killed or killed(run.record())
+        was_killed = was_killed or run.record().get("state") == "running"  # no end is recorded, as after SIGKILL
         error = f"{reason}: {KILLED}" if was_killed else reason
         with suppress(OSError):  # where the disk is full or the folder is gone nothing can be recorded
             self._record_failure(run, error, "oom" if was_killed else "other")

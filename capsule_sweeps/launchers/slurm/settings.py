@@ -60,29 +60,16 @@ class Settings:
             object.__setattr__(self, "gpus", 1)
         if isinstance(self.gpus, str) and not re.fullmatch(r"([\w.-]+:)?[0-9]+", self.gpus):
             raise ValueError(f"hydra.launcher.gpus={self.gpus} must be a number of GPUs, or type:number such as a100:2")
-        for name in ("gpus", "cpus", "max_parallel", "runs_per_job", *ATTEMPTS):
+        for name in ("gpus", "cpus", "max_parallel", "runs_per_job", *ATTEMPTS):  # their types were checked by Hydra
             value = getattr(self, name)
-            required = name in ("runs_per_job", *ATTEMPTS)
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= (0 if name == "gpus" else 1)
-            if not whole and (required or value is not None) and not (name == "gpus" and isinstance(value, str)):
+            if isinstance(value, int) and value < (0 if name == "gpus" else 1):
                 raise ValueError(f"hydra.launcher.{name}={value} must be a whole number of at least 1")
-        if self.mem_gb is not None and not (isinstance(self.mem_gb, int | float) and self.mem_gb > 0):
+        if self.mem_gb is not None and not self.mem_gb > 0:
             raise ValueError(f"hydra.launcher.mem_gb={self.mem_gb} must be a number of GiB greater than 0")
         if self.packing not in ("parallel", "sequential"):
             raise ValueError(f"hydra.launcher.packing={self.packing} must be parallel or sequential")
-        if not isinstance(self.wait, bool):
-            raise ValueError(f"hydra.launcher.wait={self.wait} must be true or false")
-        for name, kind, words in (
-            ("setup", list, "a list of shell lines"),
-            ("snapshot_include", list, "a list of patterns"),
-            ("sbatch", dict, "sbatch options by name"),
-        ):
-            if not isinstance(getattr(self, name), kind) and getattr(self, name) is not None:
-                raise ValueError(f"hydra.launcher.{name}={getattr(self, name)} must be {words}")
-        if not all(isinstance(pattern, str) for pattern in self.snapshot_include or []):
-            raise ValueError(f"hydra.launcher.snapshot_include={self.snapshot_include} must be a list of patterns")
-        if not all(isinstance(line, str) for line in self.setup or []):
-            raise ValueError(f"hydra.launcher.setup={self.setup} must be a list of shell lines, in quotes")
+        if not isinstance(self.sbatch, dict | None):
+            raise ValueError(f"hydra.launcher.sbatch={self.sbatch} must be sbatch options by name")
         minutes = None if self.time is None else minutes_of(self.time)
         if minutes is not None and 60 * minutes <= GRACE_SECONDS and "signal" not in (self.sbatch or {}):
             raise ValueError(
@@ -99,13 +86,11 @@ class Settings:
             raise ValueError(f"hydra.launcher.sbatch.{ours[0]} is reserved: jobs are tracked by it")
 
     def asks_for_gpus(self) -> bool:
-        """Whether jobs get GPUs, by `gpus` or by an option of sbatch."""
         none = (None, False, 0, "0", "none")
         options = {key: value for key, value in self.parameters().items() if key in GPU_OPTIONS | {"gpus-per-node"}}
         return any(value not in none and "gpu" in f"{key}={value}" for key, value in options.items())
 
     def parameters(self) -> dict[str, Any]:
-        """Options of sbatch by their long names."""
         names = {"gpus": "gpus-per-node", "cpus": "cpus-per-task"}
         free = {str(key).replace("_", "-"): value for key, value in (self.sbatch or {}).items()}
         given = {key: value for key, value in asdict(self).items() if key not in OWN and value is not None}
