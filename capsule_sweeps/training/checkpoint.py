@@ -91,8 +91,7 @@ def keep_rows(run: Run, epochs: int, unless_last: bool = False) -> list[dict[str
     rows = found[:epochs]
     epochs -= unless_last and len(rows) == epochs - 1
     if [row.get("epoch") for row in rows] != list(range(1, epochs + 1)):
-        few = f"metrics.jsonl has {counted(len(rows), 'epoch')}, the checkpoint beside it {epochs}"
-        raise ValueError(
-            f"{run.folder} is damaged ({damage or few}); remove checkpoint.pt there and the run starts from scratch"
-        )
+        few = f"it has {counted(len(rows), 'epoch')}, the checkpoint beside it {epochs}"
+        why = damage or f"{run.folder / 'metrics.jsonl'} is damaged ({few})"
+        raise ValueError(f"{why}; remove checkpoint.pt in the same folder and the run starts from scratch")
     return rows

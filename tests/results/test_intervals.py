@@ -9,10 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from capsule_sweeps.results.intervals import (
-    compare,
-    seeds_needed,
-)
+from capsule_sweeps.results.intervals import compare, half_width, seeds_needed
 
 accuracies = st.lists(st.floats(0, 100, allow_subnormal=False), min_size=3, max_size=8)
 
@@ -28,6 +25,7 @@ def test_interval_is_that_of_scipy(values) -> None:
     mean, width = np.mean(values), half_width(np.std(values, ddof=1), len(values))
     wanted = stats.t.interval(0.95, len(values) - 1, mean, stats.sem(values))
     assert (mean - width, mean + width) == pytest.approx(wanted)
+    assert math.isnan(half_width(1.0, 1))
 
 
 @settings(max_examples=50, deadline=None)
