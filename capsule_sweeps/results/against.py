@@ -190,7 +190,7 @@ def against_notes(table: pd.DataFrame, runs: pd.DataFrame, against: str, rule: s
         f"of the smaller group; mean: over all runs of a row. {left_out(runs, rule)}"
     )
     if "first_seeds" in table:
-        text += two_stage_note(table.first_seeds[table.paired.notna()], "the standard error in half_width and p")
+        text += two_stage_note(table.first_seeds[table.paired.notna()], "the standard error in ±95% and p")
     if table[_column(against)].astype(str).str.endswith("*").any():
         text += " *: the recipe (training.*) also differs from that of the base."
     if table.empty and against != "ablation=none":

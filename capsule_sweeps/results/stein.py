@@ -62,7 +62,7 @@ def numbers_of_first(finished: pd.DataFrame, rule: str) -> pd.Series:
     return pd.Series([known[name][1] if name in known else None for name in groups], index=groups, dtype="Int64")
 
 
-def two_stage_note(numbers: pd.Series, what: str = "the half_width") -> str:
+def two_stage_note(numbers: pd.Series, what: str = "±95%") -> str:
     """A sentence, with a leading space, if the procedure chose the seeds of some rows; otherwise empty.
 
     `numbers`: n0 of each row, NA for a fixed number of seeds. `what` is computed from the deviation s0.
@@ -74,5 +74,5 @@ def two_stage_note(numbers: pd.Series, what: str = "the half_width") -> str:
     return (
         f" {of} numbers of seeds were chosen by Stein's two-stage procedure: {what} of these rows is "
         f"t(n0 − 1)·s0/√n, with the deviation s0 of the first n0 = {' or '.join(map(str, found))} seeds, so that "
-        "the 95 % hold although n depends on what was seen."
+        "the interval covers with 95 % although n depends on what was seen."
     )
