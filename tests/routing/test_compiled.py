@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func
 from omegaconf import OmegaConf
 from routed_layers import SMALL
 from torch import nn
-from torch._dynamo.backends.common import aot_autograd
 
 from capsule_sweeps.config.compose import compose_config
 from capsule_sweeps.networks.build import build_model
@@ -162,6 +160,9 @@ def test_a_failure_is_remembered_for_its_layout_and_reported_once(monkeypatch, c
 
 
 def test_a_backward_pass_that_cannot_be_compiled_is_noticed_in_time(monkeypatch, caplog, compiler):
+    from functorch.compile import make_boxed_func  # takes seconds to import
+    from torch._dynamo.backends.common import aot_autograd
+
     def fail(graph, inputs):
         raise RuntimeError("no backward")
 
