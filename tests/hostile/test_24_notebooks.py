@@ -49,3 +49,5 @@ def test_pages_are_text_and_the_kernel_has_no_port(rendering, tmp_path, capfd) -
     executed = nbformat.read(rendering.HERE / "rendered" / "hostile.ipynb", as_version=4)
     assert executed.cells[2].outputs[0].data["text/plain"] == "'ipc'"
     assert "<p>&lt;b&gt;no ablation</p>" in (rendering.HERE / "rendered" / "lacking.html").read_text()
+    page = table(pd.DataFrame([{SCRIPT: "value"}]), "md", title=IMAGE, note=SCRIPT, caption=f"{IMAGE}[a](javascript:x)")
+    assert "<" not in page and "&lt;script" in page and r"\[a\](javascript:x)" in page, "heads, notes and captions too"
