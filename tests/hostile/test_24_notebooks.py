@@ -8,7 +8,10 @@ from pathlib import Path
 from types import ModuleType
 
 import nbformat
+import pandas as pd
 import pytest
+
+from capsule_sweeps.results.render import render as table
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "<script>document.title=1</script>"
@@ -49,5 +52,8 @@ def test_pages_are_text_and_the_kernel_has_no_port(rendering, tmp_path, capfd) -
     executed = nbformat.read(rendering.HERE / "rendered" / "hostile.ipynb", as_version=4)
     assert executed.cells[2].outputs[0].data["text/plain"] == "'ipc'"
     assert "<p>&lt;b&gt;no ablation</p>" in (rendering.HERE / "rendered" / "lacking.html").read_text()
+
+
+def test_heads_notes_and_captions_of_a_markdown_table_are_text() -> None:
     page = table(pd.DataFrame([{SCRIPT: "value"}]), "md", title=IMAGE, note=SCRIPT, caption=f"{IMAGE}[a](javascript:x)")
     assert "<" not in page and "&lt;script" in page and r"\[a\](javascript:x)" in page, "heads, notes and captions too"
