@@ -130,24 +130,19 @@ def make_plan(configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]],
 
 
 def show_plan(plan: Sequence[PlannedRun], asked: int, parallel: int) -> None:
-    table = Table(title="Plan", title_justify="left")
-    table.add_column("run", overflow="fold")
-    table.add_column("differs by", overflow="fold")
-    table.add_column("state")
-    table.add_column("action")
-    others = [
-        max(map(len, (head, *cells)))
-        for head, cells in (
-            ("differs by", [point.label for point in plan]),
-            ("state", [point.state for point in plan]),
-            ("action", [point.action for point in plan]),
-        )
-    ]
-    room = console().width - sum(others) - 13  # of frames
-    for point in plan:
-        name = short_name(point.run.folder.name, max(30, room))
-        table.add_row(*map(rich, (name, point.label, point.state, point.action)))
-    console().print(table)
+    rows = [(point.run.folder.name, point.label, point.state, point.action) for point in plan]
+    heads = ("run", "differs by", "state", "action")
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    frame = sum(widths[2:]) + 13  # with state and action
+    least = 30 if console().width < 120 else widths[0]  # names are whole in logs, whose lines are long
+    name = min(widths[0], max(least, console().width - widths[1] - frame))
+    label = min(widths[1], max(10, console().width - name - frame))
+    table = Table(title="Plan", title_justify="left", width=name + label + frame)
+    for head, width in zip(heads, (name, label, *widths[2:]), strict=True):
+        table.add_column(head, overflow="fold", width=width)
+    for run, *others in rows:
+        table.add_row(rich(short_name(run, name)), *map(rich, others))
+    console().print(table, crop=False)
     counts = Counter(point.action for point in plan)
     totals = ", ".join(f"{count} to {action}" for action, count in counts.items())
     same = f" ({asked} points)" if asked > len(plan) else ""
