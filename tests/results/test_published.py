@@ -267,11 +267,12 @@ DRY = "hydra.launcher.dry_run=true"
 @pytest.mark.parametrize(("flag", "table", "number"), [(["-m"], "readme_table", 40), ([], "self_routing_table", 80)])
 def test_the_experiment_runs_exactly_what_the_cells_need(launch, flag, table, number) -> None:
     needed = {
-        columns(composed([*words, f"seed={seed}"]))["run"]
+        columns(composed([*words, f"seed={seed}"]))["signature"]
         for words in {tuple(one.overrides) for one in read_cells(table)}
         for seed in SEEDS
     }
-    assert planned(launch(*flag, f"experiment={table}", DRY, base=[])) == needed and len(needed) == number
+    runs = planned(launch(*flag, f"experiment={table}", DRY, base=[]))  # names are shortened in the middle
+    assert {name[-8:] for name in runs} == needed and len(needed) == number
 
 
 def test_the_command_of_a_missing_cell_runs_that_cell(launch) -> None:
