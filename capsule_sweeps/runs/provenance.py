@@ -12,7 +12,7 @@ import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from capsule_sweeps.config.moved import PRESENT_SPELLING
 from capsule_sweeps.runs.files import read_json
@@ -27,7 +27,7 @@ PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "submiti
 
 NUMBERS = ("routing", "networks", "data", "training")  # the rooms whose code determines the numbers of a run
 EXCEPT = ("networks.multiply_adds",)  # which counts for the record, and needs all layers for it
-FLAT_CODE = Path(__file__).with_name("flat_code.json")  # module before the rooms → fingerprints, and what it became
+KNOWN_CODE = Path(__file__).with_name("known_code.json")  # written by tests/golden/known_code.py
 
 
 @cache
@@ -97,20 +97,36 @@ def changed_code(record: dict[str, Any]) -> list[str]:
     now = code(record.get("signed_config", {}))
     changed = set()
     for attempt in record.get("attempts", []):
-        for name, known in (attempt.get("code") or dict.fromkeys(now)).items():
-            if name in _flat_code():  # old records, before modules moved to rooms, name also modules that are not used
-                then, became = _flat_code()[name]
-                used = became.keys() & now.keys()
-                changed |= used if known not in then else {new for new in used if became[new] != now[new]}
-            elif now.get(name) != known:
+        for name, then in (attempt.get("code") or dict.fromkeys(now)).items():
+            if name in _known_code().before_rooms:  # such old records name also modules that are not used
+                known, became = _known_code().before_rooms[name]
+                used = {new for new in became if new in now}
+                changed |= {new for new in used if then not in known or not _same(new, became[new], now[new])}
+            elif not _same(name, then, now.get(name)):
                 changed.add(name)
     return sorted(changed)
 
 
+def _same(module: str, then: str | None, now: str | None) -> bool:
+    """Whether two fingerprints of a module are equal, or of code that computes the same numbers."""
+    return then == now or {then, now} <= set(_known_code().equal.get(module, ()))
+
+
+class KnownCode(NamedTuple):
+    """What is known about fingerprints of other code than this.
+
+    equal: module → its fingerprints, oldest first, of code that computes the same numbers.
+    before_rooms: module of the flat layout → its fingerprints (Python 3.11, 3.12 and 3.13 disagreed), and the modules
+    that it became with their first fingerprints.
+    """
+
+    equal: dict[str, list[str]]
+    before_rooms: dict[str, tuple[list[str], dict[str, str]]]
+
+
 @cache
-def _flat_code() -> dict[str, tuple[list[str], dict[str, str]]]:
-    """Fingerprints in old records, which differ between Python 3.11, 3.12 and 3.13."""
-    return json.loads(FLAT_CODE.read_text())
+def _known_code() -> KnownCode:
+    return KnownCode(**json.loads(KNOWN_CODE.read_text()))
 
 
 def provenance(*packages: str, device: Any = None) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import ast
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -340,26 +342,45 @@ def test_a_module_that_a_run_did_not_have_yet_is_no_change() -> None:
     assert provenance.changed_code({"signed_config": flat, "attempts": [{"code": before}]}) == []
 
 
+def test_code_that_computes_the_same_numbers_makes_no_run_stale(monkeypatch) -> None:
+    flat = signed_config(compose_config([]))
+    now = provenance.code(flat)
+    record = {"signed_config": flat, "attempts": [{"code": {**now, "routing.passes": "0ld0ld00"}}]}
+
+    def changed(*equal: str) -> list[str]:
+        known = provenance.KnownCode({"routing.passes": list(equal)}, {})
+        monkeypatch.setattr(provenance, "_known_code", lambda: known)
+        return provenance.changed_code(record)
+
+    assert changed("0ld0ld00", now["routing.passes"]) == []
+    assert changed(now["routing.passes"]) == changed("0ld0ld00", "of other code") == ["routing.passes"]
+
+
+def test_it_is_recorded_what_each_edit_of_code_means_for_finished_runs() -> None:
+    """If this fails: python tests/golden/known_code.py same|changed MODULE; see CONTRIBUTING.md."""
+    done = subprocess.run([sys.executable, ROOT / "tests/golden/known_code.py"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split() == [], done.stderr
+
+
 def test_a_run_of_the_flat_layout_is_stale_when_the_code_changed_and_not_by_the_move(monkeypatch) -> None:
     """Fingerprints under the old names are compared with those of the last flat commit, and what became of each module
     with the code of today."""
     record = read_record(next((ROOT / "tests" / "golden" / "flat" / "finished").iterdir()))
     now = provenance.code(record["signed_config"])
-    moved = {
-        old: (then, {name: now.get(name, text) for name, text in became.items()})
-        for old, (then, became) in provenance._flat_code().items()
-    }
+    equal, moved = provenance._known_code()
 
-    def changed(table: dict[str, Any]) -> list[str]:
-        monkeypatch.setattr(provenance, "_flat_code", lambda: table)
+    def changed(**other: Any) -> list[str]:
+        known = provenance.KnownCode(equal, moved)._replace(**other)
+        monkeypatch.setattr(provenance, "_known_code", lambda: known)
         return provenance.changed_code(record)
 
-    assert changed(moved) == []
-    for old, (then, became) in moved.items():
+    assert changed() == []
+    for old, (_, became) in moved.items():
         used = sorted(became.keys() & now.keys())
-        assert changed({**moved, old: (["00000000"], became)}) == used, "the run was made before the last flat commit"
+        before = changed(before_rooms={**moved, old: (["00000000"], became)})
+        assert before == used, "the run was made before the last flat commit"
         for name in used:
-            assert changed({**moved, old: (then, {**became, name: "00000000"})}) == [name]
+            assert changed(equal={**equal, name: [now[name]]}) == ([] if became[name] == now[name] else [name])
     unused = {old for old, (_, became) in moved.items() if not became.keys() & now.keys()}
     assert {"em", "dynamic", "baselines", "self_routing"} <= unused
 
