@@ -14,12 +14,8 @@ import psutil
 import pytest
 import torch
 from conftest import PATIENCE
-from omegaconf import OmegaConf
 
-from capsule_sweeps.config.build import build
-from capsule_sweeps.runs.files import write_json
-from capsule_sweeps.runs.run import Run
-from capsule_sweeps.runs.signature import columns, signed_config
+from capsule_sweeps.runs.signature import signed_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRETS = {
@@ -54,43 +50,6 @@ def test_checkpoint_cannot_run_code(launch, trained, runs, tmp_path, how) -> Non
     ended = launch()
     assert ended.code == 1 and "Traceback" not in ended.text and "checkpoint.pt" in ended.text
     assert not mark.exists()
-
-
-def handler(mark: Path) -> dict[str, object]:
-    """A class of torch that starts a program when it is made."""
-    target = "torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler.SubprocessHandler"
-    options = {"entrypoint": "touch", "args": [str(mark)], "env": {}, "stdout": None, "stderr": None}
-    return {"_target_": target, **options, "local_rank_id": 0, "numa_options": None}
-
-
-def test_layers_of_this_package_and_those_that_the_user_trusts_are_built(monkeypatch) -> None:
-    node = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}
-    with pytest.raises(ValueError, match="set CAPSULE_SWEEPS_TRUST_PACKAGES=torch"):
-        build(node)
-    monkeypatch.setenv("CAPSULE_SWEEPS_TRUST_PACKAGES", "mine, torch")
-    assert isinstance(build(node), torch.nn.Linear)
-    with pytest.raises(ValueError, match="is not allowed"):
-        build({"_target_": "torchvision.ops.MLP"})  # begins with the same letters
-    backbone = build({"_target_": "capsule_sweeps.networks.backbones.Simple", "channels": 4}, image_shape=(1, 8, 8))
-    assert isinstance(backbone, torch.nn.Module)
-
-
-def test_stored_configuration_cannot_start_a_program(tiny_config, capsule_sweeps, tmp_path, monkeypatch) -> None:
-    mark = tmp_path / "ran"
-    config = tiny_config()
-    run = Run(Path("runs") / columns(config)["run"])
-    with run.claim():
-        write_json(run.folder / "run.json", {**columns(config), "state": "failed"})
-        evil = OmegaConf.to_container(config)
-        evil["model"]["backbone"] = {"name": "simple", **handler(mark)}
-        (run.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(evil)))
-    started: list[object] = []
-    monkeypatch.setattr(subprocess, "Popen", lambda *words, **_: started.append(words))
-    ended = capsule_sweeps("retry", "--yes", run.folder.name)
-    assert ended.code == 1 and "Traceback" not in ended.text and not started
-    with pytest.raises(ValueError, match="_target_"):
-        build(handler(mark))
-    assert not started
 
 
 def test_code_never_asks_for_what_can_run_code() -> None:

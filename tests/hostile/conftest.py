@@ -8,7 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from synthetic import finished_run
+
+from capsule_sweeps import compose_config
+from capsule_sweeps.data import cache_files
 
 LONG_AGO = 10 * 86_400
 
@@ -52,3 +56,22 @@ def make_run(place: Path) -> Callable[..., Path]:
         return finished_run(["dataset=digits", f"seed={seed}", f"runs_dir={runs_dir}"], accuracy, state=state)
 
     return make
+
+
+@pytest.fixture
+def forget(monkeypatch, tmp_path):
+    """As in a process of its own: nothing is checked already, and every warning is new."""
+    monkeypatch.setattr(cache_files, "_checked", set())
+    cache_files.warn.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+
+
+@pytest.fixture
+def pets(tmp_path, forget):
+    """A data set and its data_dir: class cat is black, dog is white."""
+    for split in ("train", "test"):
+        for name, gray in (("cat", 0), ("dog", 255)):
+            (tmp_path / "pets" / split / name).mkdir(parents=True)
+            for i in range(3):
+                Image.new("L", (8, 8), gray).save(tmp_path / "pets" / split / name / f"{i}.png")
+    return compose_config(["dataset=folder", f"dataset.root={tmp_path / 'pets'}"]).dataset, tmp_path / "data"

@@ -1,4 +1,4 @@
-"""A decoded cache from others: what was changed in it, whom it belongs to, links in its place, locks of others."""
+"""A decoded cache from others: what was changed in it, whom it belongs to, links in its place."""
 
 from __future__ import annotations
 
@@ -6,43 +6,15 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from decoded import prepare
-from filelock import FileLock
-from PIL import Image
+from decoded import genuine, prepare
 
-from capsule_sweeps import compose_config
-from capsule_sweeps.data import cache_files, cache_lock
+from capsule_sweeps.data import cache_files
 from capsule_sweeps.data.load import load_data
 from capsule_sweeps.data.open import identify
-
-
-@pytest.fixture(autouse=True)
-def forget(monkeypatch, tmp_path):
-    """As in a process of its own: nothing is checked already, and every warning is new."""
-    monkeypatch.setattr(cache_files, "_checked", set())
-    cache_files.warn.cache_clear()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
-
-
-@pytest.fixture
-def pets(tmp_path):
-    """A data set and its data_dir: class cat is black, dog is white."""
-    for split in ("train", "test"):
-        for name, gray in (("cat", 0), ("dog", 255)):
-            (tmp_path / "pets" / split / name).mkdir(parents=True)
-            for i in range(3):
-                Image.new("L", (8, 8), gray).save(tmp_path / "pets" / split / name / f"{i}.png")
-    return compose_config(["dataset=folder", f"dataset.root={tmp_path / 'pets'}"]).dataset, tmp_path / "data"
-
-
-def genuine(loaded) -> bool:
-    return ((loaded.train.images[:, 0, 0, 0] == 255) == (loaded.train.labels == 1)).all().item()
 
 
 def permute(path: Path) -> None:
@@ -176,40 +148,3 @@ def test_what_a_killed_writer_left_is_removed(pets) -> None:
     shutil.rmtree(path)
     prepare(*pets)
     assert not left.exists() and other.exists()
-
-
-def test_a_lock_of_another_user_is_named_and_not_waited_for(pets, monkeypatch, caplog, tmp_path) -> None:
-    monkeypatch.setattr(cache_lock, "SAY_AFTER", 0.05)
-    monkeypatch.setattr(cache_lock, "WAIT", 0.1)
-    (pets[1] / ".cache").mkdir(parents=True)
-    program = (
-        "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(1, flush=True); input()"
-    )
-    lock = pets[1] / ".cache" / "pets-folder.lock"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", program, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert holder.stdout.readline() == "1\n"
-        loaded = load_data(*pets, "cpu")
-        assert genuine(loaded) and loaded.normalization.mean == (0.5,)
-        assert f"{lock} is locked by process {holder.pid} of " in caplog.text and "without the cache" in caplog.text
-        assert prepare(*pets) is None and not list(tmp_path.rglob("*.npy"))
-    finally:
-        holder.communicate("\n")
-    assert prepare(*pets) is not None and load_data(*pets, "cpu").sha256 == loaded.sha256
-
-
-def test_a_lock_that_is_released_in_time_is_waited_for(pets, monkeypatch) -> None:
-    """The one that held it has made the cache meanwhile."""
-    path = prepare(*pets)
-    shutil.move(path, aside := path.with_name("aside"))
-    acquire = cache_lock.FileLock.acquire
-
-    def late(lock, timeout):
-        shutil.move(aside, path)
-        return acquire(lock, timeout=timeout)
-
-    monkeypatch.setattr(FileLock, "acquire", late)
-    monkeypatch.setattr(cache_files, "write", lambda *_: pytest.fail("writes"))
-    assert prepare(*pets) == path
