@@ -52,9 +52,9 @@ def check_values(typed: DictConfig, values: Any = None) -> DictConfig:
         key, value = next((key, value) for key, value in _flat(values) if "${" in str(value))
         raise ValueError(f"{key}={value} has ${{ in it, which is reserved for interpolations: set it to another value")
     iterations = values["model"].get("num_routing", 1)
-    if isinstance(iterations, int) and not 1 <= iterations <= MAX_ITERATIONS:
+    if type(iterations) is not int or not 1 <= iterations <= MAX_ITERATIONS:
         raise ValueError(
-            f"model.num_routing={iterations} is out of range: it must be at least 1 and at most {MAX_ITERATIONS}"
+            f"model.num_routing={iterations} must be a whole number, at least 1 and at most {MAX_ITERATIONS}"
         )
     _check_data(values["dataset"])
     _check_recipe(values["training"])

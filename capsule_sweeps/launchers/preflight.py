@@ -121,7 +121,7 @@ def _identity(config: DictConfig) -> Identity | None:
     try:
         if (found := identify(config.dataset, Path(config.data_dir))) is not None:
             return found
-    except ValueError as error:
+    except (ValueError, ImportError) as error:  # a source may need a package that is not installed
         reason = str(error).rstrip(".")
     log.warning("Runs that exist are not compared with the images of %s: %s.", config.dataset.name, reason)
     return None

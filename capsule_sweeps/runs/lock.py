@@ -13,7 +13,7 @@ from capsule_sweeps.runs.files import MAX_BYTES, read_file, read_json
 from capsule_sweeps.runs.queue import find_queue, this_job
 
 STALE_SECONDS = 120.0
-SILENT_SECONDS = 40.0  # without a heartbeat, after which a queue is asked; longer than a queue's answers are remembered
+SILENT_SECONDS = 40.0  # without a heartbeat, after which a queue is asked; much longer than its answer is old
 HIDDEN = "hidden"  # in place of the start time of a process that is alive but not visible
 
 
@@ -75,7 +75,8 @@ def alive(path: Path) -> bool:
         if "released" in owner:
             return False
         here = this_job()
-        if here and owner.get("job") == here["job"] and owner["restart"] < here["restart"]:
+        same_job = here and all(owner.get(key) == here.get(key) for key in ("job", "cluster"))
+        if same_job and owner["restart"] < here["restart"]:
             return False  # a queue restarts a job only when its processes are gone
         if owner["host"] == _host():
             start = _process_start(owner["pid"])

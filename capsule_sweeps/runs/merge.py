@@ -72,8 +72,10 @@ def merge(path: Path, runs_dir: Path) -> Iterator[tuple[str, str, str]]:
             else:
                 local = here.get(name[-8:])
                 outcome, words = _take(staged / name, path if path.is_dir() else None, local, runs_dir, path.name)
-                if outcome == "taken" and "data_sha256" in record:
-                    images.setdefault(_data(record), Run(runs_dir / name))
+                if outcome == "taken":
+                    here[name[-8:]] = Run(runs_dir / name)
+                    if "data_sha256" in record:
+                        images.setdefault(_data(record), here[name[-8:]])
                 yield name, outcome, words
             shutil.rmtree(staged / name, ignore_errors=True)
         _take_sweeps((path if path.is_dir() else staged) / SWEEPS, runs_dir / SWEEPS)
@@ -135,6 +137,7 @@ def verify(folder: Path) -> dict[str, Any]:
             keys = sorted(key for key in own.keys() | signed.keys() if own.get(key) != signed.get(key))
             raise ValueError(f"its signature is not that of its config.yaml ({', '.join(keys[:3])})")
         expected = columns(config)
+        expected.pop("run")  # a name for people, which versions of this code spell differently
         expected |= _accuracies(folder, config, finished)
     for file, found in (("run.json", record), ("summary.json", summary)):
         for key, value in expected.items():

@@ -40,6 +40,9 @@ class Policy:
     def __post_init__(self) -> None:
         if self.retry not in RETRY:
             raise ValueError(f"hydra.launcher.retry={self.retry} is unknown: it must be one of {', '.join(RETRY)}")
+        for name in ("dry_run", "force"):  # Hydra checks the types of our own launchers' settings only
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"hydra.launcher.{name}={getattr(self, name)} must be true or false")
 
     def action(self, state: str, failure: str | None) -> str:
         if state in ("running", "queued"):

@@ -115,9 +115,11 @@ def _same(module: str, then: str | None, now: str | None) -> bool:
 class KnownCode(NamedTuple):
     """What is known about fingerprints of other code than this.
 
-    equal: module → its fingerprints, oldest first, of code that computes the same numbers.
+    equal: module → its fingerprints, oldest first, of code that computes the same numbers, up to the rounding that
+    another device or number of threads also brings. Code that reads images may differ where the hash of the images,
+    which is compared on its own, would differ.
     before_rooms: module of the flat layout → its fingerprints (Python 3.11, 3.12 and 3.13 disagreed), and the modules
-    that it became with their first fingerprints.
+    that it became, with a fingerprint of code that computes what it computed.
     """
 
     equal: dict[str, list[str]]

@@ -51,7 +51,8 @@ def plain_config(stored: Any) -> DictConfig:
 
 def digest(stored: Any) -> str:
     """A hash of a stored configuration, by which a job recognizes the one that it was submitted with."""
-    return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()
+    as_read = json.loads(json.dumps(stored))  # keys that are numbers become text
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def checked_config(path: Path) -> DictConfig:

@@ -93,5 +93,6 @@ def keep_rows(run: Run, epochs: int, unless_last: bool = False) -> list[dict[str
     if [row.get("epoch") for row in rows] != list(range(1, epochs + 1)):
         few = f"it has {counted(len(rows), 'epoch')}, the checkpoint beside it {epochs}"
         why = damage or f"{run.folder / 'metrics.jsonl'} is damaged ({few})"
-        raise ValueError(f"{why}; remove checkpoint.pt in the same folder and the run starts from scratch")
+        advice = "; remove checkpoint.pt in the same folder and the run starts from scratch"
+        raise ValueError(why + advice * ("is damaged" in why))  # and not where reading fails
     return rows

@@ -178,6 +178,14 @@ def test_harmless_values_out_of_bounds_and_another_display_name_do_not_keep_a_ru
     assert not {"error", "theirs", "note"} & {*read_json(kept / "run.json"), *read_json(kept / "summary.json")}
 
 
+def test_two_copies_of_one_run_become_one_run(theirs, place) -> None:
+    folder = only(theirs)
+    copy = Path(shutil.copytree(folder, theirs / f"aa-{folder.name[-8:]}"))
+    change(copy / "run.json", run="a spelling of another version")
+    assert sorted(outcomes(theirs)) == [("same", ""), ("taken", "")]
+    assert len(load_runs("runs")) == 1
+
+
 def test_a_run_that_is_at_work_here_or_there_is_left_alone(theirs, made, place) -> None:
     shutil.copytree(made, "runs")
     (only(Path("runs")) / "summary.json").unlink()

@@ -388,6 +388,12 @@ def test_a_run_of_the_flat_layout_is_stale_when_the_code_changed_and_not_by_the_
 # ── one run for one signature, estimate, labels ──────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("setting", [{"force": "no"}, {"dry_run": "maybe"}])
+def test_settings_of_launchers_without_a_schema_are_true_or_false(setting) -> None:
+    with pytest.raises(ValueError, match="must be true or false"):
+        Policy(**setting)
+
+
 def test_points_that_the_model_cannot_tell_apart_are_one_run(launch, runs) -> None:
     ended = launch("-m", "num_routing=1,2,3", "model.num_routing=2", "hydra.launcher.dry_run=true")
     assert len(rows(ended.out)) == 1 and "3 points" in ended.out and "one run" in ended.out

@@ -145,10 +145,10 @@ def _bytes_of(path: Path, md5: str) -> bytes:
                 content = unpacked.read(LARGEST)
             if hashlib.md5(content).hexdigest() != md5:
                 raise OSError("what was downloaded is damaged")
-            with tempfile.NamedTemporaryFile(dir=packed.parent, delete=False) as part:  # of an unpredictable name
-                os.fchmod(part.fileno(), 0o644)
-                part.write(received)
-            os.replace(part.name, packed)
+            with tempfile.TemporaryDirectory(dir=packed.parent) as folder:  # of an unpredictable name
+                part = Path(folder) / packed.name
+                part.write_bytes(received)
+                os.replace(part, packed)
             return content
         with gzip.open(packed) as file:
             return file.read(LARGEST)

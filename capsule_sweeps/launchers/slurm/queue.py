@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from capsule_sweeps.runs.queue import Entry, Refused
 ASK_SECONDS = 30
 SUBMIT_SECONDS = 300  # a busy controller takes its time
 REMEMBER_SECONDS = 30.0  # asking more often is impolite to a controller; `forget` after a change
+RECENT_SECONDS = 5.0  # for a question by whose answer a run is taken over
 # What a surrounding salloc or sbatch leaves, and what would redirect our jobs, does not reach a submission
 KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}
 REDIRECTING = {"ARRAY_INX", "ERROR", "EXPORT", "GET_USER_ENV", "INPUT", "JOB_NAME", "NO_REQUEUE", "OPEN_MODE", "OUTPUT"}
@@ -44,19 +46,20 @@ class Job:
 _answers: dict[tuple[str, ...], tuple[float, str | None]] = {}  # command → when asked, answer
 
 
-def jobs(user: str | None = None) -> list[Job] | None:
+def jobs(user: str | None = None, within: float = REMEMBER_SECONDS) -> list[Job] | None:
     """A user's jobs in the queue (one's own, if nothing is said); None when there is no SLURM or it does not answer."""
-    text = ask_seldom("squeue", "-u", user or getpass.getuser(), "-h", "-r", "-o", "%i|%j|%T|%r|%N|%L")
+    words = ("-u", user or getpass.getuser(), "-h", "-r", "-o", "%i|%j|%T|%r|%N|%L")
+    text = ask_seldom("squeue", *words, within=within)
     rows = None if text is None else [line.strip().split("|", 5) for line in text.splitlines()]
     return None if rows is None else [Job(*row) for row in rows if len(row) == 6 and row[2] not in ENDED]
 
 
-def ask_seldom(*command: str) -> str | None:
-    """`ask`, where the answer may be up to REMEMBER_SECONDS old."""
+def ask_seldom(*command: str, within: float = REMEMBER_SECONDS) -> str | None:
+    """`ask`, where the answer may be some seconds old."""
     asked, text = _answers.get(command, (float("-inf"), None))
-    if time.monotonic() - asked > REMEMBER_SECONDS:
+    if (now := time.monotonic()) - asked > within:
         text = ask(*command)
-        _answers[command] = time.monotonic(), text
+        _answers[command] = now, text
     return text
 
 
@@ -74,7 +77,7 @@ def settings() -> dict[str, str] | None:
 def is_down(node: str) -> bool:
     """Whether a node is down or does not respond, which SLURM marks with a star."""
     states = (ask_seldom("sinfo", "-h", "-N", "-n", node, "-o", "%T") or "").split() if node else []
-    return any(state.startswith("down") or state.endswith("*") for state in states)
+    return bool(states) and all(state.startswith("down") or state.endswith("*") for state in states)
 
 
 def max_array_size() -> int:
@@ -171,12 +174,11 @@ class SlurmQueue:
         return "SLURMD_NODENAME" not in os.environ and settings() is not None  # a salloc may leave its shell here
 
     def is_over(self, job: str, cluster: str, user: str) -> bool:
-        if (settings() or {}).get("ClusterName") != cluster or (found := jobs(user)) is None:
-            return False
-        for one in found:
-            if one.job_id == job:
+        found = jobs(user, RECENT_SECONDS) if (settings() or {}).get("ClusterName") == cluster else None
+        for one in found or ():
+            if one.job_id.partition("+")[0] == job:  # 1234+0 is the first part of a heterogeneous job
                 return one.state == "PENDING" or is_down(one.node)
-        return user == getpass.getuser()  # a cluster may hide jobs of others
+        return found is not None and user == pwd.getpwuid(os.getuid()).pw_name  # a cluster may hide jobs of others
 
 
 QUEUE = SlurmQueue()

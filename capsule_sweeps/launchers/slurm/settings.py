@@ -60,7 +60,8 @@ class Settings:
             object.__setattr__(self, "gpus", 1)
         if isinstance(self.gpus, str) and not re.fullmatch(r"([\w.-]+:)?[0-9]+", self.gpus):
             raise ValueError(f"hydra.launcher.gpus={self.gpus} must be a number of GPUs, or type:number such as a100:2")
-        for name in ("gpus", "cpus", "max_parallel", "runs_per_job", *ATTEMPTS):  # their types were checked by Hydra
+        self._check_types()
+        for name in ("gpus", "cpus", "max_parallel", "runs_per_job", *ATTEMPTS):
             value = getattr(self, name)
             if isinstance(value, int) and value < (0 if name == "gpus" else 1):
                 raise ValueError(f"hydra.launcher.{name}={value} must be a whole number of at least 1")
@@ -68,8 +69,6 @@ class Settings:
             raise ValueError(f"hydra.launcher.mem_gb={self.mem_gb} must be a number of GiB greater than 0")
         if self.packing not in ("parallel", "sequential"):
             raise ValueError(f"hydra.launcher.packing={self.packing} must be parallel or sequential")
-        if not isinstance(self.sbatch, dict | None):
-            raise ValueError(f"hydra.launcher.sbatch={self.sbatch} must be sbatch options by name")
         minutes = None if self.time is None else minutes_of(self.time)
         if minutes is not None and 60 * minutes <= GRACE_SECONDS and "signal" not in (self.sbatch or {}):
             raise ValueError(
@@ -84,6 +83,20 @@ class Settings:
             )
         if ours := sorted({str(key).replace("_", "-") for key in self.sbatch or {}} & RESERVED):
             raise ValueError(f"hydra.launcher.sbatch.{ours[0]} is reserved: jobs are tracked by it")
+
+    def _check_types(self) -> None:
+        """Hydra checks neither the settings of a user's own YAML file nor the items of lists."""
+        whole = dict.fromkeys(("runs_per_job", *ATTEMPTS), int) | dict.fromkeys(("cpus", "max_parallel"), int | None)
+        types = {**whole, "gpus": int | str | None, "mem_gb": int | float | None, "wait": bool, "sbatch": dict | None}
+        for name, kind in types.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                words = {"wait": "true or false", "sbatch": "sbatch options by name"}.get(name, "a number")
+                raise ValueError(f"hydra.launcher.{name}={value} must be {words}")
+        for name, words in (("setup", "shell lines, in quotes"), ("snapshot_include", "patterns")):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+                raise ValueError(f"hydra.launcher.{name}={value} must be a list of {words}")
 
     def asks_for_gpus(self) -> bool:
         none = (None, False, 0, "0", "none")

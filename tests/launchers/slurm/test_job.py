@@ -132,6 +132,7 @@ def test_an_entry_that_others_changed_after_the_submission_is_not_trained(job, c
     entry["config"][key] = value
     write_json(run.folder / "queued.json", entry)
     assert made.take() is None and made.given_up == [run.folder.name]
+    assert digest({2: 0.1, 10: 0.2}) == digest({"2": 0.1, "10": 0.2}), "keys that are numbers become text in a file"
     assert "changed after the submission" in run.record()["error"] and run.state() == "failed"
 
 

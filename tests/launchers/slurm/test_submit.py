@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import subprocess
@@ -265,6 +266,25 @@ def test_gpu_types_and_requests_of_ones_own() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("runs_per_job", "4", "a number"),
+        ("runs_per_job", None, "a number"),
+        ("mem_gb", "64", "a number"),
+        ("cpus", True, "a number"),
+        ("wait", "no", "true or false"),
+        ("sbatch", [1], "sbatch options by name"),
+        ("setup", "module load cuda", "shell lines"),
+        ("setup", [{"echo start": "now"}], "shell lines"),  # - echo start: now, without quotes
+        ("snapshot_include", [[1]], "patterns"),
+    ],
+)
+def test_types_that_hydra_does_not_check(name, value, words) -> None:
+    with pytest.raises(ValueError, match=rf"hydra\.launcher\.{name}=.* must be .*{words}"):
+        Settings(**{name: value})
+
+
+@pytest.mark.parametrize(
     "wrong",
     [
         "packing=both",
@@ -300,8 +320,9 @@ def test_a_percent_sign_in_runs_dir_is_refused(launch, cluster) -> None:
 def test_claims_of_an_earlier_start_of_the_same_job_are_void(tmp_path, monkeypatch) -> None:
     run = Run(tmp_path / "name-00000000")
     run.folder.mkdir()
-    claim = {"host": "elsewhere boot ns", "pid": 1, "start": "1", "time": 0, "job": "7_1", "restart": 0}
+    claim = {"host": "elsewhere boot ns", "pid": 1, "start": "1", "time": 0, "job": "7_1", "restart": 0, "cluster": "a"}
     write_json(run.folder / "attempt-1.json", claim)
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "a")
     assert run.state() == "running" and read_json(run.folder / "attempt-1.json")["job"] == "7_1"
     for job, task, restart, state in [
         ("7", "1", "1", "interrupted"),
@@ -312,6 +333,9 @@ def test_claims_of_an_earlier_start_of_the_same_job_are_void(tmp_path, monkeypat
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
         monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
         assert run.state() == state
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "b")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert run.state() == "running", "a job of the same number on another cluster"
 
 
 @pytest.mark.parametrize(
@@ -323,6 +347,7 @@ def test_claims_of_an_earlier_start_of_the_same_job_are_void(tmp_path, monkeypat
         ("7_1|x|RUNNING|None|n1|1:00", "mixed*", 60, "test", "interrupted"),  # does not respond, and no heartbeat
         ("7_1|x|PENDING|BeginTime||1:00", "idle", 60, "test", "interrupted"),  # started again after NODE_FAIL
         ("7_1|x|NODE_FAIL|None|n1|0:00", "idle", 60, "test", "interrupted"),
+        ("7_1+0|x|RUNNING|None|n1|1:00", "mixed", 60, "test", "running"),  # a heterogeneous job
         ("", "idle", 60, "test", "interrupted"),
         ("", "idle", 20, "test", "running"),  # a heartbeat of a moment ago counts for more than any queue
         ("", "idle", 60, "elsewhere", "running"),  # a job of another cluster
@@ -351,6 +376,15 @@ def test_what_a_claim_says_of_its_job_is_not_trusted(cluster, tmp_path, job) -> 
     os.utime(run.folder / "attempt-1.json", (time.time() - 60,) * 2)
     assert run.state() in ("running", "interrupted")
     assert all("touch" not in word for told in cluster.told("squeue") for word in told["arguments"])
+
+
+def test_no_remembered_answer_takes_a_run_over(cluster, monkeypatch) -> None:
+    (cluster.here / "queue").write_text("7_1|x|PENDING|Resources||1:00")
+    assert slurm.jobs() and slurm.settings()
+    (cluster.here / "queue").write_text("7_1|x|RUNNING|None|n1|1:00")
+    later = time.monotonic() + 10
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert not slurm.QUEUE.is_over("7_1", "test", getpass.getuser())
 
 
 def test_answers_of_the_cluster_are_remembered_for_30_seconds(cluster) -> None:
