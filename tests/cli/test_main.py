@@ -247,7 +247,7 @@ def test_thousands_of_runs_are_read(tiny_config, capsule_sweeps, runs) -> None:
         if command[-1] == "csv":
             assert len(ended.out.splitlines()) == MANY + 1
         if command == ["results"]:
-            assert f"Left out: {MANY // 2 - 1} of {MANY} runs" in " ".join(ended.out.split())
+            assert f"Left out: {MANY // 2 - 1} of {MANY:,} runs" in " ".join(ended.out.split())
     assert capsule_sweeps("show", folder.name, "--format", "json").code == 0
     assert capsule_sweeps("why", folder.name).code == 0
     assert os.listdir(".") == ["runs"]
