@@ -156,12 +156,6 @@ def test_what_cannot_be_had_is_one_sentence(pets, damage, changes, parts):
     assert "\n" not in str(error.value)
 
 
-def test_digits_without_scikit_learn(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ValueError, match="pip install scikit-learn"):
-        load_data(digits_config(), tmp_path, "cpu")
-
-
 @pytest.mark.parametrize("changes", [{"num_classes": 7}, {"channels": 3}])
 def test_config_that_does_not_fit_stores_nothing(tmp_path, changes):
     with pytest.raises(ValueError, match=f"dataset.{next(iter(changes))}={next(iter(changes.values()))}"):

@@ -418,9 +418,8 @@ def test_names_are_as_short_as_wandb_allows(fake_wandb, tiny_config, place) -> N
     """W&B refuses names and groups of more than 128 letters and tags of more than 64, for ever."""
     told = fake_wandb()
     config = tiny_config("tracking=wandb", "dataset.name=" + 200 * "x", "dataset.source=npz", "dataset.root=a")
-    assert len(columns(config)["run"]) == 129
     client.init("offline", config, place, "abc", "sweep-" + 200 * "0", (None, "p"), {})
-    assert len(told["name"]) == 128 and told["name"].endswith(columns(config)["run"][-9:])
+    assert told["name"] == columns(config)["run"] and len(told["name"]) <= 128
     assert len(told["group"]) == 128 and max(map(len, told["tags"])) == 64
     assert client.shortened("short", 128) == "short"
 

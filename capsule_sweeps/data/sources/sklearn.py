@@ -19,7 +19,7 @@ def list_source(dataset: Any, data_dir: Path) -> Any:
 
 
 def read_source(dataset: Any, data_dir: Path) -> Decoded:
-    """The digits, resized bilinearly, split by SPLIT_SEED. Raises ValueError if scikit-learn is missing."""
+    """The digits, resized bilinearly, split by SPLIT_SEED."""
     import torch
     from sklearn.datasets import load_digits
     from torch.nn import functional as F
