@@ -87,8 +87,6 @@ def run(arguments: argparse.Namespace) -> None:
         from capsule_sweeps.results.figures import save_as
 
         over = many.abscissa(frame)
-        labels = [key for key in many.summary(frame).columns if key not in (over, "n", "accuracy", "±")]
-        labels = [key for key in labels if frame[key].nunique(dropna=False) > 1]
-        written = save_as(accuracy_curves(frame, over, labels), arguments.figure)
+        written = save_as(accuracy_curves(frame, over, many.curve_labels(frame, over)), arguments.figure)
         if arguments.format == "table":
             say(f"Wrote {written[0]} and {written[1]}.")

@@ -100,7 +100,7 @@ def at_familiar(runs: pd.DataFrame, arguments: argparse.Namespace) -> None:
 
     table, form = familiar_table(runs, arguments.at_familiar), arguments.format
     shown, caption = (table, "") if form in ("csv", "json") else shown_familiar(table, runs)
-    print(render(shown, form, "Novel views", familiar_notes(runs), caption, one_line=True))
+    print(render(shown, form, "Novel views", familiar_notes(table, runs), caption, one_line=True))
 
 
 def differences(runs: pd.DataFrame, rule: str, against: str, arguments: argparse.Namespace) -> None:

@@ -38,7 +38,7 @@ def sweep_points(
             raise ValueError(f"hydra.sweeper.points={points} must be a list of mappings: [{{KEY: VALUE}}, …]")
         parts = [parser.parse_overrides(_words(point, "points")) for point in points] or [[]]
         products = [_last([always, part, given]) for part in parts]
-        sizes = [[_num_values(override) for override in product] for product in products]
+        sizes = [[num_values(override) for override in product] for product in products]
         if (size := sum(map(math.prod, sizes))) > max_runs:
             words = " + ".join(" × ".join(str(count) for count in counts if count > 1) or "1" for counts in sizes)
             raise ValueError(
@@ -83,7 +83,7 @@ def _same(override: Override, key: str) -> tuple[str, bool]:
     return key, any(isinstance(item, dict) for item in values)
 
 
-def _num_values(override: Override) -> int:
+def num_values(override: Override) -> int:
     """The number of values of an override, without generating them. Raises ValueError for none or infinitely many."""
     from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
 

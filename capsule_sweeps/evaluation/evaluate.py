@@ -72,7 +72,7 @@ def evaluate(
         from capsule_sweeps.evaluation.figures import confusion_figure
         from capsule_sweeps.results.figures import save_as
 
-        matrices = {_label(one): one.confusion for one in found if one.confusion is not None}
+        matrices = {_panel(one): one.confusion for one in found if one.confusion is not None}
         if not matrices:
             raise ValueError("--figure draws confusion matrices, which images with two labels do not have")
         written = save_as(confusion_figure(matrices, data.classes), figure)
@@ -217,6 +217,11 @@ def class_table(classes: Sequence[str], one: Evaluation) -> pd.DataFrame:
 def _label(one: Evaluation) -> str:
     iterations = None if one.num_routing is None else f"num_routing={one.num_routing}"
     return ", ".join(filter(None, (iterations, "average" if one.weights == "average" else None)))
+
+
+def _panel(one: Evaluation) -> str:
+    """The title of a confusion matrix in a figure, which is shown without the table."""
+    return ", ".join(filter(None, (_label(one._replace(weights="last")), f"weights={one.weights}")))
 
 
 def _title(one: Evaluation) -> str:

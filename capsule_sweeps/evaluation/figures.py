@@ -43,7 +43,7 @@ def confusion_figure(matrices: Mapping[str, np.ndarray], classes: Sequence[str])
 
 def accuracy_curves(frame: pd.DataFrame, over: str, labels: Sequence[str]) -> Figure:
     """Accuracy in % against the numeric column `over`: one curve for each combination of the columns `labels`, with the
-    95 % interval over seeds as bars (none for one seed)."""
+    95 % interval over seeds as bars (none for one seed). The vertical axis names the weights."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(COLUMN_WIDTH, 2.6), layout="constrained")
         axes = figure.subplots()
@@ -57,7 +57,8 @@ def accuracy_curves(frame: pd.DataFrame, over: str, labels: Sequence[str]) -> Fi
             means = places.accuracy.mean()
             axes.errorbar(means.index, means, bars, label=label, color=color, marker=".", capsize=2)
         axes.set_xlabel(mathtext(over))
-        axes.set_ylabel("test accuracy (%)")
+        weights = ", ".join(map(str, frame["weights"].unique())) if "weights" in frame else ""
+        axes.set_ylabel("test accuracy (%)" + (mathtext(f", weights={weights}") if weights else ""))
         if labels:
             figure.legend(loc="outside upper left", frameon=False, fontsize=6)
     return figure

@@ -83,9 +83,17 @@ def evaluate_many(
     """A row for each run, condition and number of iterations: run, seed, group, the settings that tell the runs apart,
     weights, the conditions that vary, num_routing, images, and accuracy in percent.
 
-    Raises ValueError for a run without a checkpoint, and for images that do not fit a model.
+    Where runs differ in the num_routing or the dataset that they were trained with, and are evaluated with others, the
+    settings have these as trained_with and trained_on. Raises ValueError for a run without a checkpoint, and for images
+    that do not fit a model.
     """
-    settings = settings_frame(runs)
+    trained_as = {"num_routing": "trained_with"}
+    if "dataset" in {name for one in asked for name in _columns(one)}:
+        trained_as["dataset"] = "trained_on"
+    settings = settings_frame(runs).rename(columns=trained_as)
+    settings = settings.drop(columns=[name for name in trained_as.values() if settings[name].nunique() <= 1])
+    if not iterations:
+        settings = settings.drop(columns="trained_with", errors="ignore")  # it is num_routing
     rows = []
     with bar("evaluating", len(runs) * len(asked)) as advance:
         for index, row in runs.iterrows():
@@ -114,11 +122,11 @@ def evaluate_many(
                 advance(1)
     frame = pd.DataFrame(rows)
     keys = [key for key in frame if "=" not in key and key in {name for one in asked for name in _columns(one)}]
-    constant = [key for key in keys if frame[key].nunique(dropna=False) == 1]
+    constant = [key for key in keys if key != "dataset" and frame[key].nunique(dropna=False) == 1]
     frame = frame.drop(columns=constant).rename(
         columns=short_names([key for key in keys if key not in constant], frame)
     )
-    return frame.astype({"num_routing": "Int64"})
+    return frame.astype({name: "Int64" for name in ("num_routing", "trained_with") if name in frame})
 
 
 def _columns(condition: Condition) -> dict[str, Any]:
@@ -160,7 +168,7 @@ def show_many(frame: pd.DataFrame, form: str) -> str:
     said = ["Test accuracy in %; ±: half-width of the 95 % interval (t) over n seeds, none for n = 1."]
     if "first_seeds" in frame and frame.first_seeds.notna().any():
         numbers = frame.drop_duplicates("group").first_seeds
-        said.append(two_stage_note(numbers, "±").strip())
+        said.append(two_stage_note(numbers, "± of these rows is t(n0 − 1)·s0/√n").strip())
     if "epsilon" in frame:
         said.append("epsilon: the largest change of a pixel, black 0 and white 1; 0 is the clean image.")
     if "severity" in frame:
@@ -180,7 +188,8 @@ def show_many(frame: pd.DataFrame, form: str) -> str:
 
 def abscissa(frame: pd.DataFrame) -> str:
     """The numeric condition that is the horizontal axis of a figure. Raises ValueError for none or several."""
-    keys = [key for key in frame.columns[list(frame.columns).index("group") + 1 :] if key not in ("images", "accuracy")]
+    conditions = frame.columns[list(frame.columns).index("weights") + 1 :]  # in front of them are settings of the runs
+    keys = [key for key in conditions if key not in ("images", "accuracy")]
     numeric = [key for key in keys if pd.api.types.is_numeric_dtype(frame[key]) and frame[key].nunique() > 1]
     chosen = [key for key in numeric if key != "num_routing"] or numeric
     if len(chosen) != 1:
@@ -189,3 +198,11 @@ def abscissa(frame: pd.DataFrame) -> str:
             "several values, for instance dataset.test_shift=0,2,4"
         )
     return chosen[0]
+
+
+def curve_labels(frame: pd.DataFrame, over: str) -> list[str]:
+    """The columns whose combinations are the curves of a figure over the column `over`; no curve mixes groups."""
+    labels = [key for key in summary(frame).columns if key not in (over, "n", "accuracy", "±")]
+    labels = [key for key in labels if frame[key].nunique(dropna=False) > 1]
+    mixed = frame.groupby([*labels, over], dropna=False).group.nunique().max() > 1
+    return [*labels, "group"] if mixed else labels

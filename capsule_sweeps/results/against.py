@@ -13,6 +13,7 @@ import pandas as pd
 
 from capsule_sweeps.results.columns import as_typed, setting, settings_frame, short_names, typed
 from capsule_sweeps.results.intervals import by_seed, compare, holm
+from capsule_sweeps.results.render import Parts
 from capsule_sweeps.results.stein import first_of, two_stage_note
 from capsule_sweeps.results.tables import finished_runs, left_out
 from capsule_sweeps.runs import filters
@@ -97,55 +98,77 @@ def _pairs(first: pd.DataFrame, against: str) -> Iterator[Pair]:
         )
     is_base = filters.fit(first, against)
     if not is_base.any():
-        raise ValueError(f"--against {filters.none_fits(first, against, [against])}")
-    label = first[key] if key in first.columns else pd.Series(filters.values(first, str(signed)), index=first.index)
-    label = _distinct(label.map(filters.as_typed), first, free)
+        raise ValueError(f"--against {filters.none_fits(first, against, [against], 'group')}")
+    found = first[key] if key in first.columns else filters.values(first, signed) if signed else ""
+    label = pd.Series(found, index=first.index).map(filters.as_typed)
+    text = against.partition("=")[2]
+    if len(filters.parsed(key, text)) > 1 or label[is_base].nunique() > 1:
+        one = label[is_base].iloc[0] or text.partition(",")[0]
+        raise ValueError(f"--against {against} has several values; set the one of the baseline, such as {key}={one}")
+    label = _distinct(label, first, free)
     bases, groups = first[is_base], first[~is_base]
-    done: set[tuple[str, str]] = set()  # base, value
+    done: set[tuple[str, str]] = set()  # base, settings of a group that was compared with it
     for keys in (free, (*free, "training.")) if key in CHOICES else (free,):
         found = []
         for group, run in groups.iterrows():
-            value = label[group]
+            own = _free(run.signed_config, free)
             alike = [
                 str(base)
                 for base, one in bases.signed_config.items()
                 if _rest(one, keys) == _rest(run.signed_config, keys)
             ]
             alike = alike if keys == free or len(alike) == 1 else []  # with several recipes the baseline is ambiguous
-            found += [Pair(base, str(group), value, keys != free) for base in alike if (base, value) not in done]
-        done |= {(pair.base, pair.change) for pair in found}
+            found += [Pair(base, str(group), label[group], keys != free) for base in alike if (base, own) not in done]
+        done |= {(pair.base, _free(groups.signed_config[pair.group], free)) for pair in found}
         yield from found
 
 
 def _distinct(label: pd.Series, first: pd.DataFrame, free: tuple[str, ...]) -> pd.Series:
     """Labels of groups, with the settings in `free` that tell groups with the same label apart: em density=sum.
 
-    Names and num_routing are enough where they are all different.
+    These are the routing, the backbone and num_routing; where they are not enough, all settings that differ.
     """
-    found = label.copy()
-    for text, alike in first.signed_config.groupby(label):
-        keys = sorted(
-            {key for signed in alike for key in signed if key.startswith(free) and not key.endswith("_target_")}
-        )
-        keys = [key for key in keys if len({json.dumps(setting(signed, key)) for signed in alike}) > 1]
-        keys = sorted(keys, key=lambda key: not key.endswith(".name"))
-        for chosen in ([key for key in keys if key.endswith((".name", ".num_routing"))], keys):
-            short = {key: "" if key.endswith(".name") else f"{name}=" for key, name in short_names(chosen).items()}
-            for group, signed in alike.items():
-                values = {key: setting(signed, key) for key in chosen}
-                found[group] = " ".join(
-                    [str(text), *(f"{short[key]}{typed(v)}" for key, v in values.items() if v is not None)]
-                )
-            if found[alike.index].is_unique:
-                break
-    return found
+    signed = first.signed_config
+    keys = sorted({key for one in signed for key in one if _within(key, free)})
+    values = {key: signed.map(lambda one, key=key: setting(one, key, pd.NA)) for key in keys}
+    names = [column for column in ("routing", "backbone") if f"model.{column}.".startswith(free)]
+    values |= {column: first[column].astype(object).where(first[column].notna(), pd.NA) for column in names}
+    classes = [key for key in keys if key.endswith("_target_")]
+    first_words = [*names, *(key for key in keys if key.endswith(".num_routing"))]
+    for chosen in (first_words, [key for key in keys if key not in (*first_words, *classes)], classes):
+        texts = {key: values[key].map(lambda value: "" if _is_missing(value) else str(typed(value))) for key in chosen}
+        alike = [label.index[label == text] for text in label.unique()]
+        differing = [[key for key in chosen if texts[key][groups].nunique() > 1] for groups in alike]
+        short = short_names(list(dict.fromkeys(key for own in differing for key in own)))
+        words = label.copy()
+        for groups, own in zip(alike, differing, strict=True):
+            for key in own:
+                head = "" if key in names else f"{short[key]}="
+                words[groups] += texts[key][groups].map(lambda text, head=head: text and f" {head}{text}")
+        label = words.str.strip()
+    return label
+
+
+def _is_missing(value: Any) -> bool:
+    return not isinstance(value, list) and (value is pd.NA or value != value)
 
 
 def _rest(signed: dict[str, Any], free: tuple[str, ...]) -> str:
     """A signed configuration as text, without the seed and the keys in `free` (a prefix if it ends in a dot)."""
-    parts = tuple(key for key in free if key.endswith("."))
-    kept = {key: value for key, value in signed.items() if key not in ("seed", *free) and not key.startswith(parts)}
-    return json.dumps({key: value for key, value in kept.items() if NEUTRAL.get(key) != value}, sort_keys=True)
+    return _json({key: value for key, value in signed.items() if key != "seed" and not _within(key, free)})
+
+
+def _free(signed: dict[str, Any], free: tuple[str, ...]) -> str:
+    """The keys in `free` of a signed configuration as text."""
+    return _json({key: value for key, value in signed.items() if _within(key, free)})
+
+
+def _within(key: str, free: tuple[str, ...]) -> bool:
+    return key in free or key.startswith(tuple(part for part in free if part.endswith(".")))
+
+
+def _json(signed: dict[str, Any]) -> str:
+    return json.dumps({key: value for key, value in signed.items() if NEUTRAL.get(key) != value}, sort_keys=True)
 
 
 def base_names(first: pd.DataFrame, against: str) -> tuple[list[str], pd.DataFrame]:
@@ -177,6 +200,8 @@ def shown_differences(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     common = [column for column in settings if table[column].nunique(dropna=False) <= 1]
     bases_differ = len(table[settings].astype(str).drop_duplicates()) == table.base.nunique()
     shown = as_typed(table, settings).drop(columns=[*common, *(["base"] if bases_differ else [])]).rename(columns=heads)
+    key = table.columns[list(table.columns).index("base") + 1]
+    shown[key] = [Parts(label) for label in table[key]]
     values = {column: table[column].iloc[0] for column in common} if len(table) else {}
     return shown, ", ".join(f"{column}={typed(value)}" for column, value in values.items() if not pd.isna(value))
 
@@ -184,13 +209,19 @@ def shown_differences(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 def against_notes(table: pd.DataFrame, runs: pd.DataFrame, against: str, rule: str) -> str:
     text = (
         f"Test accuracy in %, selection rule: {rule} for every number. difference: to the base ({against}) in "
-        "percentage points, seed by seed where seeds match (paired; else Welch), with ±95% for its interval "
-        "(t) and two-sided p, neither for one pair or where all pairs differ by the same; p (Holm): corrected for the "
+        "percentage points, seed by seed where at least two seeds match, or all do (paired; else Welch), with ±95% for "
+        "its interval (t) and two-sided p, neither for one pair or one run, nor where all pairs differ by the same "
+        "amount other than 0 (differences that are all 0 have ±0.00 and p 1.00); p (Holm): corrected for the "
         "number of rows; seeds needed: to see a difference of this size (5 % level, power 0.8). n: pairs, or the runs "
         f"of the smaller group; mean: over all runs of a row. {left_out(runs, rule)}"
     )
     if "first_seeds" in table:
-        text += two_stage_note(table.first_seeds[table.paired.notna()], "the standard error in ±95% and p")
+        rows = table[table.paired.notna()]
+        what = (
+            "the standard error of these rows, of the paired differences or of each such group (Welch), is s0/√n with "
+            "n0 − 1 degrees of freedom"
+        )
+        text += two_stage_note(rows.first_seeds, what, "95 %" if rows.paired.all() else "about 95 %")
     if table[_column(against)].astype(str).str.endswith("*").any():
         text += " *: the recipe (training.*) also differs from that of the base."
     if table.empty and against != "ablation=none":

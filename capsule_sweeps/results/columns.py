@@ -8,15 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from capsule_sweeps.runs.signature import NEUTRAL
+from capsule_sweeps.runs.neutral import setting
 
 LABELS = ("dataset", "model", "backbone", "routing", "schedule", "imported")  # columns of `load_runs`
 ALWAYS = ("dataset", "num_routing")  # always columns of a table in a file
-
-
-def setting(signed: dict[str, Any], key: str) -> Any:
-    """The value of a signed key, including neutral values, which are not signed. None for a missing key."""
-    return signed.get(key, NEUTRAL.get(key))
 
 
 def differences_of(here: dict[str, Any], there: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -79,9 +74,7 @@ def settings_frame(runs: pd.DataFrame, taken: Sequence[str] = ()) -> pd.DataFram
     frame = runs[[*labels, "num_routing"]].copy()
     keys = differing(runs)
     for key, name in short_names(keys, [*LABELS, "num_routing", *taken]).items():
-        values = [
-            typed(setting(signed, key)) if key in signed or key in NEUTRAL else pd.NA for signed in runs.signed_config
-        ]
+        values = [typed(setting(signed, key, pd.NA)) for signed in runs.signed_config]
         numbers = all(isinstance(value, int | float) for value in values)
         frame[name] = pd.Series(values, index=runs.index, dtype=None if numbers else object)
     return frame

@@ -11,22 +11,24 @@ import pandas as pd
 
 from capsule_sweeps.results.columns import as_typed, constants, settings_frame, typed
 from capsule_sweeps.results.intervals import half_width
+from capsule_sweeps.results.stein import first_of, interval, two_stage_note
 from capsule_sweeps.results.tables import left_out
 from capsule_sweeps.runs.frame import load_metrics
 
 LOWEST = "lowest"
 ROUNDING = 1e-9  # percentage points
-NUMBERS = ["level", "n", "familiar_last", "novel_last", "familiar", "novel", "std", "half_width"]
-HEADS = {"familiar_last": "familiar, last", "novel_last": "novel, last", "half_width": "±95%"}
+NUMBERS = ["level", "n", "familiar_last", "novel_last", "familiar", "novel", "std", "half_width", "first_seeds"]
+HEADS = {"familiar_last": "familiar, last", "novel_last": "novel, last", "half_width": "±95%", "first_seeds": "n0"}
 
 
 def familiar_table(runs: pd.DataFrame, level: str) -> pd.DataFrame:
     """A row for each group of finished runs that differ only in their seed, all accuracies in percent.
 
     Columns: those of `settings_frame`; level; n (runs that reach it); familiar_last and novel_last (means of the last
-    epochs); familiar and novel (means of the epochs that count); std and half_width (95 %, t) of novel. `level` is a
-    number in percent, or `lowest`: of each dataset.views the lowest familiar accuracy that a run has in its last epoch.
-    Runs that never reach the level do not count. Raises ValueError for another level, and without such runs.
+    epochs); familiar and novel (means of the epochs that count); std and half_width (95 %, t) of novel; first_seeds if
+    a procedure chose the seeds of some groups, see `tables.accuracy_table`. `level` is a number in percent, or
+    `lowest`: of each dataset.views the lowest familiar accuracy that a run has in its last epoch. Runs that never reach
+    the level do not count. Raises ValueError for another level, and without such runs.
     """
     views = runs.signed_config.map(lambda signed: signed.get("dataset.views"))
     chosen = runs[(runs.state == "finished") & views.isin(["azimuth", "elevation"])]
@@ -52,6 +54,13 @@ def familiar_table(runs: pd.DataFrame, level: str) -> pd.DataFrame:
     table = table.join(means[["level"]]).join(found.groupby(number).novel.count().rename("n"))
     table = table.join(means[NUMBERS[2:6]]).join(found.groupby(number).novel.std().rename("std"))
     table["half_width"] = half_width(table["std"], table.n)
+    for row, runs_of_row in chosen.groupby(number):
+        novel = pd.Series(found.novel[runs_of_row.index].to_numpy(), index=runs_of_row.seed)
+        first = first_of(runs_of_row)
+        if first is not None and len(novel) >= first and novel.notna().all():  # else the first seeds are others
+            table.loc[row, ["half_width", "first_seeds"]] = interval(novel, first), first
+    if "first_seeds" in table:
+        table["first_seeds"] = table.first_seeds.astype("Int64")
     return table.reset_index(drop=True)
 
 
@@ -73,12 +82,12 @@ def _nearest(epochs: pd.DataFrame, level: float) -> tuple[float, float]:
     return row.val_accuracy, row.test_accuracy
 
 
-def familiar_notes(runs: pd.DataFrame) -> str:
+def familiar_notes(table: pd.DataFrame, runs: pd.DataFrame) -> str:
     return (
         "Accuracy in %: familiar is that of test toys from the views of training, novel that from all other views. Of "
         "each run the epoch counts whose familiar accuracy is nearest to the level; runs that never reach it do not "
         "count. n: runs that count; ±95%: half the width of the 95 % interval of novel (t). "
-        f"{left_out(runs, 'last')}"
+        f"{left_out(runs, 'last')}{two_stage_note(table.first_seeds) if 'first_seeds' in table else ''}"
     )
 
 

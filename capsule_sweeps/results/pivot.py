@@ -26,11 +26,11 @@ def pivot(table: pd.DataFrame, key: str) -> tuple[pd.DataFrame, str]:
         )
     rows = [name for name in settings if name != column and table[name].nunique(dropna=False) > 1]
     order = table[column].sort_values() if column == "num_routing" else table[column]
-    columns = [f"{column}={_text(value, 'none')}" for value in dict.fromkeys(order)]
-    methods = [tuple(_text(value, "–") for value in row) for row in table[rows].astype(object).to_numpy()]
+    columns = [f"{column}={_text(value)}" for value in dict.fromkeys(order)]
+    methods = [tuple(_text(value) for value in row) for row in table[rows].astype(object).to_numpy()]
     datasets = list(table.dataset) if "dataset" in rows else [""] * len(table)
     num_methods = Counter(dataset for dataset, _ in set(zip(datasets, methods, strict=True)))
-    heads = [f"{column}={_text(value, 'none')}" for value in table[column]]
+    heads = [f"{column}={_text(value)}" for value in table[column]]
     rivals = [(data, head if num_methods[data] > 1 else "") for data, head in zip(datasets, heads, strict=True)]
     highest = table["mean"].groupby(pd.Series(rivals, index=table.index), sort=False).transform("max")
     sizes = set(table.n)
@@ -46,5 +46,5 @@ def pivot(table: pd.DataFrame, key: str) -> tuple[pd.DataFrame, str]:
     return frame, f"{said}; bold: the best."
 
 
-def _text(value: object, missing: str) -> str:
-    return missing if pd.isna(value) else str(typed(value))
+def _text(value: object) -> str:
+    return "–" if pd.isna(value) else str(typed(value))

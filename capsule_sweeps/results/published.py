@@ -235,7 +235,8 @@ def published_notes(cells: list[Cell], runs: pd.DataFrame, table: pd.DataFrame, 
         places = dict.fromkeys(source["where"] for source in sources)
         commits = dict.fromkeys(f"commit {source['commit']}" for source in sources if "commit" in source)
         said.append(f"Published: {', '.join([citation, *commits])}; {', '.join(places)}.")
-    said[1] += two_stage_note(numbers_of_first(finished_runs(own, str(rule)), str(rule)), "±")
+    numbers = numbers_of_first(finished_runs(own, str(rule)), str(rule))
+    said[1] += two_stage_note(numbers, "± of these rows is t(n0 − 1)·s0/√n")
     for what, these in (
         ("Missing cells are filled by:", table.verdict == "missing"),
         ("Open verdicts would be settled by:", table.verdict.str.startswith(OPEN)),

@@ -6,6 +6,7 @@ everything.
 """
 
 import re
+from textwrap import wrap
 from typing import Any, Literal
 
 import pandas as pd
@@ -25,11 +26,16 @@ LESS_IMPORTANT = (
 LEAST_ROOM = ("command", "left")  # left out where not even shortened words fit
 MERGED = "settings"  # the column of all settings, where there is no room for one each
 SHORTEST = 12  # letters of a word that is shortened
+PART = 20  # letters of a line of words that stay whole
 SYLLABLE = 5  # letters of a line of text that wraps
 
 
 class Best(str):
     """A cell in bold type."""
+
+
+class Parts(str):
+    """A cell that breaks between words where a table for a terminal is too wide."""
 
 
 def render(
@@ -116,8 +122,13 @@ def _fitted(heads: list[str], cells: list[list[str]], numeric: list[bool], room:
     First heads break at underscores, then less important columns are hidden, then words are shortened. If this is not
     enough, the settings before the column n, or before the values of a pivot table, become one column, which wraps.
     """
-    rows = [heads, *cells]
-    widths = [max(cell_len(row[n]) for row in rows[1:]) if cells else 0 for n in range(len(heads))]
+
+    def longest_lines() -> list[int]:
+        return [
+            max((cell_len(part) for row in cells for part in row[n].split("\n")), default=0) for n in range(len(heads))
+        ]
+
+    widths = longest_lines()
     shown, broken = list(range(len(heads))), list(heads)
 
     def full(n: int) -> int:
@@ -128,6 +139,8 @@ def _fitted(heads: list[str], cells: list[list[str]], numeric: list[bool], room:
 
     if excess() > 0:
         broken = [re.sub("(?<=[a-z])[_ ](?=[a-z(])", lambda found: found[0].strip() + "\n", head) for head in heads]
+        cells = [[_lines(cell) if isinstance(cell, Parts) else cell for cell in row] for row in cells]
+        widths = longest_lines()
     for name in LESS_IMPORTANT:
         if excess() > 0 and name in heads and len(shown) > 1:
             shown.remove(heads.index(name))
@@ -152,7 +165,7 @@ def _fitted(heads: list[str], cells: list[list[str]], numeric: list[bool], room:
             [full(n) for n in shown],
             left_out,
         )
-    merged = [" ".join(f"{heads[n]}={row[n]}" for n in first if row[n] != "–") for row in cells]
+    merged = [" ".join(f"{heads[n]}={row[n]}" for n in first if row[n] != "–").replace("\n", " ") for row in cells]
     width = max(SHORTEST, room - 4 - sum(full(n) + 3 for n in rest))
     return (
         [MERGED, *(broken[n] for n in rest)],
@@ -161,6 +174,11 @@ def _fitted(heads: list[str], cells: list[list[str]], numeric: list[bool], room:
         [width, *kept[2]],
         left_out,
     )
+
+
+def _lines(cell: str) -> str:
+    """A cell with lines as long as a word needs, and no shorter than PART."""
+    return "\n".join(wrap(cell, PART, break_long_words=False, break_on_hyphens=False)) or cell
 
 
 def _text(cell: str, width: int | None) -> Text:
@@ -182,7 +200,7 @@ def is_numeric(column: pd.Series, cells: list[str]) -> bool:
 
 
 def _cell(value: Any) -> str:
-    return value if isinstance(value, Best) else cell_text(value)
+    return value if isinstance(value, Best | Parts) else cell_text(value)
 
 
 def _md(cell: str) -> str:

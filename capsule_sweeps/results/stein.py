@@ -62,17 +62,19 @@ def numbers_of_first(finished: pd.DataFrame, rule: str) -> pd.Series:
     return pd.Series([known[name][1] if name in known else None for name in groups], index=groups, dtype="Int64")
 
 
-def two_stage_note(numbers: pd.Series, what: str = "±95%") -> str:
+def two_stage_note(
+    numbers: pd.Series, what: str = "±95% of these rows is t(n0 − 1)·s0/√n", coverage: str = "95 %"
+) -> str:
     """A sentence, with a leading space, if the procedure chose the seeds of some rows; otherwise empty.
 
-    `numbers`: n0 of each row, NA for a fixed number of seeds. `what` is computed from the deviation s0.
+    `numbers`: n0 of each row, NA for a fixed number of seeds. `what`: what s0, the deviation of the first n0, is for.
     """
     found = sorted({int(number) for number in numbers.dropna()})
     if not found:
         return ""
     of = "All" if numbers.notna().all() else "Some"
     return (
-        f" {of} numbers of seeds were chosen by Stein's two-stage procedure: {what} of these rows is "
-        f"t(n0 − 1)·s0/√n, with the deviation s0 of the first n0 = {' or '.join(map(str, found))} seeds, so that "
-        "the interval covers with 95 % although n depends on what was seen."
+        f" {of} numbers of seeds were chosen by Stein's two-stage procedure: {what}, with the "
+        f"deviation s0 of the first n0 = {' or '.join(map(str, found))} seeds, so that the interval covers with "
+        f"{coverage} although n depends on what was seen."
     )

@@ -7,6 +7,7 @@ file, except for keys that another filter names.
 
 import difflib
 import fnmatch
+import re
 from collections.abc import Sequence
 from functools import cache
 from itertools import islice
@@ -17,8 +18,9 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
-from capsule_sweeps.config.points import MAX_RUNS
+from capsule_sweeps.config.points import MAX_RUNS, num_values
 from capsule_sweeps.display import counted, listed
+from capsule_sweeps.runs.neutral import setting
 from capsule_sweeps.runs.signature import NEUTRAL, flatten
 
 HIDDEN = ("signed_config", "folder", "sweeps", "not_learned", "classes", "note", "tags")  # columns that are no filters
@@ -31,7 +33,7 @@ def fit(runs: pd.DataFrame, word: str, words: Sequence[str] = ()) -> np.ndarray:
     Raises ValueError for a key that no run has.
     """
     key, _, text = word.partition("=")
-    accepts = _reader(text)
+    accepts = _reader(key, text)
     if key in runs.columns and key not in HIDDEN:
         return np.array([accepts(value) for value in runs[key]], bool)
     if signed := signed_key(runs, key):
@@ -47,7 +49,7 @@ def fit(runs: pd.DataFrame, word: str, words: Sequence[str] = ()) -> np.ndarray:
 
 def values(runs: pd.DataFrame, key: str) -> list[Any]:
     """The value of a signed key in each run, including neutral values, which are not signed; NaN for a missing key."""
-    return [signed.get(key, NEUTRAL.get(key, np.nan)) for signed in runs.signed_config]
+    return [setting(signed, key, np.nan) for signed in runs.signed_config]
 
 
 def signed_key(runs: pd.DataFrame, key: str) -> str | None:
@@ -60,11 +62,11 @@ def signed_key(runs: pd.DataFrame, key: str) -> str | None:
     return ends[0] if len(ends) == 1 else None
 
 
-def none_fits(runs: pd.DataFrame, word: str, words: Sequence[str]) -> str:
-    """A sentence about a filter that no run fits, with the existing values."""
+def none_fits(runs: pd.DataFrame, word: str, words: Sequence[str], what: str = "run") -> str:
+    """A sentence about a filter that no run fits, with the existing values; `what`: what a row of `runs` is."""
     key = word.partition("=")[0]
     earlier = list(words[: list(words).index(word)])
-    of = counted(len(runs), "run") + (f" that fit {' '.join(earlier)}" if earlier else "")
+    of = counted(len(runs), what) + (f" that fit {' '.join(earlier)}" if earlier else "")
     if key in runs.columns:
         found = list(runs[key])
     elif signed := signed_key(runs, key):
@@ -91,9 +93,9 @@ def as_typed(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool | np.bool_) else str(value).replace(" ", "")
 
 
-def _reader(text: str) -> Any:
+def _reader(key: str, text: str) -> Any:
     """A function that returns whether a value is among those in `text`."""
-    asked = _parsed(text)
+    asked = parsed(key, text)
     literal = text.strip().lower()
 
     def accepts(found: Any) -> bool:
@@ -127,23 +129,31 @@ class _Glob:
         self.patterns = patterns
 
 
-def _parsed(text: str) -> list[Any]:
-    """The values in a text, parsed by Hydra; if that fails, the words between commas."""
+def parsed(key: str, text: str) -> list[Any]:
+    """The values in a text, parsed by Hydra; if that fails, the words between commas.
+
+    Raises ValueError for a range without values or without an end, and for another function that is invalid.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Glob
     from hydra.errors import HydraException
 
+    parser = OverridesParser.create()
     try:
-        override = OverridesParser.create().parse_override(f"key={text}")
-        if isinstance(found := override.value(), Glob):
-            return [_Glob(found.include)]
-        if override.is_sweep_override():
-            parsed = OverridesParser.create()
-            texts = islice(override.sweep_string_iterator(), MAX_RUNS)  # no more than a sweep may have
-            return [parsed.parse_override(f"key={one}").value() for one in texts]
-        return [str(found) if type(found).__name__ == "QuotedString" else found]
-    except (HydraException, ValueError, TypeError, AssertionError, RecursionError):
+        override = parser.parse_override(f"key={text}")
+        found = override.value()
+    except (HydraException, ValueError, TypeError, AssertionError, RecursionError) as error:
+        if re.fullmatch(r"\w+\(.*,.*\)", text.strip()):  # its words are not values: range(1,2,x)
+            raise ValueError(f"{key}={text} is invalid; use values such as 1,2,3 or range(1,4)") from error
         return [None if word in ("null", "none") else word for word in text.lower().split(",")]
+    if isinstance(found, Glob):
+        return [_Glob(found.include)]
+    if override.is_sweep_override():
+        override.input_line = f"{key}={text}"
+        num_values(override)
+        texts = islice(override.sweep_string_iterator(), MAX_RUNS)  # no more than a sweep may have
+        return [parser.parse_override(f"key={one}").value() for one in texts]
+    return [str(found) if type(found).__name__ == "QuotedString" else found]
 
 
 @cache

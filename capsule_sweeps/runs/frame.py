@@ -10,6 +10,7 @@ from capsule_sweeps.runs.folders import find_runs
 from capsule_sweeps.runs.labels import read_labels
 from capsule_sweeps.runs.learned import find_not_learned
 from capsule_sweeps.runs.metrics import read_metrics
+from capsule_sweeps.runs.neutral import setting
 from capsule_sweeps.runs.provenance import changed_code
 from capsule_sweeps.runs.record import read_summary, say_damaged
 from capsule_sweeps.runs.run import Run
@@ -52,7 +53,7 @@ def load_runs(runs_dir: Path | str, imported: bool = False, settings: bool = Fal
 def settings_columns(runs: pd.DataFrame) -> pd.DataFrame:
     """One column per signed key of some runs, including neutral values; None if a run does not have the key."""
     keys = sorted(NEUTRAL.keys() | {key for signed in runs.signed_config for key in signed})
-    rows = [[signed.get(key, NEUTRAL.get(key)) for key in keys] for signed in runs.signed_config]
+    rows = [[setting(signed, key) for key in keys] for signed in runs.signed_config]
     return pd.DataFrame(rows, columns=keys, index=runs.index).drop(columns=["seed"], errors="ignore")
 
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
+from synthetic import finished_run
 from torch import Tensor, nn
 
+from capsule_sweeps import load_runs
 from capsule_sweeps.data.split import Data, Normalization, Split
+from capsule_sweeps.evaluation import many
+from capsule_sweeps.evaluation.figures import accuracy_curves
 from capsule_sweeps.evaluation.many import conditions
 from capsule_sweeps.evaluation.robustness import ATTACKS, CORRUPTIONS, corrupted, fgsm
 
@@ -98,6 +104,57 @@ def test_conditions_out_of_range_are_one_sentence(arguments, message) -> None:
     with pytest.raises(ValueError, match=message) as failed:
         conditions(*arguments)
     assert len(str(failed.value).splitlines()) == 1
+
+
+def test_what_a_model_was_trained_with_is_kept_apart_from_what_it_is_evaluated_with(place, monkeypatch) -> None:
+    """Trained with 1 and with 2, on two data sets; the accuracy is 10 · trained + evaluated, + 50 on the second set."""
+
+    class Model:
+        def __init__(self, trained: int) -> None:
+            self.trained, self.capsules = trained, SimpleNamespace(class_routing=SimpleNamespace(iterates=True))
+
+    def load(folder, weights):
+        config = OmegaConf.create(json.loads((folder / "run.json").read_text()))
+        return Model(config.num_routing), OmegaConf.create({"model": {"num_routing": config.num_routing}}), {}
+
+    def correct(model, config, *_):
+        return (10 * model.trained + model.capsules.num_routing + 50 * (config.where == "FashionMNIST")) / 100
+
+    split = SimpleNamespace(test=range(7))
+    monkeypatch.setattr(many, "CapsNet", Model)
+    monkeypatch.setattr(many, "load_weights", load)
+    monkeypatch.setattr(many, "share_correct", correct)
+    at = lambda words: words[0].partition("=")[2] if words else ""  # noqa: E731
+    monkeypatch.setattr(many, "load_test_data", lambda _, words: (SimpleNamespace(where=at(words)), split))
+    for trained in (1, 2):
+        finished_run(["dataset=MNIST", f"num_routing={trained}"], 0.5)
+    runs, place = load_runs("runs"), Path("runs")
+    frame = many.evaluate_many(runs, place, conditions(["dataset.test_shift=0,2"]), [1, 2])
+    once = frame[frame.test_shift == 0]
+    found = set(zip(once.trained_with, once.num_routing, once.accuracy.round(), strict=True))
+    assert found == {(1, 1, 11), (1, 2, 12), (2, 1, 21), (2, 2, 22)}
+    table = many.summary(frame)
+    assert set(zip(table.trained_with, table.num_routing, table.accuracy.round(), strict=True)) == found
+    assert many.abscissa(frame) == "test_shift"
+    labels = many.curve_labels(frame, "test_shift")
+    assert labels == ["trained_with", "num_routing"]
+    (axes,) = accuracy_curves(frame, "test_shift", labels).axes
+    curves = {bars.get_label(): [*map(round, bars.lines[0].get_ydata())] for bars in axes.containers}
+    assert len(curves) == 4 and curves["trained_with=2, num_routing=1"] == [21, 21]
+    assert axes.get_ylabel() == "test accuracy (%), weights=last"
+    assert many.curve_labels(frame.drop(columns="trained_with"), "test_shift") == ["num_routing", "group"]
+    frame = many.evaluate_many(runs, place, conditions([]), [1, 2])
+    assert many.abscissa(frame) == "num_routing" and many.curve_labels(frame, "num_routing") == ["trained_with"]
+    assert "trained_with" not in many.evaluate_many(runs, place, conditions([]))
+    assert "trained_with" not in many.evaluate_many(runs[:1], place, conditions([]), [1, 2])
+    finished_run(["dataset=FashionMNIST", "num_routing=1"], 0.5)
+    runs = load_runs("runs", settings=False)
+    frame = many.evaluate_many(runs[runs.num_routing == 1], place, conditions(["dataset=MNIST,FashionMNIST"]))
+    found = zip(frame.trained_on, frame.dataset, frame.accuracy.round(), strict=True)
+    assert sorted(found) == [
+        *(("FashionMNIST", "FashionMNIST", 61), ("FashionMNIST", "MNIST", 11)),
+        *(("MNIST", "FashionMNIST", 61), ("MNIST", "MNIST", 11)),
+    ]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 from synthetic import finished_run
 
 from capsule_sweeps import load_runs
-from capsule_sweeps.results.familiar import familiar_table
+from capsule_sweeps.results.familiar import familiar_notes, familiar_table
 
 NORB = ["dataset=small_norb", "dataset.val_size=8100"]
 
@@ -48,6 +48,20 @@ def test_runs_that_never_reach_the_level_do_not_count(some) -> None:
     assert table.n.to_dict() == {("azimuth", 1): 1, ("azimuth", 2): 1, ("elevation", 1): 0}
     assert table.novel["azimuth", 1] == pytest.approx(71)  # 91 and 92 are equally near
     assert table.novel.isna()["elevation", 1] and table.familiar_last["elevation", 1] == pytest.approx(60)
+
+
+def test_where_a_procedure_chose_the_seeds_the_interval_is_its_own(place) -> None:
+    """Novel 70, 71, 72, then 79, 79: s0 = 1 of the first three, t(2) = 4.302653, n = 5."""
+    for seed, novel in enumerate([0.70, 0.71, 0.72, 0.79, 0.79]):
+        trained(["dataset.views=azimuth", f"seed={seed}"], [0.9], [novel])
+    runs = load_runs("runs").assign(first_seeds=3)
+    table = familiar_table(runs, "lowest")
+    assert table.first_seeds.tolist() == [3] and table.half_width[0] == pytest.approx(4.302653 / 5**0.5, rel=1e-6)
+    assert "first n0 = 3 seeds" in familiar_notes(table, runs)
+    trained(["dataset.views=azimuth", "seed=5"], [0.5], [0.7])  # never reaches the level
+    runs = load_runs("runs").assign(first_seeds=3)
+    table = familiar_table(runs, "90")
+    assert "first_seeds" not in table and table.n[0] == 5 and "n0" not in familiar_notes(table, runs)
 
 
 def test_command(some, capsule_sweeps) -> None:

@@ -1,5 +1,7 @@
 """Tables: from run folders to numbers that never stand without rule, n and spread."""
 
+import importlib
+import inspect
 import io
 import json
 import signal
@@ -13,16 +15,19 @@ import pytest
 from capsule_sweeps import compose_config, load_metrics, load_runs
 from capsule_sweeps.cli.status import clipped, show
 from capsule_sweeps.config import selection_rules
+from capsule_sweeps.config.moved import PRESENT_SPELLING
 from capsule_sweeps.console import console
-from capsule_sweeps.results.against import against_table
+from capsule_sweeps.results.against import against_notes, against_table
 from capsule_sweeps.results.overview import sweep_table
 from capsule_sweeps.results.pivot import pivot
 from capsule_sweeps.results.render import render, shorten
 from capsule_sweeps.results.sections import by_sweep
 from capsule_sweeps.results.tables import accuracy_table, cost_table, for_people, notes, stale_note
+from capsule_sweeps.runs import filters
 from capsule_sweeps.runs.files import write_json
+from capsule_sweeps.runs.neutral import ROUTINGS, TAKERS
 from capsule_sweeps.runs.run import Run
-from capsule_sweeps.runs.signature import columns, signed_config
+from capsule_sweeps.runs.signature import NEUTRAL, columns, signed_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMANDED = {"run", "signature", "state", "dataset", "model", "backbone", "routing", "schedule", "num_routing", "seed"}
@@ -162,6 +167,25 @@ def test_num_routing_is_compared_seed_by_seed(invent) -> None:
     assert found.difference["1"] == 0 and found["mean"]["1"] == pytest.approx(91)
 
 
+def test_the_note_says_what_pairs_and_first_seeds_are(invent) -> None:
+    """Differences 1, 2, 3, 9 of pairs; one common seed is Welch's test; differences that are all 0 have p 1."""
+    for num_routing, values in {1: [50] * 4, 2: [51, 52, 53, 59], 4: [50] * 4}.items():
+        for seed, value in enumerate(values):
+            invent([f"num_routing={num_routing}", f"seed={seed}"], value / 100)
+    for seed, value in {3: 0.6, 11: 0.61, 12: 0.62, 13: 0.69}.items():
+        invent(["num_routing=3", f"seed={seed}"], value)
+    runs = load_runs("runs")
+    table = against_table(runs.assign(first_seeds=3), "num_routing=1", "last").set_index("num_routing", drop=False)
+    assert table.paired.drop("1").to_dict() == {"2": True, "3": False, "4": True}
+    assert table.half_width["2"] == pytest.approx(4.302653 / 4**0.5)  # t(2) · s0 / √n, s0 = 1 of 1, 2, 3
+    assert table.half_width["3"] == pytest.approx(4.302653 / 4**0.5)  # the base does not vary
+    assert (table.difference["4"], table.half_width["4"], table.p_value["4"]) == (0, 0, 1)
+    note = against_notes(table, runs, "num_routing=1", "last")
+    assert "where at least two seeds match" in note and "all 0 have ±0.00 and p 1.00" in note
+    assert "of the paired differences or of each such group (Welch), is s0/√n" in note and "with about 95 %" in note
+    assert "with 95 %" in against_notes(table.drop("3"), runs, "num_routing=1", "last")
+
+
 def test_every_group_is_compared_with_the_one_that_differs_in_the_key_alone(invent, capsule_sweeps) -> None:
     for routing, num_routing, value in [("em", 1, 0.5), ("em", 2, 0.6), ("inverted_attention", 1, 0.9)]:
         for seed in (0, 1):
@@ -176,7 +200,10 @@ def test_every_group_is_compared_with_the_one_that_differs_in_the_key_alone(inve
     invent(["routing=em", "num_routing=1", "training.lr=0.001", "training.lr_decay=0.5", "seed=0"], 0.1)
     assert len(against_table(load_runs("runs"), "training.lr=0.1", "last")) == 2  # lr_decay is another key
     for word, sentence in {
-        "num_routing=7": "num_routing is 1, 2",
+        "num_routing=7": "none of the 5 groups; num_routing is 1, 2",
+        "num_routing=1,2": "num_routing=1,2 has several values; set the one of the baseline, such as num_routing=1",
+        "routing=glob(*)": "has several values",
+        "num_routing=range(1,3,0)": "a range needs a step other than 0",
         "seed=0": "is not a key of the configuration",
         "num_routing": "use KEY=VALUE of the baseline",
         "nothing=1": "no run has a key nothing",
@@ -431,6 +458,59 @@ def test_variants_with_one_name_have_labels_of_their_own(invent) -> None:
     assert list(against_table(runs, "model=resnet18", "last").model) == [
         *("resnet18", "capsnet num_routing=2", "capsnet num_routing=3")
     ]
+
+
+@pytest.fixture
+def rivals(invent):
+    """A CNN, two routings of another name, two of the same name, and one with another recipe."""
+    invent(["model=cnn"], 0.5)
+    for words in (["attention"], ["em"], ["em", "routing.density=sum"], ["inverted_attention", "training.lr=0.05"]):
+        invent([f"routing={words[0]}", *words[1:]], 0.6)
+    return load_runs("runs")
+
+
+def test_rivals_are_named_by_what_tells_them_apart_and_none_is_dropped(rivals, capsule_sweeps, monkeypatch) -> None:
+    found = against_table(rivals, "model=cnn", "last").model
+    labels = {"capsnet attention", "capsnet em density=mean", "capsnet em density=sum", "capsnet inverted_attention*"}
+    assert set(found) == {"cnn", *labels} and len(found) == 5
+    assert all(label in capsule_sweeps("results", "--against", "model=cnn", "--format", "csv").out for label in labels)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(console(), "_width", 80)
+    out = capsule_sweeps("results", "--against", "model=cnn").out
+    table = out[: out.index("Test accuracy")]
+    assert max(map(len, out.splitlines())) <= 80
+    assert all(word in table for label in labels for word in label.split()), out
+
+
+def test_a_backbone_tells_rivals_apart_and_equal_rivals_keep_their_names(invent) -> None:
+    for words in (["model=cnn"], ["backbone=resnet"], ["backbone=simple"]):
+        for epochs in (2, 3):  # the labels of one base do not depend on another base
+            invent([*words, f"training.epochs={epochs}", "training.milestones=[1]"], 0.5)
+    found = against_table(load_runs("runs"), "model=cnn", "last")
+    assert found.groupby("base").model.agg(set).tolist() == [{"cnn", "capsnet resnet", "capsnet simple"}] * 2
+
+
+def test_a_neutral_value_is_only_that_of_models_with_the_setting(rivals, invent) -> None:
+    invent(["routing=uniform"], 0.7)
+    runs = load_runs("runs", settings=True)
+    table = accuracy_table(runs, "last")
+    assert {(row.routing, row.density) for row in table.astype(object).fillna("–").itertuples()} == {
+        *(("–", "–"), ("attention", "–"), ("em", "mean"), ("em", "sum"), ("inverted_attention", "–"), ("uniform", "–")),
+    }
+    frame, _ = pivot(table, "density")
+    assert set(frame.columns) >= {"density=–", "density=mean", "density=sum"}
+    assert frame["density=sum"].tolist().count("–") == len(frame) - 1, "em alone has it"
+    assert filters.fit(runs, "density=sum").sum() == filters.fit(runs, "density=mean").sum() == 1
+    assert filters.fit(runs, "routing.norm=layer").sum() == 3 and filters.fit(runs, "head=shared").sum() == 5
+    assert runs["model.routing.density"].tolist().count("sum") == 1
+
+
+def test_settings_of_each_routing_are_those_that_its_class_takes() -> None:
+    for name in sorted(ROUTINGS):
+        module, _, kind = PRESENT_SPELLING[name].rpartition(".")
+        taken = inspect.signature(getattr(importlib.import_module(module), kind)).parameters
+        for key in (key.rpartition(".")[2] for key in NEUTRAL if key.startswith("model.routing.")):
+            assert (key in taken) == (kind in TAKERS[key]), (kind, key)
 
 
 def test_settings_are_never_rounded(invent, capsule_sweeps) -> None:
