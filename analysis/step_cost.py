@@ -3,8 +3,8 @@
 python analysis/step_cost.py BENCH.json docs/step_cost.svg
 """
 
+import argparse
 import json
-import sys
 
 from matplotlib.figure import Figure
 
@@ -13,8 +13,11 @@ NAMES = {"compiled": "capsule_sweeps, compiled", "eager": "capsule_sweeps, eager
 
 
 def main() -> None:
-    source, out = sys.argv[1:]
-    with open(source) as file:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="the output of bench")
+    parser.add_argument("out", help="the figure to write, such as step_cost.svg")
+    arguments = parser.parse_args()
+    with open(arguments.source) as file:
         rows = [row for row in json.load(file) if row["variant"] in COLORS]
     iterations = sorted({row["num_routing"] for row in rows})
     variants = [name for name in COLORS if any(row["variant"] == name for row in rows)]
@@ -34,7 +37,7 @@ def main() -> None:
     axes.set_xlabel("time of a training step, backbone alone = 1")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
-    figure.savefig(out)
+    figure.savefig(arguments.out)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,22 @@ FORMATS = ("table", "md", "csv", "json")
 
 
 def path(text: str) -> Path:
-    """A path on the command line. Raises argparse.ArgumentTypeError if no file system takes its names."""
-    found = Path(text).expanduser()
+    """A path on the command line. Raises argparse.ArgumentTypeError if no file system takes its names, and for the
+    home folder of an unknown user."""
+    try:
+        found = Path(text).expanduser()
+    except RuntimeError as error:
+        home = text.partition("/")[0]
+        raise argparse.ArgumentTypeError(f"the home folder of {home} is unknown; set the whole path") from error
     if long := [part for part in found.parts if len(os.fsencode(part)) > LONGEST_NAME]:
         raise argparse.ArgumentTypeError(f"{long[0][:20]}… is too long: a name has up to {LONGEST_NAME} bytes")
+    return found
+
+
+def file(text: str) -> Path:
+    """A path on the command line that ends in a name, of a file to write."""
+    if (found := path(text)).name in ("", ".."):
+        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file in it")
     return found
 
 

@@ -2,13 +2,13 @@
 
 import argparse
 
-from capsule_sweeps.cli import add_runs, path
+from capsule_sweeps.cli import add_runs, file
 from capsule_sweeps.display import counted, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_runs(parser)
-    parser.add_argument("--out", type=path, required=True, metavar="FILE.tar.gz", help="the file to write, a new one")
+    parser.add_argument("--out", type=file, required=True, metavar="FILE.tar.gz", help="the file to write, a new one")
     parser.add_argument("--checkpoints", action="store_true", help="also the weights: checkpoint.pt")
 
 

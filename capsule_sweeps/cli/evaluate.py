@@ -8,7 +8,7 @@ from collections.abc import Callable
 from os import sep
 from typing import Any
 
-from capsule_sweeps.cli import add_format, add_runs, path
+from capsule_sweeps.cli import add_format, add_runs, file
 from capsule_sweeps.display import say
 
 
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--confusion", action="store_true", help="also the confusion matrix")
     add_format(parser)
     about = "PATH.png and .pdf: confusion matrices of one run, or curves over the condition that has several numbers"
-    parser.add_argument("--figure", type=path, metavar="PATH", help=about)
+    parser.add_argument("--figure", type=file, metavar="PATH", help=about)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -3,13 +3,13 @@
 import argparse
 from pathlib import Path
 
-from capsule_sweeps.cli import add_rule, add_runs, path
+from capsule_sweeps.cli import add_rule, add_runs, file
 from capsule_sweeps.display import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_runs(parser)
-    parser.add_argument("--out", type=path, default=Path("report.html"), help="the file to write (report.html)")
+    parser.add_argument("--out", type=file, default=Path("report.html"), help="the file to write (report.html)")
     add_rule(parser)
 
 

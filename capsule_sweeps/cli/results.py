@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capsule_sweeps.cli import FORMATS, add_rule, add_runs, add_wide, path
+from capsule_sweeps.cli import FORMATS, add_rule, add_runs, add_wide, file
 from capsule_sweeps.display import counted, line, markdown, say
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     about = "novel views at this familiar accuracy in percent, or at the lowest one (dataset=small_norb)"
     kind.add_argument("--at-familiar", metavar="92|lowest", help=about)
     parser.add_argument("--by", metavar="KEY,KEY", help="one table for each value of these keys instead of each sweep")
-    parser.add_argument("--figure", type=path, metavar="PATH", help="differences as a forest plot, PATH.png and .pdf")
+    parser.add_argument("--figure", type=file, metavar="PATH", help="differences as a forest plot, PATH.png and .pdf")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -64,23 +64,27 @@ def accuracies(runs: pd.DataFrame, rule: str, arguments: argparse.Namespace) -> 
         table = accuracy_table(runs, rule)
         return render(pivot(table, arguments.pivot)[0] if arguments.pivot else table, form)
     parts = by_keys(runs, arguments.by.split(",")) if arguments.by else by_sweep(arguments.runs_dir, runs)
-    parts = parts if len(parts) > 1 or arguments.by else [("Results", runs)]
+    parts = parts if len(parts) > 1 or (arguments.by and parts) else [("Results", runs)]
+    alone = len(parts) == 1 or form == "tex"  # a table without lines below that are about all tables
     texts = []
     for title, own in parts:
         table = accuracy_table(own, rule)
-        if table.empty and len(parts) > 1:
-            of = counted(len(own), "run")
-            texts.append(plain(form, f"{title}\nNone of {of} is finished with an accuracy under rule={rule}."))
+        if table.empty:
+            said = f"None of {counted(len(own), 'run')} is finished with an accuracy under rule={rule}."
+            said += f" {left_out(own, rule)}" if (own.state == "finished").any() else ""
+            texts.append(plain(form, f"{title}\n{said}"))
             continue
-        shown, caption = for_people(table, own)
-        note = "" if len(parts) > 1 else notes(own, rule)
+        shown, caption = for_people(table, own, arguments.by.split(",") if arguments.by else ())
+        note = notes(own, rule) if alone else ""
         if arguments.pivot:
             shown, said = pivot(table, arguments.pivot)
-            note = f"{said} {left_out(own, rule)}" if len(parts) == 1 else said
-            caption = f"Test accuracy in %, rule {rule}; {caption}"
+            note = f"{said} {left_out(own, rule)}" if alone else said
+            caption = "; ".join(filter(None, (f"Test accuracy in %, rule {rule}", caption)))
         heading = f"**{markdown(title)}**\n\n" if form == "md" and len(parts) > 1 else ""
+        if form == "tex" and not arguments.by:  # the command of a sweep
+            heading, title = f"{plain(form, title)}\n", title.partition(": ")[0]
         texts.append(heading + render(shown, form, title, note, caption, one_line=True))
-    if len(parts) > 1:
+    if not alone:
         texts.append(plain(form, notes(runs, rule)))
     return "\n\n".join(texts)
 
@@ -115,8 +119,13 @@ def differences(runs: pd.DataFrame, rule: str, against: str, arguments: argparse
         table = against_table(runs, against, rule)
         note = against_notes(table, runs, against, rule)
     if against == "ablation=none" and arguments.format not in ("csv", "json"):
-        from capsule_sweeps.results.settle import MARGIN, settle_ablations
+        from capsule_sweeps.results.settle import MARGIN, first_ablations, settle_ablations
 
+        if table.empty:
+            text = first_ablations(runs, arguments.runs_dir)
+            if arguments.figure:
+                raise ValueError(text)
+            return print(plain(arguments.format, text))
         if commands := settle_ablations(table, runs, rule, arguments.runs_dir):
             said = f"Differences neither distinguishable from 0 nor known to ±{MARGIN} points would be settled by:"
             note = "\n".join([note, said, *map("    {}".format, commands)])
@@ -132,9 +141,8 @@ def differences(runs: pd.DataFrame, rule: str, against: str, arguments: argparse
 
 def published(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.results.published import NOTED, of_table, published_notes, published_table, read_cells
-    from capsule_sweeps.results.recipes import as_one, near_misses, recipe_tables
+    from capsule_sweeps.results.recipes import as_one, near_misses, recipe_note, recipe_tables
     from capsule_sweeps.results.render import render
-    from capsule_sweeps.results.tables import left_out
     from capsule_sweeps.runs.frame import load_runs
     from capsule_sweeps.runs.select import select
 
@@ -153,16 +161,13 @@ def published(arguments: argparse.Namespace) -> None:
     note = published_notes(cells, runs, table, arguments.runs_dir)
     parts = []
     if not others or len(of_table(runs, cells)):
-        misses = near_misses(runs, cells)
+        misses = near_misses(runs, cells, filtered=bool(arguments.runs))
         note = "\n".join(filter(None, (note, misses if (table.verdict == "missing").any() else "")))
         parts.append(render(fitting(table.drop(columns=NOTED), arguments.format), arguments.format, title, note))
-    for recipe, other in others.items():
+    for recipe, (other, own) in others.items():
         shown = fitting(other[other.n.fillna(0) > 0].drop(columns=NOTED), arguments.format)
-        note = "Runs of another recipe (training.*) than the published one: the title has what differs. "
-        note += f"Cells without such runs are not shown: {(other.n == 0).sum()}. "
-        note += f"{left_out(runs, str(rule))} ±: half-width of the 95 % interval (t) over n seeds. Rule: {rule}."
         heading = f"{title}; other recipe: {recipe}"
-        parts.append(render(shown, arguments.format, heading, note))
+        parts.append(render(shown, arguments.format, heading, recipe_note(own, other, str(rule))))
     print("\n\n".join(parts))
 
 

@@ -1,5 +1,6 @@
 """The typed schema of a configuration, and the resolvers that its files use."""
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -202,7 +203,7 @@ def _measured(source: str, root: str | None, what: str) -> Any:
     if not root:
         raise ValueError("dataset.root has no value; set dataset.root=PATH to the folder or file of your images")
     measure = getattr(find_source(source), "measure", None)
-    measured = measure(Path(root).expanduser()) if measure else {}
+    measured = measure(Path(os.path.expanduser(root))) if measure else {}
     if what not in measured:
         raise ValueError(f"dataset.source={source} does not measure dataset.{what}; set dataset.{what} to a value")
     return measured[what]

@@ -38,8 +38,16 @@ def describe(overrides: list[str], form: str = "table") -> str:
     frame = layer_table(config)
     dataset, model = config.dataset, config.model
     title = f"{model.name} for {dataset.name}: {dataset.channels} x {dataset.image_size} x {dataset.image_size} pixels"
-    shown = frame.assign(**{key: frame[key].map("{:,}".format) for key in ("parameters", "multiply_adds")})
-    return render(frame if form in ("csv", "json") else shown, form, title, note(config, frame))
+    return render(frame if form in ("csv", "json") else for_people(frame), form, title, note(config, frame))
+
+
+def for_people(frame: pd.DataFrame) -> pd.DataFrame:
+    """A `layer_table` with one column for what comes out: rows x columns x channels, or rows x
+    columns x capsules x pose_size."""
+    sizes = frame[["grid", "channels", "capsules", "pose_size"]]
+    output = ["x".join(str(size) for size in row if pd.notna(size)) or None for row in sizes.itertuples(index=False)]
+    counts = {key: frame[key].map("{:,}".format) for key in ("parameters", "multiply_adds")}
+    return frame[["layer", "kind"]].assign(output=output, **counts)
 
 
 def layer_table(config: DictConfig) -> pd.DataFrame:

@@ -85,6 +85,4 @@ def _missing_note(table: pd.DataFrame) -> str:
     if once.any():
         names = ", ".join(dict.fromkeys(table.ablation[once]))
         text += f" With num_routing=1 these have no effect: {names}."
-    if table.empty:
-        text += " Make some: python launch.py -m 'ablation=glob(*)' num_routing=2 seed=0,1,2"
     return text

@@ -57,7 +57,9 @@ def render(
         lines += ["", markdown(_sentence(caption))] if caption else []
         return "\n".join([*lines, *(["", *map(markdown, note.splitlines())] if note else [])])
     if form == "tex":
-        return _tex(frame, cells, " ".join(filter(None, (_sentence(title), _sentence(caption), note))), title)
+        said, commands = _commands(note)
+        caption = " ".join(filter(None, (_sentence(title), _sentence(caption), said)))
+        return "\n".join([*(f"% {line(words)}" for words in commands), _tex(frame, cells, caption, title)])
     assert form == "table", form
     numeric = [is_numeric(frame[column], [row[n] for row in cells]) for n, column in enumerate(frame.columns)]
     title = "\n".join(filter(None, (title, caption)))
@@ -78,6 +80,13 @@ def render(
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
 
 
+def _commands(note: str) -> tuple[str, list[str]]:
+    """A note up to the line before its first command, and the lines from there."""
+    lines = note.splitlines()
+    first = next((n for n, text in enumerate(lines) if text.startswith("    ")), len(lines) + 1)
+    return "\n".join(lines[: max(0, first - 1)]), lines[max(0, first - 1) :]
+
+
 def paragraph(text: str) -> str:
     """Text whose lines are no longer than the console's, broken between words; commands are not broken."""
     with console().capture() as capture:
@@ -96,11 +105,13 @@ def _bordered(heads: list[str], cells: list[list[str]], numeric: list[bool], one
     table = Table()
     left_out: list[str] = []
     widths: list[int | None] = [None] * len(heads)
+    if not one_line and sum(_longest(heads, cells, n) + 3 for n in range(len(heads))) + 1 > console().width:
+        heads = list(map(_broken, heads))
     if one_line:
         heads, cells, numeric, widths, left_out = _fitted(heads, cells, numeric, console().width)
     least = 1
     for n, (head, right, width) in enumerate(zip(heads, numeric, widths, strict=True)):
-        longest = max(cell_len(part) for row in (heads, *cells) for part in row[n].split("\n"))
+        longest = _longest(heads, cells, n)
         least += 3 + (width or (longest if right else min(longest, SYLLABLE)))
         justify: Literal["left", "right"] = "right" if right else "left"
         table.add_column(rich(head), justify=justify, no_wrap=right, overflow="fold", width=width)
@@ -138,7 +149,7 @@ def _fitted(heads: list[str], cells: list[list[str]], numeric: list[bool], room:
         return sum(full(n) + 3 for n in shown) + 1 - room
 
     if excess() > 0:
-        broken = [re.sub("(?<=[a-z])[_ ](?=[a-z(])", lambda found: found[0].strip() + "\n", head) for head in heads]
+        broken = list(map(_broken, heads))
         cells = [[_lines(cell) if isinstance(cell, Parts) else cell for cell in row] for row in cells]
         widths = longest_lines()
     for name in LESS_IMPORTANT:
@@ -179,6 +190,16 @@ def _fitted(heads: list[str], cells: list[list[str]], numeric: list[bool], room:
 def _lines(cell: str) -> str:
     """A cell with lines as long as a word needs, and no shorter than PART."""
     return "\n".join(wrap(cell, PART, break_long_words=False, break_on_hyphens=False)) or cell
+
+
+def _longest(heads: list[str], cells: list[list[str]], n: int) -> int:
+    """The width of the longest line in column n."""
+    return max(cell_len(part) for row in (heads, *cells) for part in row[n].split("\n"))
+
+
+def _broken(head: str) -> str:
+    """A head with a line per word."""
+    return re.sub("(?<=[a-z])[_ ](?=[a-z(])", lambda found: found[0].strip() + "\n", head)
 
 
 def _text(cell: str, width: int | None) -> Text:

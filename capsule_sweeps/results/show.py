@@ -98,7 +98,7 @@ def why(run: Run, form: str) -> str:
         return json.dumps({"signed_config": signed, "relatives": json.loads(render(frame, "json"))}, indent=1)
     head = _pairs(signed, form, f"{run.folder.name}: hashed to {run.signature}")
     shown = as_typed(frame, ["here", "there"])  # never rounded
-    return f"{head}\n\n{render(shown, form, title='Nearest relatives', one_line=True)}"
+    return f"{head}\n\n{render(shown, form, title='Nearest relatives')}"
 
 
 def _pairs(values: dict[str, Any], form: str, title: str) -> str:

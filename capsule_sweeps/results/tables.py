@@ -77,8 +77,11 @@ def _sortable(column: pd.Series) -> pd.Series:
     return column.map(lambda value: f"{value:020.8f}" if isinstance(value, int | float) else str(value))
 
 
-def for_people(table: pd.DataFrame, runs: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """An `accuracy_table` without constant columns, and a caption that names them; settings as they are typed."""
+def for_people(table: pd.DataFrame, runs: pd.DataFrame, said: Collection[str] = ()) -> tuple[pd.DataFrame, str]:
+    """An `accuracy_table` without constant columns, and a caption that names them; settings as they are typed.
+
+    `said`: keys whose values are in the title, not also in the caption.
+    """
     always = [column for column in NUMBERS if column != "first_seeds"]  # the note has the same n0 of all rows
     drop = [column for column in table.columns if column not in always and table[column].nunique(dropna=False) <= 1]
     shown = table.drop(columns=drop)
@@ -91,7 +94,9 @@ def for_people(table: pd.DataFrame, runs: pd.DataFrame) -> tuple[pd.DataFrame, s
         return shown, ""
     common = {column: table[column].iloc[0] for column in drop if column not in ("rule", "imported", "first_seeds")}
     common = {**constants(finished_runs(runs, table.rule.iloc[0])), **common}
-    return shown, ", ".join(f"{key}={typed(value)}" for key, value in common.items() if not pd.isna(value))
+    known = {key.removesuffix(".name").rpartition(".")[2] for key in said}
+    kept = {key: value for key, value in common.items() if key not in known and not pd.isna(value)}
+    return shown, ", ".join(f"{key}={typed(value)}" for key, value in kept.items())
 
 
 def cost_table(runs: pd.DataFrame) -> pd.DataFrame:

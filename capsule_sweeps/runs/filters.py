@@ -24,6 +24,7 @@ from capsule_sweeps.runs.neutral import setting
 from capsule_sweeps.runs.signature import NEUTRAL, flatten
 
 HIDDEN = ("signed_config", "folder", "sweeps", "not_learned", "classes", "note", "tags")  # columns that are no filters
+TAGS = ("tag", "tags")
 SHOWN = 12  # values listed in a message
 
 
@@ -33,6 +34,10 @@ def fit(runs: pd.DataFrame, word: str, words: Sequence[str] = ()) -> np.ndarray:
     Raises ValueError for a key that no run has.
     """
     key, _, text = word.partition("=")
+    if key in TAGS:
+        return np.array([bool({*tags.split()} & {*text.split(",")}) for tags in runs.tags], bool)
+    if key == "note":
+        return np.array([text.casefold() in str(note).casefold() for note in runs.note], bool)
     accepts = _reader(key, text)
     if key in runs.columns and key not in HIDDEN:
         return np.array([accepts(value) for value in runs[key]], bool)
@@ -67,7 +72,13 @@ def none_fits(runs: pd.DataFrame, word: str, words: Sequence[str], what: str = "
     key = word.partition("=")[0]
     earlier = list(words[: list(words).index(word)])
     of = counted(len(runs), what) + (f" that fit {' '.join(earlier)}" if earlier else "")
-    if key in runs.columns:
+    if key == "note":
+        return f"{word} is in the note of none of the {of}"
+    if key in TAGS:
+        found = [tag for tags in runs.tags for tag in tags.split()]
+        if not found:
+            return f"{word} fits none of the {of}: none has a tag"
+    elif key in runs.columns:
         found = list(runs[key])
     elif signed := signed_key(runs, key):
         found = values(runs, signed)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from capsule_sweeps.config import selection_rules
+from capsule_sweeps.config.check import home
 from capsule_sweeps.runs.folders import find_runs
 from capsule_sweeps.runs.labels import read_labels
 from capsule_sweeps.runs.learned import find_not_learned
@@ -45,7 +46,7 @@ def load_runs(runs_dir: Path | str, imported: bool = False, settings: bool = Fal
     tensors took, on other devices the most main memory of the whole process. Both are missing in runs made before they
     were recorded. Raises ValueError if runs_dir cannot be read.
     """
-    runs = runs_frame(filter(agrees, find_runs(Path(runs_dir).expanduser()).values()))
+    runs = runs_frame(filter(agrees, find_runs(Path(home(str(runs_dir)))).values()))
     runs = runs if imported else runs[~runs.imported].reset_index(drop=True)
     return runs.join(settings_columns(runs)) if settings else runs
 

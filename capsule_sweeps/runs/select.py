@@ -14,7 +14,7 @@ from capsule_sweeps.runs.run import Run
 
 log = logging.getLogger(__name__)
 
-CHANGING = ("state", "stale", "imported", "epochs_done")  # filters that runs may fit later
+CHANGING = ("state", "stale", "imported", "epochs_done", "tag", "tags", "note")  # filters that runs may fit later
 
 
 def select(runs_dir: Path, words: Sequence[str], imported: bool = False) -> pd.DataFrame:
@@ -23,7 +23,7 @@ def select(runs_dir: Path, words: Sequence[str], imported: bool = False) -> pd.D
     A filter is column=value, or key=value for a key of the signed configuration, as typed on the command line: see
     `filters`. tag=TAG selects runs with this tag. Imported runs are included if they are named, with imported=true
     (only imported runs) or imported=any (all runs), or with the argument `imported`. Raises ValueError for an unknown
-    word, and for a filter that no run fits. A state that no run has is only reported, because states change.
+    word, and for a filter that no run fits. For CHANGING this is only reported.
     """
     if not runs_dir.is_dir():
         raise ValueError(f"{runs_dir} does not exist; set --runs-dir to the folder of the runs")
@@ -40,10 +40,6 @@ def select(runs_dir: Path, words: Sequence[str], imported: bool = False) -> pd.D
             continue
         if key == "sweep":
             runs = runs[runs.signature.isin(_sweep(runs_dir, value))]
-        elif key in ("tag", "tags"):
-            runs = runs[[bool({*tags.split()} & {*value.split(",")}) for tags in runs.tags]]
-        elif key == "note":
-            runs = runs[[value.casefold() in str(note).casefold() for note in runs.note]]
         elif len(runs):
             fitting = runs[filters.fit(runs, word, words)]
             if fitting.empty:

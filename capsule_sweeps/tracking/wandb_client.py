@@ -44,7 +44,7 @@ def settings() -> Any:
 
 def obstacle() -> str | None:
     """Why no run can be online: no key, or no server that answers within seconds. Without a key, no server is asked."""
-    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    path = Path(os.path.expanduser(os.environ.get("NETRC") or "~/.netrc"))
     if settings() is None:
         return "the package wandb is not installed (`pip install wandb`, or set tracking=none)"
     if not (os.environ.get("WANDB_API_KEY") or path.exists()):

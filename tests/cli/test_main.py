@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from synthetic import make_run
 
-from capsule_sweeps import __version__, cli
+from capsule_sweeps import __version__, cli, load_runs
 from capsule_sweeps.cli.main import make_parser
 from capsule_sweeps.runs.signature import signature as hash_of
 
@@ -103,6 +103,11 @@ def test_a_path_may_begin_at_home(word, monkeypatch, capsule_sweeps, tmp_path) -
     ended = capsule_sweeps("report", f"{word}=~/{'x' * 300}")
     assert ended.code == 2 and len(seen) == 1, "before anything is computed"
     assert f"{word}: {'x' * 20}… is too long: a name has up to 250 bytes" in ended.err
+    ended = capsule_sweeps("report", f"{word}=~nobody-here/x")
+    assert ended.code == 2 and "the home folder of ~nobody-here is unknown; set the whole path" in ended.err
+    with pytest.raises(ValueError, match="the home folder of ~nobody-here is unknown"):
+        load_runs("~nobody-here/runs")
+    assert (word == "--out") == ("name a file in it" in capsule_sweeps("report", f"{word}=.").err)
 
 
 @pytest.mark.parametrize("command", ["status", "results", "cancel", "retry", "gc"])

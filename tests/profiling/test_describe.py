@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from capsule_sweeps import build_model, compose_config, load_runs
+from capsule_sweeps.console import console
 from capsule_sweeps.networks import multiply_adds
 from capsule_sweeps.networks.multiply_adds import count_multiply_adds
-from capsule_sweeps.profiling.describe import layer_table
+from capsule_sweeps.profiling.describe import for_people, layer_table
+from capsule_sweeps.results.render import render
 
 ROOT = Path(__file__).resolve().parents[2]
 STACK = [
@@ -155,12 +157,17 @@ def test_networks_of_the_self_routing_paper_have_its_parameters_and_operations(w
     assert counted == SELF_ROUTING_TABLE[words]
 
 
-def test_the_command(capsule_sweeps, place) -> None:
+def test_the_command(capsule_sweeps, place, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(console(), "_width", 80)
     small = ["dataset=digits", "model=cnn", "model.width=4", "training.batch_size=4"]
     shown = capsule_sweeps("describe", *small)
     assert shown.code == 0 and "cnn for digits: 1 x 32 x 32 pixels" in shown.out, shown.text
     memory = re.search(r"batch size 4, not compiled:\s+([\d.]+) MB,\s+([\d.]+) of\s+them", shown.out)
     assert memory and float(memory[1]) > float(memory[2]) >= 0, shown.out
+    layers = ["capsules.layers.0", "PrimaryCapsules", "16x16x32x16", "585,450,656"]
+    shown = render(for_people(layer_table(compose_config(["num_routing=1"]))), "table")
+    assert max(map(len, shown.splitlines())) <= 80 and all(f"│ {word}" in shown for word in layers), shown
     rows = json.loads(capsule_sweeps("describe", *small, "--format", "json").out)
     assert rows[-1]["layer"] == "total" and rows[0]["grid"] == "16x16"
     assert list(place.iterdir()) == []

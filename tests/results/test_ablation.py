@@ -13,6 +13,7 @@ from synthetic import finished_run
 from capsule_sweeps import build_model, compose_config, load_runs
 from capsule_sweeps.results.ablation import ablation_notes, ablation_table, changes
 from capsule_sweeps.results.figures import forest_plot
+from capsule_sweeps.results.settle import first_ablations
 from capsule_sweeps.runs.signature import columns
 
 NAMES = {
@@ -203,12 +204,17 @@ def test_every_base_has_a_table_of_its_own(place) -> None:
     }
 
 
-def test_changes_without_their_base_are_compared_with_nothing(place) -> None:
+def test_changes_without_their_base_are_compared_with_nothing(place, capsule_sweeps) -> None:
     for name in ("squash", "no_norm", "sequential"):
         finished_run([*TWO, f"ablation={name}"], 0.5)
     runs = load_runs("runs")
     table = ablation_table(runs, "last")
-    assert table.empty and "ablation=glob(*)" in ablation_notes(table, runs, "last")
+    assert table.empty
+    lines = first_ablations(runs, "else/where").splitlines()
+    words = "'ablation=glob(*)' num_routing=2 seed=0,1,2 dataset=digits runs_dir=else/where"
+    assert lines[1] == f"    python launch.py -m {words}"
+    assert capsule_sweeps("results", "--ablation").out.splitlines()[0] == lines[0]
+    assert "% No ablation" in capsule_sweeps("results", "--ablation", "--format", "tex").out
 
 
 def test_notes_under_the_table(three_seeds) -> None:
@@ -228,9 +234,11 @@ def test_notes_under_the_table(three_seeds) -> None:
     )
 
 
-def test_with_one_iteration_some_changes_are_none(place) -> None:
-    finished_run(["dataset=digits"], 0.5)
-    finished_run(["dataset=digits", "ablation=sequential"], 0.5)
+def test_with_one_iteration_some_changes_are_none(place, capsule_sweeps) -> None:
+    for seed, accuracy in enumerate((0.5, 0.52, 0.51)):
+        finished_run(["dataset=digits", f"seed={seed}"], 0.5)
+        finished_run(["dataset=digits", "ablation=sequential", f"seed={seed}"], accuracy)
+    assert "launch.py" not in capsule_sweeps("results", "--ablation").out, "no seeds settle what has no effect"
     runs = load_runs("runs")
     text = ablation_notes(ablation_table(runs, "last"), runs, "last")
     assert "With num_routing=1 these have no effect: sequential" in text
@@ -240,6 +248,9 @@ def test_commands_formats_and_figure(three_seeds, capsule_sweeps) -> None:
     for form in ("table", "md", "tex", "csv", "json"):
         ended = capsule_sweeps("results", "--ablation", "--format", form)
         assert ended.code == 0 and ended.err == "" and "squash" in ended.out
+        if form == "tex":
+            comments, _, rest = ended.out.partition(r"\caption{")
+            assert "%     python launch.py -m" in comments and "python" not in rest
         if form == "json":
             assert [row["ablation"] for row in json.loads(ended.out)] == ["sequential", "none", "squash"]
         if form == "csv":

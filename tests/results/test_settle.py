@@ -108,6 +108,24 @@ def test_a_command_keeps_the_first_seeds_that_are_recorded(launch, place, capsul
         assert plan.code == 0 and f"{todo} to run" in plan.out, plan.text
 
 
+def test_commands_that_share_a_group_ask_for_the_same_first_seeds(place, capsule_sweeps) -> None:
+    """Else the record of the first command would make the second one an error."""
+    for seed in range(8):
+        for words, until in (
+            (["num_routing=2"], 8),
+            (["num_routing=2", "ablation=squash"], 8),
+            (["num_routing=2", "ablation=uniform"], 3),  # also that of num_routing=3
+            (["num_routing=3"], 8),
+            (["num_routing=3", "ablation=no_norm"], 8),
+        ):
+            if seed < until:
+                finished_run(
+                    ["dataset=digits", *words, f"seed={seed}"], 0.8 + (seed * (len(words[-1]) + seed)) % 7 / 100
+                )
+    found = commands(capsule_sweeps("results", "--ablation").out)
+    assert len(found) == 4 and not any("min_seeds" in word for words in found for word in words), found
+
+
 def test_an_open_ablation_has_its_command(launch, capsule_sweeps) -> None:
     base = ["dataset=digits", "training=quick", "num_routing=2"]
     for seed, (one, other) in enumerate([(0.90, 0.91), (0.92, 0.90), (0.91, 0.93)]):

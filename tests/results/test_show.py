@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from capsule_sweeps.console import console
 from capsule_sweeps.results.show import sparkline
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run
@@ -79,7 +80,9 @@ def test_sparkline_of_many_epochs_has_a_width() -> None:
     assert 40 < len(sparkline([float(n) for n in range(350)])) <= 80
 
 
-def test_why_names_the_fields_and_the_nearest_relatives_first(tiny_config, capsule_sweeps) -> None:
+def test_why_names_the_fields_and_the_nearest_relatives_first(tiny_config, capsule_sweeps, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(console(), "_width", 80)
     run = make_run(tiny_config())
     far = make_run(tiny_config("seed=1", "training.lr=0.0125", "num_routing=2"))
     near = make_run(tiny_config("seed=1"))
@@ -97,6 +100,7 @@ def test_why_names_the_fields_and_the_nearest_relatives_first(tiny_config, capsu
         "model.num_routing",
     }
     table = capsule_sweeps("why", run.folder.name).out.partition("Nearest relatives")[2]
+    assert "…" not in table, "two values, or two names, could be shortened to the same"
     assert "0.0125 │" in table and not re.search(r"[01]\.00", table)  # settings are never rounded
 
 

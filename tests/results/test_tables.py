@@ -4,6 +4,7 @@ import importlib
 import inspect
 import io
 import json
+import re
 import signal
 from argparse import Namespace
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from synthetic import finished_run
 
 from capsule_sweeps import compose_config, load_metrics, load_runs
 from capsule_sweeps.cli.status import clipped, show
@@ -280,6 +282,14 @@ def test_pivot_has_a_column_for_each_value_and_the_best_is_bold(invent, capsule_
     assert ended.code == 1 and "do not differ by it" in ended.err
 
 
+def test_a_caption_without_constants_is_whole(place, capsule_sweeps) -> None:
+    finished_run(["dataset=digits", "routing=em", "backbone=simple", "training.epochs=3"], 0.5)
+    finished_run(["dataset=CIFAR10", "num_routing=2", "backbone=resnet20", "routing.schedule=sequential"], 0.5)
+    finished_run(["dataset=digits", "model=cnn"], 0.5)
+    tex = capsule_sweeps("results", "--pivot", "dataset", "--format", "tex").out
+    assert r"\caption{Results. Test accuracy in \%, rule last. Single runs" in tex, tex
+
+
 def test_rows_are_grouped_by_sweep_or_by_keys(invent, capsule_sweeps) -> None:
     names = {lr: invent([f"training.lr={lr}"], 0.5).name for lr in ("0.1", "0.05", "0.01")}
     another_seed = invent(["training.lr=0.1", "seed=5"], 0.5).name  # counts wherever its group is
@@ -299,6 +309,12 @@ def test_rows_are_grouped_by_sweep_or_by_keys(invent, capsule_sweeps) -> None:
     text = capsule_sweeps("results", "--by", "training.lr,num_routing").out
     assert text.count("training.lr=0.1, num_routing=") == 2 and "training.lr=0.01, num_routing=1" in text
     assert len(json.loads(capsule_sweeps("results", "--format", "json").out)) == 4
+    text = capsule_sweeps("results", "--by", "training.lr,num_routing", "--format", "tex").out
+    captions = re.findall(r"caption\{(.*)\}\n", text)
+    assert len(captions) == 4, "each table of a paper has what its numbers are, and names its settings once"
+    assert all(r"in \%, selection rule: last" in one and one.count("num\\_routing=") == 1 for one in captions), captions
+    text = capsule_sweeps("results", "--format", "tex").out
+    assert "% sweep-00000002: launch.py" in text and "launch.py" not in "".join(re.findall(r"caption\{.*", text))
     ended = capsule_sweeps("results", "--by", "training.lrr")
     assert ended.code == 1 and "did you mean training.lr?" in ended.err
 
@@ -398,6 +414,8 @@ def test_empty_folder_gives_empty_tables(place, capsule_sweeps) -> None:
     for command in ("status", "results"):
         assert json.loads(capsule_sweeps(command, "--format", "json").out) == []
         assert capsule_sweeps(command).code == 0
+    assert "None of 0 runs is finished" in capsule_sweeps("results").out
+    assert "None of 0 runs is finished" in capsule_sweeps("results", "--by", "routing", "--format", "md").out
 
 
 def test_a_small_number_is_not_shown_as_zero() -> None:

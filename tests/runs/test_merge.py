@@ -392,7 +392,7 @@ def test_sweeps_travel_without_what_would_steer_a_process(theirs, place, capsule
 # ── tags and notes ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_tags_and_a_note_are_shown_and_select_and_travel(theirs, made, place, capsule_sweeps) -> None:
+def test_tags_and_a_note_are_shown_and_select_and_travel(theirs, made, place, capsule_sweeps, caplog) -> None:
     shutil.copytree(made, "runs")
     name = only(Path("runs")).name
     assert capsule_sweeps("tag", name, "+good", "+to-check").out == f"{name}: good to-check\n"
@@ -404,7 +404,8 @@ def test_tags_and_a_note_are_shown_and_select_and_travel(theirs, made, place, ca
     assert note in " ".join(capsule_sweeps("show", name).out.split())
     assert json.loads(capsule_sweeps("show", name, "--format", "json").out)["tags"] == ["best", "good"]
     assert len(json.loads(capsule_sweeps("status", "tag=bad,good", "--format", "json").out)) == 1
-    assert json.loads(capsule_sweeps("status", "tag=bad", "--format", "json").out) == []
+    ended = capsule_sweeps("status", "tag=bad", "--format", "json")
+    assert json.loads(ended.out) == [] and "tag=bad fits none of the 1 run; tag is best, good" in caplog.text
     assert capsule_sweeps("report").code == 0
     page = Path("report.html").read_text()
     assert "best good" in page and "loss &lt;b&gt;rises&lt;/b&gt; &amp; falls" in page
