@@ -100,7 +100,7 @@ def _pairs(first: pd.DataFrame, against: str) -> Iterator[Pair]:
     if not is_base.any():
         raise ValueError(f"--against {filters.none_fits(first, against, [against], 'group')}")
     found = first[key] if key in first.columns else filters.values(first, signed) if signed else ""
-    label = pd.Series(found, index=first.index).map(filters.as_typed)
+    label = pd.Series(found, index=first.index, dtype=object).map(filters.as_typed)
     text = against.partition("=")[2]
     if len(filters.parsed(key, text)) > 1 or label[is_base].nunique() > 1:
         one = label[is_base].iloc[0] or text.partition(",")[0]

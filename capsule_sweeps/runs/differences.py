@@ -5,6 +5,7 @@ from typing import Any
 from capsule_sweeps.config import selection_rules
 from capsule_sweeps.runs.frame import runs_frame
 from capsule_sweeps.runs.metrics import read_metrics
+from capsule_sweeps.runs.neutral import setting
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import NEUTRAL
 
@@ -19,9 +20,10 @@ def facts(run: Run) -> dict[str, dict[str, Any]]:
     record = run.record()
     columns = runs_frame([run]).astype(object).iloc[0]
     columns = columns.where(columns.notna(), None)
+    signed = columns.signed_config
     attempt = ([{}, *record.get("attempts", [])])[-1]
     return {
-        "configuration": {**NEUTRAL, **columns.signed_config},
+        "configuration": {**{key: setting(signed, key) for key in NEUTRAL}, **signed},
         "code": _dict(attempt.get("code")),
         "versions": {"python": attempt.get("python"), **_dict(attempt.get("versions"))},
         "machine": {**{key: attempt.get(key) for key in MACHINE}, **record.get("execution", {})},

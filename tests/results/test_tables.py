@@ -26,6 +26,7 @@ from capsule_sweeps.results.render import render, shorten
 from capsule_sweeps.results.sections import by_sweep
 from capsule_sweeps.results.tables import accuracy_table, cost_table, for_people, notes, stale_note
 from capsule_sweeps.runs import filters
+from capsule_sweeps.runs.differences import facts
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.neutral import ROUTINGS, TAKERS
 from capsule_sweeps.runs.run import Run
@@ -521,6 +522,10 @@ def test_a_neutral_value_is_only_that_of_models_with_the_setting(rivals, invent)
     assert filters.fit(runs, "density=sum").sum() == filters.fit(runs, "density=mean").sum() == 1
     assert filters.fit(runs, "routing.norm=layer").sum() == 3 and filters.fit(runs, "head=shared").sum() == 5
     assert runs["model.routing.density"].tolist().count("sum") == 1
+    cnn = Run(Path("runs", runs.run[runs.model == "cnn"].item()))
+    assert facts(cnn)["configuration"]["model.routing.density"] is None
+    invent(["model=cnn", "training.clip_norm=1"], 0.5)
+    assert list(against_table(load_runs("runs"), "clip_norm=1", "last").clip_norm) == ["1", "null"], "null is a value"
 
 
 def test_settings_of_each_routing_are_those_that_its_class_takes() -> None:
