@@ -70,7 +70,8 @@ def accuracies(runs: pd.DataFrame, rule: str, arguments: argparse.Namespace) -> 
     for title, own in parts:
         table = accuracy_table(own, rule)
         if table.empty:
-            said = f"None of {counted(len(own), 'run')} is finished with an accuracy under rule={rule}."
+            of = f"None of {counted(len(own), 'run')}" if len(own) else "No run"
+            said = f"{of} is finished with an accuracy under rule={rule}."
             said += f" {left_out(own, rule)}" if (own.state == "finished").any() else ""
             texts.append(plain(form, f"{title}\n{said}"))
             continue

@@ -415,8 +415,8 @@ def test_empty_folder_gives_empty_tables(place, capsule_sweeps) -> None:
     for command in ("status", "results"):
         assert json.loads(capsule_sweeps(command, "--format", "json").out) == []
         assert capsule_sweeps(command).code == 0
-    assert "None of 0 runs is finished" in capsule_sweeps("results").out
-    assert "None of 0 runs is finished" in capsule_sweeps("results", "--by", "routing", "--format", "md").out
+    assert "No run is finished" in capsule_sweeps("results").out
+    assert "No run is finished" in capsule_sweeps("results", "--by", "routing", "--format", "md").out
 
 
 def test_a_small_number_is_not_shown_as_zero() -> None:
