@@ -96,9 +96,12 @@ def forest_plot(table: pd.DataFrame) -> Figure:
             "python launch.py -m 'ablation=glob(*)' num_routing=2 seed=0,1,2 dataset=digits training=quick"
         )
     key = table.columns[list(table.columns).index("base") + 1]
+    texts = changed[key].astype(str) + " (n = " + changed.n.astype(str) + ")"
+    changed = changed.assign(label=[textwrap.fill(text, 30, break_on_hyphens=False) for text in texts])
     panels = list(changed.groupby("base", sort=True))
     with matplotlib.rc_context({**STYLE, "axes.grid.axis": "x"}):
-        heights = [0.16 * len(rows) + 0.55 for _, rows in panels]
+        lines = 1 + changed.label.str.count("\n").max()  # of the longest label
+        heights = [0.16 * lines * len(rows) + 0.55 for _, rows in panels]
         figure = Figure(figsize=(COLUMN_WIDTH, sum(heights) + 0.3), layout="constrained")
         grid = figure.subplots(len(panels), squeeze=False, height_ratios=heights, sharex=True)
         for axes, (base, rows) in zip(grid[:, 0], panels, strict=True):
@@ -115,8 +118,7 @@ def forest_plot(table: pd.DataFrame) -> Figure:
                 capsize=2,
                 elinewidth=1,
             )
-            names = [mathtext(f"{change} (n = {n})") for change, n in zip(rows[key], rows.n, strict=True)]
-            axes.set_yticks(places, names)
+            axes.set_yticks(places, list(map(mathtext, rows.label)))
             axes.set_ylim(len(rows) - 0.5, -0.5)
             axes.set_title(mathtext(textwrap.fill(str(base), 60)), fontsize=8, loc="right")
         rule = changed.rule.iloc[0]

@@ -30,5 +30,5 @@ def _has_part(signed: dict[str, Any], key: str) -> bool:
     part = "model.capsules" if key == "model.head" else part
     if part.startswith("model.") and not any(other.startswith(f"{part}.") for other in signed):
         return False
-    kind = signed.get(f"{part}._target_")
+    kind = str(signed.get(f"{part}._target_"))
     return kind not in ROUTINGS or name not in TAKERS or kind.rpartition(".")[2] in TAKERS[name]

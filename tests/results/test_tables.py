@@ -20,6 +20,7 @@ from capsule_sweeps.config import selection_rules
 from capsule_sweeps.config.moved import PRESENT_SPELLING
 from capsule_sweeps.console import console
 from capsule_sweeps.results.against import against_notes, against_table
+from capsule_sweeps.results.figures import forest_plot
 from capsule_sweeps.results.overview import sweep_table
 from capsule_sweeps.results.pivot import pivot
 from capsule_sweeps.results.render import render, shorten
@@ -28,7 +29,7 @@ from capsule_sweeps.results.tables import accuracy_table, cost_table, for_people
 from capsule_sweeps.runs import filters
 from capsule_sweeps.runs.differences import facts
 from capsule_sweeps.runs.files import write_json
-from capsule_sweeps.runs.neutral import ROUTINGS, TAKERS
+from capsule_sweeps.runs.neutral import ROUTINGS, TAKERS, setting
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import NEUTRAL, columns, signed_config
 
@@ -499,6 +500,11 @@ def test_rivals_are_named_by_what_tells_them_apart_and_none_is_dropped(rivals, c
     table = out[: out.index("Test accuracy")]
     assert max(map(len, out.splitlines())) <= 80
     assert all(word in table for label in labels for word in label.split()), out
+    long = against_table(rivals, "model=cnn", "last").assign(model=" ".join(["schedule=sequential"] * 6))
+    figure = forest_plot(long)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert min(text.get_window_extent().x0 for text in axes.get_yticklabels()) >= 0, "long labels stay in the figure"
 
 
 def test_a_backbone_tells_rivals_apart_and_equal_rivals_keep_their_names(invent) -> None:
@@ -534,6 +540,8 @@ def test_settings_of_each_routing_are_those_that_its_class_takes() -> None:
         taken = inspect.signature(getattr(importlib.import_module(module), kind)).parameters
         for key in (key.rpartition(".")[2] for key in NEUTRAL if key.startswith("model.routing.")):
             assert (key in taken) == (kind in TAKERS[key]), (kind, key)
+    others = {"model.routing._target_": ["of", "others"]}
+    assert setting(others, "model.routing.norm") == "layer", "an unknown class may have it"
 
 
 def test_settings_are_never_rounded(invent, capsule_sweeps) -> None:
