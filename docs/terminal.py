@@ -45,7 +45,7 @@ def frames(text: str) -> tuple[str, str, str]:
     plan, _, rest = text.partition("\x1b[?25l")
     bars, _, table = rest.rpartition("\x1b[?25h")
     drawn = [frame.strip("\r\n") for frame in re.split(r"(?:\r?\x1b\[(?:2K|1A))+", bars)]
-    drawn = [frame for frame in drawn if frame.count("\n") == 2 and "loss" in frame.splitlines()[2]]
+    drawn = [frame for frame in drawn if frame.count("\n") == 1 and "loss" in frame.splitlines()[1]]
     return plan, drawn[len(drawn) // 2], re.sub(r"^(\r?\x1b\[(2K|1A|0m))+", "", table).strip("\n")
 
 
