@@ -127,6 +127,7 @@ def test_no_own_run_has_its_signature(imported) -> None:
     assert not row.stale and row.group == row.signature
 
 
+@pytest.mark.slow
 def test_tables_leave_it_out_unless_asked(imported, capsule_sweeps) -> None:
     own = finished_run([*SMALL, "num_routing=2", "backbone=simple"], 0.5, 0.6)
     assert list(load_runs("runs").run) == [own.name]

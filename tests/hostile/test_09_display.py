@@ -96,6 +96,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.slow
 def test_no_command_prints_a_control_character(hostile_runs, capsule_sweeps, runs) -> None:
     other = next(path.name for path in runs.folders() if path != hostile_runs and (path / "summary.json").exists())
     names = {"RUN": hostile_runs.name, "OTHER": other}

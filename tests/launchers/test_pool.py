@@ -393,6 +393,7 @@ class Climber(Sweeper):
         return jobs
 
 
+@pytest.mark.slow
 def test_sweeper_gets_the_accuracy_under_the_configured_rule(launch, runs, monkeypatch) -> None:
     monkeypatch.setattr(Climber, "seen", [])
     module = types.ModuleType("hydra_plugins.climber")  # Hydra takes plugins from there only

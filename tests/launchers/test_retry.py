@@ -100,6 +100,7 @@ def test_launcher_that_cannot_be_signaled_is_no_traceback(tiny_config, capsule_s
 # ── retry ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_retry_ends_with_the_numbers_of_an_untouched_run(launch, trained, capsule_sweeps, runs) -> None:
     launch("seed=0", signal_at=(signal.SIGTERM, 7))
     trained("seed=1")

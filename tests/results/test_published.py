@@ -209,6 +209,7 @@ def test_parameters_are_counted_exactly(place) -> None:
     assert table.verdict["CIFAR-10"] == table.verdict["CIFAR-100"] == "reproduced"
 
 
+@pytest.mark.slow
 def test_every_format_has_every_cell_rule_and_command(half_done, capsule_sweeps) -> None:
     ended = {
         form: capsule_sweeps("results", "--published", "readme_table", "--format", form)
@@ -267,6 +268,7 @@ DRY = "hydra.launcher.dry_run=true"
 
 
 @pytest.mark.parametrize(("flag", "table", "number"), [(["-m"], "readme_table", 40), ([], "self_routing_table", 80)])
+@pytest.mark.slow
 def test_the_experiment_runs_exactly_what_the_cells_need(launch, flag, table, number) -> None:
     needed = {
         columns(composed([*words, f"seed={seed}"]))["signature"]
@@ -337,6 +339,7 @@ def test_other_recipes_and_near_misses_beside_published_cells(place, capsule_swe
     assert "two-stage" not in text and "Left out" not in text
 
 
+@pytest.mark.slow
 def test_the_note_under_another_recipe_is_about_its_own_runs(place, capsule_sweeps) -> None:
     """Nine seeds, of which the first five chose the number: ± is 2.776445 · s0 / √9, with s0 = √0.025 · 10 points."""
     words = ["dataset=CIFAR10", "num_routing=1", "training.epochs=20"]

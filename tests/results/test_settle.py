@@ -64,6 +64,7 @@ def test_text_from_a_run_folder_is_in_no_command() -> None:
     assert overrides_of(json.dumps(signed), "CIFAR10", "capsnet") is None
 
 
+@pytest.mark.slow
 def test_an_open_published_verdict_has_its_command_and_the_seeds_settle_it(place, capsule_sweeps) -> None:
     cell = ["dataset=CIFAR10", "num_routing=1"]
     spread = [0.9473, 0.9573, 0.9373, 0.9473, 0.9473]  # 94.73 is published; deviation 0.707 points: ±0.88
@@ -84,6 +85,7 @@ def test_an_open_published_verdict_has_its_command_and_the_seeds_settle_it(place
     assert "two-stage procedure" in " ".join(out.split())
 
 
+@pytest.mark.slow
 def test_a_command_keeps_the_first_seeds_that_are_recorded(launch, place, capsule_sweeps) -> None:
     """Fewer runs than first seeds are finished, and neither begins at 0: our own sweeper takes the command."""
     from capsule_sweeps.runs.signature import columns

@@ -468,6 +468,7 @@ def test_failed_run_is_marked(launch, fake_wandb) -> None:
     assert told["exit_code"] == 1 and not told["preempting"]
 
 
+@pytest.mark.slow
 def test_run_from_scratch_gets_a_name_of_its_own(launch, fake_wandb, runs) -> None:
     """Also when `gc` removed what was put aside, and when the new run is interrupted and resumes."""
     told = fake_wandb()

@@ -46,6 +46,7 @@ def test_small_steps_cost_no_estimate(tiny_config, monkeypatch) -> None:
     assert check_memory(tiny_config()) is None
 
 
+@pytest.mark.slow
 def test_last_batch_of_one_image_is_refused_where_the_model_compares_images(launch, tiny, capsule_sweeps, runs) -> None:
     base = [text for text in tiny if not text.startswith(("backbone", "capsules"))]
     base += ["model=resnet18", "dataset.image_size=8"]  # whose last grid is one place

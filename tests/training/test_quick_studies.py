@@ -11,6 +11,7 @@ from capsule_sweeps.data.load import load_data
 from capsule_sweeps.runs.signature import signature, signed_config
 
 
+@pytest.mark.slow
 def test_evaluations_are_left_out_and_nothing_else_changes(launch, runs, capsule_sweeps) -> None:
     more = ["training.epochs=5", "training.ema=0.9", "dataset.val_size=10"]
     assert launch(*more, "runs_dir=every").code == 0
