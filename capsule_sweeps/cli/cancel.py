@@ -15,6 +15,6 @@ def run(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.runs.select import select
 
     if not arguments.runs:
-        raise ValueError("cancel needs a run, a sweep, or a filter such as state=running")
+        raise ValueError("cancel needs a run, a sweep, a filter such as state=running, or all")
     sweeps = [word.removeprefix("sweep=") for word in arguments.runs if word.startswith(("sweep-", "sweep="))]
     say("\n".join(cancel(arguments.runs_dir, select(arguments.runs_dir, arguments.runs), sweeps)))

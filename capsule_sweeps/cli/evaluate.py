@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
         found = find_run(runs_dir, words[0])
         runs_dir, runs = found.folder.parent, runs_frame([found])
     else:
-        runs = select(runs_dir, [] if words == ["all"] else words)
+        runs = select(runs_dir, words)
     if len(runs) == len(asked) == 1 and asked[0].attack is None:
         options = arguments.format, arguments.figure, arguments.classes_in_order, arguments.confusion, arguments.weights
         print(evaluate(Run(runs_dir / runs.run[0]), overrides, iterations, *options))

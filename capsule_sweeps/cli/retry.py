@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not words:
         raise ValueError("retry needs a run, a sweep, a filter such as num_routing=2, or all")
     parallel = int(arguments.parallel) if arguments.parallel.isdigit() else arguments.parallel
-    runs = select(arguments.runs_dir, [word for word in words if word != "all"])
+    runs = select(arguments.runs_dir, words)
     if not arguments.yes:
         retry(arguments.runs_dir, runs, parallel, changes, dry_run=True)
         if not (sys.stdin.isatty() and sys.stdout.isatty()):

@@ -20,14 +20,15 @@ CHANGING = ("state", "stale", "imported", "epochs_done", "tag", "tags", "note") 
 def select(runs_dir: Path, words: Sequence[str], imported: bool = False) -> pd.DataFrame:
     """The rows of `load_runs` that fit all filters and, if runs or sweeps are named, belong to these.
 
-    A filter is column=value, or key=value for a key of the signed configuration, as typed on the command line: see
-    `filters`. tag=TAG selects runs with this tag. Imported runs are included if they are named, with imported=true
-    (only imported runs) or imported=any (all runs), or with the argument `imported`. Raises ValueError for an unknown
-    word, and for a filter that no run fits. For CHANGING this is only reported.
+    The word all leaves nothing out. A filter is column=value, or key=value for a key of the signed configuration, as
+    typed on the command line: see `filters`. tag=TAG selects runs with this tag. Imported runs are included if they are
+    named, with imported=true (only imported runs) or imported=any (all runs), or with the argument `imported`. Raises
+    ValueError for an unknown word, and for a filter that no run fits. For CHANGING this is only reported.
     """
     if not runs_dir.is_dir():
         raise ValueError(f"{runs_dir} does not exist; set --runs-dir to the folder of the runs")
     runs = load_runs(runs_dir, imported=True)
+    words = [word for word in words if word != "all"]
     named = [word for word in words if "=" not in word]
     if named:
         signatures = {signature for word in named for signature in _named(runs_dir, runs, word)}
