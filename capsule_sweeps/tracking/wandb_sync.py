@@ -98,17 +98,17 @@ def sync_folder(api: Any, folder: Folder, rebuild: bool, project: str, may_send:
     note = ""
     while (remote := find(entity, name, identity, api)) and not agent_id() and is_foreign(remote, folder.record, True):
         note, identity = f"; {identity} there is the run of another run folder", following(identity)
-    lacks, mendable = look(remote, folder)
+    lacks, fixable = look(remote, folder)
     if not lacks:
         return True, "is there" + (f" as {identity}{note}" if note else "")
-    if not mendable or lacks == ABSENT:
+    if not fixable or lacks == ABSENT:
         others = list(api.runs(project, filters={"config.signature": signature}, lazy=False))
         for other in others:
             if not is_foreign(other, folder.record, True) and not look(find(entity, name, other.id, api), folder)[0]:
                 return True, f"is there as {other.id}"
     if not may_send:
         return False, ""
-    if not mendable:
+    if not fixable:
         if not rebuild:
             return False, f"{identity} in W&B {lacks} and takes no earlier epochs; `sync --rebuild` sends it again"
         taken = {identity, *(other.id for other in others)}
