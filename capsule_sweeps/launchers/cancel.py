@@ -25,7 +25,7 @@ def cancel(runs_dir: Path, runs: pd.DataFrame, sweeps: Sequence[str]) -> list[st
                 os.kill(pid, signal.SIGTERM)
             except OSError as error:
                 raise ValueError(
-                    f"{name}: its launcher, process {pid}, cannot be signaled ({error.strerror})"
+                    f"{name}: its launcher, process {pid}, does not take our signal ({error.strerror})"
                 ) from error
             said.append(f"{name}: its launcher (process {pid}) was asked to save and stop")
         elif pid is None and (host := other_host(runs_dir / ".sweeps" / f"{name}.json")):

@@ -293,9 +293,8 @@ def hydra_errors() -> Iterator[None]:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has closed the pipe: launch.py --help | head
         sys.exit(1)
-    except NotFinished as error:
-        sys.exit(f"Error: {terminal(error)}")
-    except ValueError as error:
-        if not isinstance(error.__cause__, HydraException | OmegaConfBaseException | YAMLError | RecursionError):
+    except (NotFinished, ValueError) as error:
+        of_hydra = isinstance(error.__cause__, HydraException | OmegaConfBaseException | YAMLError | RecursionError)
+        if not (of_hydra or isinstance(error, NotFinished)):
             raise
         sys.exit(f"Error: {terminal(error)}")

@@ -26,7 +26,7 @@ Steps = list[tuple[Tensor, bool]]  # of a capsule layer: the children's poses, a
 
 
 def count_multiply_adds(config: DictConfig) -> int | None:
-    """Multiply-adds of one image; None, and a line in the log, where a class of yours cannot be counted.
+    """Multiply-adds of one image; None, and a line in the log, for a class of the user on which counting fails.
 
     Builds the model once more, on the CPU, and runs it on an empty image: draws random numbers.
     """

@@ -71,7 +71,7 @@ def test_names_beyond_what_file_systems_take_are_cut(tmp_path) -> None:
     long = config(save(tmp_path, arrays()), f'dataset.name="{300 * "ä"}"')
     assert len(load_data(long.dataset, tmp_path, "cpu").train) == 9
     (cached,) = [path.name for path in (tmp_path / ".cache").iterdir() if path.is_dir()]
-    assert cached.startswith(100 * "_" + "-npz-"), "and not a complaint that the folder cannot be written"
+    assert cached.startswith(100 * "_" + "-npz-"), "the cache is used, although the name is long"
     name = run_name(long, signature(signed_config(long)))
     assert len(name) < 140 and name.endswith(
         f"-capsnet-resnet-inverted_attention-r1-s0-{signature(signed_config(long))}"

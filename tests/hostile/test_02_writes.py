@@ -110,7 +110,7 @@ def test_event_files_of_tensorboard_that_are_links_are_not_emptied(tiny_config, 
     for number, name in enumerate((".bashrc", "thesis.tex")):
         (folder / f"events.out.tfevents.{number}.host.1.0").symlink_to(victim / name)
     config = tiny_config("tracking=tensorboard")
-    Shield(config, run, "", [])  # goes on without TensorBoard, and says so
+    Shield(config, run, "", [])  # the run continues without TensorBoard, with a warning
 
 
 def test_marks_of_sent_logs_go_through_no_link(tmp_path, victim) -> None:

@@ -122,7 +122,7 @@ class SlurmJob:
             try:
                 return PlannedRun(self._config(folder, entry), run, "", run.state(), "run")
             except ValueError as error:
-                self._give_up(run, f"its queue entry cannot be used ({error})")
+                self._give_up(run, f"its queue entry is invalid ({error})")
         return None
 
     def _config(self, folder: str, entry: dict[str, Any]) -> DictConfig:

@@ -24,13 +24,13 @@ from capsule_sweeps.runs.plan import Policy
 from capsule_sweeps.runs.queue import SUBMISSION, Entry
 from capsule_sweeps.runs.run import Run
 
-# Appends its arguments and environment to told.jsonl. The n-th call of sbatch is refused where refuse.<n> says why;
+# Appends its arguments and environment to calls.jsonl. The n-th call of sbatch is refused where refuse.<n> says why;
 # the others are jobs in the queue, 100, 101, …
 COMMAND = """#!{python}
 import json, os, sys
 from pathlib import Path
 here, name, arguments = Path({here!r}), Path(sys.argv[0]).name, sys.argv[1:]
-with open(here / "told.jsonl", "a") as file:
+with open(here / "calls.jsonl", "a") as file:
     file.write(json.dumps({{"command": name, "arguments": arguments, "environment": dict(os.environ)}}) + "\\n")
 queue, calls = here / "queue", here / "calls"
 if name == "scontrol":
@@ -65,9 +65,9 @@ class Cluster:
             (here / name).write_text(COMMAND.format(python=sys.executable, here=str(here)))
             (here / name).chmod(0o755)
 
-    def told(self, command: str) -> list[dict]:
-        lines = (self.here / "told.jsonl").read_text().splitlines() if (self.here / "told.jsonl").exists() else []
-        return [told for line in lines if (told := json.loads(line))["command"] == command]
+    def calls(self, command: str) -> list[dict]:
+        lines = (self.here / "calls.jsonl").read_text().splitlines() if (self.here / "calls.jsonl").exists() else []
+        return [call for line in lines if (call := json.loads(line))["command"] == command]
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def script():
 
 def test_an_array_is_cut_in_pieces(submit, cluster) -> None:
     assert "6 runs queued in 6 jobs (100, 101)" in submit(6)
-    arrays = [next(word for word in told["arguments"] if "array" in word) for told in cluster.told("sbatch")]
+    arrays = [next(word for word in call["arguments"] if "array" in word) for call in cluster.calls("sbatch")]
     assert arrays == ["--array=0-3", "--array=0-1"] and states() == ["queued"] * 6
 
 
@@ -116,22 +116,22 @@ def test_a_later_piece_that_is_refused_leaves_the_accepted_ones(submit, cluster,
     (cluster.here / f"refuse.{accepted}").write_text("Job violates accounting/QOS policy (job submit limit)")
     assert f"10 runs queued in {4 * accepted} jobs" in submit(10)
     assert len(slurm.jobs()) == 4 * accepted, "what is said is what squeue shows"
-    assert states() == ["queued"] * 10 and not cluster.told("scancel")
+    assert states() == ["queued"] * 10 and not cluster.calls("scancel")
 
 
 def test_the_first_refusal_is_slurms_sentence_and_what_solves_it(submit, cluster) -> None:
     (cluster.here / "refuse.0").write_text("Job violates accounting/QOS policy (job submit limit, user's size)")
     with pytest.raises(ValueError, match=r"SLURM refused the jobs: Job violates .*max_parallel=N"):
         submit()
-    assert states() == [] and not Path("runs/.jobs").exists() and cluster.told("scancel")
+    assert states() == [] and not Path("runs/.jobs").exists() and cluster.calls("scancel")
 
 
 def test_where_arrays_are_off_jobs_are_single(submit, cluster) -> None:
     (cluster.here / "max_array_size").write_text("0")
     assert "2 runs queued in 2 jobs (100, 101)" in submit(2)
-    for told in cluster.told("sbatch"):
-        assert not [word for word in told["arguments"] if word.startswith("--array")]
-        assert next(word for word in told["arguments"] if word.startswith("--output=")).endswith("/%j_0_log.out")
+    for call in cluster.calls("sbatch"):
+        assert not [word for word in call["arguments"] if word.startswith("--array")]
+        assert next(word for word in call["arguments"] if word.startswith("--output=")).endswith("/%j_0_log.out")
     (answers, *_) = examine_cluster(compose_config(["dataset=digits"]), Settings(), False)
     assert answers[1] and "no arrays: each job is submitted by itself" in answers[2]
 
@@ -144,17 +144,17 @@ def test_a_surrounding_job_and_redirecting_variables_do_not_reach_a_submission(s
     for name in [*leaking, *kept]:
         monkeypatch.setenv(name, "1")
     submit()
-    (told,) = cluster.told("sbatch")
-    assert told["environment"].keys() & {*leaking, *kept} == set(kept)
-    assert "--export=ALL" in told["arguments"] and "SLURM_EXPORT_ENV=ALL" in script()
+    (call,) = cluster.calls("sbatch")
+    assert call["environment"].keys() & {*leaking, *kept} == set(kept)
+    assert "--export=ALL" in call["arguments"] and "SLURM_EXPORT_ENV=ALL" in script()
     (answers, *_) = examine_cluster(compose_config(["dataset=digits"]), Settings(), False)
     assert "inside of job 1" in answers[2]
 
 
 def test_what_is_set_is_sent_and_nothing_else(submit, cluster) -> None:
     submit(2, partition="p", gpus=None, mem_gb=1.5, time="0:20:00", max_parallel=1, sbatch={"mail_type": "FAIL"})
-    (told,) = cluster.told("sbatch")
-    *sent, path = told["arguments"]
+    (call,) = cluster.calls("sbatch")
+    *sent, path = call["arguments"]
     names = [word.partition("=")[0].removeprefix("--") for word in sent]
     ours = ["array", "export", "job-name", "nodes", "open-mode", "output", "requeue", "signal"]
     assert sorted(names) == sorted(["parsable", *ours, "partition", "mem", "time", "mail-type"])
@@ -178,7 +178,7 @@ def test_the_script_is_valid_shell_and_every_start_executes_what_was_submitted(s
             ["bash", path], check=True, env={"PATH": f"{cluster.here}:/usr/bin:/bin", "SLURM_JOB_ID": "7"} | environment
         )
         assert pickle.read_bytes() == path.with_name("job.pkl").read_bytes()
-    assert cluster.told("srun")[0]["arguments"][-3:-1] == ["-m", "submitit.core._submit"]
+    assert cluster.calls("srun")[0]["arguments"][-3:-1] == ["-m", "submitit.core._submit"]
 
 
 def test_status_of_a_queued_run_is_that_of_a_job_that_may_take_it(cluster, monkeypatch) -> None:
@@ -226,8 +226,8 @@ def test_submitits_names_on_the_command_line(launch, cluster) -> None:
     names = ["timeout_min=60", "gpus_per_node=2", "cpus_per_task=8", "array_parallelism=1"]
     ended = launch("-m", "hydra/launcher=slurm", *[f"hydra.launcher.{name}" for name in names], "seed=0,1")
     assert ended.code == 0, ended.text
-    (told,) = cluster.told("sbatch")
-    assert {"--time=60", "--gpus-per-node=2", "--cpus-per-task=8", "--array=0-0"} <= set(told["arguments"])
+    (call,) = cluster.calls("sbatch")
+    assert {"--time=60", "--gpus-per-node=2", "--cpus-per-task=8", "--array=0-0"} <= set(call["arguments"])
 
 
 def test_one_gpu_and_two_gpus_per_node_contradict_each_other() -> None:
@@ -240,7 +240,7 @@ def test_one_gpu_and_two_gpus_per_node_contradict_each_other() -> None:
 def test_a_signal_that_does_not_reach_runs_is_refused(launch, cluster, signal) -> None:
     said = launch("-m", "hydra/launcher=slurm", f"hydra.launcher.sbatch={{signal:'{signal}'}}")
     assert said.code == 1 and f"signal={signal} does not reach runs" in said.err and "USR2@120" in said.err
-    assert not cluster.told("sbatch")
+    assert not cluster.calls("sbatch")
 
 
 def test_names_of_jobs_begin_with_what_is_trained_on() -> None:
@@ -375,7 +375,7 @@ def test_what_a_claim_says_of_its_job_is_not_trusted(cluster, tmp_path, job) -> 
     write_json(run.folder / "attempt-1.json", claim)
     os.utime(run.folder / "attempt-1.json", (time.time() - 60,) * 2)
     assert run.state() in ("running", "interrupted")
-    assert all("touch" not in word for told in cluster.told("squeue") for word in told["arguments"])
+    assert all("touch" not in word for call in cluster.calls("squeue") for word in call["arguments"])
 
 
 def test_no_remembered_answer_takes_a_run_over(cluster, monkeypatch) -> None:
@@ -391,7 +391,7 @@ def test_answers_of_the_cluster_are_remembered_for_30_seconds(cluster) -> None:
     for _ in range(3):
         slurm.jobs()
         slurm.settings()
-    assert len(cluster.told("squeue")) == len(cluster.told("scontrol")) == 1
+    assert len(cluster.calls("squeue")) == len(cluster.calls("scontrol")) == 1
 
 
 def test_doctor_trains_nothing_on_a_login_node(cluster, tiny, capsule_sweeps, monkeypatch) -> None:
