@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import stdev
+from typing import NamedTuple
 
 from omegaconf import DictConfig
 
@@ -37,13 +38,25 @@ class Procedure:
             raise ValueError(f"hydra.sweeper.{wrong}")
 
 
+class Point(NamedTuple):
+    """A run of a sweep. `words` are its overrides."""
+
+    config: DictConfig
+    words: list[str]
+    planned: PlannedRun
+
+
 @dataclass
 class Group:
     """The runs of one point, by seed. `words` are its overrides without the seed."""
 
     words: tuple[str, ...]
     name: str  # the column `group` of its runs
-    points: dict[int, tuple[DictConfig, list[str], PlannedRun]]
+    points: dict[int, Point]
+
+    @property
+    def first(self) -> Point:
+        return next(iter(self.points.values()))
 
 
 @dataclass
@@ -62,7 +75,7 @@ class Unit:
     def __init__(self, groups: Sequence[Group], label: str, procedure: Procedure) -> None:
         self.groups, self.label, self.procedure = groups, label, procedure
         seeds = [seed for seed in groups[0].points if all(seed in group.points for group in groups)]
-        self.entries = [entry(seed, [group.points[seed][2] for group in groups]) for seed in seeds]
+        self.entries = [entry(seed, [group.points[seed].planned for group in groups]) for seed in seeds]
         self._usable = [one for one in self.entries if not one.passed_over]
         self._first = self._usable[: procedure.min_seeds]
         known = [one.value for one in self._first if one.value is not None]

@@ -20,13 +20,14 @@ from rich.table import Table
 from capsule_sweeps.console import console, duration, tell
 from capsule_sweeps.display import counted, rich
 from capsule_sweeps.launchers.launch import Launcher, launch
-from capsule_sweeps.launchers.seed_units import Group, Procedure, Unit
+from capsule_sweeps.launchers.seed_units import Group, Point, Procedure, Unit
 from capsule_sweeps.runs.plan import PlannedRun, Policy, accuracy, make_plan
 from capsule_sweeps.runs.signature import columns, signature, signed_config
 from capsule_sweeps.runs.sweep import first_seeds, record_seeds
 
 MOST_SEED = 2**31 - 1
 Points = Sequence[Sequence[str]]
+Asked = tuple[tuple[str, ...], int, list[str]]  # words of a group, a seed, both together
 
 
 def launch_seeds(
@@ -41,6 +42,41 @@ def launch_seeds(
     Returns the groups' overrides, a config of each, and the mean accuracies (fractions), None where a run of the
     group is not finished. Raises ValueError as `launch`, and for settings that do not fit the sweep.
     """
+    asked, configs = compose_seeds(points, compose, policy, procedure)
+
+    def look() -> tuple[list[Group], list[Unit]]:
+        plan = make_plan(configs, [point for _, _, point in asked], policy)
+        groups = make_groups(asked, configs, {planned.signature: planned for planned in plan})
+        return groups, make_units(groups, procedure)
+
+    groups, units = look()
+    check_begun(groups, procedure)
+    done: set[str] = set()
+    while True:
+        show_units(units, procedure)
+        wanted = chosen_runs(units)
+        once = replace(policy, retry="none") if done else policy  # what failed in this command is not tried twice
+        launch_chosen(groups, wanted, once, launcher, procedure)
+        if policy.dry_run:
+            break
+        done |= wanted
+        groups, units = look()
+        if not launcher.waits or done >= chosen_runs(units):
+            break
+
+    if procedure.resolve and not policy.dry_run and (launcher.waits or all(unit.complete for unit in units)):
+        show_differences(units, procedure, str(configs[0].selection_rule))
+    return (
+        [list(group.words) for group in groups],
+        [group.first.config for group in groups],
+        [None if policy.dry_run else mean_accuracy(group, units) for group in groups],
+    )
+
+
+def compose_seeds(
+    points: Points, compose: Callable[[Points], list[DictConfig]], policy: Policy, procedure: Procedure
+) -> tuple[list[Asked], list[DictConfig]]:
+    """Every seed that each point may have, with its config. Raises ValueError where nothing can be planned from."""
     if policy.force:
         raise ValueError(
             "hydra.launcher.force=true runs everything again, and hydra.sweeper.half_width plans from what is "
@@ -51,54 +87,34 @@ def launch_seeds(
     configs = compose([point for _, _, point in asked])
     if any(config.debug for config in configs):
         raise ValueError("debug=true leaves no runs to plan from: leave out hydra.sweeper.half_width")
+    return asked, configs
 
-    def look() -> tuple[list[Group], list[Unit]]:
-        plan = make_plan(configs, [point for _, _, point in asked], policy)
-        groups = make_groups(asked, configs, {planned.signature: planned for planned in plan})
-        return groups, make_units(groups, procedure)
 
-    def start(plan: Sequence[PlannedRun]) -> None:
+def chosen_runs(units: Sequence[Unit]) -> set[str]:
+    """The signatures of the runs of all chosen seeds."""
+    return {run.signature for unit in units for one in unit.chosen for run in one.runs}
+
+
+def launch_chosen(
+    groups: Sequence[Group], wanted: set[str], policy: Policy, launcher: Launcher, procedure: Procedure
+) -> None:
+    """`launch` for the wanted runs, of which the sweep records the procedure; one sentence if there is none."""
+    points = [point for group in groups for point in group.points.values() if point.planned.signature in wanted]
+
+    def record(plan: Sequence[PlannedRun]) -> None:
         names: dict[Path, set[str]] = {}
         for planned in plan:
             names.setdefault(planned.run.folder.parent, set()).add(str(columns(planned.config)["group"]))
         for runs_dir, found in names.items():
             record_seeds(runs_dir, asdict(procedure), sorted(found))
 
-    done: set[str] = set()
-    groups, units = look()
-    check_begun(groups, procedure)
-    while True:
-        show_units(units, procedure)
-        wanted = {run.signature for unit in units for one in unit.chosen for run in one.runs}
-        chosen = [
-            (config, words)
-            for group in groups
-            for config, words, planned in group.points.values()
-            if planned.signature in wanted
-        ]
-        retry = replace(policy, retry="none") if done else policy  # what failed in this command is not tried twice
-        if chosen:
-            launch([config for config, _ in chosen], [words for _, words in chosen], retry, launcher, start)
-        else:
-            tell(
-                f"No seed is left to run: with hydra.launcher.retry={policy.retry} failed runs are passed over, and "
-                f"hydra.sweeper.max_seeds={procedure.max_seeds} allows no other seeds. Set one of them."
-            )
-        done |= wanted
-        if policy.dry_run:
-            break
-        groups, units = look()
-        if not launcher.waits or done.issuperset(
-            run.signature for unit in units for one in unit.chosen for run in one.runs
-        ):
-            break
-    if procedure.resolve and not policy.dry_run and (launcher.waits or all(unit.complete for unit in units)):
-        show_differences(units, procedure, str(configs[0].selection_rule))
-    return (
-        [list(group.words) for group in groups],
-        [next(iter(group.points.values()))[0] for group in groups],
-        [None if policy.dry_run else mean_accuracy(group, units) for group in groups],
-    )
+    if points:
+        launch([point.config for point in points], [point.words for point in points], policy, launcher, record)
+    else:
+        tell(
+            f"No seed is left to run: with hydra.launcher.retry={policy.retry} failed runs are passed over, and "
+            f"hydra.sweeper.max_seeds={procedure.max_seeds} allows no other seeds. Set one of them."
+        )
 
 
 def group_seeds(points: Points, procedure: Procedure) -> dict[tuple[str, ...], list[int]]:
@@ -135,16 +151,12 @@ def _key(word: str) -> str:
     return word.partition("=")[0].lstrip("+~")
 
 
-def make_groups(
-    asked: Sequence[tuple[tuple[str, ...], int, list[str]]],
-    configs: Sequence[DictConfig],
-    plan: dict[str, PlannedRun],
-) -> list[Group]:
+def make_groups(asked: Sequence[Asked], configs: Sequence[DictConfig], plan: dict[str, PlannedRun]) -> list[Group]:
     """The groups of a sweep; of points that are the same runs (routing=uniform with any num_routing), the first."""
     groups: dict[tuple[str, ...], Group] = {}
     for (words, seed, point), config in zip(asked, configs, strict=True):
         own = groups.setdefault(words, Group(words, str(columns(config)["group"]), {}))
-        own.points[seed] = (config, point, plan[signature(signed_config(config))])
+        own.points[seed] = Point(config, point, plan[signature(signed_config(config))])
     return list({group.name: group for group in reversed(groups.values())}.values())[::-1]
 
 
@@ -155,7 +167,7 @@ def check_begun(groups: Sequence[Group], procedure: Procedure) -> None:
     """
     known: dict[Path, dict[str, int]] = {}
     for group in groups:
-        runs_dir = next(iter(group.points.values()))[2].run.folder.parent
+        runs_dir = group.first.planned.run.folder.parent
         known.setdefault(runs_dir, first_seeds(runs_dir))
         if (begun := known[runs_dir].get(group.name, procedure.min_seeds)) < procedure.min_seeds:
             raise ValueError(
@@ -195,7 +207,7 @@ def make_units(groups: Sequence[Group], procedure: Procedure) -> list[Unit]:
 def mean_accuracy(group: Group, units: Sequence[Unit]) -> float | None:
     """The mean over the chosen seeds of a group (a fraction); None while a run of these is not finished."""
     seeds = {one.seed for unit in units if group in unit.groups for one in unit.chosen}
-    found = [accuracy(group.points[seed][2]) for seed in seeds]
+    found = [accuracy(group.points[seed].planned) for seed in seeds]
     known = [value for value in found if value is not None]
     return fmean(known) if known and len(known) == len(found) else None
 

@@ -31,6 +31,7 @@ COLORS = (
     "#000000",
 )  # Okabe and Ito, color-blind safe
 MARKERS = ("o", "s", "^", "D", "v")  # for print without color; 5 × 7 pairs of marker and color until one repeats
+Entry = tuple[Any, str]  # of a legend: what it shows, its label
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.labelsize": 8,
@@ -181,19 +182,49 @@ def save_as(figure: Figure, path: Path) -> list[Path]:
 
 
 def _draw_accuracies(axes: Axes, finished: pd.DataFrame, rule: str, published: pd.DataFrame | None) -> list[str]:
-    """Draw the lines of one dataset, slightly shifted so that none hides another; return their labels."""
+    """Draw the panel of one dataset with its legend; return the labels of that."""
+    entries = _draw_lines(axes, finished, rule)
+    shown = {*finished.num_routing.dropna().astype(int)}
+    if published is not None and len(published):
+        differing = pd.Series([other_recipe(finished, mark) for _, mark in published.iterrows()], published.index)
+        entries += [_text_entry(words) for words in differing.unique() if words]
+        drawn = published[differing == ""]
+        entries += _draw_published(axes, drawn)
+        shown |= {*drawn.num_routing.astype(int)}
+
+    ticks = sorted(shown)
+    axes.set_xticks(ticks)
+    if ticks:  # otherwise all models of this dataset are without num_routing
+        axes.set_xlim(ticks[0] - 0.5, ticks[-1] + 0.5)
+    axes.set_xlabel("num_routing (routing iterations)")
+    axes.set_ylabel(f"test accuracy (%)\nselection rule: {rule}")
+    handles, labels = [handle for handle, _ in entries], [label for _, label in entries]
+    axes.legend(
+        handles,
+        labels,
+        handler_map={tuple: HandlerTuple(ndivide=None)},  # bar and point side by side
+        handlelength=3,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        alignment="left",
+        frameon=False,
+    )
+    return labels
+
+
+def _draw_lines(axes: Axes, finished: pd.DataFrame, rule: str) -> list[Entry]:
+    """Draw our accuracies, the lines slightly shifted so that none hides another."""
     lines = list(finished.groupby(_line_names(finished), sort=True))
     gap = min(0.2, 0.7 / len(lines))
-    handles: list[Any] = []
-    labels: list[str] = []
+    entries: list[Entry] = []
     for number, (name, runs) in enumerate(lines):
-        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
-        shift = gap * (number - (len(lines) - 1) / 2)
+        color = COLORS[number % len(COLORS)]
         table = accuracy_table(runs, rule).sort_values("num_routing")
         if runs.num_routing.isna().all():
-            handles.append(axes.axhline(table["mean"].iloc[0], color=color, linestyle="--", linewidth=1))
-            labels.append(_label(name or str(runs.model.iloc[0]), list(table.n)))
+            flat = axes.axhline(table["mean"].iloc[0], color=color, linestyle="--", linewidth=1)
+            entries.append((flat, _label(name or str(runs.model.iloc[0]), list(table.n))))
             continue
+        shift = gap * (number - (len(lines) - 1) / 2)
         bars = axes.errorbar(
             table.num_routing.astype(float) + shift - 0.25 * gap,
             table["mean"],
@@ -211,43 +242,29 @@ def _draw_accuracies(axes: Axes, finished: pd.DataFrame, rule: str, published: p
             runs.num_routing.astype(float) + shift + 0.25 * gap * (1 + _spread(runs)),
             100 * runs[f"accuracy_{rule}"],
             s=10,
-            marker=marker,
+            marker=MARKERS[number % len(MARKERS)],
             color=color,
             alpha=0.6,
             linewidths=0,
             zorder=3,
         )
-        handles.append((bars, points))
-        labels.append(_label(name, list(table.n)))
-    ticks = sorted(finished.num_routing.dropna().astype(int).unique())
-    if published is not None and len(published):
-        for words in dict.fromkeys(other_recipe(finished, mark) for _, mark in published.iterrows()):
-            if words:
-                handles.append(Line2D([], [], linestyle="none"))
-                labels.append(mathtext(textwrap.fill(words, 55)))
-        published = published[[not other_recipe(finished, mark) for _, mark in published.iterrows()]]
-        ticks = sorted({*ticks, *published.num_routing.astype(int)})
-        for (aggregate, its_rule), cells in published.groupby(["aggregate", "rule"], sort=False):
-            marker = "P" if aggregate == "best run" else "*"
-            size = 22 if aggregate == "best run" else 40
-            handles.append(axes.scatter(cells.num_routing, cells.value, s=size, marker=marker, color="black", zorder=2))
-            labels.append(f"published, {aggregate} ({its_rule})")
-    axes.set_xticks(ticks)
-    if ticks:  # otherwise all models of this dataset are without num_routing
-        axes.set_xlim(ticks[0] - 0.5, ticks[-1] + 0.5)
-    axes.set_xlabel("num_routing (routing iterations)")
-    axes.set_ylabel(f"test accuracy (%)\nselection rule: {rule}")
-    axes.legend(
-        handles,
-        labels,
-        handler_map={tuple: HandlerTuple(ndivide=None)},  # bar and point side by side
-        handlelength=3,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        alignment="left",
-        frameon=False,
-    )
-    return labels
+        entries.append(((bars, points), _label(name, list(table.n))))
+    return entries
+
+
+def _draw_published(axes: Axes, marks: pd.DataFrame) -> list[Entry]:
+    """Draw published values."""
+    entries: list[Entry] = []
+    for (aggregate, rule), cells in marks.groupby(["aggregate", "rule"], sort=False):
+        marker, size = ("P", 22) if aggregate == "best run" else ("*", 40)
+        stars = axes.scatter(cells.num_routing, cells.value, s=size, marker=marker, color="black", zorder=2)
+        entries.append((stars, f"published, {aggregate} ({rule})"))
+    return entries
+
+
+def _text_entry(words: str) -> Entry:
+    """A sentence in a legend, which stands for nothing that is drawn."""
+    return Line2D([], [], linestyle="none"), mathtext(textwrap.fill(words, 55))
 
 
 def _label(name: str, counts: list[int]) -> str:
