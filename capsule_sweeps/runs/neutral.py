@@ -1,19 +1,16 @@
 """Values of settings, also of those that are not signed because they have the value that means "as before"."""
 
 import re
+from functools import cache
 from typing import Any
 
-from capsule_sweeps.config.moved import FIRST_SPELLING
-from capsule_sweeps.runs.signature import NEUTRAL
+import yaml
 
-ROUTINGS = {first for present, first in FIRST_SPELLING.items() if present.startswith("capsule_sweeps.routing.")}
-TAKERS = {  # settings of model.routing that only some of these classes have
-    "density": ("EM",),
-    "per_share": ("EM",),
-    "bias": ("SelfRouting",),
-    "class_logits": ("Dynamic", "EM", "SelfRouting"),
-    "norm": ("Attention", "InvertedAttention", "SelfRouting", "Uniform"),
-}
+from capsule_sweeps.config.compose import CONF_DIR
+from capsule_sweeps.config.errors import one_sentence
+from capsule_sweeps.config.moved import FIRST_SPELLING
+from capsule_sweeps.config.yaml_files import LOADER
+from capsule_sweeps.runs.signature import NEUTRAL
 
 
 def setting(signed: dict[str, Any], key: str, missing: Any = None) -> Any:
@@ -30,5 +27,26 @@ def _has_part(signed: dict[str, Any], key: str) -> bool:
     part = "model.capsules" if key == "model.head" else part
     if part.startswith("model.") and not any(other.startswith(f"{part}.") for other in signed):
         return False
-    kind = str(signed.get(f"{part}._target_"))
-    return kind not in ROUTINGS or name not in TAKERS or kind.rpartition(".")[2] in TAKERS[name]
+    settings = routing_settings().get(str(signed.get("model.routing._target_")))
+    return part != "model.routing" or settings is None or name in settings  # the class of another package may have it
+
+
+@cache
+def routing_settings() -> dict[str, set[str]]:
+    """The class of a routing, as it is signed → its settings: all keys of the options in conf/routing that choose it.
+
+    Raises ValueError for a file that is not readable.
+    """
+    with one_sentence():
+        files = {path.stem: yaml.load(path.read_text(), LOADER) or {} for path in (CONF_DIR / "routing").glob("*.yaml")}
+
+    def option(name: str) -> dict[str, Any]:
+        bases = [base for base in files[name].get("defaults", []) if isinstance(base, str) and base in files]
+        parts = [*map(option, bases), files[name].get("routing", files[name])]  # an option may set more than routing
+        return {key: value for part in parts for key, value in part.items()}
+
+    found: dict[str, set[str]] = {}
+    for chosen in map(option, files):
+        target = str(chosen.get("_target_"))
+        found.setdefault(FIRST_SPELLING.get(target, target), set()).update(chosen)
+    return found

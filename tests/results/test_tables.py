@@ -7,6 +7,7 @@ import json
 import re
 import signal
 from argparse import Namespace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,10 @@ from capsule_sweeps.results.pivot import pivot
 from capsule_sweeps.results.render import render, shorten
 from capsule_sweeps.results.sections import by_sweep
 from capsule_sweeps.results.tables import accuracy_table, cost_table, for_people, notes, stale_note
-from capsule_sweeps.runs import filters
+from capsule_sweeps.runs import filters, neutral
 from capsule_sweeps.runs.differences import facts
 from capsule_sweeps.runs.files import write_json
-from capsule_sweeps.runs.neutral import ROUTINGS, TAKERS, setting
+from capsule_sweeps.runs.neutral import routing_settings, setting
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import NEUTRAL, columns, signed_config
 
@@ -535,13 +536,32 @@ def test_a_neutral_value_is_only_that_of_models_with_the_setting(rivals, invent)
 
 
 def test_settings_of_each_routing_are_those_that_its_class_takes() -> None:
-    for name in sorted(ROUTINGS):
-        module, _, kind = PRESENT_SPELLING[name].rpartition(".")
+    for first, settings in routing_settings().items():
+        module, _, kind = PRESENT_SPELLING[first].rpartition(".")
         taken = inspect.signature(getattr(importlib.import_module(module), kind)).parameters
         for key in (key.rpartition(".")[2] for key in NEUTRAL if key.startswith("model.routing.")):
-            assert (key in taken) == (kind in TAKERS[key]), (kind, key)
+            assert (key in taken) == (key in settings), (kind, key)
     others = {"model.routing._target_": ["of", "others"]}
     assert setting(others, "model.routing.norm") == "layer", "an unknown class may have it"
+
+
+def test_a_new_routing_brings_its_settings_along(monkeypatch, tmp_path) -> None:
+    """One YAML declares them; an option that starts from another one has all of its settings."""
+    (tmp_path / "routing").mkdir()
+    (tmp_path / "routing/new.yaml").write_text("_target_: of.others.New\nsharpness: 2")
+    (tmp_path / "routing/newer.yaml").write_text("defaults: [new, _self_]\n_target_: of.others.Newer\nnorm: none")
+    (tmp_path / "routing/draft.yaml").write_text("# nothing yet")
+    monkeypatch.setattr(neutral, "CONF_DIR", tmp_path)
+    monkeypatch.setattr(neutral, "routing_settings", cache(neutral.routing_settings.__wrapped__))
+    monkeypatch.setitem(NEUTRAL, "model.routing.sharpness", 1)
+    found = {
+        kind: [
+            setting({"model.routing._target_": f"of.others.{kind}"}, f"model.routing.{key}")
+            for key in ("sharpness", "norm")
+        ]
+        for kind in ("New", "Newer", "Other")
+    }
+    assert found == {"New": [1, None], "Newer": [1, "layer"], "Other": [1, "layer"]}
 
 
 def test_settings_are_never_rounded(invent, capsule_sweeps) -> None:
