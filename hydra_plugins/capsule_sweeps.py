@@ -1,4 +1,4 @@
-"""Hydra looks for plugins in this package only; the classes live in capsule_sweeps.launcher."""
+"""Hydra looks for plugins in this package only; the classes live in capsule_sweeps.launchers.hydra."""
 
 from capsule_sweeps.launchers import hydra as launcher
 

@@ -13,21 +13,24 @@ from capsule_sweeps.display import Formatter, terminal
 from capsule_sweeps.launchers.terminal import write_any_text
 
 
-def make_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """The parser of one command, or of all where there is no such command. `choices` of its last action has them."""
+def make_parser(command: str | None = None) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of one command, or of all where there is no such command, and the parsers of these by name."""
     parser = argparse.ArgumentParser(prog="python -m capsule_sweeps", description=__doc__)
     parser.add_argument("--version", action="version", version=f"capsule_sweeps {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
+    commands = {}
     names = [module.name for module in iter_modules(cli.__path__) if module.name != "main"]
     chosen = [name for name in names if name.replace("_", "-") == command]
     for name in chosen or names:
         module = import_module(f"capsule_sweeps.cli.{name}")
         about = (module.__doc__ or "").strip()
         listed: dict[str, Any] = {} if getattr(module, "HIDDEN", False) else {"help": about.partition("\n")[0]}
-        own = commands.add_parser(name.replace("_", "-"), description=about, **listed)
+        commands[name.replace("_", "-")] = own = subparsers.add_parser(
+            name.replace("_", "-"), description=about, **listed
+        )
         module.add_arguments(own)
         own.set_defaults(function=module.run)
-    return parser
+    return parser, commands
 
 
 def main() -> None:
@@ -36,7 +39,7 @@ def main() -> None:
     logging.lastResort.setFormatter(Formatter())
     words = sys.argv[1:]
     try:
-        parser = make_parser(words[0] if words else None)
+        parser, commands = make_parser(words[0] if words else None)
     except ModuleNotFoundError as error:
         from capsule_sweeps.console import missing_package  # rich takes its time
 
@@ -45,8 +48,7 @@ def main() -> None:
         import argcomplete
 
         argcomplete.autocomplete(parser)
-    (commands,) = [action.choices for action in parser._actions if action.dest == "command" and action.choices]
-    own = commands.get(words[0]) if words else None  # type: ignore[attr-defined]
+    own = commands.get(words[0]) if words else None
     # Options may be before, between and after overrides, which argparse does not allow behind a subparser
     if own and (escape := own.get_default("escape")):
         words = escape(words)

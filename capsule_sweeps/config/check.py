@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from capsule_sweeps.config.errors import sentence, unknown
 from capsule_sweeps.config.milestones import as_epochs
-from capsule_sweeps.config.schema import _SCHEMA, MAX_ITERATIONS, Config, Layer
+from capsule_sweeps.config.schema import MAX_ITERATIONS, SCHEMA, Config, Layer
 from capsule_sweeps.config.selection_rules import find_rule
 
 # training.compile: YAML reads on and off as booleans, Hydra's command line and quotes do not
@@ -25,7 +25,7 @@ def check(config: DictConfig) -> DictConfig:
     """
     config = without_hydra(config) if "hydra" in config else config
     try:
-        typed = config.copy() if OmegaConf.get_type(config) is Config else OmegaConf.merge(_SCHEMA, config)
+        typed = config.copy() if OmegaConf.get_type(config) is Config else OmegaConf.merge(SCHEMA, config)
         OmegaConf.resolve(typed)
     except OmegaConfBaseException as error:
         raise ValueError(sentence(error)) from error

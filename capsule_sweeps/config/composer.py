@@ -108,7 +108,7 @@ class Composer:
         return self._resolved[choices, overrides]
 
     def _apply(self, texts: Sequence[str], config: DictConfig) -> None:
-        # Private: there is no public way to apply overrides to a composed configuration
+        # Private: there is no public way to apply overrides to a configuration that is composed already
         self._loader._apply_overrides_to_config([self._parsed[text] for text in texts], config)
 
     def _asks_to_match(self, text: str) -> bool:

@@ -70,8 +70,8 @@ def sentence(error: BaseException) -> str:
         key = key if "'Config'" in text else _in_a_layer(key)
         if re.match(r"model\.(backbone|capsules|routing)\.", key):
             return f"{source}{word or key} is not a key of the model: set {(word or key).removeprefix('model.')}"
-        keys = [str(known) for known in parent] if OmegaConf.is_dict(parent) and not parent._is_none() else []
-        return source + unknown(word if word.startswith(f"{key}=") else key, keys)
+        known = OmegaConf.to_container(parent) if OmegaConf.is_dict(parent) else None  # None also for one that is null
+        return source + unknown(word if word.startswith(f"{key}=") else key, map(str, known or ()))
     if word and cause is not error:
         said = [words for kind, words in KINDS.items() if re.search(kind, text)]
         return f"{source}{word} is invalid: {said[0] if said else text}"

@@ -174,16 +174,18 @@ class Config:
     tracking: Tracking = field(default_factory=Tracking)
 
 
-_SCHEMA = OmegaConf.structured(Config)
-OmegaConf.set_struct(_SCHEMA.tracking, False)
+SCHEMA = OmegaConf.structured(Config)
+OmegaConf.set_struct(SCHEMA.tracking, False)
 
 # The groups of which an option may have keys of its own. For a sweep, Hydra first composes a configuration without the
 # choices that are swept over, in which such a key may be missing: any key is possible there, in a run (`closed`) only
 # those of its option.
 OPEN = ("backbone", "routing", "model", "tracking")
-OPEN_SCHEMA = OmegaConf.structured(Config)
+OPEN_SCHEMA = OmegaConf.structured(Config(backbone={}, routing={}, model={}))
 for _group in OPEN:
-    OPEN_SCHEMA._get_node(_group)._set_flag("struct", False)
+    OmegaConf.set_struct(OPEN_SCHEMA[_group], False)
+for _group in ("backbone", "routing", "model"):  # keep the flag, which a missing value could not be given
+    OPEN_SCHEMA[_group] = MISSING
 
 
 def closed(config: DictConfig) -> DictConfig:

@@ -231,6 +231,7 @@ def look(arguments: Sequence[str]) -> None:
 
     Settings `hydra.` on the command line itself are not checked. Raises ValueError.
     """
+    # Private: there is no public way to read a command line and to compose before hydra.main does
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.utils import create_config_search_path, get_args_parser
 

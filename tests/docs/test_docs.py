@@ -69,8 +69,7 @@ def test_every_command_is_one(command, capsys) -> None:
     words = shlex.split(re.sub(r"\|\w+", "", command))[3:]
     if words in (["--version"], ["--help"], ["hours", "dataset=stripes"]):
         return
-    parser = make_parser(words[0])
-    (choices,) = [action.choices for action in parser._actions if action.dest == "command"]
+    _, choices = make_parser(words[0])
     escape = choices[words[0]].get_default("escape") or (lambda words: words)
     choices[words[0]].parse_intermixed_args(escape(words)[1:])
 

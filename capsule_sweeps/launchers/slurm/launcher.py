@@ -62,7 +62,7 @@ class Launcher(Settings, QueueLauncher):
         return max(1, slurm.max_array_size())
 
     def send(self, job: dict[str, Any], folder: Path, num_jobs: int) -> str:
-        from submitit.core.utils import DelayedSubmission
+        from submitit.helpers import DelayedSubmission
 
         from capsule_sweeps.launchers.slurm.job import SlurmJob
 
@@ -111,6 +111,6 @@ class Launcher(Settings, QueueLauncher):
             *(checked if private else []),  # a file system without modes lets everybody write
             f'rm -f "$pickle"; (umask 022; cp {quoted}/job.pkl "$pickle")',
             shlex.join(["srun", "--unbuffered", "--output", f"{folder}/{name}_%t_log.out", sys.executable])
-            + f" -u -m submitit.core._submit {quoted}",
+            + f" -u -m submitit.core._submit {quoted}",  # private: what the scripts of submitit itself execute
         ]
         return "\n".join(lines) + "\n"
