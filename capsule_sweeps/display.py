@@ -7,10 +7,13 @@ functions take text and return text of the same meaning in one medium, without c
 
 from __future__ import annotations
 
+import codecs
 import html as markup
+import io
 import logging
 import re
 import sys
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
@@ -38,6 +41,21 @@ TEX = {  # for characters that are commands in LaTeX, or missing in some fonts
     "√": r"$\surd$",
 }
 
+PLAIN = {  # for terminals that are not UTF-8
+    "…": "...",
+    "–": "-",
+    "—": "-",
+    "−": "-",
+    "×": "x",
+    "·": "*",
+    "±": "+-",
+    "→": "->",
+    "√": "sqrt",
+    "≤": "<=",
+    "≥": ">=",
+}
+HORIZONTAL, VERTICAL = "─━═╌╍┄┅┈┉", "│┃║╎╏┆┇┊┋"
+
 
 def terminal(text: object) -> str:
     """Lines of text without control characters, escape sequences and letters that turn the direction of writing."""
@@ -49,6 +67,34 @@ def terminal(text: object) -> str:
 def line(text: object) -> str:
     """The same as one line."""
     return " ".join(map(terminal, str(text).splitlines()))
+
+
+def plain(text: str) -> str:
+    """The text in ASCII, as readable as possible."""
+    return "".join(map(_letter, text))
+
+
+def _letter(letter: str) -> str:
+    if letter in HORIZONTAL or letter in VERTICAL:
+        return "-" if letter in HORIZONTAL else "|"
+    if "\u2500" <= letter <= "\u257f":  # corners and crossings of lines
+        return "+"
+    base = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
+    return PLAIN.get(letter) or base or "?"
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return plain(error.object[error.start : error.end]), error.end
+
+
+def write_any_text() -> None:
+    """Replace characters that standard output and error cannot encode, instead of raising errors."""
+    codecs.register_error("capsule_sweeps", _replace)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(errors="capsule_sweeps")
 
 
 def listed(words: Sequence[str], most: int, between: str = ", ") -> str:

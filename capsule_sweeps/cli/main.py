@@ -9,8 +9,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from capsule_sweeps import __version__, cli
-from capsule_sweeps.display import Formatter, terminal
-from capsule_sweeps.launchers.terminal import write_any_text
+from capsule_sweeps.display import Formatter, terminal, write_any_text
 
 
 def make_parser(command: str | None = None) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

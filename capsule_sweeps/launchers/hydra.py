@@ -32,12 +32,11 @@ from capsule_sweeps.config.points import MAX_RUNS, sweep_points
 from capsule_sweeps.config.trust import check_hydra
 from capsule_sweeps.config.yaml_files import check_files, check_spelling
 from capsule_sweeps.console import missing_package
-from capsule_sweeps.display import terminal
+from capsule_sweeps.display import terminal, write_any_text
 from capsule_sweeps.launchers.launch import Launcher as RunLauncher
 from capsule_sweeps.launchers.launch import find_launcher, launch
 from capsule_sweeps.launchers.seed_units import MAX_SEEDS, MIN_SEEDS, Procedure
 from capsule_sweeps.launchers.seeds import group_seeds, launch_seeds
-from capsule_sweeps.launchers.terminal import write_any_text
 from capsule_sweeps.runs.plan import Policy
 from capsule_sweeps.runs.run import Busy, Run
 from capsule_sweeps.runs.signature import run_name, signature, signed_config

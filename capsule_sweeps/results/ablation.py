@@ -4,14 +4,13 @@ Runs do not record which ablation they are; this follows from their signed confi
 command made a run, and the base shares its runs with every other sweep.
 """
 
-import json
 from functools import cache
 from typing import Any
 
 import pandas as pd
 
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
-from capsule_sweeps.results.against import Pair, against_notes, against_table, base_names
+from capsule_sweeps.results.against import Pair, against_notes, against_table, base_names, rest
 from capsule_sweeps.results.tables import finished_runs
 from capsule_sweeps.runs.signature import NEUTRAL, signed_config
 
@@ -59,20 +58,14 @@ def _bases(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
 
     `configs`: a signed configuration of each group.
     """
-    groups = {_key(signed): group for group, signed in configs.items()}
+    groups = {rest(signed): group for group, signed in configs.items()}
     found: dict[str, dict[str, str]] = {}
     for group, own in configs.items():
         for ablation, changed in changes().items():
-            if (other := groups.get(_key({**own, **changed}))) not in (None, group):
+            if (other := groups.get(rest({**own, **changed}))) not in (None, group):
                 found.setdefault(group, {})[ablation] = str(other)
     changed_groups = {other for ablations in found.values() for other in ablations.values()}
     return {group: ablations for group, ablations in found.items() if group not in changed_groups}
-
-
-def _key(signed: dict[str, Any]) -> str:
-    """A signed configuration without its seed, as text."""
-    kept = {key: value for key, value in signed.items() if key != "seed" and value is not None}
-    return json.dumps({key: value for key, value in kept.items() if NEUTRAL.get(key) != value}, sort_keys=True)
 
 
 def _missing_note(table: pd.DataFrame) -> str:

@@ -17,7 +17,7 @@ from capsule_sweeps.results.render import Parts
 from capsule_sweeps.results.stein import first_of, two_stage_note
 from capsule_sweeps.results.tables import finished_runs, left_out
 from capsule_sweeps.runs import filters
-from capsule_sweeps.runs.signature import NEUTRAL
+from capsule_sweeps.runs.signature import without_neutral
 
 NUMBERS = ["n", "mean", "difference", "half_width", "first_seeds", "p_value", "p_holm", "seeds_needed", "paired"]
 CHOICES = {"routing": ("model.routing.",), "model": ("model.",), "backbone": ("model.backbone.",)}
@@ -115,7 +115,7 @@ def _pairs(first: pd.DataFrame, against: str) -> Iterator[Pair]:
             alike = [
                 str(base)
                 for base, one in bases.signed_config.items()
-                if _rest(one, keys) == _rest(run.signed_config, keys)
+                if rest(one, keys) == rest(run.signed_config, keys)
             ]
             alike = alike if keys == free or len(alike) == 1 else []  # with several recipes the baseline is ambiguous
             found += [Pair(base, str(group), label[group], keys != free) for base in alike if (base, own) not in done]
@@ -153,7 +153,7 @@ def _is_missing(value: Any) -> bool:
     return not isinstance(value, list) and (value is pd.NA or value != value)
 
 
-def _rest(signed: dict[str, Any], free: tuple[str, ...]) -> str:
+def rest(signed: dict[str, Any], free: tuple[str, ...] = ()) -> str:
     """A signed configuration as text, without the seed and the keys in `free` (a prefix if it ends in a dot)."""
     return _json({key: value for key, value in signed.items() if key != "seed" and not _within(key, free)})
 
@@ -168,7 +168,7 @@ def _within(key: str, free: tuple[str, ...]) -> bool:
 
 
 def _json(signed: dict[str, Any]) -> str:
-    return json.dumps({key: value for key, value in signed.items() if NEUTRAL.get(key) != value}, sort_keys=True)
+    return json.dumps({k: value for k, value in without_neutral(signed).items() if value is not None}, sort_keys=True)
 
 
 def base_names(first: pd.DataFrame, against: str) -> tuple[list[str], pd.DataFrame]:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from capsule_sweeps.runs.files import read_json, replace_file, to_json, write_json
 from capsule_sweeps.runs.lock import owner
-from capsule_sweeps.runs.record import read_object, read_record
+from capsule_sweeps.runs.record import read_record, read_unchecked
 
 HEARTBEAT_SECONDS = 10.0
 
@@ -108,7 +108,7 @@ class Claim:
     def update(self, **changes: Any) -> None:
         """Change fields of run.json. All others stay, including those that readers reject."""
         try:
-            stored = read_object(self.folder / "run.json")
+            stored = read_unchecked(self.folder / "run.json")
         except (OSError, ValueError):
             stored = {}
         self.write("run.json", to_json({**stored, **changes}))
@@ -116,7 +116,7 @@ class Claim:
     def begin(self, attempt: dict[str, Any], **changes: Any) -> list[Any]:
         """Change fields of run.json and add an attempt. Returns the earlier attempts."""
         try:
-            stored = read_object(self.folder / "run.json").get("attempts")
+            stored = read_unchecked(self.folder / "run.json").get("attempts")
         except (OSError, ValueError):
             stored = None
         before = stored if isinstance(stored, list) else read_record(self.folder).get("attempts", [])

@@ -181,16 +181,23 @@ def create_json(path: Path, value: Any) -> None:
         beside.unlink(missing_ok=True)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} if the file does not exist, and {} with a warning if it is damaged."""
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} if the file does not exist. Raises ValueError or OSError for any other file."""
     try:
         value = json.loads(read_file(path, MAX_BYTES).decode())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())[:200]) from error
+    if not isinstance(value, dict):
+        raise ValueError("it is not an object")
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The same; {} with a warning for a file that is damaged."""
+    try:
+        return read_object(path)
+    except (OSError, ValueError) as error:
         log.warning("%s is not readable and is ignored: %s", path, error)
         return {}
-    if isinstance(value, dict):
-        return value
-    log.warning("%s is not readable and is ignored: it holds no object", path)
-    return {}

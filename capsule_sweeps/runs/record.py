@@ -5,7 +5,6 @@ bounds is left out as if it were missing, and reported in one line: `<name>: dam
 they are plain JSON of bounded depth.
 """
 
-import json
 import logging
 import math
 import re
@@ -14,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from capsule_sweeps.runs.files import MAX_BYTES, read_file
+from capsule_sweeps.runs.files import read_object
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +183,7 @@ def read_typed(path: Path, known: Mapping[str, Check], nulls: bool = False) -> d
     stays the same.
     """
     try:
-        value = read_object(path)
+        value = read_unchecked(path)
     except (OSError, ValueError) as error:
         say_damaged(path.parent.name, f"{path.name}: {getattr(error, 'strerror', None) or error}", path)
         return {}
@@ -196,19 +195,9 @@ def read_typed(path: Path, known: Mapping[str, Check], nulls: bool = False) -> d
     return {**kept, "attempts": _valid_attempts(value["attempts"])} if known is RECORD and "attempts" in wrong else kept
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, unchecked; {} if the file does not exist. Former names of keys are replaced.
-
-    Raises ValueError or OSError for any other file.
-    """
-    try:
-        value = json.loads(read_file(path, MAX_BYTES).decode())
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError) as error:
-        raise ValueError(" ".join(str(error).split())[:200]) from error
-    if not isinstance(value, dict):
-        raise ValueError("it is not an object")
+def read_unchecked(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, with former names of keys replaced. Raises as `read_object`."""
+    value = read_object(path)
     former = {key: value[old] for old, key in FORMER_KEYS.items() if old in value}
     return former | {key: item for key, item in value.items() if key not in FORMER_KEYS}
 
@@ -247,7 +236,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def left_out(path: Path, kept: Mapping[str, Any]) -> list[str]:
     """The keys of a JSON file whose values a reader refused, given what it `kept`."""
-    stored = read_object(path)
+    stored = read_unchecked(path)
     return [key for key, value in stored.items() if value is not None and kept.get(key) != value]
 
 

@@ -26,7 +26,7 @@ from capsule_sweeps.runs.files import NO_LINK, create_json, make_folder, remove_
 from capsule_sweeps.runs.lock import alive, describe, owner
 from capsule_sweeps.runs.queue import FIRST, Entry, find_queue
 from capsule_sweeps.runs.record import JOB, QUEUE_ENTRY, read_record, read_typed
-from capsule_sweeps.runs.signature import NEUTRAL, signature, signed_config
+from capsule_sweeps.runs.signature import signature, signed_config, without_neutral
 from capsule_sweeps.runs.stored import checked_config, plain_config, read_config
 
 log = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ class Run:
         if not signed:
             begun = bool(record) or (self.folder / "summary.json").exists()
             return "run.json has no configuration, and there is no config.yaml" if begun else ""
-        if not name.endswith(f"-{signature(signed)}") and not name.endswith(f"-{signature(_without_neutral(signed))}"):
+        if not name.endswith(f"-{signature(signed)}") and not name.endswith(f"-{signature(without_neutral(signed))}"):
             return f"its configuration has the signature {signature(signed)}"
         recorded = record.get("signature", self.signature)
         return "" if recorded == self.signature else f"run.json has the signature {recorded}"
@@ -190,7 +190,7 @@ class Run:
             stored = signed_config(checked_config(self.folder / "config.yaml"))
         if stored is None or stored == asked:
             return
-        stored = _without_neutral(stored)
+        stored = without_neutral(stored)
         keys = sorted(key for key in stored.keys() | asked.keys() if stored.get(key) != asked.get(key))
         if keys:
             differences = ", ".join(f"{key}: stored {stored.get(key)}, requested {asked.get(key)}" for key in keys)
@@ -251,7 +251,3 @@ class Run:
 
     def _is_held(self) -> bool:
         return alive(attempt_path(self.folder, last_attempt(self.folder)))
-
-
-def _without_neutral(signed: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in signed.items() if not (key in NEUTRAL and value == NEUTRAL[key])}

@@ -62,16 +62,17 @@ def signed_config(config: DictConfig) -> dict[str, Any]:
     flat = {
         key: FIRST_SPELLING.get(value, value) if key.endswith("_target_") else value for key, value in flatten(signed)
     }
-    return {
-        key: value
-        for key, value in flat.items()
-        if not (key.endswith(".name") and key != "dataset.name") and not _is_neutral(key, value)
-    }
+    return without_neutral({key: value for key, value in flat.items() if key == "dataset.name" or key[-5:] != ".name"})
 
 
-def _is_neutral(key: str, value: Any) -> bool:
-    key = re.sub(r"\.\d+\.", ".", key)  # the number of a layer
-    return key in NEUTRAL and value == NEUTRAL[key]
+def without_neutral(signed: dict[str, Any]) -> dict[str, Any]:
+    """A signed configuration without the fields that mean "as before"; records of some versions have them."""
+
+    def is_neutral(key: str, value: Any) -> bool:
+        key = re.sub(r"\.\d+\.", ".", key)  # the number of a layer
+        return key in NEUTRAL and value == NEUTRAL[key]
+
+    return {key: value for key, value in signed.items() if not is_neutral(key, value)}
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from capsule_sweeps.runs.attempts import fruitless
+from capsule_sweeps.launchers.slurm.job import fruitless
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,6 @@ from capsule_sweeps.launchers.pool import Slot, Worker, run_pool
 from capsule_sweeps.launchers.slurm import queue as slurm
 from capsule_sweeps.launchers.slurm.settings import Settings
 from capsule_sweeps.launchers.snapshot import check_snapshot
-from capsule_sweeps.runs.attempts import KILLED, fruitless
 from capsule_sweeps.runs.files import last_lines, read_json
 from capsule_sweeps.runs.machine import num_cores
 from capsule_sweeps.runs.plan import PlannedRun
@@ -35,6 +34,8 @@ from capsule_sweeps.runs.signals import GRACE_SECONDS, Stop
 from capsule_sweeps.runs.stored import digest, plain_config
 
 log = logging.getLogger(__name__)
+
+KILLED = "it was killed, perhaps because it needs more memory than it has"
 
 
 class SlurmJob:
@@ -184,3 +185,16 @@ class SlurmJob:
             self._record_failure(run, error, "oom" if was_killed else "other")
         run.dequeue()
         self.given_up.append(run.folder.name)
+
+
+def fruitless(record: dict[str, Any], first: int = 0) -> int:
+    """The number of attempts at the end of a record, not counting the `first` ones, that made no progress.
+
+    Progress is a checkpoint beyond the one from which the attempt resumed, after an epoch or at a signal.
+    """
+    reached, number = record.get("steps_done", 0), 0
+    for attempt in reversed(record.get("attempts", [])[first:]):
+        if attempt.get("steps_done", -1) < reached:  # attempts of older versions have no such number
+            break
+        number += 1
+    return number

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from capsule_sweeps.launchers.terminal import plain, write_any_text
+from capsule_sweeps.display import plain, write_any_text
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
