@@ -9,7 +9,6 @@ import yaml
 from capsule_sweeps.config.compose import CONF_DIR
 from capsule_sweeps.config.errors import one_sentence
 from capsule_sweeps.config.moved import FIRST_SPELLING
-from capsule_sweeps.config.yaml_files import LOADER
 from capsule_sweeps.runs.signature import NEUTRAL
 
 
@@ -38,7 +37,7 @@ def routing_settings() -> dict[str, set[str]]:
     Raises ValueError for a file that is not readable.
     """
     with one_sentence():
-        files = {path.stem: yaml.load(path.read_text(), LOADER) or {} for path in (CONF_DIR / "routing").glob("*.yaml")}
+        files = {path.stem: yaml.safe_load(path.read_text()) or {} for path in (CONF_DIR / "routing").glob("*.yaml")}
 
     def option(name: str) -> dict[str, Any]:
         bases = [base for base in files[name].get("defaults", []) if isinstance(base, str) and base in files]

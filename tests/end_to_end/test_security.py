@@ -58,7 +58,7 @@ def test_code_never_asks_for_what_can_run_code() -> None:
     Composed configurations are copied by pickle in memory, and CIFAR's files are unpickled by a class that knows only
     arrays (tests/hostile/test_18).
     """
-    pickles = {"compose.py", "torchvision.py"}
+    pickles = {"composer.py", "torchvision.py"}
     for path in [*(ROOT / "capsule_sweeps").rglob("*.py"), ROOT / "launch.py", *(ROOT / "hydra_plugins").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):

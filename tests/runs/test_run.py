@@ -22,11 +22,10 @@ from capsule_sweeps import compose_config, load_runs
 from capsule_sweeps.runs import claim as claims
 from capsule_sweeps.runs import files
 from capsule_sweeps.runs import lock as owner
-from capsule_sweeps.runs import run as store
 from capsule_sweeps.runs.files import write_atomic
 from capsule_sweeps.runs.folders import find_runs
 from capsule_sweeps.runs.run import Busy, Run
-from capsule_sweeps.runs.signature import columns, signature, signed_config
+from capsule_sweeps.runs.signature import NEUTRAL, columns, signature, signed_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -183,7 +182,7 @@ def compare(run: Run, config: DictConfig) -> None:
 
 def test_new_field_with_a_neutral_default_keeps_old_signatures(monkeypatch, tmp_path) -> None:
     config = compose_config([])
-    monkeypatch.setitem(store.NEUTRAL, "training.warmup_epochs", 0)
+    monkeypatch.setitem(NEUTRAL, "training.warmup_epochs", 0)
     assert columns(with_new_field(config, 0)) == columns(config)
     assert columns(with_new_field(config, 5))["signature"] != columns(config)["signature"]
     run = Run(tmp_path / columns(config)["run"])
