@@ -22,7 +22,7 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
     target = str(options.pop("_target_", None))
     target = PRESENT_SPELLING.get(target, target)
     name = options.pop("name", target)
-    if not _trusted(target):
+    if not trusted(target):
         package = target.partition(".")[0]
         raise ValueError(
             f"_target_={target} is not allowed, since building it runs code outside of capsule_sweeps: set "
@@ -32,10 +32,11 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         cls = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"_target_={target} is unknown ({error}); check its spelling") from error
+        where = "" if target.startswith("capsule_sweeps.") else ", and that its package is installed or in PYTHONPATH"
+        raise ValueError(f"_target_={target} is unknown ({error}); check its spelling{where}") from error
     from torch.nn import Module
 
-    if not (isinstance(cls, type) and issubclass(cls, Module) and _trusted(f"{cls.__module__}.")):
+    if not (isinstance(cls, type) and issubclass(cls, Module) and trusted(f"{cls.__module__}.")):
         raise ValueError(f"_target_={target} is not allowed: it is not a torch.nn.Module of a package that you trust")
     taken = signature(cls.__init__).parameters
     if unknown := [key for key in options if key not in taken and "kwargs" not in taken]:
@@ -46,7 +47,7 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
         raise ValueError(f"{name} ({target}) does not take {options}: {error}") from error
 
 
-def _trusted(target: str) -> bool:
+def trusted(target: str) -> bool:
     """Whether a dotted name lies in capsule_sweeps or in a package that SWITCH names. A record cannot set it."""
     packages = ("capsule_sweeps", *filter(None, map(str.strip, os.environ.get(SWITCH, "").split(","))))
     return target.startswith(tuple(f"{package}." for package in packages))

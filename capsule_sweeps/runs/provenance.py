@@ -10,10 +10,13 @@ import socket
 import subprocess
 import sys
 from functools import cache
+from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from capsule_sweeps.config.build import trusted
 from capsule_sweeps.config.moved import PRESENT_SPELLING
 from capsule_sweeps.runs.files import read_json
 from capsule_sweeps.runs.queue import this_job
@@ -32,10 +35,15 @@ KNOWN_CODE = Path(__file__).with_name("known_code.json")  # written by tests/gol
 
 @cache
 def fingerprint(module: str) -> str | None:
-    """8 hex digits of a module's code (`routing.em`) without comments and docstrings; None if there is no such
-    module."""
+    """8 hex digits of a module's code (`routing.em`, or `mine.topk` of a package that the user trusts) without comments
+    and docstrings; None if there is no such module."""
     path = _path(module)
-    return None if path is None else hashed(ast.parse(path.read_text()))
+    if path is None:
+        return None
+    try:
+        return hashed(ast.parse(path.read_bytes()))
+    except SyntaxError:  # of a file that is being edited
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
 
 
 def hashed(tree: ast.Module) -> str:
@@ -62,47 +70,80 @@ def _path(module: str) -> Path | None:
     if not re.fullmatch(r"\w{1,100}(\.\w{1,100})*", module, re.ASCII):  # may come from a forged record
         return None
     path = (ROOT / "capsule_sweeps").joinpath(*module.split("."))
-    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+    ours = next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+    return ours or (_path_of_others(module) if _trusted(module) else None)
+
+
+def _trusted(module: str) -> bool:
+    """Whether a module is in a package that the user trusts; of PACKAGES the versions are recorded."""
+    return trusted(f"{module}.") and module.split(".")[0] not in ("capsule_sweeps", *PACKAGES)
+
+
+def _path_of_others(module: str) -> Path | None:
+    """The file of a module of a package that the user trusts, found without importing anything."""
+    package, *inner = module.split(".")
+    spec = find_spec(package)
+    for name in inner:
+        spec = spec and PathFinder.find_spec(f"{spec.name}.{name}", spec.submodule_search_locations or [])
+    file = Path(spec.origin) if spec and spec.has_location and spec.origin else None
+    return file if file and file.suffix == ".py" else None
 
 
 @cache
 def _imported(module: str) -> frozenset[str]:
-    """The modules of the rooms NUMBERS that a module imports, anywhere in it; __init__ files of rooms have no code."""
+    """The modules of the rooms NUMBERS, and of packages that the user trusts, that a module imports, anywhere in it."""
     path, found = _path(module), set()
-    for node in ast.walk(ast.parse(path.read_text())) if path else ():
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("capsule_sweeps."):
-            name = str(node.module).removeprefix("capsule_sweeps.")
+    package = module if path and path.name == "__init__.py" else module.rpartition(".")[0]
+    try:
+        nodes = ast.walk(ast.parse(path.read_bytes())) if path else iter(())
+    except SyntaxError:
+        return frozenset()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            name = resolve_name("." * node.level + (node.module or ""), package)
             found |= {name, *(f"{name}.{alias.name}" for alias in node.names)}
-    found = {name for name in found if name.split(".")[0] in NUMBERS and "." in name and name not in EXCEPT}
-    return frozenset(name for name in found if _path(name))
+    ours = {name.removeprefix("capsule_sweeps.") for name in found if name.startswith("capsule_sweeps.")}
+    ours = {name for name in ours if name.split(".")[0] in NUMBERS and "." in name and name not in EXCEPT}
+    return frozenset(name for name in ours | set(filter(_trusted, found)) if _path(name))
 
 
 def code(flat: dict[str, Any]) -> dict[str, str]:
     """Module → fingerprint, for the modules that determine the numbers of a run with this signed configuration."""
-    built = [PRESENT_SPELLING.get(str(value), str(value)) for key, value in flat.items() if key.endswith("_target_")]
     todo = {"training.train", f"data.sources.{flat.get('dataset.source')}"}
-    todo |= {path.removeprefix("capsule_sweeps.").rpartition(".")[0] for path in built}
+    todo |= {module.removeprefix("capsule_sweeps.") for module in _modules_of_classes(flat)}
     found: dict[str, str] = {}
     while todo:
         name = todo.pop()
-        known = fingerprint(name) if name.split(".")[0] in NUMBERS else None
+        known = fingerprint(name) if name.split(".")[0] in NUMBERS or _trusted(name) else None
         if known is not None and name not in found:
             found[name] = known
             todo |= _imported(name)
     return dict(sorted(found.items()))
 
 
+def _modules_of_classes(flat: dict[str, Any]) -> set[str]:
+    built = [PRESENT_SPELLING.get(str(value), str(value)) for key, value in flat.items() if key.endswith("_target_")]
+    return {path.rpartition(".")[0] for path in built}
+
+
 def changed_code(record: dict[str, Any]) -> list[str]:
-    """The modules used by the configuration of a run whose code has changed since one of its attempts."""
-    now = code(record.get("signed_config", {}))
-    changed = set()
+    """The modules used by the configuration of a run whose code has changed since one of its attempts.
+
+    If a class of another package is not available here, modules that only this class needs are not counted.
+    """
+    flat = record.get("signed_config", {})
+    now, changed = code(flat), set()
+    others = {module for module in _modules_of_classes(flat) if not module.startswith("capsule_sweeps.")}
+    complete = others <= now.keys()
     for attempt in record.get("attempts", []):
         for name, then in (attempt.get("code") or dict.fromkeys(now)).items():
             if name in _known_code().before_rooms:  # such old records name also modules that are not used
                 known, became = _known_code().before_rooms[name]
                 used = {new for new in became if new in now}
                 changed |= {new for new in used if then not in known or not _same(new, became[new], now[new])}
-            elif not _same(name, then, now.get(name)):
+            elif not _same(name, then, now.get(name)) and (complete or name in now):
                 changed.add(name)
     return sorted(changed)
 

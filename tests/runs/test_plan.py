@@ -320,6 +320,32 @@ def test_only_the_code_that_a_run_uses_makes_it_stale(tree, used) -> None:
         assert set(provenance.changed_code(record)) == changed
 
 
+def test_own_routing_outside_of_the_package_makes_its_runs_stale(tmp_path, monkeypatch) -> None:
+    """Also with what it imports of its package. Where the package is not available or not trusted, no run is stale."""
+    folder = tmp_path / "mine_outside"
+    folder.mkdir()
+    texts = {"__init__": "raise AssertionError('planning imports nothing')", "topk": "from . import helper\nclass K: ..."}
+    texts |= {"helper": "import capsule_sweeps.routing.em\nfrom .other import x", "other": "x = 1", "unused": ""}
+    for name, text in texts.items():
+        (folder / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("CAPSULE_SWEEPS_TRUST_PACKAGES", "mine_outside")
+    flat = {"model.routing._target_": "mine_outside.topk.K"}
+    forget()
+    now = provenance.code(flat)
+    record = {"signed_config": flat, "attempts": [{"code": now}]}
+    others = {f"mine_outside.{name}" for name in ("topk", "helper", "other")}
+    assert {name for name in now if name.split(".")[0] not in provenance.NUMBERS} == {"mine_outside", *others}
+    assert "routing.em" in now and provenance.changed_code(record) == []
+    for number, text in enumerate(("x = 2", "x =", "def x(")):  # also while it is being edited
+        (folder / "other.py").write_text(text)
+        forget()
+        assert provenance.changed_code(record) == ["mine_outside.other"], number
+    monkeypatch.delenv("CAPSULE_SWEEPS_TRUST_PACKAGES")
+    forget()
+    assert provenance.changed_code(record) == []
+
+
 def test_a_run_of_the_other_models_uses_no_routing(tree) -> None:
     assert "networks.baselines" in fingerprints("model=cnn")
     assert not any(name.startswith("routing.inverted") for name in fingerprints("model=cnn"))
