@@ -39,7 +39,7 @@ def cancel(runs_dir: Path, runs: pd.DataFrame, sweeps: Sequence[str]) -> list[st
         if run.request_cancel():  # a job may have begun with it since we looked
             said.append(f"{name}: stopping after the current batch; rerun the command to resume")
         else:
-            said.append(f"{name}: taken out of the queue")
+            said.append(f"{name}: taken out of the queue; rerun the command to run it")
     left = {Run(path.parent).queue_entry().get("submission") for path in runs_dir.glob("*/queued.json")}
     for entry in (entry for submission, entry in emptied.items() if submission not in left):
         if find_queue(entry.queue).cancel(entry):

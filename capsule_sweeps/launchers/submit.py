@@ -135,7 +135,7 @@ def submit(todo: Sequence[PlannedRun], sweep: str, launcher: QueueLauncher) -> s
                 if not isinstance(error, Refused):
                     raise
                 if not job["job_ids"]:
-                    raise ValueError(refusal(launcher.queue, error)) from error
+                    raise ValueError(refusal(launcher, error)) from error
                 log.warning("the queue accepted no more jobs; the accepted jobs do all runs: %s", error)
                 break
             undo.pop_all()  # there is no way back once a job is in the queue
@@ -163,11 +163,13 @@ def write_own(path: Path, value: dict[str, Any]) -> None:
     path.chmod(0o644)
 
 
-def refusal(queue: str, error: Refused) -> str:
-    text = f"{queue.upper()} refused the jobs: {error}"
+def refusal(launcher: QueueLauncher, error: Refused) -> str:
+    text = f"{launcher.queue.upper()} refused the jobs: {error}"
     if "limit" in str(error).lower():
         text += "; hydra.launcher.max_parallel=N asks for fewer jobs, which do all runs"
-    return text
+    names = ("partition", "account", "qos", "constraint", "gpus", "cpus", "mem_gb", "time", "sbatch")
+    asked = {name: value for name in names if (value := launcher.settings().get(name)) is not None}
+    return text + f" (settings hydra.launcher.…: {', '.join(f'{name}={value}' for name, value in asked.items())})"
 
 
 def enqueue(planned: PlannedRun, submission: str, queue: str, undo: ExitStack) -> str:

@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 from capsule_sweeps import __version__
@@ -11,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "extending.md"
 
 
-def test_every_recipe_runs(tmp_path, place, python, tiny, runs) -> None:
+def test_every_recipe_runs(tmp_path, place, python, tiny, runs, capsule_sweeps, monkeypatch) -> None:
     project = tmp_path / "project"
     for folder in ("capsule_sweeps", "conf", "hydra_plugins"):
         shutil.copytree(ROOT / folder, project / folder)
@@ -22,7 +23,7 @@ def test_every_recipe_runs(tmp_path, place, python, tiny, runs) -> None:
         target = project / name
         assert not target.exists()
         target.write_text(text)
-    sweep, hours, figure = re.findall(r"^    python (.*)", PAGE.read_text(), flags=re.MULTILINE)
+    outside, sweep, hours, figure = re.findall(r"^    python (.*)", PAGE.read_text(), flags=re.MULTILINE)
     small = [word for word in tiny if not re.match("dataset|tracking|training=", word)]
     data_dir = next(word for word in tiny if word.startswith("data_dir="))
     words = shlex.split(sweep)
@@ -41,3 +42,16 @@ def test_every_recipe_runs(tmp_path, place, python, tiny, runs) -> None:
     assert ended.code == 0 and ended.out == "0.0 h\n", ended.text
     ended = python(project / figure, PYTHONPATH=str(project))
     assert ended.code == 0 and "linear" in ended.out and Path("lr.pdf").stat().st_size > 1000, ended.text
+
+    lab = tmp_path / "lab"
+    (lab / "mine").mkdir(parents=True)
+    (project / "capsule_sweeps" / "routing" / "sharp.py").rename(lab / "mine" / "sharp.py")
+    yaml = project / "conf" / "routing" / "sharp.yaml"
+    (lab / "conf" / "routing").mkdir(parents=True)
+    (lab / "conf" / "routing" / "sharp.yaml").write_text(yaml.read_text().replace("capsule_sweeps.routing", "mine"))
+    yaml.unlink()
+    monkeypatch.syspath_prepend(lab)
+    monkeypatch.setenv("CAPSULE_SWEEPS_TRUST_PACKAGES", "mine")
+    searchpath = shlex.split(outside.replace("/home/me/lab", str(lab)))[2]
+    ended = capsule_sweeps("describe", searchpath, "routing=sharp", "num_routing=2", "dataset=digits")
+    assert ended.code == 0 and "mine.sharp" in sys.modules, ended.text

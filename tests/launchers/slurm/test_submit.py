@@ -121,7 +121,7 @@ def test_a_later_piece_that_is_refused_leaves_the_accepted_ones(submit, cluster,
 
 def test_the_first_refusal_is_slurms_sentence_and_what_solves_it(submit, cluster) -> None:
     (cluster.here / "refuse.0").write_text("Job violates accounting/QOS policy (job submit limit, user's size)")
-    with pytest.raises(ValueError, match=r"SLURM refused the jobs: Job violates .*max_parallel=N"):
+    with pytest.raises(ValueError, match=r"SLURM refused the jobs: Job violates .*max_parallel=N.* gpus=1"):
         submit()
     assert states() == [] and not Path("runs/.jobs").exists() and cluster.calls("scancel")
 
