@@ -324,7 +324,10 @@ def test_own_routing_outside_of_the_package_makes_its_runs_stale(tmp_path, monke
     """Also with what it imports of its package. Where the package is not available or not trusted, no run is stale."""
     folder = tmp_path / "mine_outside"
     folder.mkdir()
-    texts = {"__init__": "raise AssertionError('planning imports nothing')", "topk": "from . import helper\nclass K: ..."}
+    texts = {
+        "__init__": "raise AssertionError('planning imports nothing')",
+        "topk": "from . import helper\nclass K: ...",
+    }
     texts |= {"helper": "import capsule_sweeps.routing.em\nfrom .other import x", "other": "x = 1", "unused": ""}
     for name, text in texts.items():
         (folder / f"{name}.py").write_text(text)
