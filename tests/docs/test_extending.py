@@ -52,6 +52,6 @@ def test_every_recipe_runs(tmp_path, place, python, tiny, runs, capsule_sweeps, 
     yaml.unlink()
     monkeypatch.syspath_prepend(lab)
     monkeypatch.setenv("CAPSULE_SWEEPS_TRUST_PACKAGES", "mine")
-    searchpath = shlex.split(outside.replace("/home/me/lab", str(lab)))[2]
+    searchpath = shlex.split(outside.replace("$HOME/lab", str(lab)))[2]
     ended = capsule_sweeps("describe", searchpath, "routing=sharp", "num_routing=2", "dataset=digits")
     assert ended.code == 0 and "mine.sharp" in sys.modules, ended.text
