@@ -8,7 +8,7 @@ from capsule_sweeps.data.split import Data
 
 
 class Variant:
-    """This one changes nothing. Subclasses are listed in load.py, in the order in which they apply."""
+    """This one changes nothing. Subclasses are listed in open.py, in the order in which they apply."""
 
     key: Any = None  # part of the key of the cache, since it changes what is stored there; None: it does not
 

@@ -85,14 +85,6 @@ def test_without_validation_images_they_are_taken_from_the_training_images(tmp_p
     assert (len(loaded.train), len(loaded.val)) == (6, 3)
 
 
-def test_signature_has_the_name_and_not_the_path(tmp_path) -> None:
-    path = save(tmp_path, arrays())
-    first = signed_config(config(path))
-    assert str(tmp_path) not in repr(first) and first["dataset.name"] == "bloodmnist"
-    (tmp_path / "moved").mkdir()
-    assert signature(signed_config(config(path.rename(tmp_path / "moved" / path.name)))) == signature(first)
-
-
 def test_a_changed_file_is_read_and_measured_again(tmp_path) -> None:
     path = save(tmp_path, arrays())
     before = load_data(config(path).dataset, tmp_path, "cpu").sha256

@@ -140,6 +140,7 @@ def test_what_is_set_is_what_the_job_has(submit, cluster, runs) -> None:
     settings += ["sbatch={mail_type: FAIL, hold: true}", 'setup=["export FROM_SETUP=1"]']
     refused = submit(*[f"hydra.launcher.{setting}" for setting in settings])
     assert refused.code == 1 and "feature" in refused.err.lower(), refused.err
+    assert refused.err.count("\n") == 1 and listing("runs") == []
     accepted = [setting for setting in settings if not setting.startswith(("account", "qos", "constraint"))]
     assert submit("seed=range(5)", *[f"hydra.launcher.{setting}" for setting in accepted]).code == 0
     name, job = submission()
@@ -459,23 +460,6 @@ def test_damaged_code_is_not_run(submit, cluster, runs) -> None:
     cluster.drained()
     assert list(cluster.jobs(name).values()) == ["FAILED"]
     assert "is damaged (launch.py was changed)" in log() and "Traceback" in log()
-
-
-def test_a_refused_submission_leaves_the_ledger_as_it_was(submit, launch) -> None:
-    assert launch("num_routing=2").code == 0
-    before = listing("runs")
-    refused = submit("num_routing=1,2", "hydra.launcher.force=true", "hydra.launcher.partition=gone")
-    assert refused.code == 1 and "invalid partition specified: gone" in refused.err and "Traceback" not in refused.text
-    assert refused.err.count("\n") == 1
-    assert listing("runs") == before
-
-
-@pytest.mark.slow
-def test_wait_follows_to_the_end(submit, cluster) -> None:
-    said = submit("num_routing=1,2", "hydra.launcher.wait=true")
-    assert said.code == 0 and "Results" in said.out and set(states().values()) == {"finished"}
-    failed = submit("training.lr=1e30", "hydra.launcher.wait=true")
-    assert failed.code == 1
 
 
 @pytest.mark.slow
