@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from capsule_sweeps.results.columns import as_typed, setting, settings_frame, short_names, typed
+from capsule_sweeps.results.fitted import Parts
 from capsule_sweeps.results.intervals import by_seed, compare, holm
-from capsule_sweeps.results.render import Parts
 from capsule_sweeps.results.stein import first_of, two_stage_note
 from capsule_sweeps.results.tables import finished_runs, left_out
 from capsule_sweeps.runs import filters

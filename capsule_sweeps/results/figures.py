@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from capsule_sweeps.config.selection_rules import find_rule
 from capsule_sweeps.display import counted, line, listed, mathtext
 from capsule_sweeps.results.columns import differences_of, named, settings_frame, typed
-from capsule_sweeps.results.render import shorten
+from capsule_sweeps.results.fitted import shorten
 from capsule_sweeps.results.tables import accuracy_table, finished_runs
 
 LONGEST_NAME = 70  # characters of a line in the legend

@@ -6,7 +6,7 @@ import pandas as pd
 
 from capsule_sweeps.display import counted
 from capsule_sweeps.results.columns import short_names, typed
-from capsule_sweeps.results.render import Best
+from capsule_sweeps.results.fitted import Best
 from capsule_sweeps.results.tables import COST, NUMBERS
 
 

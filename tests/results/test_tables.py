@@ -22,9 +22,10 @@ from capsule_sweeps.config.moved import PRESENT_SPELLING
 from capsule_sweeps.console import console
 from capsule_sweeps.results.against import against_notes, against_table
 from capsule_sweeps.results.figures import forest_plot
+from capsule_sweeps.results.fitted import shorten
 from capsule_sweeps.results.overview import sweep_table
 from capsule_sweeps.results.pivot import pivot
-from capsule_sweeps.results.render import render, shorten
+from capsule_sweeps.results.render import render
 from capsule_sweeps.results.sections import by_sweep
 from capsule_sweeps.results.tables import accuracy_table, cost_table, for_people, notes, stale_note
 from capsule_sweeps.runs import filters, neutral
