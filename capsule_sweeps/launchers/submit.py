@@ -124,31 +124,39 @@ def submit(todo: Sequence[PlannedRun], sweep: str, launcher: QueueLauncher) -> s
             "job_ids": [],
         }
         write_own(folder / "job.json", job)
-        num_jobs = left = launcher.num_jobs(len(todo))
-        while left:
-            piece = min(left, launcher.max_jobs())
-            try:
-                job["job_ids"].append(launcher.send(job, folder, piece))
-            except BaseException as error:
-                if not job["job_ids"]:  # after a lost answer or Ctrl-C, the queue may have accepted the jobs
-                    find_queue(launcher.queue).cancel(Entry(launcher.queue, folder))
-                if not isinstance(error, Refused):
-                    raise
-                if not job["job_ids"]:
-                    raise ValueError(refusal(launcher, error)) from error
-                log.warning("the queue accepted no more jobs; the accepted jobs do all runs: %s", error)
-                break
-            undo.pop_all()  # there is no way back once a job is in the queue
-            left -= piece
-            write_own(folder / "job.json", job)
+        num_jobs = send(job, folder, launcher, undo)
     (folder / "launching.json").unlink()
-    num_jobs, numbers = num_jobs - left, ", ".join(job["job_ids"])
-    runs = counted(len(todo), "run")
+    numbers = ", ".join(job["job_ids"])
     tell(
-        f"{runs} queued in {counted(num_jobs, 'job')} ({numbers}): {submission}. "
+        f"{counted(len(todo), 'run')} queued in {counted(num_jobs, 'job')} ({numbers}): {submission}. "
         f"Follow with `python -m capsule_sweeps status --runs-dir {shlex.quote(os.path.relpath(runs_dir))} --watch`."
     )
     return submission
+
+
+def send(job: dict[str, Any], folder: Path, launcher: QueueLauncher, undo: ExitStack) -> int:
+    """Ask the queue for the jobs of a submission, in as many pieces as it takes. Returns how many jobs it accepted.
+
+    Once it has accepted one, nothing is undone. Raises ValueError if it refuses the first piece.
+    """
+    num_jobs = left = launcher.num_jobs(len(job["runs"]))
+    while left:
+        piece = min(left, launcher.max_jobs())
+        try:
+            job["job_ids"].append(launcher.send(job, folder, piece))
+        except BaseException as error:
+            if not job["job_ids"]:  # after a lost answer or Ctrl-C, the queue may have accepted the jobs
+                find_queue(launcher.queue).cancel(Entry(launcher.queue, folder))
+            if not isinstance(error, Refused):
+                raise
+            if not job["job_ids"]:
+                raise ValueError(refusal(launcher, error)) from error
+            log.warning("the queue accepted no more jobs; the accepted jobs do all runs: %s", error)
+            break
+        undo.pop_all()  # there is no way back once a job is in the queue
+        left -= piece
+        write_own(folder / "job.json", job)
+    return num_jobs - left
 
 
 def submission_name(datasets: Sequence[str], sweep: str) -> str:
