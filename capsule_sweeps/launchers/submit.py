@@ -177,7 +177,8 @@ def refusal(launcher: QueueLauncher, error: Refused) -> str:
         text += "; hydra.launcher.max_parallel=N asks for fewer jobs, which do all runs"
     names = ("partition", "account", "qos", "constraint", "gpus", "cpus", "mem_gb", "time", "sbatch")
     asked = {name: value for name in names if (value := launcher.settings().get(name)) is not None}
-    return text + f" (settings hydra.launcher.…: {', '.join(f'{name}={value}' for name, value in asked.items())})"
+    said = ", ".join(f"{name}={value}" for name, value in asked.items())
+    return f"{text} (settings hydra.launcher.…: {said})" if said else text
 
 
 def enqueue(planned: PlannedRun, submission: str, queue: str, undo: ExitStack) -> str:
