@@ -91,44 +91,79 @@ def sync_folder(api: Any, folder: Folder, rebuild: bool, project: str, may_send:
 
     (False, "") if something is missing that may not be sent.
     """
-    identity, signature = folder.identity, folder.run.signature
-    entity, name = project.split("/", 1)
     if folder.state == "running" and folder.config.tracking.get("mode") == "online":
         return True, "is running online, its own process sends it"
-    note = ""
-    while (remote := find(entity, name, identity, api)) and not agent_id() and is_foreign(remote, folder.record, True):
-        note, identity = f"; {identity} there is the run of another run folder", following(identity)
+    identity, remote, note = own_run(api, folder, project)
     lacks, fixable = look(remote, folder)
     if not lacks:
         return True, "is there" + (f" as {identity}{note}" if note else "")
     if not fixable or lacks == ABSENT:
-        others = list(api.runs(project, filters={"config.signature": signature}, lazy=False))
-        for other in others:
-            if not is_foreign(other, folder.record, True) and not look(find(entity, name, other.id, api), folder)[0]:
-                return True, f"is there as {other.id}"
+        others = list(api.runs(project, filters={"config.signature": folder.run.signature}, lazy=False))
+        if copy := complete_copy(api, folder, project, others):
+            return True, f"is there as {copy}"
     if not may_send:
         return False, ""
     if not fixable:
         if not rebuild:
             return False, f"{identity} in W&B {lacks} and takes no earlier epochs; `sync --rebuild` sends it again"
         taken = {identity, *(other.id for other in others)}
-        identity = next(free for n in range(2, 1000) if (free := f"{signature}-{n}") not in taken)
+        identity = next(free for n in range(2, 1000) if (free := f"{folder.run.signature}-{n}") not in taken)
+    identity, note = send_as(folder, identity, project, note)
+    if lacks := what_did_not_arrive(api, folder, identity, project):
+        return False, f"did not arrive: {identity} in W&B {lacks}"
+    if folder.state != "running":
+        mark_as_sent(folder.run)
+    return True, f"sent, {counted(len(folder.rows), 'epoch is', 'epochs are')} there as {identity}{note}"
+
+
+def own_run(api: Any, folder: Folder, project: str) -> tuple[str, Any, str]:
+    """The id of a folder in a project, its W&B run there or None, and words about the run of another folder that has
+    the id before."""
+    identity, note = folder.identity, ""
+    while (remote := find(*place_of(project), identity, api)) and not agent_id():
+        if not is_foreign(remote, folder.record, True):
+            break
+        note, identity = f"; {identity} there is the run of another run folder", following(identity)
+    return identity, remote, note
+
+
+def complete_copy(api: Any, folder: Folder, project: str, others: Sequence[Any]) -> str | None:
+    """The id of a W&B run of the same signature that lacks nothing of a folder."""
+    for other in others:
+        if not is_foreign(other, folder.record, True):
+            remote = find(*place_of(project), other.id, api)
+            if not look(remote, folder)[0]:
+                return str(other.id)
+    return None
+
+
+def send_as(folder: Folder, identity: str, project: str, note: str) -> tuple[str, str]:
+    """Send a folder under an id, or under the next one if W&B has deleted that. Returns the id, and words about it."""
     while True:
         try:
-            send(folder, identity, (entity, name))
-            break
+            send(folder, identity, place_of(project))
+            return identity, note
         except Exception as error:
             if DELETED not in str(error):
                 raise
             note, identity = f"; {identity} was deleted there", following(identity)
+
+
+def what_did_not_arrive(api: Any, folder: Folder, identity: str, project: str) -> str:
+    """What a W&B run still lacks of a folder that was sent, in words; W&B may take some seconds."""
+    lacks = ""
     for seconds in LOOK_AGAIN:
         time.sleep(seconds)
-        lacks, _ = look(find(entity, name, identity, api), folder)
+        lacks, _ = look(find(*place_of(project), identity, api), folder)
         if not lacks:
-            if folder.state != "running":
-                mark_as_sent(folder.run)
-            return True, f"sent, {counted(len(folder.rows), 'epoch is', 'epochs are')} there as {identity}{note}"
-    return False, f"did not arrive: {identity} in W&B {lacks}"
+            break
+    return lacks
+
+
+def place_of(project: str) -> tuple[str, str]:
+    """Entity and name of ENTITY/PROJECT."""
+    entity, _, name = project.partition("/")
+    return entity, name
 
 
 def mark_as_sent(run: Run) -> None:
