@@ -14,11 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from capsule_sweeps.config import selection_rules
-from capsule_sweeps.config.check import check
-from capsule_sweeps.display import counted
 from capsule_sweeps.runs.bundle import CHECKPOINT, FILES, RUN_NAME, SWEEP_NAME, SWEEPS, copy_files, unpack
 from capsule_sweeps.runs.differences import TIMES, differences
 from capsule_sweeps.runs.files import create_json, make_folder, temporary, write_json
@@ -26,19 +22,12 @@ from capsule_sweeps.runs.folders import check_runs_dir, find_runs
 from capsule_sweeps.runs.labels import FILE as LABELS_FILE
 from capsule_sweeps.runs.lock import alive
 from capsule_sweeps.runs.metrics import read_metrics
-from capsule_sweeps.runs.record import SEEDS, SWEEP, left_out, read_record, read_summary, read_typed
+from capsule_sweeps.runs.record import SEEDS, SWEEP, left_out, read_summary, read_typed
 from capsule_sweeps.runs.run import Busy, Run
-from capsule_sweeps.runs.signature import columns, signature, signed_config
-from capsule_sweeps.runs.stored import load_config
-from capsule_sweeps.runs.stored_weights import check_weights
 from capsule_sweeps.runs.sweep import seeds_name, signatures_name
+from capsule_sweeps.runs.verify import check_checkpoint, verify
 
 CONFLICTS = ".conflicts"
-# Keys of run.json and summary.json that must be valid; others of the wrong type or out of bounds are left out
-COMPARED = re.compile(
-    "run|signature|group|dataset|model|backbone|routing|schedule|num_routing|seed|epochs|signed_config|imported|"
-    "data_sha256|classes|(accuracy|epoch)_.*"
-)
 
 
 def merge(path: Path, runs_dir: Path) -> Iterator[tuple[str, str, str]]:
@@ -101,60 +90,7 @@ def _stage(folder: Path, into: Path) -> None:
     copy_files(folder, into, [name for name in FILES if name != CHECKPOINT])
 
 
-# ── verification ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def verify(folder: Path) -> dict[str, Any]:
-    """The record of a run folder from elsewhere. Raises ValueError if its files contradict each other."""
-    record, summary = read_record(folder), read_summary(folder)
-    finished = (folder / "summary.json").exists()  # its existence makes a run finished, whatever its content
-    for name, kept in (("run.json", record), ("summary.json", summary)):
-        try:
-            damaged = left_out(folder / name, kept)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"its {name} is damaged ({getattr(error, 'strerror', None) or error})") from error
-        if wrong := [key for key in damaged if COMPARED.fullmatch(key)]:
-            raise ValueError(f"its {name} is damaged ({wrong[0][:80]!a} is out of range or of another type)")
-    if (folder / CHECKPOINT).exists():
-        _check_weights(folder, record)
-    if finished and summary.get("signature") != record.get("signature"):
-        raise ValueError("its summary.json is damaged")
-    signed = record.get("signed_config")
-    if not signed or signature(signed) != folder.name[-8:]:
-        raise ValueError("its signature is not that of its configuration")
-    if ("imported" in record) != ("imported.sha256" in signed):
-        raise ValueError("its files contradict each other on whether it is imported")
-    try:
-        config = load_config(folder / "config.yaml")
-        config = config if "imported" in record else check(config)
-        own = signed if "imported" in record else signed_config(config)
-    except Exception as error:
-        raise ValueError(f"its config.yaml cannot be used ({' '.join(str(error).split())[:200]})") from error
-    if "imported" in record:
-        expected = {"group": signature(signed), "seed": None, "epochs": None}
-    else:
-        if own != signed:
-            keys = sorted(key for key in own.keys() | signed.keys() if own.get(key) != signed.get(key))
-            raise ValueError(f"its signature is not that of its config.yaml ({', '.join(keys[:3])})")
-        expected = columns(config)
-        expected.pop("run")  # a name for people, which versions of this code spell differently
-        expected |= _accuracies(folder, config, finished)
-    for file, found in (("run.json", record), ("summary.json", summary)):
-        for key, value in expected.items():
-            if found.get(key) is not None and found[key] != value:
-                raise ValueError(f"its {file} has {key}={found[key]}, its own files say {value}")
-    return record
-
-
-def _accuracies(folder: Path, config: DictConfig, finished: bool) -> dict[str, Any]:
-    """The accuracies of a run under each rule, from its epochs. Raises ValueError if epochs are missing."""
-    rows, damage = read_metrics(Run(folder))
-    if damage:
-        raise ValueError(f"its metrics.jsonl is damaged ({damage.rpartition(' ')[2]})" if "line" in damage else damage)
-    epochs = config.training.epochs  # may be a huge number in a forged configuration
-    if finished and (len(rows) != epochs or [row.get("epoch") for row in rows] != list(range(1, len(rows) + 1))):
-        raise ValueError(f"it is finished, but metrics.jsonl does not have its {counted(epochs, 'epoch')}")
-    return selection_rules.summarize(rows) if finished else {}
+# ── the same images ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _data(record: dict[str, Any]) -> str:
@@ -228,21 +164,13 @@ def _take(folder: Path, origin: Path | None, local: Run | None, runs_dir: Path, 
     return "taken", "; ".join(filter(None, (again, without)))
 
 
-def _check_weights(folder: Path, record: dict[str, Any]) -> None:
-    """Raises ValueError for a checkpoint that cannot be read when the run is resumed or evaluated."""
-    try:
-        check_weights(folder / CHECKPOINT, record.get("parameters"))
-    except Exception as error:  # zipfile and pickletools have errors of their own
-        raise ValueError(f"its {CHECKPOINT} is damaged ({' '.join(str(error).split())[:200]})") from error
-
-
 def _fetch_checkpoint(origin: Path | None, folder: Path, record: dict[str, Any]) -> str:
     """Copy the checkpoint if possible; the run is complete without it. Returns what is wrong with it, or ""."""
     try:
         if origin is not None:
             copy_files(origin / folder.name, folder, (CHECKPOINT,))
             if (folder / CHECKPOINT).exists():
-                _check_weights(folder, record)
+                check_checkpoint(folder, record)
     except ValueError as error:
         (folder / CHECKPOINT).unlink(missing_ok=True)
         return f"without its checkpoint: {error}"
