@@ -22,6 +22,7 @@ MODES = {1: "L", 3: "RGB"}  # channels → Pillow's name
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "PCX", "TGA")
 MAX_SIDE = 4096  # pixels
 CONVERTIBLE = ("L", "RGB", "LA", "RGBA", "P", "PA", "1", "CMYK")
+BITS = {"I;16": 16, "I;16B": 16, "I;16L": 16, "I;16N": 16, "I": 32, "F": 32}  # Pillow's convert would cut above 255
 NAMED = 20  # files in a message
 
 
@@ -33,7 +34,8 @@ class Kind(NamedTuple):
     mode: str
 
     def __str__(self) -> str:
-        return f"{self.width}x{self.height} {self.mode}"
+        bits = f" ({BITS[self.mode]} bits)" if self.mode in BITS else ""
+        return f"{self.width}x{self.height} {self.mode}{bits}"
 
     @property
     def usable(self) -> bool:

@@ -57,6 +57,16 @@ def test_arrays_are_read_and_measured(tmp_path, how, channels, column) -> None:
     assert load_data(dataset, tmp_path, "cpu").val.labels.tolist() == loaded.val.labels.tolist()  # from the cache
 
 
+def test_classes_without_test_images_are_named(tmp_path, caplog) -> None:
+    content = arrays()
+    load_data(config(save(tmp_path, content)).dataset, tmp_path, "cpu")
+    assert "has no image" not in caplog.text
+    content["test_labels"][:] = 1
+    path = save(tmp_path, content)
+    load_data(config(path).dataset, tmp_path, "cpu")
+    assert f"{path}: test_labels has no image of class 0, 2." in caplog.text
+
+
 def test_validation_images_are_never_trained_on(tmp_path) -> None:
     path = save(tmp_path, arrays())
     without = load_data(config(path, "dataset.val_size=0").dataset, tmp_path, "cpu")

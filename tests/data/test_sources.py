@@ -259,7 +259,7 @@ def frames(mode, **options):
         ("0.png", lambda path: Image.new("LA", (12, 12)).save(path), "is 12x12 LA"),
         ("0.png", lambda path: Image.new("P", (12, 12)).save(path), "is 12x12 P"),
         ("0.png", lambda path: Image.new("1", (12, 12)).save(path), "is 12x12 1"),
-        ("0.png", lambda path: Image.new("I;16", (12, 12)).save(path), "is 12x12 I;16"),
+        ("0.png", lambda path: Image.new("I;16", (12, 12)).save(path), r"is 12x12 I;16 \(16 bits\)"),
         ("0.tiff", lambda path: Image.new("F", (12, 12)).save(path), "is 12x12 F"),
         ("0.jpg", lambda path: Image.new("CMYK", (12, 12)).save(path), "is 12x12 CMYK"),
         ("0.png", deep, "has more than 8 bits per channel"),

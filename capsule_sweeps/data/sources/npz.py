@@ -4,6 +4,7 @@ val_labels, as MedMNIST publishes its data sets.
 Shapes: N images in a split, C channels, H rows, W columns. What the file claims is checked before it is read.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capsule_sweeps.data.cache import Decoded, Labels
-from capsule_sweeps.display import counted
+from capsule_sweeps.display import counted, listed
+
+log = logging.getLogger(__name__)
 
 LAYOUT = "train_images, train_labels, test_images, test_labels and, if wanted, val_images and val_labels"
 DEFLATE = 1100  # no file is compressed to less than this part
@@ -40,7 +43,11 @@ def read_source(dataset: Any, data_dir: Path) -> Decoded:
         images = _read(path, f"{split}_images")
         images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
         splits[split] = images, _labels(path, split)
-    classes = tuple(map(str, range(_num_classes(path, {split: labels for split, (_, labels) in splits.items()}))))
+    labels = {split: labels for split, (_, labels) in splits.items()}
+    classes = tuple(map(str, range(_num_classes(path, labels))))
+    for split, present in ((split, set(found.tolist())) for split, found in labels.items()):
+        if absent := [name for name in classes if int(name) not in present]:
+            log.warning("%s: %s_labels has no image of class %s.", path, split, listed(absent, 20))
     return Decoded(splits["train"], splits["test"], classes, val=splits.get("val"))
 
 
