@@ -54,6 +54,12 @@ def sentence(error: BaseException) -> str:
         text = "it has characters that Hydra reads as syntax" if "LexerNoViableAlt" in text else text
         word = error.override
         return f"{word} is not readable ({text}); quote values with special characters: {_quoted(word)}"
+    if outside := re.match(r"In '([^']+)': Could not override '.*@\w+\.", str(error)):
+        return f"conf/{outside[1]}.yaml must begin with the line `# @package _global_`"
+    if "merge DictConfig with ListConfig" in text or "merge ListConfig with DictConfig" in text:
+        wrong = "keys where a list belongs" if text.startswith("Cannot merge D") else "a list where keys belong"
+        file = _origin(str(error))[0].removeprefix("in ").rstrip(", ") or "a file of the configuration"
+        return f"{file} has {wrong}, such as hydra.sweeper.points, a list: [{{model: resnet18}}]"
     if "hydra.mode changed" in text:  # Hydra 1.4
         return "this experiment is a sweep: add -m behind launch.py"
     if several := re.match(r"Ambiguous value for argument '(.*)'", str(error)):
@@ -71,10 +77,15 @@ def sentence(error: BaseException) -> str:
         if re.match(r"model\.(backbone|capsules|routing)\.", key):
             return f"{source}{word or key} is not a key of the model: set {(word or key).removeprefix('model.')}"
         known = OmegaConf.to_container(parent) if OmegaConf.is_dict(parent) else None  # None also for one that is null
+        header = re.match(r"(\w+)/", source.removeprefix("in conf/"))
+        if header and key == header[1]:  # no key of the configuration has the name of a group of experiments
+            return f"{source.rstrip(', ').removeprefix('in ')} must begin with the line `# @package _global_`"
         return source + unknown(word if word.startswith(f"{key}=") else key, map(str, known or ()))
     if word and cause is not error:
         said = [words for kind, words in KINDS.items() if re.search(kind, text)]
-        return f"{source}{word} is invalid: {said[0] if said else text}"
+        several = re.match(r"([\w.]+=)\[(.*)\]$", word)
+        sweep = f"; to sweep over values, write {several[1]}{several[2]}" if several and said else ""
+        return f"{source}{word} is invalid: {said[0] if said else text}{sweep}"
     full_key = str(getattr(cause, "full_key", None) or "")
     full_key = _in_a_layer(full_key) if "'Config'" not in text else full_key
     return f"{full_key}: {text}" if full_key and full_key not in text else text

@@ -1,5 +1,6 @@
 """The sweeper and launchers that Hydra finds through hydra_plugins. Imported at every start: no heavy imports."""
 
+import inspect
 import logging
 import os
 import sys
@@ -27,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from capsule_sweeps.config.compose import CONF_DIR, compose_points, store_settings
-from capsule_sweeps.config.errors import one_sentence
+from capsule_sweeps.config.errors import one_sentence, unknown
 from capsule_sweeps.config.points import MAX_RUNS, sweep_points
 from capsule_sweeps.config.trust import check_hydra
 from capsule_sweeps.config.yaml_files import check_files, check_spelling
@@ -183,9 +184,9 @@ def make_launcher(settings: dict[str, Any], kind: str = "") -> tuple[Policy, Run
     chosen = find_launcher(kind or cast(type[SweepLauncher], get_class(settings.pop("_target_"))).kind)
     names = {entry.name for entry in fields(Policy)}
     own = {entry.name for entry in fields(chosen)}
-    if unknown := sorted(settings.keys() - names - own):
+    if others := sorted(settings.keys() - names - own):
         known = ", ".join(sorted(names | own))
-        raise ValueError(f"hydra.launcher.{unknown[0]} is unknown; settings are {known}")
+        raise ValueError(f"hydra.launcher.{others[0]} is unknown; settings are {known}")
     policy = Policy(**{name: value for name, value in settings.items() if name in names})
     return policy, chosen(**{name: value for name, value in settings.items() if name in own})
 
@@ -256,6 +257,10 @@ def look(arguments: Sequence[str]) -> None:
         hydra = loader.load_configuration(name, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False).hydra
     check_hydra(hydra)
     check_spelling(hydra.runtime)
+    settings = inspect.signature(GridSweeper).parameters
+    if str(hydra.sweeper.get("_target_")).endswith(".GridSweeper"):
+        for key in hydra.sweeper.keys() - {"_target_", *settings}:
+            raise ValueError(unknown(f"hydra.sweeper.{key}", settings))
     target = str(hydra.launcher.get("_target_"))
     sweep = asked.multirun or hydra.get("mode") == RunMode.MULTIRUN
     if sweep and not _plans_sweeps(target):

@@ -105,9 +105,29 @@ def test_experiment_with_broken_syntax_is_one_sentence(experiment, launch) -> No
     assert ended.code == 1 and "mine.yaml" in ended.err and ended.err.count("\n") == 1, ended.err
 
 
-def test_experiment_with_a_mistyped_key_is_named(experiment, launch) -> None:
-    ended = launch("experiment=mine", experiment("training: {epoch: 3}"))
-    assert ended.code == 1 and "experiment/mine" in ended.err and "training.epochs" in ended.err, ended.err
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "training: {epoch: 3}",
+            "in conf/experiment/mine.yaml, training.epoch is unknown: did you mean training.epochs?",
+        ),
+        ("hydra: {sweeper: {parms: {seed: 1}}}", "hydra.sweeper.parms is unknown: did you mean hydra.sweeper.params?"),
+        ("hydra: {sweeper: {points: {seed: 1}}}", "has keys where a list belongs, such as hydra.sweeper.points"),
+        ("hydra: {sweeper: {params: {seed: [0, 1]}}}", "to sweep over values, write seed=0,1"),
+    ],
+)
+def test_mistake_in_an_experiment_is_named(line, said, experiment, launch) -> None:
+    ended = launch("-m", "experiment=mine", experiment(line), DRY)
+    assert ended.code == 1 and said in ended.err and ended.err.count("\n") == 1, ended.err
+
+
+@pytest.mark.parametrize("line", ["training: {epochs: 3}", "defaults: [{override /hydra/launcher: slurm}]"])
+def test_experiment_without_its_first_line_is_told_so(line, experiment, launch, place) -> None:
+    where = experiment()
+    (place.parent / "own" / "experiment" / "mine.yaml").write_text(line)
+    ended = launch("-m", "experiment=mine", where, DRY)
+    assert ended.code == 1 and "conf/experiment/mine.yaml must begin with the line `# @package _global_`" in ended.err
 
 
 def test_hydras_own_launcher_is_refused_with_ours(launch) -> None:
