@@ -110,7 +110,7 @@ def at_familiar(runs: pd.DataFrame, arguments: argparse.Namespace) -> None:
 
 def differences(runs: pd.DataFrame, rule: str, against: str, arguments: argparse.Namespace) -> None:
     from capsule_sweeps.results.ablation import ablation_notes, ablation_table
-    from capsule_sweeps.results.against import against_notes, against_table, shown_differences
+    from capsule_sweeps.results.against import against_notes, against_table, name_of_base, shown_differences
     from capsule_sweeps.results.render import render
 
     if against == "ablation=none":
@@ -130,7 +130,7 @@ def differences(runs: pd.DataFrame, rule: str, against: str, arguments: argparse
         if commands := settle_ablations(table, runs, rule, arguments.runs_dir):
             said = f"Differences neither distinguishable from 0 nor known to ±{MARGIN} points would be settled by:"
             note = "\n".join([note, said, *map("    {}".format, commands)])
-    title = "Ablations" if against == "ablation=none" else f"Differences to {against}"
+    title = "Ablations" if against == "ablation=none" else f"Differences to {name_of_base(table, against)}"
     shown, caption = (table, "") if arguments.format in ("csv", "json") else shown_differences(table)
     print(render(shown, arguments.format, title, note, caption, one_line=True))
     if arguments.figure:

@@ -14,7 +14,7 @@ from capsule_sweeps.console import tell
 from capsule_sweeps.display import counted
 from capsule_sweeps.launchers.preflight import compare_data, measure_sizes, preflight
 from capsule_sweeps.runs.plan import PlannedRun, Policy, accuracy, make_plan, show_plan
-from capsule_sweeps.runs.plan_warnings import size_warning
+from capsule_sweeps.runs.plan_warnings import size_warning, sizes_matter
 from capsule_sweeps.runs.queue import queue_names
 from capsule_sweeps.runs.signals import Interrupted
 from capsule_sweeps.runs.signature import signature, signed_config
@@ -72,6 +72,7 @@ def launch(
     at_once = launcher.num_parallel(todo, policy.dry_run)
     show_plan(plan, len(configs), at_once)
     if policy.dry_run:
+        warn_of_sizes(plan)
         return [None] * len(configs)
     if todo:
         # Device and memory of a login node are not those of a compute node
@@ -94,6 +95,9 @@ def launch(
 
 
 def warn_of_sizes(plan: Sequence[PlannedRun]) -> None:
+    """Print the warning about sizes that the plan, which does not import torch, could not print yet."""
+    if not sizes_matter(plan):
+        return
     said = size_warning(plan)
     measure_sizes(plan)
     if (warning := size_warning(plan)) != said:

@@ -41,7 +41,7 @@ def ablation_notes(table: pd.DataFrame, runs: pd.DataFrame, rule: str) -> str:
 
 def _pairs(first: pd.DataFrame) -> list[Pair]:
     bases = _bases({str(group): signed for group, signed in first.signed_config.items()})
-    return [Pair(base, group, name) for base, own in bases.items() for name, group in own.items()]
+    return [Pair(base, group, name, "none") for base, own in bases.items() for name, group in own.items()]
 
 
 def base_groups(runs: pd.DataFrame, rule: str) -> dict[str, tuple[pd.Series, dict[str, str]]]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from capsule_sweeps.display import listed
 from capsule_sweeps.results.columns import as_typed, setting, settings_frame, short_names, typed
 from capsule_sweeps.results.fitted import Parts
 from capsule_sweeps.results.intervals import by_seed, compare, holm
@@ -19,17 +20,20 @@ from capsule_sweeps.results.tables import finished_runs, left_out
 from capsule_sweeps.runs import filters
 from capsule_sweeps.runs.signature import without_neutral
 
+SHOWN = 5  # rows named in a note
 NUMBERS = ["n", "mean", "difference", "half_width", "first_seeds", "p_value", "p_holm", "seeds_needed", "paired"]
 CHOICES = {"routing": ("model.routing.",), "model": ("model.",), "backbone": ("model.backbone.",)}
 CHOICES |= {"capsules": ("model.capsules.",), "dataset": ("dataset.",)}
 
 
 class Pair(NamedTuple):
-    """Group of the base, group that is compared with it, what it changes, and whether the recipe also differs."""
+    """Group of the base, group that is compared with it, their values of the key, and whether the recipe also
+    differs."""
 
     base: str
     group: str
     change: str
+    of_base: str
     recipe: bool = False
 
 
@@ -50,15 +54,14 @@ def against_table(
     first = finished.drop_duplicates("group").set_index("group", drop=False)
     begun = {str(group): first_of(own) for group, own in finished.groupby("group")}
     found = list(find(first) if find else _pairs(first, against))
-    key, value = _column(against), against.partition("=")[2]
-    rows = []
-    bases = list(dict.fromkeys(pair.base for pair in found))
-    names, frame = base_names(first.loc[bases], against)
+    key, rows = _column(against), []
+    bases = {pair.base: pair.of_base for pair in found}
+    names, frame = base_names(first.loc[list(bases)], against)
     settings = list(frame.columns)
     for base, name in zip(bases, names, strict=True):
         own = accuracies[base]
         of = {**frame.loc[base], "base": name}
-        rows.append({**of, key: value, "n": len(own), "mean": own.mean(), "difference": 0.0})
+        rows.append({**of, key: bases[base], "n": len(own), "mean": own.mean(), "difference": 0.0})
         for pair in (pair for pair in found if pair.base == base):
             seen = compare(accuracies[pair.group], own, begun[pair.group], begun[base])
             row = {**of, key: pair.change + ("*" if pair.recipe else ""), "n": seen.n}
@@ -105,6 +108,7 @@ def _pairs(first: pd.DataFrame, against: str) -> Iterator[Pair]:
     if len(filters.parsed(key, text)) > 1 or label[is_base].nunique() > 1:
         one = label[is_base].iloc[0] or text.partition(",")[0]
         raise ValueError(f"--against {against} has several values; set the one of the baseline, such as {key}={one}")
+    named = label[is_base].iloc[0] != ""
     label = _distinct(label, first, free)
     bases, groups = first[is_base], first[~is_base]
     done: set[tuple[str, str]] = set()  # base, settings of a group that was compared with it
@@ -118,7 +122,7 @@ def _pairs(first: pd.DataFrame, against: str) -> Iterator[Pair]:
                 if rest(one, keys) == rest(run.signed_config, keys)
             ]
             alike = alike if keys == free or len(alike) == 1 else []  # with several recipes the baseline is ambiguous
-            found += [Pair(base, str(group), label[group], keys != free) for base in alike if (base, own) not in done]
+            found += [Pair(base, str(group), label[group], label[base] if named else text, keys != free) for base in alike if (base, own) not in done]
         done |= {(pair.base, _free(groups.signed_config[pair.group], free)) for pair in found}
         yield from found
 
@@ -206,15 +210,23 @@ def shown_differences(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return shown, ", ".join(f"{column}={typed(value)}" for column, value in values.items() if not pd.isna(value))
 
 
+def name_of_base(table: pd.DataFrame, against: str) -> str:
+    """KEY=VALUE of the bases of an `against_table`, as their runs have it: `against` may have a glob."""
+    values = list(dict.fromkeys(table[_column(against)][table.paired.isna()]))
+    return f"{against.partition('=')[0]}={values[0]}" if len(values) == 1 else against
+
+
 def against_notes(table: pd.DataFrame, runs: pd.DataFrame, against: str, rule: str) -> str:
     text = (
-        f"Test accuracy in %, selection rule: {rule} for every number. difference: to the base ({against}) in "
+        f"Test accuracy in %, selection rule: {rule} for every number. difference: to the base "
+        f"({name_of_base(table, against)}) in "
         "percentage points, seed by seed where at least two seeds match, or all do (paired; else Welch), with ±95% for "
         "its interval (t) and two-sided p, neither for one pair or one run, nor where all pairs differ by the same "
         "amount other than 0 (differences that are all 0 have ±0.00 and p 1.00); p (Holm): corrected for the "
         "number of rows; seeds needed: to see a difference of this size (5 % level, power 0.8). n: pairs, or the runs "
         f"of the smaller group; mean: over all runs of a row. {left_out(runs, rule)}"
     )
+    text += _seeds_note(table, _column(against))
     if "first_seeds" in table:
         rows = table[table.paired.notna()]
         what = (
@@ -227,3 +239,24 @@ def against_notes(table: pd.DataFrame, runs: pd.DataFrame, against: str, rule: s
     if table.empty and against != "ablation=none":
         text += f" No finished group differs from one with {against} in this key alone."
     return text
+
+
+def _seeds_note(table: pd.DataFrame, key: str) -> str:
+    """Sentences, with a leading space, about rows without an interval and rows that are not paired, and what helps."""
+    rows, text = table[table.paired.notna()], ""
+    alone, apart = rows[rows.n == 1], rows[(rows.n > 1) & ~rows.paired.astype(bool)]
+    if len(alone):
+        text += (
+            f" One run, or one pair, has no interval and says nothing about chance ({_rows_of(alone, key)}): run at "
+            "least two seeds of such rows and of their base, such as seed=0,1,2."
+        )
+    if len(apart):
+        text += (
+            f" Fewer than two seeds in common with the base ({_rows_of(apart, key)}): run the same seeds of both to "
+            "compare seed by seed."
+        )
+    return text
+
+
+def _rows_of(rows: pd.DataFrame, key: str) -> str:
+    return listed([f"{key}={value}" for value in dict.fromkeys(rows[key])], SHOWN)

@@ -11,6 +11,7 @@ from capsule_sweeps.display import counted
 
 RATIO = 2  # warn if one model has at least this many times the parameters of another
 SHAPE = [0.43, 0.71]  # milestones of the published recipe as fractions of the run
+SAME_SIZE = ("model.num_routing", "model.routing.schedule", "model.capsules.dropout")  # parameters do not depend on these
 SHOWN = 5  # groups of coinciding points that are listed
 
 
@@ -86,10 +87,18 @@ def size_warning(plan: Sequence[Point]) -> str:
     return ""
 
 
+def sizes_matter(plan: Sequence[Point]) -> bool:
+    """Whether a plan has several models for one dataset, of which some have an unknown size."""
+    pairs = {(point.signed.get("dataset.name"), architecture(point.signed)): point.parameters for point in plan}
+    names = [name for name, _ in pairs]
+    return any(size is None and names.count(name) > 1 for (name, _), size in pairs.items())
+
+
 def architecture(flat: dict[str, Any]) -> str:
     """A key of the settings that the number of parameters depends on."""
     kept = ("model.", "dataset.num_classes", "dataset.channels", "dataset.image_size")
-    return json.dumps({key: value for key, value in flat.items() if key.startswith(kept)}, sort_keys=True)
+    chosen = {key: value for key, value in flat.items() if key.startswith(kept) and key not in SAME_SIZE}
+    return json.dumps(chosen, sort_keys=True)
 
 
 def known_sizes(records: Iterable[dict[str, Any]]) -> dict[str, int]:

@@ -173,6 +173,33 @@ def test_num_routing_is_compared_seed_by_seed(invent) -> None:
     assert found.difference["1"] == 0 and found["mean"]["1"] == pytest.approx(91)
 
 
+def test_rows_without_an_interval_or_without_pairs_are_named(invent) -> None:
+    for num_routing, seeds in {1: [0, 1, 2], 2: [0, 1], 3: [2, 3], 4: [1]}.items():
+        for seed in seeds:
+            invent([f"num_routing={num_routing}", f"seed={seed}"], 0.5 + num_routing * seed / 50)
+    runs = load_runs("runs")
+    table = against_table(runs, "num_routing=1", "last").set_index("num_routing", drop=False)
+    assert table.paired.drop("1").to_dict() == {"2": True, "3": False, "4": False}
+    assert table.half_width[["3", "4"]].isna().tolist() == [False, True]
+    note = against_notes(table, runs, "num_routing=1", "last")
+    assert "has no interval and says nothing about chance (num_routing=4): run at least two seeds" in note
+    assert "Fewer than two seeds in common with the base (num_routing=3): run the same seeds of both" in note
+    paired = table.drop(["3", "4"])
+    assert "run the same seeds" not in against_notes(paired, runs, "num_routing=1", "last")
+    assert "run at least" not in against_notes(paired, runs, "num_routing=1", "last")
+
+
+def test_a_base_is_named_as_its_runs_are(invent, capsule_sweeps) -> None:
+    for routing, value in [("em", 0.5), ("inverted_attention", 0.9)]:
+        for seed in (0, 1):
+            invent([f"routing={routing}", "num_routing=2", f"seed={seed}"], value + seed / 100)
+    for word in ("routing=glob(inv*)", "routing=Inverted_Attention", "model.routing.name=glob(*att*)"):
+        assert list(against_table(load_runs("runs"), word, "last").routing) == ["em", "inverted_attention"]
+        said = " ".join(capsule_sweeps("results", "--against", word).out.split())
+        assert f"Differences to {word.partition('=')[0]}=inverted_attention" in said
+        assert f"to the base ({word.partition('=')[0]}=inverted_attention)" in said and "glob" not in said
+
+
 def test_the_note_says_what_pairs_and_first_seeds_are(invent) -> None:
     """Differences 1, 2, 3, 9 of pairs; one common seed is Welch's test; differences that are all 0 have p 1."""
     for num_routing, values in {1: [50] * 4, 2: [51, 52, 53, 59], 4: [50] * 4}.items():

@@ -77,6 +77,13 @@ def test_models_of_very_different_size(place, capsys) -> None:
     assert plan_warnings(same) == [] and not capsys.readouterr().out
 
 
+def test_dry_run_warns_of_sizes(launch, place, tiny) -> None:
+    dry = "hydra.launcher.dry_run=true"
+    ended = launch("-m", "num_routing=2,3", "model=cnn,capsnet", dry)
+    assert ended.code == 0 and ended.out.count("the difference between their accuracies is also one of size.") == 1
+    assert "parameters" not in launch("-m", "num_routing=2,3", "seed=0,1", dry).out
+
+
 def test_sizes_are_known_from_runs_that_were_made(place) -> None:
     points = ["model=cnn", "model=capsnet"]
     for planned, parameters in zip(plan(*points), (500, 100), strict=True):
