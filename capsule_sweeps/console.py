@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from rich import get_console
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
@@ -222,7 +223,7 @@ def bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def summary_of(row: dict[str, Any]) -> str:
-    """The numbers of an epoch; what is tested comes first, because narrow terminals cut the end."""
+    """The numbers of an epoch; what is tested comes first, because narrow terminals leave out the end."""
     averaged = f"ema {row['ema_test_accuracy']:.1%}  " if "ema_test_accuracy" in row else ""
     return f"{tested(row)}{averaged}train {row['train_accuracy']:.1%}  loss {row['train_loss']:.3f}"
 
@@ -253,15 +254,36 @@ def short_name(name: str, width: int) -> str:
     return name if len(name) <= width else f"{name[: width - 9]}…{name[-8:]}"
 
 
+class _Parts:
+    """A note whose parts, between two spaces, are whole: those that fit in its column, from the first one on."""
+
+    def __init__(self, note: str) -> None:
+        self.note = note
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(1, max(1, len(self.note)))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        shown, *parts = self.note.split("  ")
+        for part in parts:
+            if len(shown) + 2 + len(part) > options.max_width:
+                break
+            shown += f"  {part}"
+        yield Text(shown, no_wrap=True, overflow="ellipsis")
+
+
+class _Note(ProgressColumn):
+    def render(self, task: Task) -> _Parts:
+        return _Parts(task.fields["note"].rstrip())
+
+
 def _bars(console: Console) -> Progress:
-    length = 24 if console.width >= 120 else 6
-    room = max(8, console.width - _name_width(console) - length - 20)
-    short = Column(no_wrap=True, overflow="ellipsis", max_width=room)
+    length = 24 if console.width >= 160 else 12 if console.width >= 120 else 6
     columns: list[ProgressColumn] = [
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=length),
         TextColumn("{task.completed:.0f}/{task.total:.0f}", markup=False),
         _TimeLeft(),
-        TextColumn("{task.fields[note]}", markup=False, table_column=short),
+        _Note(Column(no_wrap=False)),
     ]
     return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)

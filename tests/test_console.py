@@ -25,10 +25,10 @@ def clock(monkeypatch) -> list[float]:
 
 @pytest.fixture
 def screen(monkeypatch):
-    """screen(terminal): what is written to a console of 80 columns."""
+    """screen(terminal): what is written to a console, of 80 columns unless asked otherwise."""
 
-    def make(terminal: bool) -> Console:
-        made = Console(file=io.StringIO(), width=80, force_terminal=terminal, color_system=None)
+    def make(terminal: bool, width: int = 80) -> Console:
+        made = Console(file=io.StringIO(), width=width, force_terminal=terminal, color_system=None)
         monkeypatch.setattr(shown, "console", lambda: made)
         return made
 
@@ -83,6 +83,30 @@ def test_a_sweep_at_80_columns(clock, screen) -> None:
     assert "runs" in frame and "0/24" in frame and "about 47 min left" in frame  # half a run in 60 s
     assert "epoch 1/2" in frame and "test 97.8%" in frame and "0123abcd" in frame and "10/20" in frame
     assert max(map(len, frame.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("width", "end"),
+    [
+        (60, "epoch 2/2"),
+        (80, "epoch 2/2  loss 0.500"),
+        (100, "epoch 2/2  loss 0.500  train 90.0%"),
+        (128, "epoch 2/2  loss 0.500  train 90.0%  1,234 images/s"),
+        (200, "epoch 2/2  loss 0.500  train 90.0%  1,234 images/s"),
+    ],
+)
+@pytest.mark.parametrize("num_batches", [10, 70_000])
+def test_the_note_of_a_bar_ends_with_a_whole_number(clock, screen, width, end, num_batches) -> None:
+    terminal = screen(terminal=True, width=width)
+    with Display(SweepProgress(24, 1)) as display:
+        display.start(NAME, 2, 0, num_batches)
+        display.epoch(ROW)
+        display.batch(5, 0.5, 0.9, 1234.0)
+        display._bars.refresh()
+    frame = [line.rstrip() for line in text(terminal).splitlines() if "epoch 2/2" in line or "test" in line][-1]
+    assert "…" not in frame.replace(NAME[-8:], "").partition("0123abcd")[2] and len(frame) <= width
+    if num_batches == 10:
+        assert frame.endswith(f"test 97.8%  {end}")
 
 
 def test_one_is_no_plural() -> None:

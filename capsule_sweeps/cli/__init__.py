@@ -6,7 +6,6 @@ imports every file, so heavy imports belong into `run`. This module holds the op
 
 import argparse
 import os
-from os.path import expanduser
 from pathlib import Path
 
 from capsule_sweeps.config.selection_rules import names
@@ -28,6 +27,11 @@ def path(text: str) -> Path:
     return found
 
 
+def name_or_path(text: str) -> str:
+    """A word that may be a path, in which ~ is the home folder; ~dataset.root is an override."""
+    return str(path(text)) if text.startswith("~") and os.sep in text else text
+
+
 def file(text: str) -> Path:
     """A path on the command line that ends in a name, of a file to write."""
     if (found := path(text)).name in ("", ".."):
@@ -41,12 +45,12 @@ def add_runs_dir(parser: argparse.ArgumentParser, default: Path | None = Path("r
 
 def add_runs(parser: argparse.ArgumentParser) -> None:
     about = "run names, paths, prefixes of signatures, sweeps, or filters: dataset=CIFAR10 num_routing=2 state=failed"
-    parser.add_argument("runs", nargs="*", type=expanduser, help=about)
+    parser.add_argument("runs", nargs="*", type=name_or_path, help=about)
     add_runs_dir(parser)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=expanduser, help="name, path or prefix of a signature")
+    parser.add_argument("run", type=name_or_path, help="name, path or prefix of a signature")
     add_runs_dir(parser)
 
 

@@ -17,4 +17,4 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.runs:
         raise ValueError("cancel needs a run, a sweep, a filter such as state=running, or all")
     sweeps = [word.removeprefix("sweep=") for word in arguments.runs if word.startswith(("sweep-", "sweep="))]
-    say("\n".join(cancel(arguments.runs_dir, select(arguments.runs_dir, arguments.runs), sweeps)))
+    say("\n".join(cancel(arguments.runs_dir, select(arguments.runs_dir, arguments.runs, some=False), sweeps)))

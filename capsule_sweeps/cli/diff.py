@@ -4,11 +4,13 @@ import argparse
 import json
 from typing import Any
 
-from capsule_sweeps.cli import add_format, add_runs_dir
+from capsule_sweeps.cli import add_format, add_runs_dir, name_or_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs=2, metavar="run", help="two names, paths or prefixes of signatures")
+    parser.add_argument(
+        "runs", nargs=2, type=name_or_path, metavar="run", help="two names, paths or prefixes of signatures"
+    )
     add_runs_dir(parser)
     add_format(parser)
 

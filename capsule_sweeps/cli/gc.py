@@ -16,9 +16,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     from capsule_sweeps.results.render import render
     from capsule_sweeps.runs.garbage import garbage, remove
-    from capsule_sweeps.runs.select import select
+    from capsule_sweeps.runs.select import check_exists, select
 
-    names = set(select(arguments.runs_dir, arguments.runs).run)
+    check_exists(arguments.runs_dir)
+    names = set(select(arguments.runs_dir, arguments.runs, some=False).run) if arguments.runs else set()
     found = [
         (path, reason, size)
         for path, reason, size in garbage(arguments.runs_dir)

@@ -39,4 +39,4 @@ def conclude(arguments: argparse.Namespace, counts: Counter[str]) -> None:
     from capsule_sweeps.runs.merge import OUTCOMES
 
     merged = [f"{counts[outcome]} {meaning}" for outcome, meaning in OUTCOMES.items() if counts[outcome]]
-    say(f"Merged into {arguments.runs_dir}: {', '.join(merged) or 'no runs were found'}.")
+    say(f"Merged into {arguments.runs_dir}: {', '.join(merged)}.")

@@ -54,15 +54,17 @@ def run(arguments: argparse.Namespace) -> None:
 
 def accuracies(runs: pd.DataFrame, rule: str, arguments: argparse.Namespace) -> str:
     """The tables of accuracies: one for each sweep or each value of --by; a single one for programs."""
+    from capsule_sweeps.results.columns import with_constants
     from capsule_sweeps.results.pivot import pivot
     from capsule_sweeps.results.render import render
     from capsule_sweeps.results.sections import by_keys, by_sweep
-    from capsule_sweeps.results.tables import accuracy_table, for_people, left_out, notes
+    from capsule_sweeps.results.tables import accuracy_table, finished_runs, for_people, left_out, notes
 
     form = arguments.format
     if form in ("csv", "json"):
         table = accuracy_table(runs, rule)
-        return render(pivot(table, arguments.pivot)[0] if arguments.pivot else table, form)
+        table = pivot(table, arguments.pivot)[0] if arguments.pivot else table
+        return render(with_constants(table, finished_runs(runs, rule)), form)
     parts = by_keys(runs, arguments.by.split(",")) if arguments.by else by_sweep(arguments.runs_dir, runs)
     parts = parts if len(parts) > 1 or (arguments.by and parts) else [("Results", runs)]
     alone = len(parts) == 1 or form == "tex"  # a table without lines below that are about all tables
@@ -111,7 +113,9 @@ def at_familiar(runs: pd.DataFrame, arguments: argparse.Namespace) -> None:
 def differences(runs: pd.DataFrame, rule: str, against: str, arguments: argparse.Namespace) -> None:
     from capsule_sweeps.results.ablation import ablation_notes, ablation_table
     from capsule_sweeps.results.against import against_notes, against_table, name_of_base, shown_differences
+    from capsule_sweeps.results.columns import with_constants
     from capsule_sweeps.results.render import render
+    from capsule_sweeps.results.tables import finished_runs
 
     if against == "ablation=none":
         table = ablation_table(runs, rule)
@@ -131,7 +135,10 @@ def differences(runs: pd.DataFrame, rule: str, against: str, arguments: argparse
             said = f"Differences neither distinguishable from 0 nor known to ±{MARGIN} points would be settled by:"
             note = "\n".join([note, said, *map("    {}".format, commands)])
     title = "Ablations" if against == "ablation=none" else f"Differences to {name_of_base(table, against)}"
-    shown, caption = (table, "") if arguments.format in ("csv", "json") else shown_differences(table)
+    if arguments.format in ("csv", "json"):
+        shown, caption = with_constants(table, finished_runs(runs, rule)), ""
+    else:
+        shown, caption = shown_differences(table)
     print(render(shown, arguments.format, title, note, caption, one_line=True))
     if arguments.figure:
         from capsule_sweeps.results.figures import forest_plot, save_as
@@ -145,14 +152,16 @@ def published(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.results.recipes import as_one, near_misses, recipe_note, recipe_tables
     from capsule_sweeps.results.render import render
     from capsule_sweeps.runs.frame import load_runs
-    from capsule_sweeps.runs.select import select
+    from capsule_sweeps.runs.select import check_exists, select
 
     cells = read_cells(arguments.published)
     rule = next((cell.rule for cell in cells if cell.rule), None)
     if arguments.rule not in (None, rule):
         raise ValueError(f"--rule {arguments.rule}: the published table {arguments.published} counts by {rule}")
-    nothing_yet = arguments.runs_dir == Path("runs") and not arguments.runs_dir.exists() and not arguments.runs
-    runs = load_runs(arguments.runs_dir) if nothing_yet else select(arguments.runs_dir, arguments.runs)
+    if arguments.runs_dir != Path("runs"):
+        check_exists(arguments.runs_dir)
+    # Without a run the table says what to run
+    runs = select(arguments.runs_dir, arguments.runs) if arguments.runs else load_runs(arguments.runs_dir)
     table = published_table(runs, cells, arguments.runs_dir)
     others = recipe_tables(runs, cells, arguments.runs_dir) if arguments.runs else {}
     if arguments.format in ("csv", "json"):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BETWEEN = 2.0  # seconds
+LEAST = 8  # lines of the table of runs that a low terminal shows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.runs.select import select
 
     while True:
-        runs = select(arguments.runs_dir, arguments.runs, imported=True)
+        runs = select(arguments.runs_dir, arguments.runs, imported=True, some=False)
         text = show(runs, arguments)
         if arguments.watch and console().is_terminal and arguments.format in ("table", "md"):
             text = clipped(text, console().height)
@@ -50,8 +51,11 @@ def show(runs: pd.DataFrame, arguments: argparse.Namespace) -> str:
     many = len(runs) > SCREEN and len(sweeps) > 0 and not arguments.runs
     runs["state"] = runs.state.mask(runs.stale, "stale").mask(runs.imported, "imported")
     counts = ", ".join(f"{count} {state}" for state, count in runs.state.value_counts().items()) or "none"
-    note = ". ".join(filter(None, (counts, not_learned_note(runs))))
-    if arguments.watch:  # those at work stay in view, at the top
+    note, heading = ". ".join(filter(None, (counts, not_learned_note(runs)))), f"Runs in {arguments.runs_dir}"
+    if arguments.watch:  # those at work stay in view, at the top, and no note hides the sweeps
+        unlearned = int(runs.not_learned.notna().sum())
+        heading += f": {counts}" + (f"; {unlearned} did not learn (`status` says why)" if unlearned else "")
+        note = ""
         order = {"running": 0, "queued": 1}
         runs = runs.sort_values("state", key=lambda states: states.map(order).fillna(2), kind="stable")
     for_people = arguments.format in ("table", "md")
@@ -68,7 +72,9 @@ def show(runs: pd.DataFrame, arguments: argparse.Namespace) -> str:
             said, sweeps = f"The newest {most} of {len(sweeps)} sweeps. {said}", sweeps.head(most)
         parts.append(render(sweeps, arguments.format, title, said, one_line=True))
     if len(listed) or not parts:
-        parts.append(render(shown, arguments.format, f"Runs in {arguments.runs_dir}", note, one_line=True))
+        parts.append(render(shown, arguments.format, heading, note, one_line=True))
+    if arguments.watch and len(parts) > 1:
+        parts[1] = clipped(parts[1], max(LEAST, console().height - parts[0].count("\n") - 2))
     return "\n\n".join(reversed(parts) if arguments.watch else parts)
 
 

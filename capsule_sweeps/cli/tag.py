@@ -2,12 +2,13 @@
 
 import argparse
 
-from capsule_sweeps.cli import add_runs_dir
+from capsule_sweeps.cli import add_runs_dir, name_or_path
 from capsule_sweeps.display import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", nargs="+", metavar="RUN… +TAG… -TAG…", help="runs as for status, and tags with + or -")
+    about = "runs as for status, and tags with + or -"
+    parser.add_argument("words", nargs="+", type=name_or_path, metavar="RUN… +TAG… -TAG…", help=about)
     add_runs_dir(parser)
     parser.set_defaults(escape=escape)
 

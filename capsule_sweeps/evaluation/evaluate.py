@@ -26,6 +26,7 @@ from capsule_sweeps.evaluation.class_names import match_classes
 from capsule_sweeps.evaluation.measure import NUM_BINS, Evaluation, evaluations
 from capsule_sweeps.evaluation.weights import SHOWN_AS, load_checkpoint, load_weights
 from capsule_sweeps.networks.capsnet import CapsNet
+from capsule_sweeps.results.columns import short_names
 from capsule_sweeps.results.render import render
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.training.execution import choose_device
@@ -80,7 +81,7 @@ def evaluate(
     said = [*notes(run, config, data, checkpoint, found), *said]
     if not (confusion or form == "json"):
         found = [one._replace(confusion=None) for one in found]
-    return show(run, config, data, found, form, said)
+    return show(run, config, data, found, form, said, overrides)
 
 
 def parse_iterations(text: str | None) -> list[int]:
@@ -136,6 +137,19 @@ def apply(overrides: Sequence[str], config: DictConfig) -> DictConfig:
     return check(changed)
 
 
+def values_of(overrides: Sequence[str]) -> dict[str, Any]:
+    """Key → value of overrides that give one value each; numbers are numbers."""
+    words = dict(word.lstrip("+~").split("=", 1) for word in overrides)
+    return {key: _number(value) for key, value in words.items()}
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        return text
+
+
 # What is printed
 
 
@@ -185,13 +199,25 @@ def notes(
     return said
 
 
-def show(run: Run, config: DictConfig, data: Data, found: Sequence[Evaluation], form: str, said: Sequence[str]) -> str:
-    """`table` and `md`: a table over iterations and one of classes for each; `csv`: one long table of every number;
-    `json`: a list of objects."""
+def show(
+    run: Run,
+    config: DictConfig,
+    data: Data,
+    found: Sequence[Evaluation],
+    form: str,
+    said: Sequence[str],
+    overrides: Sequence[str] = (),
+) -> str:
+    """`table` and `md`: a table over iterations and one of classes for each; `csv`: one long table of every number with
+    its run and its conditions; `json`: a list of objects."""
     if form == "json":
         return json.dumps([_whole(run, config, data, one) for one in found], indent=1)
     if form == "csv":
-        return render(pd.DataFrame([row for one in found for row in _long(data.classes, one)]), "csv")
+        asked = values_of(overrides)
+        about = {"run": run.folder.name, "dataset": config.dataset.name}
+        about |= {name: asked[key] for key, name in short_names([*asked], about).items() if key != "dataset"}
+        rows = [{**about, **row} for one in found for row in _long(data.classes, one)]
+        return render(pd.DataFrame(rows), "csv")
     columns = ["num_routing", "weights", "images", "accuracy", "loss", "calibration_error"]
     overview = pd.DataFrame(found).assign(images=len(data.test))[columns].astype({"num_routing": "Int64"})
     parts = [render(overview, form, title=run.folder.name, note=" ".join(said))]

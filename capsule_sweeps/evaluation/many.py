@@ -14,7 +14,7 @@ from capsule_sweeps.config.points import sweep_points
 from capsule_sweeps.console import bar
 from capsule_sweeps.data.load import Data
 from capsule_sweeps.evaluation.class_names import match_classes
-from capsule_sweeps.evaluation.evaluate import load_test_data
+from capsule_sweeps.evaluation.evaluate import load_test_data, values_of
 from capsule_sweeps.evaluation.measure import share_correct
 from capsule_sweeps.evaluation.robustness import ATTACKS, CORRUPTIONS, corrupted
 from capsule_sweeps.evaluation.weights import SHOWN_AS, load_weights
@@ -81,7 +81,7 @@ def evaluate_many(
     weights: str | None = None,
 ) -> pd.DataFrame:
     """A row for each run, condition and number of iterations: run, seed, group, the settings that tell the runs apart,
-    weights, the conditions that vary, num_routing, images, and accuracy in percent.
+    weights, the conditions, num_routing, images, and accuracy in percent.
 
     Where runs differ in the num_routing or the dataset that they were trained with, and are evaluated with others, the
     settings have these as trained_with and trained_on. Raises ValueError for a run without a checkpoint, and for images
@@ -121,27 +121,19 @@ def evaluate_many(
                     rows.append({**found, "accuracy": accuracy})
                 advance(1)
     frame = pd.DataFrame(rows)
-    keys = [key for key in frame if "=" not in key and key in {name for one in asked for name in _columns(one)}]
-    constant = [key for key in keys if key != "dataset" and frame[key].nunique(dropna=False) == 1]
-    frame = frame.drop(columns=constant).rename(
-        columns=short_names([key for key in keys if key not in constant], frame)
-    )
+    for kind, size in (("attack", "epsilon"), ("corruption", "severity")):
+        if frame[kind].isna().all():
+            frame = frame.drop(columns=[kind, size])
+    keys = dict.fromkeys(name for one in asked for name in _columns(one))
+    frame = frame.rename(columns=short_names([key for key in keys if key in frame], frame))
     return frame.astype({name: "Int64" for name in ("num_routing", "trained_with") if name in frame})
 
 
 def _columns(condition: Condition) -> dict[str, Any]:
-    words = dict(word.lstrip("+~").split("=", 1) for word in condition.overrides)
     unused = ("attack", "epsilon") if condition.corruption else ("corruption", "severity")
     harder = {**condition._asdict(), **dict.fromkeys(unused)}
     del harder["overrides"]
-    return {**{key: _number(value) for key, value in words.items()}, **harder}
-
-
-def _number(text: str) -> Any:
-    try:
-        return float(text) if "." in text else int(text)
-    except ValueError:
-        return text
+    return {**values_of(condition.overrides), **harder}
 
 
 def _attacked(model: nn.Module, condition: Condition, data: Data, images: Tensor, labels: Tensor) -> Tensor:

@@ -122,7 +122,11 @@ def _pairs(first: pd.DataFrame, against: str) -> Iterator[Pair]:
                 if rest(one, keys) == rest(run.signed_config, keys)
             ]
             alike = alike if keys == free or len(alike) == 1 else []  # with several recipes the baseline is ambiguous
-            found += [Pair(base, str(group), label[group], label[base] if named else text, keys != free) for base in alike if (base, own) not in done]
+            found += [
+                Pair(base, str(group), label[group], label[base] if named else text, keys != free)
+                for base in alike
+                if (base, own) not in done
+            ]
         done |= {(pair.base, _free(groups.signed_config[pair.group], free)) for pair in found}
         yield from found
 

@@ -96,3 +96,9 @@ def constants(runs: pd.DataFrame) -> dict[str, Any]:
     if len(epochs) == 1:
         found["epochs"] = epochs.pop()
     return {key: value for key, value in found.items() if not pd.isna(value)}
+
+
+def with_constants(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """A table for programs with a column in front for each of the `constants` of some runs that it does not have."""
+    missing = {key: value for key, value in constants(runs).items() if key not in table}
+    return pd.concat([pd.DataFrame(missing, index=table.index), table], axis=1) if missing and len(table) else table

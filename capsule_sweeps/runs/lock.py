@@ -14,6 +14,7 @@ from capsule_sweeps.runs.queue import find_queue, this_job
 
 STALE_SECONDS = 120.0
 SILENT_SECONDS = 40.0  # without a heartbeat, after which a queue is asked; much longer than its answer is old
+MOST_AHEAD = 86400.0  # seconds: clocks are wrong by hours, as those of another time zone, not by more than a day
 HIDDEN = "hidden"  # in place of the start time of a process that is alive but not visible
 
 
@@ -68,7 +69,8 @@ def alive(path: Path) -> bool:
 
     A process of this host that is gone, or an earlier start of this job, is not. A process of another host, or one that
     this host hides from us, is not after STALE_SECONDS without a heartbeat, or after SILENT_SECONDS if a queue says
-    that its job is over.
+    that its job is over. A heartbeat in the future counts as new up to MOST_AHEAD, so that the claim of a host with a
+    wrong clock ends at some time.
     """
     try:
         owner = json.loads(read_file(path, MAX_BYTES).decode())
@@ -82,16 +84,21 @@ def alive(path: Path) -> bool:
             start = _process_start(owner["pid"])
             if start != HIDDEN:
                 return start == owner["start"]
-        if time.time() - path.stat().st_mtime > SILENT_SECONDS and _job_is_over(owner, path):
+        if abs(_age(path)) > SILENT_SECONDS and _job_is_over(owner, path):
             return False
     except FileNotFoundError:
         return False
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # just being written, or damaged: its age decides
     try:
-        return time.time() - path.stat().st_mtime < STALE_SECONDS  # if the clock was set back, alive
+        return -MOST_AHEAD < _age(path) < STALE_SECONDS
     except OSError:
         return False
+
+
+def _age(path: Path) -> float:
+    """Seconds since the last heartbeat; negative if this clock was set back, or that of the other host is ahead."""
+    return time.time() - path.stat().st_mtime
 
 
 def _job_is_over(owner: dict[str, Any], path: Path) -> bool:

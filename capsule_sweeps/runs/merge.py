@@ -33,24 +33,25 @@ CONFLICTS = ".conflicts"
 def merge(path: Path, runs_dir: Path) -> Iterator[tuple[str, str, str]]:
     """(run, outcome, what was done) for each run of a bundle or runs folder; outcomes are the keys of OUTCOMES.
 
-    Raises ValueError, with nothing taken, for a file that is not a bundle; OSError if runs_dir cannot be written.
+    Raises ValueError, with nothing taken, for a file that is not a bundle and a path without runs; OSError if runs_dir
+    cannot be written.
     """
     check_runs_dir(runs_dir)
     if path.is_dir() and runs_dir.is_dir() and path.samefile(runs_dir):
         raise ValueError(f"{path} is the folder to merge into: pass another one, or set --runs-dir")
     if (path / "run.json").is_file():
         raise ValueError(f"{path} is one run: pass the folder that contains it, or a bundle of it")
+    names = _runs_in(path) if path.is_dir() else []
     if not runs_dir.is_dir():  # or a link to a folder
         make_folder(runs_dir)
     staged = make_folder(temporary(runs_dir / "merge"))
     try:
         if not path.is_dir():
             unpack(path, staged)
+            names = _runs_in(staged, path)
         here = {run.signature: run for run in find_runs(runs_dir).values()}
         images = _images(here)
-        for name in sorted(os.listdir(path if path.is_dir() else staged)):
-            if not re.fullmatch(RUN_NAME, name):
-                continue
+        for name in names:
             try:
                 if path.is_dir():
                     _stage(path / name, staged / name)
@@ -60,7 +61,9 @@ def merge(path: Path, runs_dir: Path) -> Iterator[tuple[str, str, str]]:
                 yield name, "refused", str(error)
             else:
                 local = here.get(name[-8:])
-                outcome, words = _take(staged / name, path if path.is_dir() else None, local, runs_dir, path.name)
+                outcome, words = _take(
+                    staged / name, record, path if path.is_dir() else None, local, runs_dir, path.name
+                )
                 if outcome == "taken":
                     here[name[-8:]] = Run(runs_dir / name)
                     if "data_sha256" in record:
@@ -79,6 +82,13 @@ OUTCOMES = {
     "different": "with other numbers than here",
     "refused": "refused",
 }
+
+
+def _runs_in(folder: Path, path: Path | None = None) -> list[str]:
+    """The names of the runs in a folder, unpacked from `path`. Raises ValueError if there are none."""
+    if found := sorted(name for name in os.listdir(folder) if re.fullmatch(RUN_NAME, name)):
+        return found
+    raise ValueError(f"no run is in {path or folder}; give a bundle or a folder of runs")
 
 
 def _stage(folder: Path, into: Path) -> None:
@@ -119,7 +129,9 @@ def _compare_images(record: dict[str, Any], images: dict[str, Run]) -> None:
 # ── taking it ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _take(folder: Path, origin: Path | None, local: Run | None, runs_dir: Path, source: str) -> tuple[str, str]:
+def _take(
+    folder: Path, record: dict[str, Any], origin: Path | None, local: Run | None, runs_dir: Path, source: str
+) -> tuple[str, str]:
     """The outcome and a sentence. An existing run is moved aside only if it is unfinished and the new one is finished.
 
     `origin`: the runs folder that has the checkpoint, which is copied only if the run is taken.
@@ -134,12 +146,11 @@ def _take(folder: Path, origin: Path | None, local: Run | None, runs_dir: Path, 
                 os.replace(folder / LABELS_FILE, local.folder / LABELS_FILE)
             return "same", ""
         words = differences(local, theirs)
-        _fetch_checkpoint(origin, folder, theirs.record())
+        _fetch_checkpoint(origin, folder, record)
         aside = _keep_aside(folder, runs_dir / CONFLICTS)
         return "different", f"{words}. The existing run stays, the other one is in {aside}"
     if local is not None and state != "new" and not done:
         return "left", f"it is unfinished there and {state} here"
-    record = theirs.record()
     without = _fetch_checkpoint(origin, folder, record)
     wandb_keys = {key: record.pop(key) for key in list(record) if key.startswith("wandb_")}  # where it is in their W&B
     attempts = len(record.get("attempts", []))

@@ -17,17 +17,19 @@ log = logging.getLogger(__name__)
 CHANGING = ("state", "stale", "imported", "epochs_done", "tag", "tags", "note")  # filters that runs may fit later
 
 
-def select(runs_dir: Path, words: Sequence[str], imported: bool = False) -> pd.DataFrame:
+def select(runs_dir: Path, words: Sequence[str], imported: bool = False, some: bool = True) -> pd.DataFrame:
     """The rows of `load_runs` that fit all filters and, if runs or sweeps are named, belong to these.
 
     The word all leaves nothing out. A filter is column=value, or key=value for a key of the signed configuration, as
     typed on the command line: see `filters`. tag=TAG selects runs with this tag. Imported runs are included if they are
     named, with imported=true (only imported runs) or imported=any (all runs), or with the argument `imported`. Raises
-    ValueError for an unknown word, and for a filter that no run fits. For CHANGING this is only reported.
+    ValueError for a folder without runs, an unknown word, and a filter that no run fits. With `some=False`, for
+    commands that look at states or clean up, no run is an answer where a filter in CHANGING fits none.
     """
-    if not runs_dir.is_dir():
-        raise ValueError(f"{runs_dir} does not exist; set --runs-dir to the folder of the runs")
+    check_exists(runs_dir)
     runs = load_runs(runs_dir, imported=True)
+    if runs.empty:
+        raise ValueError(f"no run is in {runs_dir}; set --runs-dir to the folder of the runs")
     words = [word for word in words if word != "all"]
     named = [word for word in words if "=" not in word]
     if named:
@@ -45,11 +47,16 @@ def select(runs_dir: Path, words: Sequence[str], imported: bool = False) -> pd.D
             fitting = runs[filters.fit(runs, word, words)]
             if fitting.empty:
                 sentence = filters.none_fits(runs, word, words)
-                if key not in CHANGING:
+                if some or key not in CHANGING:
                     raise ValueError(sentence)
                 log.warning(sentence)
             runs = fitting
     return runs.reset_index(drop=True)
+
+
+def check_exists(runs_dir: Path) -> None:
+    if not runs_dir.is_dir():
+        raise ValueError(f"{runs_dir} does not exist; set --runs-dir to the folder of the runs")
 
 
 def find_run(runs_dir: Path, word: str) -> Run:

@@ -23,9 +23,14 @@ COMPARED = re.compile(
     "data_sha256|classes|(accuracy|epoch)_.*"
 )
 
+NAMES = ("model", "backbone", "routing")  # for display: an attempt may have another name than the one before
+
 
 def verify(folder: Path) -> dict[str, Any]:
-    """The record of a run folder from elsewhere. Raises ValueError if its files contradict each other."""
+    """The record of a run folder from elsewhere, with the names in its configuration.
+
+    Raises ValueError if its files contradict each other.
+    """
     record, summary = read_record(folder), read_summary(folder)
     _check_values(folder / "run.json", record)
     _check_values(folder / "summary.json", summary)
@@ -35,6 +40,8 @@ def verify(folder: Path) -> dict[str, Any]:
     if finished and summary.get("signature") != record.get("signature"):
         raise ValueError("its summary.json is damaged")
     expected = _follows_from_config(folder, record, finished)
+    if not finished:
+        record |= {name: expected[name] for name in NAMES if name in expected and name in record}
     for file, found in (("run.json", record), ("summary.json", summary)):
         for key, value in expected.items():
             if found.get(key) is not None and found[key] != value:

@@ -63,7 +63,7 @@ def test_a_broken_command_breaks_no_other(tmp_path, monkeypatch, capsule_sweeps)
     (tmp_path / "broken.py").write_text("import nothing_like_this")
     monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
     (tmp_path / "runs").mkdir()
-    assert capsule_sweeps("status", "--runs-dir", str(tmp_path / "runs")).code == 0
+    assert "no run is in" in capsule_sweeps("status", "--runs-dir", str(tmp_path / "runs")).err
 
 
 @pytest.mark.parametrize("words", [["--version"], ["-h"]])
@@ -106,6 +106,8 @@ def test_a_path_may_begin_at_home(word, monkeypatch, capsule_sweeps, tmp_path) -
     assert ended.code == 2 and "the home folder of ~nobody-here is unknown; set the whole path" in ended.err
     with pytest.raises(ValueError, match="the home folder of ~nobody-here is unknown"):
         load_runs("~nobody-here/runs")
+    for words in (["status", "~nobody-here/x"], ["diff", "a", "~nobody-here/x"], ["tag", "~nobody-here/x", "+y"]):
+        assert "the home folder of ~nobody-here is unknown" in capsule_sweeps(*words).err
     assert (word == "--out") == ("name a file in it" in capsule_sweeps("report", f"{word}=.").err)
 
 

@@ -248,7 +248,7 @@ def test_clock_that_was_set(launch, trained, capsule_sweeps, runs, untouched, mo
     assert capsule_sweeps("show", runs.only().name).code == 0
 
 
-@pytest.mark.parametrize("seconds", [-3600, -86400 * 365])
+@pytest.mark.parametrize("seconds", [-3600, -86400 / 2])
 def test_living_claim_of_another_host_holds_when_the_clock_is_set_back(tmp_path, monkeypatch, seconds) -> None:
     """Its heartbeat is then in the future, which is not old."""
     run = Run(tmp_path / "x-00000000")

@@ -215,6 +215,15 @@ def test_averaged_weights_are_evaluated_as_well(launch, runs, capsule_sweeps) ->
     words = ("evaluate", name, "dataset.test_shift=0,1", "--weights", "ema")
     rows = list(csv.DictReader(io.StringIO(capsule_sweeps(*words, "--format", "csv").out)))
     assert [row["weights"] for row in rows] == ["average", "average"]
+    assert [row["test_shift"] for row in rows] == ["0", "1"] and "attack" not in rows[0]
+    words = ("evaluate", "all", "dataset.test_shift=1", "dataset.test_rotation=15,16", "--weights", "ema")
+    shifted = list(csv.DictReader(io.StringIO(capsule_sweeps(*words, "--format", "csv").out)))
+    assert [(row["test_shift"], row["test_rotation"]) for row in shifted] == [("1", "15"), ("1", "16")]
+    assert "test_shift=1" in capsule_sweeps(*words).out.splitlines()[1], "in the caption of the table"
+    (whole, *_) = csv.DictReader(
+        io.StringIO(capsule_sweeps("evaluate", name, "dataset.test_shift=1", "--format", "csv").out)
+    )
+    assert (whole["run"], whole["dataset"], whole["test_shift"]) == (name, "digits", "1")
     assert float(rows[0]["accuracy"]) == pytest.approx(average["accuracy"])
     assert "weights=average" in capsule_sweeps(*words).out
 

@@ -189,6 +189,17 @@ def test_rows_without_an_interval_or_without_pairs_are_named(invent) -> None:
     assert "run at least" not in against_notes(paired, runs, "num_routing=1", "last")
 
 
+def test_files_have_what_all_runs_have_in_common(invent, capsule_sweeps) -> None:
+    """Otherwise files of two sweeps cannot be joined."""
+    for seed, num_routing in ((0, 1), (0, 2)):
+        invent([f"num_routing={num_routing}", f"seed={seed}", "routing=dynamic"], 0.5 + seed / 100)
+    for words in ([], ["--against", "num_routing=1"], ["--pivot", "num_routing"]):
+        rows = json.loads(capsule_sweeps("results", *words, "--format", "json").out)
+        found = {(row["dataset"], row["model"], row["backbone"], row["routing"], row["epochs"]) for row in rows}
+        assert found == {("digits", "capsnet", "simple", "dynamic", 350)}
+    assert capsule_sweeps("results", "--format", "csv").out.count("num_routing") == 1
+
+
 def test_a_base_is_named_as_its_runs_are(invent, capsule_sweeps) -> None:
     for routing, value in [("em", 0.5), ("inverted_attention", 0.9)]:
         for seed in (0, 1):
@@ -440,13 +451,26 @@ def test_missing_folder_is_reported_in_one_sentence(place, capsule_sweeps) -> No
         assert ended.code != 0 and "nowhere" in ended.err and "--runs-dir" in ended.err and "Traceback" not in ended.err
 
 
-def test_empty_folder_gives_empty_tables(place, capsule_sweeps) -> None:
-    Path("runs").mkdir()
-    for command in ("status", "results"):
-        assert json.loads(capsule_sweeps(command, "--format", "json").out) == []
-        assert capsule_sweeps(command).code == 0
-    assert "No run is finished" in capsule_sweeps("results").out
-    assert "No run is finished" in capsule_sweeps("results", "--by", "routing", "--format", "md").out
+def test_selections_without_runs_are_one_error_in_each_command(place, invent, capsule_sweeps) -> None:
+    Path("empty").mkdir()
+    commands = ["status", "results", "results --ablation", "report", "evaluate all", "retry all", "cancel all"]
+    commands += ["bundle --out b.tar.gz", "tag all +x", "show a", "export a --out e.pt2", "diff a b", "note a b"]
+    for command in [*commands, "gc all", "status seed=1"]:
+        ended = capsule_sweeps(*command.split(), "--runs-dir", "empty")
+        assert ended.code == 1 and not ended.out, command
+        assert ended.err == "Error: no run is in empty; set --runs-dir to the folder of the runs\n", command
+    invent([], 0.5)
+    for command in ("results", "results --pivot num_routing", "report", "evaluate", "retry", "bundle --out b.tar.gz"):
+        ended = capsule_sweeps(*command.split(), "state=failed")
+        assert (ended.code, ended.out) == (1, ""), command
+        assert ended.err == "Error: state=failed fits none of the 1 run; state is finished\n", command
+    for path in ("empty", "."):
+        ended = capsule_sweeps("merge", path, "--runs-dir", "elsewhere")
+        assert ended.err == f"Error: no run is in {path}; give a bundle or a folder of runs\n" and ended.code == 1
+    assert not Path("elsewhere").exists()
+    assert "No run is finished" not in capsule_sweeps("results").out
+    assert "CIFAR-10" in capsule_sweeps("results", "--published", "readme_table", "--runs-dir", "empty").out
+    assert "does not exist" in capsule_sweeps("results", "--published", "readme_table", "--runs-dir", "none").err
 
 
 def test_a_small_number_is_not_shown_as_zero() -> None:
@@ -637,3 +661,24 @@ def test_watching_keeps_running_runs_in_view_however_low_the_terminal(invent, mo
     assert len(lines) <= 11 and any("running" in line and runs.run[5][-8:] in line for line in lines[:6]), lines
     assert "more lines" in lines[-1]
     assert clipped("a\nb", 12) == "a\nb"
+
+
+@pytest.mark.parametrize("at_work", [1, 40])
+def test_watching_keeps_sweeps_in_view_beside_many_runs_and_notes(invent, monkeypatch, at_work) -> None:
+    name, signatures = invent([], 0.5).name[:-8], [f"{number:08x}" for number in range(45)]
+    (Path("runs") / ".sweeps").mkdir()
+    for sweep, some in (("sweep-0000000a", signatures[:30]), ("sweep-0000000b", signatures[15:])):
+        own = {"sweep": sweep, "command": ["launch.py"], "signatures": some, "started": 1e9, "runs": []}
+        write_json(Path("runs/.sweeps") / f"{sweep}.json", own)
+    runs = pd.concat([load_runs("runs")] * 45, ignore_index=True).assign(signature=signatures)
+    runs["run"], runs["not_learned"] = name + runs.signature, "training loss rose from 2.3 to 32, and more " * 3
+    runs.loc[: at_work - 1, "state"] = "running"
+    monkeypatch.setattr(console(), "_height", 24)
+    monkeypatch.setattr(console(), "_width", 80)
+    monkeypatch.setenv("COLUMNS", "80")
+    asked = Namespace(runs_dir=Path("runs"), runs=[], watch=True, format="table")
+    lines = clipped(show(runs, asked), 24).splitlines()
+    assert len(lines) <= 23 and max(map(len, lines)) <= 80
+    assert f"{at_work} running" in lines[0] and "45 did not learn" in " ".join(lines[:2])
+    assert all(any(name in line for line in lines) for name in ("sweep-0000000a", "sweep-0000000b")), lines
+    assert any(runs.run[0][-8:] in line and "running" in line for line in lines[:8])

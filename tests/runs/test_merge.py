@@ -104,6 +104,14 @@ def test_what_is_taken_says_where_from_and_is_not_sent_to_wandb(theirs, place) -
     assert list(Path("runs").glob(".*")) == []
 
 
+def test_a_name_that_was_changed_between_two_attempts_is_no_reason_to_refuse(theirs, place) -> None:
+    """Names of options are for display. An attempt that failed early has left another one in config.yaml."""
+    (only(theirs) / "summary.json").unlink()
+    change(only(theirs) / "run.json", state="failed", routing="before")
+    assert outcomes(theirs) == [("taken", "unfinished: the command that asks for it resumes it")]
+    assert read_json(only(Path("runs")) / "run.json")["routing"] == "inverted_attention"
+
+
 def test_an_unfinished_run_is_resumed_after_a_merge(launch, trained, runs, place) -> None:
     import signal
 

@@ -306,6 +306,29 @@ def test_claim_from_another_host_holds_until_its_heartbeat_is_old(claiming) -> N
         assert run.state() == "running"
 
 
+@pytest.mark.parametrize(("ahead", "state"), [(3600, "running"), (2 * 86400, "interrupted")])
+def test_claim_dated_far_in_the_future_ends(tmp_path, ahead, state) -> None:
+    """A host with a wrong clock made it and is gone: it would run forever."""
+    run = Run(tmp_path / "x-00000000")
+    run.folder.mkdir()
+    path = claims.attempt_path(run.folder, 1)
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "start": "1", "time": time.time() + ahead}))
+    os.utime(path, (time.time() + ahead,) * 2)
+    assert run.state() == state
+    if state == "interrupted":
+        with run.claim():
+            assert run.state() == "running"
+
+
+def test_queue_is_asked_about_a_claim_in_the_future(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "attempt-1.json"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "start": "1"}))
+    os.utime(path, (time.time() + 3600,) * 2)
+    assert owner.alive(path)
+    monkeypatch.setattr(owner, "_job_is_over", lambda claim, path: True)
+    assert not owner.alive(path)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"host": 1}'])
 def test_claim_that_cannot_be_read_holds_until_it_is_old(tmp_path, text) -> None:
     """It may be on its way to the disk at this moment."""

@@ -157,6 +157,7 @@ class SlurmJob:
         record |= {"state": "failed", "failure": failure, "error": error, "ended": time.time()}
         attempts = record.pop("attempts", [])
         if text:
+            record |= entry.get("columns", {})  # as in the config.yaml that is written
             attempt = {"started": time.time(), "code": code(entry.get("signed_config", {})), **this_job()}
             record["attempts"] = [*attempts, {**attempt, "submission": self.job["submission"]}]
         with suppress(Busy), run.claim() as claim:  # another process may have claimed it meanwhile
