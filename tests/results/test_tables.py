@@ -414,7 +414,8 @@ def test_every_format_is_readable(some_runs, capsule_sweeps, command) -> None:
         assert name in ended["table"].out
     if command == "results":  # what is constant is in the caption
         assert heads == ["num_routing", "n", "mean", "std", "±95%", "min", "max"]
-        assert list(csv.columns) == ["dataset", "num_routing", "n", "mean", "std", "half_width", "min", "max", "rule"]
+        common = ["model", "backbone", "routing", "schedule", "epochs", "dataset"]
+        assert list(csv.columns) == [*common, "num_routing", "n", "mean", "std", "half_width", "min", "max", "rule"]
         assert all("dataset=digits" in ended[form].out for form in ("md", "table"))
     assert capsule_sweeps(command).out == ended["table"].out
 
