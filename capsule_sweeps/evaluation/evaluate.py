@@ -215,7 +215,7 @@ def show(
     if form == "csv":
         asked = values_of(overrides)
         about = {"run": run.folder.name, "dataset": config.dataset.name}
-        about |= {name: asked[key] for key, name in short_names([*asked], about).items() if key != "dataset"}
+        about |= {name: asked[key] for key, name in short_names([*asked], [*about]).items() if key != "dataset"}
         rows = [{**about, **row} for one in found for row in _long(data.classes, one)]
         return render(pd.DataFrame(rows), "csv")
     columns = ["num_routing", "weights", "images", "accuracy", "loss", "calibration_error"]
