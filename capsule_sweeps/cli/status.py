@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
 def show(runs: pd.DataFrame, arguments: argparse.Namespace) -> str:
     """Sweeps and runs as text. Without words and with many runs: sweeps, and the runs that are in none or at work."""
     from capsule_sweeps.console import console
-    from capsule_sweeps.results.overview import SCREEN, run_table, sweep_table
+    from capsule_sweeps.results.overview import SCREEN, failed_note, run_table, sweep_table
     from capsule_sweeps.results.render import render
     from capsule_sweeps.runs.learned import not_learned_note
     from capsule_sweeps.runs.where import where
@@ -51,7 +51,8 @@ def show(runs: pd.DataFrame, arguments: argparse.Namespace) -> str:
     many = len(runs) > SCREEN and len(sweeps) > 0 and not arguments.runs
     runs["state"] = runs.state.mask(runs.stale, "stale").mask(runs.imported, "imported")
     counts = ", ".join(f"{count} {state}" for state, count in runs.state.value_counts().items()) or "none"
-    note, heading = ". ".join(filter(None, (counts, not_learned_note(runs)))), f"Runs in {arguments.runs_dir}"
+    note = ". ".join(filter(None, (counts, failed_note(runs), not_learned_note(runs))))
+    heading = f"Runs in {arguments.runs_dir}"
     if arguments.watch:  # those at work stay in view, at the top, and no note hides the sweeps
         unlearned = int(runs.not_learned.notna().sum())
         heading += f": {counts}" + (f"; {unlearned} did not learn (`status` says why)" if unlearned else "")

@@ -1,11 +1,13 @@
 """What `status` lists: sweeps, and runs with their states."""
 
+import textwrap
 import time
 from pathlib import Path
 
 import pandas as pd
 
 from capsule_sweeps.console import duration
+from capsule_sweeps.display import listed
 from capsule_sweeps.runs.costs import Rates
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.sweep import read_sweeps
@@ -31,7 +33,7 @@ def sweep_table(runs_dir: Path, runs: pd.DataFrame) -> pd.DataFrame:
         if missing := len(sweep.signatures) - len(own):
             states["new"] = states.get("new", 0) + missing
         failed = own.run[own.state == "failed"]
-        reason = Run(runs_dir / failed.iloc[-1]).record().get("error") if len(failed) else None
+        reason = _failure(runs_dir / failed.iloc[-1]) if len(failed) else None
         best = 100 * own.accuracy_last[own.state == "finished"].max()
         rows.append(
             {
@@ -41,7 +43,7 @@ def sweep_table(runs_dir: Path, runs: pd.DataFrame) -> pd.DataFrame:
                 "others": ", ".join(f"{count} {state}" for state, count in states.items()) or None,
                 "left": _left(own, missing, rates),
                 "best": best,
-                "failure": " ".join(str(reason).split()) if reason else None,
+                "failure": reason,
                 "command": sweep.command.removeprefix("launch.py ").removeprefix("-m "),
             }
         )
@@ -64,3 +66,17 @@ def run_table(runs: pd.DataFrame) -> pd.DataFrame:
     columns = ["run", "state", "epochs_done", "epochs", "accuracy", "seconds"]
     labels = [column for column in ("tags", "note") if runs[column].any()]
     return runs.assign(accuracy=100 * runs.accuracy_last)[[*columns, *labels]]
+
+
+def failed_note(runs: pd.DataFrame) -> str:
+    """The reasons why runs failed, each with the runs that have it; empty if none failed."""
+    named: dict[str, list[str]] = {}
+    for run in runs[runs.state == "failed"].itertuples():
+        named.setdefault(_failure(Path(run.folder)) or "no reason is recorded", []).append(run.run)
+    reasons = [f"{listed(names, 2)} ({textwrap.shorten(reason, 300)})" for reason, names in named.items()]
+    return f"Failed: {listed(reasons, 3, '; ')}" if named else ""
+
+
+def _failure(folder: Path) -> str | None:
+    """Why a run failed, in one line."""
+    return " ".join(str(Run(folder).record().get("error") or "").split()) or None

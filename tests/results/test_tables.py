@@ -506,6 +506,8 @@ def test_status_lists_sweeps_with_what_is_left_and_why_a_run_failed(invent, caps
     assert table.left[0] == "58 min" and table.command[0] == "n=1"  # a whole run: 350 epochs of 10 s
     out = capsule_sweeps("status").out
     assert "2/4" in out and all(name in out for name in names) and "60.00" in out
+    alone = " ".join(capsule_sweeps("status", "seed=2").out.split())
+    assert f"1 failed. Failed: {broken.name} (nan)" in alone, "also where there is no table of sweeps"
     listed = json.loads(capsule_sweeps("status", "sweep-00000000", "--format", "json").out)
     assert [(row["run"], row["accuracy"]) for row in listed] == [(names[0], 50.0)]
 
