@@ -4,7 +4,7 @@ import hydra
 from omegaconf import DictConfig
 
 from capsule_sweeps.config.versions import MAIN
-from capsule_sweeps.launchers.hydra import hydra_errors, launch_one
+from capsule_sweeps.launchers.entry import hydra_errors, launch_one
 
 
 @hydra.main(config_path="conf", config_name="config", **MAIN)

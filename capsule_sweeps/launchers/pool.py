@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 
 from capsule_sweeps.console import Display, SweepProgress
 from capsule_sweeps.display import counted
+from capsule_sweeps.launchers.children import child_environment, command
 from capsule_sweeps.launchers.worker import BUSY
-from capsule_sweeps.runs.children import child_environment, command
 from capsule_sweeps.runs.machine import num_cores
 from capsule_sweeps.runs.plan import PlannedRun, accuracy
 from capsule_sweeps.runs.provenance import ROOT

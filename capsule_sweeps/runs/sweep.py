@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capsule_sweeps.runs.files import make_folder, write_json
-from capsule_sweeps.runs.plan import PlannedRun
 from capsule_sweeps.runs.record import SEEDS, SWEEP, read_typed
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from capsule_sweeps.runs.plan import PlannedRun
 
 
 def sweep_name(plan: Sequence[PlannedRun]) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from capsule_sweeps.launchers.children import child_environment, command
 from capsule_sweeps.launchers.slurm import queue as slurm
 from capsule_sweeps.launchers.slurm.launcher import Launcher
-from capsule_sweeps.runs.children import child_environment, command
 
 STRAY = "import pathlib\npathlib.Path('PWNED').touch()\n"
 

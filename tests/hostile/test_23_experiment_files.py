@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from capsule_sweeps.config.compose import launcher_settings
-from capsule_sweeps.launchers.hydra import look
+from capsule_sweeps.launchers.entry import look
 
 DRY = "hydra.launcher.dry_run=true"
 CALLBACK = "hydra: {callbacks: {x: {_target_: os.makedirs, name: planted}}}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from capsule_sweeps.display import counted
-from capsule_sweeps.runs.children import import_path
+from capsule_sweeps.launchers.children import import_path
 from capsule_sweeps.runs.queue import Entry, Refused
 
 ASK_SECONDS = 30
