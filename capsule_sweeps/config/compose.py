@@ -4,9 +4,11 @@ import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, field, fields, make_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from capsule_sweeps.config.composer import Composer
 from capsule_sweeps.config.errors import one_sentence, sentence
+from capsule_sweeps.config.moved import PRESENT_SPELLING
 from capsule_sweeps.config.schema import OPEN_SCHEMA
 from capsule_sweeps.config.trust import check_hydra
 from capsule_sweeps.config.versions import BASE
@@ -97,8 +100,29 @@ def compose_points(loader: Any, master: DictConfig | None, points: Sequence[Sequ
     for point in points:
         try:
             configs.append(composer.compose(point))
+            check_names(configs[-1])
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             own = " ".join(text for text in point if text not in common)
             text = str(error) if type(error) is ValueError else sentence(error)
             raise ValueError(f"{text} (at the point {own})" if own and own not in text else text) from error
     return configs
+
+
+def check_names(config: DictConfig) -> None:
+    """Raises ValueError for a class under the name of another one, by which tables would call its runs."""
+    for group in ("routing", "backbone", "model"):
+        name, target = config[group].name, config[group].get("_target_")
+        known = _class_of(group, name)
+        if known and target and PRESENT_SPELLING.get(target, target) != known:
+            raise ValueError(
+                f"{group}.name={name} is the name of {known}, but {group}._target_={target}: give this class a name of "
+                f"its own, `name: …` in its YAML file or {group}.name=…"
+            )
+
+
+@cache
+def _class_of(group: str, name: str) -> str | None:
+    """The class that conf/GROUP/NAME.yaml names, if there is such a file."""
+    path = CONF_DIR / group / f"{name}.yaml"
+    target = yaml.safe_load(path.read_text()).get("_target_") if path.is_file() else None
+    return str(target) if target else None

@@ -175,6 +175,11 @@ def _layer(
     kernel = (kernel_size, kernel_size) if kernel_size else (height, width)
     shape = LayerShape(kernel, child_shape[0], child_size, num_capsules, pose_size)
     own = build(routing, shape=shape, dropout=capsules["dropout"])
+    if not isinstance(own, Routing):
+        raise ValueError(
+            f"routing._target_={type(own).__module__}.{type(own).__name__} is not a routing: derive it from "
+            "capsule_sweeps.routing.base.Routing"
+        )
     options = {
         "interleaved": bool(capsules.get("interleaved")) and kernel_size is not None,
         "padding": padding,

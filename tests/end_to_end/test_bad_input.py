@@ -73,9 +73,17 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     ),
     "folder that is not there": (["dataset.source=folder"], ["digits", "train"]),
     "interpolation to nothing": (["seed=${nothing}"], ["nothing"]),
-    "class of another package": (["routing._target_=os.system"], ["_target_=os.system", "capsule_sweeps"]),
+    "class of another package": (
+        ["routing._target_=os.system", "routing.name=x"],
+        ["_target_=os.system", "capsule_sweeps"],
+    ),
+    "class under the name of another": (["routing._target_=mine.Own"], ["routing.name=inverted_attention", "mine.Own"]),
+    "class that is no routing": (
+        ["routing._target_=capsule_sweeps.networks.baselines.ResNet18", "routing.name=x"],
+        ["ResNet18"],
+    ),
     "class that is not there": (
-        ["backbone._target_=capsule_sweeps.networks.backbones.VGG"],
+        ["backbone._target_=capsule_sweeps.networks.backbones.VGG", "backbone.name=x"],
         ["capsule_sweeps.networks.backbones.VGG"],
     ),
     "unknown launcher": (["hydra/launcher=nothing"], ["hydra/launcher", "nothing", "local"]),
