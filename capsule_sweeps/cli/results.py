@@ -124,7 +124,8 @@ def differences(runs: pd.DataFrame, rule: str, against: str, arguments: argparse
         table = against_table(runs, against, rule)
         note = against_notes(table, runs, against, rule)
     if against == "ablation=none" and arguments.format not in ("csv", "json"):
-        from capsule_sweeps.results.settle import MARGIN, first_ablations, settle_ablations
+        from capsule_sweeps.results.ablation import first_ablations, settle_ablations
+        from capsule_sweeps.results.settle import MARGIN
 
         if table.empty:
             text = first_ablations(runs, arguments.runs_dir)

@@ -1,4 +1,4 @@
-"""Figures of what routing does inside a run, drawn from what `inside` returns."""
+"""Figures of what routing does inside a run, drawn from what routing_statistics.py returns."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

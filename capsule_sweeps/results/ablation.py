@@ -4,13 +4,20 @@ Runs do not record which ablation they are; this follows from their signed confi
 command made a run, and the base shares its runs with every other sweep.
 """
 
+import json
+import math
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
 from capsule_sweeps.results.against import Pair, against_notes, against_table, base_names, rest
+from capsule_sweeps.results.intervals import by_seed
+from capsule_sweeps.results.settle import FIRST, MARGIN, options, overrides_of, seed_words, sweep_command
+from capsule_sweeps.results.stein import first_of
 from capsule_sweeps.results.tables import finished_runs
 from capsule_sweeps.runs.signature import NEUTRAL, signed_config
 
@@ -79,3 +86,75 @@ def _missing_note(table: pd.DataFrame) -> str:
         names = ", ".join(dict.fromkeys(table.ablation[once]))
         text += f" With num_routing=1 these have no effect: {names}."
     return text
+
+
+# ── commands ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class OpenDifference(NamedTuple):
+    """A difference that is neither significant nor known to ± MARGIN, and how it would be settled."""
+
+    run: pd.Series  # of the base
+    ablation: str
+    groups: tuple[str, str]  # the base and the ablation
+    differences: pd.Series  # by seed
+    first: int  # number of first seeds of the procedure
+
+
+def settle_ablations(table: pd.DataFrame, runs: pd.DataFrame, rule: str, runs_dir: Path | str) -> list[str]:
+    """A command for each ablation whose difference to its base is neither significant nor known to ± MARGIN.
+
+    Bases whose configuration has no short form as overrides are left out, and ablations that have no effect. Commands
+    that share a group ask for the same number of first seeds, since a group keeps the smallest one.
+    """
+    found = _open_differences(table, runs, rule)
+    agreed = _agreed_first_seeds(found)
+    commands = []
+    for one in found:
+        seeds = seed_words(one.differences, MARGIN, agreed[one.groups[0]])
+        words = overrides_of(json.dumps(one.run.signed_config), str(one.run.dataset), str(one.run.model))
+        if words is not None and seeds:
+            more = [f"ablation=none,{one.ablation}", "hydra.sweeper.resolve=ablation", f"selection_rule={rule}"]
+            commands.append(sweep_command([*words, *(more if rule != "last" else more[:2]), *seeds], runs_dir))
+    return commands
+
+
+def _open_differences(table: pd.DataFrame, runs: pd.DataFrame, rule: str) -> list[OpenDifference]:
+    bases, found = base_groups(runs, rule), []
+    finished = finished_runs(runs, rule).dropna(subset=["group", "seed"]).drop_duplicates(["group", "seed"])
+    for row in table.itertuples():
+        without_spread = row.n > 1 and math.isnan(row.half_width)  # which more seeds of this procedure do not change
+        known = abs(row.difference) > row.half_width or row.half_width <= MARGIN
+        if row.ablation == "none" or without_spread or known or row.base not in bases:
+            continue
+        run, ablations = bases[row.base]
+        if run.num_routing == 1 and row.ablation in NEEDS_ITERATIONS:
+            continue
+        groups = (str(run.group), ablations[row.ablation])
+        base, other = (finished[finished.group == group] for group in groups)
+        first = min(filter(None, (first_of(base), first_of(other))), default=None)
+        differences = by_seed(other, rule) - by_seed(base, rule)  # NaN for a seed of one of them
+        if differences.notna().any():
+            differences = differences.dropna()
+        else:  # the seeds of the base are as good as any
+            differences, first = differences[list(base.seed)], first or FIRST
+        found.append(OpenDifference(run, row.ablation, groups, differences, first or max(FIRST, len(differences))))
+    return found
+
+
+def _agreed_first_seeds(found: Sequence[OpenDifference]) -> dict[str, int]:
+    """Group → the smallest number of first seeds of the differences that share it, also through other groups."""
+    agreed: dict[str, int] = {}
+    for _ in found:
+        for one in found:
+            known = [agreed[group] for group in one.groups if group in agreed]
+            agreed |= dict.fromkeys(one.groups, min([one.first, *known]))
+    return agreed
+
+
+def first_ablations(runs: pd.DataFrame, runs_dir: Path | str) -> str:
+    """Lines that say how to make ablations, of the data set of some runs, where none is finished beside its base."""
+    datasets = [name for name in dict.fromkeys(runs.dataset.dropna()) if name in options("dataset")]
+    words = [f"dataset={','.join(datasets)}"] if datasets else []
+    command = sweep_command(["ablation=glob(*)", "num_routing=2", "seed=0,1,2", *words], runs_dir)
+    return f"No ablation is finished beside its base. Make some:\n    {command}"

@@ -12,10 +12,8 @@ from typing import Any
 import pandas as pd
 
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
-from capsule_sweeps.results.ablation import NEEDS_ITERATIONS, base_groups
-from capsule_sweeps.results.intervals import by_seed, deviation
-from capsule_sweeps.results.stein import first_of, num_seeds
-from capsule_sweeps.results.tables import finished_runs
+from capsule_sweeps.results.intervals import deviation
+from capsule_sweeps.results.stein import num_seeds
 from capsule_sweeps.runs.signature import NEUTRAL, signed_config
 
 FIRST, MOST = 5, 20  # the defaults of hydra.sweeper.min_seeds and max_seeds
@@ -72,53 +70,6 @@ def quoted(text: str) -> str:
     return f"'{escaped}'"
 
 
-def settle_ablations(table: pd.DataFrame, runs: pd.DataFrame, rule: str, runs_dir: Path | str) -> list[str]:
-    """A command for each ablation whose difference to its base is neither significant nor known to ± MARGIN.
-
-    Bases whose configuration has no short form as overrides are left out, and ablations that have no effect. Commands
-    that share a group ask for the same number of first seeds, since a group keeps the smallest one.
-    """
-    bases, found = base_groups(runs, rule), []
-    agreed: dict[str, int] = {}  # group → number of first seeds
-    finished = finished_runs(runs, rule).dropna(subset=["group", "seed"]).drop_duplicates(["group", "seed"])
-    for row in table.itertuples():
-        without_spread = row.n > 1 and math.isnan(row.half_width)  # which more seeds of this procedure do not change
-        known = abs(row.difference) > row.half_width or row.half_width <= MARGIN
-        if row.ablation == "none" or without_spread or known or row.base not in bases:
-            continue
-        run, ablations = bases[row.base]
-        if run.num_routing == 1 and row.ablation in NEEDS_ITERATIONS:
-            continue
-        groups = (str(run.group), ablations[row.ablation])
-        base, other = (finished[finished.group == group] for group in groups)
-        first = min(filter(None, (first_of(base), first_of(other))), default=None)
-        differences = by_seed(other, rule) - by_seed(base, rule)  # NaN for a seed of one of them
-        if differences.notna().any():
-            differences = differences.dropna()
-        else:  # the seeds of the base are as good as any
-            differences, first = differences[list(base.seed)], first or FIRST
-        found.append((run, row.ablation, differences, groups, first or max(FIRST, len(differences))))
-    for _ in found:  # also through groups that several bases share
-        for *_, groups, first in found:
-            agreed |= dict.fromkeys(groups, min([first, *(agreed[group] for group in groups if group in agreed)]))
-    commands = []
-    for run, ablation, differences, groups, _ in found:
-        seeds = seed_words(differences, MARGIN, agreed[groups[0]])
-        words = overrides_of(json.dumps(run.signed_config), str(run.dataset), str(run.model))
-        if words is not None and seeds:
-            more = [f"ablation=none,{ablation}", "hydra.sweeper.resolve=ablation", f"selection_rule={rule}"]
-            commands.append(sweep_command([*words, *(more if rule != "last" else more[:2]), *seeds], runs_dir))
-    return commands
-
-
-def first_ablations(runs: pd.DataFrame, runs_dir: Path | str) -> str:
-    """Lines that say how to make ablations, of the data set of some runs, where none is finished beside its base."""
-    datasets = [name for name in dict.fromkeys(runs.dataset.dropna()) if name in _options("dataset")]
-    words = [f"dataset={','.join(datasets)}"] if datasets else []
-    command = sweep_command(["ablation=glob(*)", "num_routing=2", "seed=0,1,2", *words], runs_dir)
-    return f"No ablation is finished beside its base. Make some:\n    {command}"
-
-
 @cache
 def overrides_of(signed: str, dataset: str, model: str) -> list[str] | None:
     """Overrides that compose to a signed configuration (as JSON) except for its seed; None if there are none.
@@ -134,8 +85,8 @@ def overrides_of(signed: str, dataset: str, model: str) -> list[str] | None:
         return {key for key in keys - {"seed"} if wanted.get(key, NEUTRAL.get(key)) != own.get(key, NEUTRAL.get(key))}
 
     try:
-        words = [f"dataset={dataset}"] if dataset in _options("dataset") else []
-        words += [f"model={model}"] if model in set(_options("model")) - {"capsnet"} else []
+        words = [f"dataset={dataset}"] if dataset in options("dataset") else []
+        words += [f"model={model}"] if model in set(options("model")) - {"capsnet"} else []
         words += [f"num_routing={wanted['model.num_routing']}"] if "model.num_routing" in wanted else []
         differing = left(words)
         for group, start in (
@@ -143,7 +94,7 @@ def overrides_of(signed: str, dataset: str, model: str) -> list[str] | None:
             ("training", "training."),
         ):
             if any(key.startswith(start) for key in differing):
-                for option in _options(group):
+                for option in options(group):
                     try:
                         nearer = left([*words, f"{group}={option}"])
                     except ValueError:
@@ -157,7 +108,7 @@ def overrides_of(signed: str, dataset: str, model: str) -> list[str] | None:
         return None
 
 
-def _options(group: str) -> list[str]:
+def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
 
 

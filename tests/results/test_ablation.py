@@ -11,9 +11,8 @@ from scipy import stats
 from synthetic import finished_run
 
 from capsule_sweeps import build_model, compose_config, load_runs
-from capsule_sweeps.results.ablation import ablation_notes, ablation_table, changes
+from capsule_sweeps.results.ablation import ablation_notes, ablation_table, changes, first_ablations
 from capsule_sweeps.results.figures import forest_plot
-from capsule_sweeps.results.settle import first_ablations
 from capsule_sweeps.runs.signature import columns
 
 NAMES = {
