@@ -1,7 +1,7 @@
 """Several runs under several conditions in one table: `evaluate SELECTION dataset.test_shift=0,2,4 --attack fgsm`."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,40 +87,61 @@ def evaluate_many(
     settings have these as trained_with and trained_on. Raises ValueError for a run without a checkpoint, and for images
     that do not fit a model.
     """
+    settings = _settings(runs, asked, iterations)
+    shown_as = SHOWN_AS.get(weights or "last", weights or "last")
+    rows = []
+    with bar("evaluating", len(runs) * len(asked)) as advance:
+        for index, row in runs.iterrows():
+            own = {**row.reindex(["run", "seed", "first_seeds", "group"]), **settings.loc[index], "weights": shown_as}
+            run = Run(runs_dir / row.run)
+            found = _accuracies(run, asked, iterations, classes_in_order, weights or "last", advance)
+            rows += [{**own, **values} for values in found]
+    return _with_short_names(pd.DataFrame(rows), asked)
+
+
+def _settings(runs: pd.DataFrame, asked: Sequence[Condition], iterations: Sequence[int]) -> pd.DataFrame:
+    """The settings that tell runs apart, on the index of `runs`, with other names for what is also a condition."""
     trained_as = {"num_routing": "trained_with"}
     if "dataset" in {name for one in asked for name in _columns(one)}:
         trained_as["dataset"] = "trained_on"
     settings = settings_frame(runs).rename(columns=trained_as)
     settings = settings.drop(columns=[name for name in trained_as.values() if settings[name].nunique() <= 1])
-    if not iterations:
-        settings = settings.drop(columns="trained_with", errors="ignore")  # it is num_routing
-    rows = []
-    with bar("evaluating", len(runs) * len(asked)) as advance:
-        for index, row in runs.iterrows():
-            run = Run(runs_dir / row.run)
-            model, trained, _ = load_weights(run.folder, weights or "last")
-            loaded: dict[tuple[str, ...], tuple[DictConfig, Data]] = {}
-            for condition in asked:
-                if condition.overrides not in loaded:
-                    config, data = load_test_data(trained, condition.overrides)
-                    if classes := run.record().get("classes"):
-                        data = match_classes(data, classes, classes_in_order)
-                    loaded = {condition.overrides: (config, data)}  # of one at a time: images take memory
-                config, data = loaded[condition.overrides]
-                if condition.corruption:
-                    data = corrupted(data, Path(config.data_dir), condition.corruption, condition.severity)
-                iterates = isinstance(model, CapsNet) and model.capsules.class_routing.iterates
-                for number in (iterations or [int(trained.model.num_routing)]) if iterates else [None]:
-                    if number is not None:
-                        model.capsules.num_routing = number  # type: ignore[union-attr]
-                    attacked = partial(_attacked, model, condition, data)
-                    accuracy = 100 * share_correct(model, config, data.test, attacked)
-                    found = {**row.reindex(["run", "seed", "first_seeds", "group"]), **settings.loc[index]}
-                    found["weights"] = SHOWN_AS.get(weights or "last", weights or "last")
-                    found |= {**_columns(condition), "num_routing": number, "images": len(data.test)}
-                    rows.append({**found, "accuracy": accuracy})
-                advance(1)
-    frame = pd.DataFrame(rows)
+    return settings if iterations else settings.drop(columns="trained_with", errors="ignore")  # it is num_routing
+
+
+def _accuracies(
+    run: Run,
+    asked: Sequence[Condition],
+    iterations: Sequence[int],
+    classes_in_order: bool,
+    weights: str,
+    advance: Callable[[int], None],
+) -> Iterator[dict[str, Any]]:
+    """The conditions, num_routing, images and accuracy in percent of a run, for each condition and number of
+    iterations. `advance` is called after each condition."""
+    model, trained, _ = load_weights(run.folder, weights)
+    iterates = isinstance(model, CapsNet) and model.capsules.class_routing.iterates
+    loaded: dict[tuple[str, ...], tuple[DictConfig, Data]] = {}
+    for condition in asked:
+        if condition.overrides not in loaded:
+            config, data = load_test_data(trained, condition.overrides)
+            if classes := run.record().get("classes"):
+                data = match_classes(data, classes, classes_in_order)
+            loaded = {condition.overrides: (config, data)}  # of one at a time: images take memory
+        config, data = loaded[condition.overrides]
+        if condition.corruption:
+            data = corrupted(data, Path(config.data_dir), condition.corruption, condition.severity)
+        for number in (iterations or [int(trained.model.num_routing)]) if iterates else [None]:
+            if number is not None:
+                model.capsules.num_routing = number  # type: ignore[union-attr]
+            accuracy = 100 * share_correct(model, config, data.test, partial(_attacked, model, condition, data))
+            images = len(data.test)
+            yield {**_columns(condition), "num_routing": number, "images": images, "accuracy": accuracy}
+        advance(1)
+
+
+def _with_short_names(frame: pd.DataFrame, asked: Sequence[Condition]) -> pd.DataFrame:
+    """The rows of all runs, without attack or corruption where there is none, and conditions under short names."""
     for kind, size in (("attack", "epsilon"), ("corruption", "severity")):
         if frame[kind].isna().all():
             frame = frame.drop(columns=[kind, size])
