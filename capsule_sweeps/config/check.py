@@ -10,9 +10,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from capsule_sweeps.config.errors import sentence, unknown
 from capsule_sweeps.config.milestones import as_epochs
-from capsule_sweeps.config.schema import MAX_ITERATIONS, SCHEMA, Config, Layer
+from capsule_sweeps.config.schema import BASES, MAX_ITERATIONS, SCHEMA, Config, Layer
 from capsule_sweeps.config.selection_rules import find_rule
 
+LR_DECAY = 0.1  # of every recipe in conf/training
 # training.compile: YAML reads on and off as booleans, Hydra's command line and quotes do not
 SPELLINGS = {True: "on", False: "off", "true": "on", "false": "off"}
 
@@ -105,6 +106,13 @@ def _check_data(dataset: dict[str, Any]) -> None:
                 f"dataset.root={dataset['root']} is not read with dataset.source={dataset['source']}: "
                 "leave it out, or set dataset.source=folder"
             )
+    if dataset["views"] is not None and dataset["source"] != "small_norb":
+        raise ValueError(
+            f"dataset.views={dataset['views']} has no effect with dataset.source={dataset['source']}, which has no "
+            "viewpoints: remove it, or set dataset=small_norb"
+        )
+    if dataset["base"] is not None:
+        _check_base(dataset)
     if dataset["labels_per_image"] == 2 and dataset["base"] is None:
         raise ValueError(
             "dataset.labels_per_image=2 needs digits to make pairs of: set dataset.base=MNIST or dataset.base=digits"
@@ -118,6 +126,21 @@ def _check_data(dataset: dict[str, Any]) -> None:
         raise ValueError(
             f"dataset.test_shift={dataset['test_shift']} leaves nothing of images of "
             f"{dataset['image_size']}x{dataset['image_size']} pixels: it must be less than that, to either side"
+        )
+
+
+def _check_base(dataset: dict[str, Any]) -> None:
+    """Raises ValueError for digits that are those of the data set itself, or that its source does not have."""
+    base, source = dataset["base"], dataset["source"]
+    if base == dataset["name"]:
+        raise ValueError(
+            f"dataset.base={base} has no effect with dataset={base}, which has these digits: remove it, or set "
+            "dataset=affine_digits or dataset=multi_digits"
+        )
+    if source in BASES.values() and source != BASES[base]:
+        raise ValueError(
+            f"dataset.base={base} is not read with dataset.source={source}: set dataset.source={BASES[base]}, or "
+            "remove dataset.base"
         )
 
 
@@ -135,6 +158,15 @@ def _check_recipe(recipe: dict[str, Any]) -> None:
         )
     if recipe["nesterov"] and not recipe["momentum"]:
         raise ValueError("training.nesterov=true needs a momentum: set training.momentum, or training.nesterov=false")
+
+
+def check_effects(recipe: dict[str, Any]) -> None:
+    """Raises ValueError for a setting of training without effect. Runs that were made with one are still read."""
+    if recipe["lr_decay"] != LR_DECAY and not (recipe["lr_schedule"] == "steps" and recipe["milestones"]):
+        raise ValueError(
+            f"training.lr_decay={recipe['lr_decay']} has no effect without milestones: set it to {LR_DECAY}, or set "
+            "training.milestones and training.lr_schedule=steps"
+        )
 
 
 def _passes(test: Callable[[Any], bool], value: Any) -> bool:

@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from capsule_sweeps.config.ablation import Change, ablation_changes, check_ablation
-from capsule_sweeps.config.check import check_values, without_hydra
+from capsule_sweeps.config.check import check_effects, check_values, without_hydra
 from capsule_sweeps.config.match_width import CAPSNET, MATCH, asks_to_match, check_match, match_width, rival
 from capsule_sweeps.config.schema import closed
 
@@ -71,6 +71,7 @@ class Composer:
         changed = {_top(text) for text in rest}
         kept = {key: value for key, value in resolved.values.items() if key not in changed}
         check_ablation(check_values(config, {**kept, **_values(config, changed)}), composed.changes, values)
+        check_effects(config.training)
         if asks_to_match(config.model.get("width")):
             self._match_width(config, point)
         return config

@@ -11,6 +11,7 @@ from capsule_sweeps.display import counted
 
 RATIO = 2  # warn if one model has at least this many times the parameters of another
 SHAPE = [0.43, 0.71]  # milestones of the published recipe as fractions of the run
+UNUSED = ("schedule", "density")  # settings of routings that one iteration does not use
 SAME_SIZE = (
     "model.num_routing",
     "model.routing.schedule",
@@ -58,6 +59,8 @@ def _without_iterations(plan: Sequence[Point]) -> str:
     line = f"num_routing=1 does not route{which}: its coefficients are uniform"
     if len(routings) > 1:
         line += f", so that runs with routing={','.join(routings)} do not compare how these route"
+    elif same := [key for key in UNUSED if len({point.config.model.routing.get(key) for point in once}) > 1]:
+        line += f", so that {' and '.join(f'routing.{key}' for key in same)} has no effect"
     return line + ". Set num_routing=2 or more to route."
 
 

@@ -38,6 +38,23 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "momentum one": (["training.momentum=1"], ["training.momentum", "less than 1"]),
     "milestones unordered": (["training.milestones=[3,1]"], ["training.milestones", "rising"]),
     "milestones of a cosine": (["training.lr_schedule=cosine"], ["training.milestones=[0.667, 0.917]", "cosine", "[]"]),
+    "digits of the data set itself": (
+        ["dataset.base=digits"],
+        ["dataset.base=digits has no effect with dataset=digits"],
+    ),
+    "digits of another source": (
+        ["dataset=multi_digits", "dataset.source=sklearn"],
+        ["dataset.base=MNIST is not read with dataset.source=sklearn: set dataset.source=torchvision"],
+    ),
+    "views of images without viewpoints": (["dataset.views=azimuth"], ["dataset.views=azimuth has no effect"]),
+    "windows without convolution": (
+        ["capsules.layers=[{type: fc, num_capsules: 2, pose_size: 4}]", "capsules.interleaved=true"],
+        ["capsules.interleaved=true has no effect without a convolutional layer"],
+    ),
+    "decay without milestones": (
+        ["training.lr_decay=0.5", "training.milestones=[]"],
+        ["training.lr_decay=0.5 has no effect without milestones"],
+    ),
     "nesterov without momentum": (["training=fast", "training.momentum=0"], ["training.nesterov", "training.momentum"]),
     "smoothing above one": (["training.label_smoothing=1.5"], ["training.label_smoothing=1.5", "less than 1"]),
     "smoothing of a margin": (

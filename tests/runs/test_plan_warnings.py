@@ -45,6 +45,11 @@ def test_one_iteration_does_not_route(place) -> None:
     (line,) = plan_warnings(plan("num_routing=1 routing=em", "num_routing=1 routing=dynamic"))
     assert line.startswith("num_routing=1 does not route: ") and "routing=em,dynamic do not compare" in line
 
+    (line,) = plan_warnings(plan("num_routing=1 routing.schedule=sequential", "num_routing=1"))
+    assert line.startswith(
+        "num_routing=1 does not route: its coefficients are uniform, so that routing.schedule has no"
+    )
+
 
 def test_milestones_that_no_epoch_reaches(place) -> None:
     (line,) = plan_warnings(plan("training.epochs=12 training.milestones=[8,12,250]"))

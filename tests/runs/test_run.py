@@ -50,7 +50,7 @@ SIGNED = {  # key → values that are not the default and not each other's
     "training.lr": ["0.01", "1e-5", "0.2"],
     "training.momentum": ["0.0", "0.5"],
     "training.weight_decay": ["0.0", "1e-4"],
-    "training.milestones": ["[]", "[1]", "[1,2]"],
+    "training.milestones": ["[1]", "[1,2]"],
     "training.lr_decay": ["0.5"],
     "training.amp": ["bf16"],
     "training.loss": ["margin", "spread"],
