@@ -160,11 +160,16 @@ def _check_recipe(recipe: dict[str, Any]) -> None:
         raise ValueError("training.nesterov=true needs a momentum: set training.momentum, or training.nesterov=false")
 
 
-def check_effects(recipe: dict[str, Any]) -> None:
-    """Raises ValueError for a setting of training without effect. Runs that were made with one are still read."""
-    if recipe["lr_decay"] != LR_DECAY and not (recipe["lr_schedule"] == "steps" and recipe["milestones"]):
+def check_effects(config: DictConfig) -> None:
+    """Raises ValueError for settings without effect. Runs that were made with one are still read."""
+    recipe, capsules = config.training, config.model.get("capsules")
+    if capsules and capsules.get("interleaved") and all(layer.type == "fc" for layer in capsules.layers):
         raise ValueError(
-            f"training.lr_decay={recipe['lr_decay']} has no effect without milestones: set it to {LR_DECAY}, or set "
+            "capsules.interleaved=true has no effect without a convolutional layer in capsules.layers: remove it"
+        )
+    if recipe.lr_decay != LR_DECAY and not (recipe.lr_schedule == "steps" and recipe.milestones):
+        raise ValueError(
+            f"training.lr_decay={recipe.lr_decay} has no effect without milestones: set it to {LR_DECAY}, or set "
             "training.milestones and training.lr_schedule=steps"
         )
 

@@ -71,7 +71,7 @@ class Composer:
         changed = {_top(text) for text in rest}
         kept = {key: value for key, value in resolved.values.items() if key not in changed}
         check_ablation(check_values(config, {**kept, **_values(config, changed)}), composed.changes, values)
-        check_effects(config.training)
+        check_effects(config)
         if asks_to_match(config.model.get("width")):
             self._match_width(config, point)
         return config

@@ -90,10 +90,6 @@ class CapsuleStack(nn.Module):
                 f"capsules.interleaved=true has no effect with routing={routing['name']}, which the published code "
                 "does not have: remove it"
             )
-        if capsules.get("interleaved") and all(node["type"] == "fc" for _, node in nodes):
-            raise ValueError(
-                "capsules.interleaved=true has no effect without a convolutional layer in capsules.layers: remove it"
-            )
         if self.class_routing.uses_activations:
             self.primary.add_activations()
 

@@ -329,7 +329,7 @@ def test_wrong_number_of_iterations(file, capsule_sweeps, number) -> None:
 
 def test_a_described_stack_of_other_shapes_is_refused(file) -> None:
     with pytest.raises(ValueError, match=r"does not fit: capsule_layers\.0"):
-        import_checkpoint(file, 2, [*SMALL, f"capsules.layers=[{FC}]"], Path("x"))
+        import_checkpoint(file, 2, [*SMALL, f"capsules.layers=[{FC}]", "capsules.interleaved=false"], Path("x"))
 
 
 def test_an_import_that_breaks_off_leaves_nothing(file, monkeypatch) -> None:
