@@ -12,10 +12,10 @@ from rich.table import Table
 from capsule_sweeps.config.compose import no_collection
 from capsule_sweeps.config.match_width import matched
 from capsule_sweeps.console import console, duration, short_name, tell
-from capsule_sweeps.display import counted, rich
+from capsule_sweeps.display import counted, listed, rich
 from capsule_sweeps.runs.costs import Rates
 from capsule_sweeps.runs.folders import find_runs
-from capsule_sweeps.runs.learned import find_not_learned
+from capsule_sweeps.runs.learned import SHOWN, find_not_learned
 from capsule_sweeps.runs.plan_warnings import architecture, known_sizes, plan_warnings
 from capsule_sweeps.runs.provenance import changed_code
 from capsule_sweeps.runs.record import read_summary
@@ -164,7 +164,7 @@ def show_plan(plan: Sequence[PlannedRun], asked: int, parallel: int) -> None:
         )
     unlearned = [f"{point.run.folder.name} ({point.not_learned})" for point in plan if point.not_learned]
     if unlearned:
-        say.append(f"{len(unlearned)} finished and did not learn: {', '.join(unlearned)}.")
+        say.append(f"{len(unlearned)} finished and did not learn: {listed(unlearned, SHOWN)}.")
     mixed = [point for point in plan if point.changed and point.action in ("resume", "retry")]
     if mixed:
         modules = ", ".join(sorted({module for point in mixed for module in point.changed}))

@@ -230,7 +230,7 @@ def test_points_reach_the_plan_and_each_is_the_run_that_it_would_be_alone(experi
     "words",
     [
         ["dataset=multi_digits,affine_digits", "dataset.base=digits"],
-        ["dataset=digits,multi_digits", "dataset.base=digits", "backbone.channels=8"],
+        ["dataset=diverse_multi_mnist,multi_digits", "dataset.base=digits", "backbone.channels=8"],
         ["model=cnn", "model.width=8,16"],
         ["routing=em,em", "routing.rate=0.3"],
     ],
