@@ -67,7 +67,9 @@ def show(runs: pd.DataFrame, arguments: argparse.Namespace) -> str:
     shown = shown if shown.slurm.any() else shown.drop(columns="slurm")
     parts = []
     if for_people and not arguments.runs and (many or len(sweeps) > 1):
-        said = "`status SWEEP` lists the runs of a sweep." + (f" All runs: {note}." if not len(listed) else "")
+        said = "`status SWEEP` lists the runs of a sweep." + (
+            f" All runs: {(note or counts).rstrip('.')}." if not len(listed) else ""
+        )
         title = f"Sweeps in {arguments.runs_dir}"
         if arguments.watch and len(sweeps) > (most := max(1, console().height // 4)):
             said, sweeps = f"The newest {most} of {len(sweeps)} sweeps. {said}", sweeps.head(most)

@@ -216,8 +216,9 @@ def shown_differences(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 def name_of_base(table: pd.DataFrame, against: str) -> str:
     """KEY=VALUE of the bases of an `against_table`, as their runs have it: `against` may have a glob."""
-    values = list(dict.fromkeys(table[_column(against)][table.paired.isna()]))
-    return f"{against.partition('=')[0]}={values[0]}" if len(values) == 1 else against
+    values = set(table[_column(against)][table.paired.isna()])
+    names = values if len(values) == 1 else {value.partition(" ")[0] for value in values}  # without what differs
+    return f"{against.partition('=')[0]}={names.pop()}" if len(names) == 1 else against
 
 
 def against_notes(table: pd.DataFrame, runs: pd.DataFrame, against: str, rule: str) -> str:

@@ -34,11 +34,12 @@ def as_typed(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """A frame with the settings in some of its columns as texts, which a table does not round; None for none."""
     shown = frame.copy()
     for column in columns:
-        shown[column] = pd.Series(map(_setting_text, frame[column]), index=frame.index, dtype=object)
+        shown[column] = pd.Series(map(setting_text, frame[column]), index=frame.index, dtype=object)
     return shown
 
 
-def _setting_text(value: Any) -> str | None:
+def setting_text(value: Any) -> str | None:
+    """A setting as it is typed on the command line; None for a missing one."""
     if value is None or value is pd.NA or value != value:
         return None
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(typed(value))

@@ -5,7 +5,7 @@ from collections import Counter
 import pandas as pd
 
 from capsule_sweeps.display import counted
-from capsule_sweeps.results.columns import short_names, typed
+from capsule_sweeps.results.columns import setting_text, short_names
 from capsule_sweeps.results.fitted import Best
 from capsule_sweeps.results.tables import COST, NUMBERS
 
@@ -47,4 +47,4 @@ def pivot(table: pd.DataFrame, key: str) -> tuple[pd.DataFrame, str]:
 
 
 def _text(value: object) -> str:
-    return "–" if pd.isna(value) else str(typed(value))
+    return setting_text(value) or "–"

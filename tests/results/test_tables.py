@@ -209,6 +209,14 @@ def test_a_base_is_named_as_its_runs_are(invent, capsule_sweeps) -> None:
         said = " ".join(capsule_sweeps("results", "--against", word).out.split())
         assert f"Differences to {word.partition('=')[0]}=inverted_attention" in said
         assert f"to the base ({word.partition('=')[0]}=inverted_attention)" in said and "glob" not in said
+    for norm in ("none", "squash"):
+        invent(["routing=inverted_attention", "num_routing=2", f"routing.norm={norm}"], 0.8)
+    said = " ".join(capsule_sweeps("results", "--against", "routing=glob(inv*)").out.split())
+    assert "to the base (routing=inverted_attention)" in said and "glob" not in said
+    for decay in ("0", "5e-5"):
+        invent(["routing=em", "num_routing=2", "training.lr=0.1", f"training.weight_decay={decay}"], 0.8)
+    rows = capsule_sweeps("results", "routing=em", "--pivot", "num_routing", "--format", "md").out
+    assert "| 0 |" in rows and "| 0.0 |" not in rows
 
 
 def test_the_note_says_what_pairs_and_first_seeds_are(invent) -> None:
@@ -685,3 +693,4 @@ def test_watching_keeps_sweeps_in_view_beside_many_runs_and_notes(invent, monkey
     assert f"{at_work} running" in lines[0] and "45 did not learn" in " ".join(lines[:2])
     assert all(any(name in line for line in lines) for name in ("sweep-0000000a", "sweep-0000000b")), lines
     assert any(runs.run[0][-8:] in line and "running" in line for line in lines[:8])
+    assert "All runs: 45 finished." in show(runs.assign(state="finished"), asked), "nothing is at work"
