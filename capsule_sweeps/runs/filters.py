@@ -58,13 +58,30 @@ def values(runs: pd.DataFrame, key: str) -> list[Any]:
 
 
 def signed_key(runs: pd.DataFrame, key: str) -> str | None:
-    """The signed key for a key as spelled for launch.py (backbone.channels), in full, or by an end that no other
-    key has (lr, as columns of tables are headed); None if it is unknown."""
+    """The signed key for a key as spelled for launch.py (backbone.channels), in full, or by an end that no other key
+    has, or none in which runs differ (lr, as columns of tables are headed); None if it is unknown."""
     known = _signed(runs)
     if found := next((name for name in (key, f"model.{key}") if name in known), None):
         return found
-    ends = [name for name in known if name.endswith(f".{key}")]
+    ends = _ending(runs, key)
+    if len(ends) > 1:
+        ends = [name for name in ends if len(set(map(str, values(runs, name)))) > 1]
     return ends[0] if len(ends) == 1 else None
+
+
+def _ending(runs: pd.DataFrame, key: str) -> list[str]:
+    return sorted(name for name in _signed(runs) if name.endswith(f".{key}"))
+
+
+def without_runs(runs: pd.DataFrame, word: str, words: Sequence[str]) -> str:
+    """Of a filter with several values that some runs fit: a sentence about the values that none has; empty if none."""
+    key, _, text = word.partition("=")
+    asked = [] if key in (*TAGS, "note") else parsed(key, text)
+    single = [f"{key}={as_typed(value)}" for value in asked if not isinstance(value, _Glob | list)]
+    missing = [one for one in single if len(asked) > 1 and not fit(runs, one, words).any()]
+    if not missing:
+        return ""
+    return none_fits(runs, word, words).replace(word, listed(missing, SHOWN), 1)
 
 
 def none_fits(runs: pd.DataFrame, word: str, words: Sequence[str], what: str = "run") -> str:
@@ -193,6 +210,10 @@ def _signed(runs: pd.DataFrame) -> set[str]:
 
 def unknown(runs: pd.DataFrame, key: str) -> str:
     """A sentence about a key that no run has, with the most similar key."""
+    if key == "ablation":
+        return "runs do not record their ablation; `results --ablation` compares those that it finds"
+    if len(ends := _ending(runs, key)) > 1:
+        return f"several keys end in {key}: use the whole key, {' or '.join(ends)}"
     columns = [column for column in runs.columns if column not in HIDDEN]
     signed = [name.removeprefix("model.") for name in _signed(runs)]
     close = difflib.get_close_matches(key, [*columns, *signed, *_signed(runs)], 1, 0.75)

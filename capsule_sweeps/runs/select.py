@@ -50,6 +50,8 @@ def select(runs_dir: Path, words: Sequence[str], imported: bool = False, some: b
                 if some or key not in CHANGING:
                     raise ValueError(sentence)
                 log.warning(sentence)
+            elif said := filters.without_runs(runs, word, words):
+                log.warning(said)
             runs = fitting
     return runs.reset_index(drop=True)
 

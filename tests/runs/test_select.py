@@ -169,6 +169,25 @@ def test_filter_that_no_run_fits_names_the_values_that_there_are(some, capsule_s
         select(Path("runs"), ["state=finished", "seed=1"])
 
 
+def test_a_value_among_several_that_no_run_has_is_reported(some, caplog) -> None:
+    """Otherwise runs are missing from a comparison, and nothing says so."""
+    assert len(names(["training.lr=0.1,0.2", "seed=0,1"])) == 2
+    assert caplog.messages == ["training.lr=0.2 fits none of the 4 runs; training.lr is 0.05, 0.1"]
+    caplog.clear()
+    assert len(names(["routing=inverted_attention,dynamc", "state=failed,finished", "seed=range(2)"])) == 4
+    assert caplog.messages == ["routing=dynamc fits none of the 4 runs; routing is inverted_attention"]
+
+
+def test_a_short_key_is_that_in_which_runs_differ(tiny_config) -> None:
+    make_run(tiny_config())
+    make_run(tiny_config("routing.norm=squash"))
+    assert len(names(["norm=squash"])) == 1, "as the column of a table is headed"
+    with pytest.raises(ValueError, match=r"several keys end in padding: use the whole key, model\.capsules\.layers"):
+        names(["padding=1"])
+    with pytest.raises(ValueError, match="results --ablation"):
+        names(["ablation=squash"])
+
+
 def test_state_that_no_run_has_is_reported_and_is_no_error(some, capsule_sweeps, caplog) -> None:
     ended = capsule_sweeps("status", "state=running", "--format", "json")
     assert ended.code == 0 and json.loads(ended.out) == []
