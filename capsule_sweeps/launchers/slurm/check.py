@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from omegaconf import DictConfig
@@ -117,36 +118,12 @@ def probe(config: DictConfig, settings: Settings) -> str:
     make_folder(folder.parent)
     folder.mkdir()
     folder.chmod(0o755)
-    (folder / "probe.py").write_text(PROBE)
-    python_path = f"export PYTHONPATH={shlex.quote(str(snapshot))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1"
-    srun = shlex.join(["srun", sys.executable, str(folder / "probe.py"), str(folder)])
-    lines = [
-        "#!/bin/bash -l" if settings.setup else "#!/bin/bash",
-        "set -e",
-        *(settings.setup or []),
-        python_path,
-        "export SLURM_EXPORT_ENV=ALL",
-        srun,
-    ]
-    (folder / "probe.sh").write_text("\n".join(lines) + "\n")
-    log = folder / "log.txt"
+    write_probe(folder, snapshot, settings)
     sent = slurm.options({**settings.parameters(), "time": 1, "signal": "USR2@10", "export": "ALL"})
+    named = f"--job-name={folder.name}", f"--output={folder / 'log.txt'}"
     try:
-        slurm.sbatch("--parsable", f"--job-name={folder.name}", f"--output={log}", *sent, str(folder / "probe.sh"))
-        until = time.monotonic() + PROBE_SECONDS
-        slurm.forget()
-        while not (folder / "answer.json").exists():
-            if not slurm.QUEUE.is_active(Entry("slurm", folder)):
-                time.sleep(2)  # a shared file system may be slower than the queue
-                if (folder / "answer.json").exists():
-                    break
-                words = log.read_text().strip().splitlines()[-1] if log.exists() and log.read_text().strip() else ""
-                raise ValueError(f"the probe ended and left nothing in {folder}: {words or 'does the node see it?'}")
-            if time.monotonic() > until:
-                waiting = next((str(job) for job in slurm.jobs() or [] if job.name == folder.name), "unknown")
-                raise ValueError(f"the probe did not answer in {PROBE_SECONDS} s and was cancelled: it is {waiting}")
-            time.sleep(1)
-        found = read_json(folder / "answer.json")
+        slurm.sbatch("--parsable", *named, *sent, str(folder / "probe.sh"))
+        found = await_answer(folder)
     except Refused as refused:
         raise ValueError(f"SLURM refused the probe: {refused}") from refused
     finally:
@@ -161,3 +138,36 @@ def probe(config: DictConfig, settings: Settings) -> str:
         )
     gpus = ", ".join(found["gpus"]) or "no GPU"
     return f"{found['node']} sees runs_dir and runs Python {found['python']}, torch {found['torch']}, on {gpus}"
+
+
+def write_probe(folder: Path, snapshot: Path, settings: Settings) -> None:
+    """Write the program of the probe, and the script of its job."""
+    (folder / "probe.py").write_text(PROBE)
+    lines = [
+        "#!/bin/bash -l" if settings.setup else "#!/bin/bash",
+        "set -e",
+        *(settings.setup or []),
+        f"export PYTHONPATH={shlex.quote(str(snapshot))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
+        "export SLURM_EXPORT_ENV=ALL",
+        shlex.join(["srun", sys.executable, str(folder / "probe.py"), str(folder)]),
+    ]
+    (folder / "probe.sh").write_text("\n".join(lines) + "\n")
+
+
+def await_answer(folder: Path) -> dict[str, Any]:
+    """What the probe found. Raises ValueError if it ends without an answer, or gives none in time."""
+    answer, log = folder / "answer.json", folder / "log.txt"
+    until = time.monotonic() + PROBE_SECONDS
+    slurm.forget()
+    while not answer.exists():
+        if not slurm.QUEUE.is_active(Entry("slurm", folder)):
+            time.sleep(2)  # a shared file system may be slower than the queue
+            if answer.exists():
+                break
+            words = log.read_text().strip().splitlines()[-1] if log.exists() and log.read_text().strip() else ""
+            raise ValueError(f"the probe ended and left nothing in {folder}: {words or 'does the node see it?'}")
+        if time.monotonic() > until:
+            waiting = next((str(job) for job in slurm.jobs() or [] if job.name == folder.name), "unknown")
+            raise ValueError(f"the probe did not answer in {PROBE_SECONDS} s and was cancelled: it is {waiting}")
+        time.sleep(1)
+    return read_json(answer)
