@@ -37,15 +37,16 @@ def routing_settings() -> dict[str, set[str]]:
     Raises ValueError for a file that is not readable.
     """
     with one_sentence():
-        files = {path.stem: yaml.safe_load(path.read_text()) or {} for path in (CONF_DIR / "routing").glob("*.yaml")}
+        files = {path.stem: yaml.safe_load(path.read_text()) for path in (CONF_DIR / "routing").glob("*.yaml")}
 
-    def option(name: str) -> dict[str, Any]:
-        bases = [base for base in files[name].get("defaults", []) if isinstance(base, str) and base in files]
-        parts = [*map(option, bases), files[name].get("routing", files[name])]  # an option may set more than routing
-        return {key: value for part in parts for key, value in part.items()}
+        def option(name: str) -> dict[str, Any]:
+            content = files[name] if isinstance(files[name], dict) else {}
+            bases = [base for base in content.get("defaults") or [] if isinstance(base, str) and base in files]
+            parts = [*map(option, bases), content.get("routing", content)]  # an option may set more than routing
+            return {key: value for part in parts for key, value in part.items()}
 
-    found: dict[str, set[str]] = {}
-    for chosen in map(option, files):
-        target = str(chosen.get("_target_"))
-        found.setdefault(FIRST_SPELLING.get(target, target), set()).update(chosen)
-    return found
+        found: dict[str, set[str]] = {}
+        for chosen in map(option, files):
+            target = str(chosen.get("_target_"))
+            found.setdefault(FIRST_SPELLING.get(target, target), set()).update(chosen)
+        return found

@@ -62,7 +62,8 @@ def signed_config(config: DictConfig) -> dict[str, Any]:
     flat = {
         key: FIRST_SPELLING.get(value, value) if key.endswith("_target_") else value for key, value in flatten(signed)
     }
-    return without_neutral({key: value for key, value in flat.items() if key == "dataset.name" or key[-5:] != ".name"})
+    named = {key: value for key, value in flat.items() if key == "dataset.name" or not key.endswith(".name")}
+    return without_neutral(named)
 
 
 def without_neutral(signed: dict[str, Any]) -> dict[str, Any]:
