@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from capsule_sweeps.console import tell
 from capsule_sweeps.display import counted
-from capsule_sweeps.launchers.preflight import compare_data, measure_sizes, preflight
+from capsule_sweeps.launchers.compare_data import compare_data
+from capsule_sweeps.launchers.preflight import measure_sizes, preflight
 from capsule_sweeps.runs.plan import PlannedRun, Policy, accuracy, make_plan, show_plan
 from capsule_sweeps.runs.plan_warnings import size_warning, sizes_matter
 from capsule_sweeps.runs.queue import queue_names

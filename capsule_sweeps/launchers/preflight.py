@@ -1,6 +1,5 @@
 """Checks that everything is available that runs need: one list for `doctor` and, in part, for each launch."""
 
-import logging
 import os
 import shlex
 import shutil
@@ -16,8 +15,6 @@ from typing import Any
 from omegaconf import DictConfig
 
 from capsule_sweeps.console import PIP_NAMES, missing_package
-from capsule_sweeps.data.cache import Identity
-from capsule_sweeps.data.open import identify
 from capsule_sweeps.display import counted
 from capsule_sweeps.runs.folders import check_runs_dir
 from capsule_sweeps.runs.plan import PlannedRun
@@ -26,10 +23,6 @@ from capsule_sweeps.runs.queue import find_queue, queue_names, this_job
 from capsule_sweeps.tracking.base import tracker_class
 
 FREE_GIB = 5
-# What of the configuration of a data set says how its images are used, and not which ones they are
-SHOWN = ["train_size", "val_size", "test_size", "mean", "std", "crop_padding", "flip", "test_shift", "test_rotation"]
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,58 +66,16 @@ def preflight(plan: Sequence[PlannedRun], devices: bool = True, at_once: int = 1
     configs = [planned.config for planned in plan if planned.to_do]
     for check in CHECKS:
         if check.before_launch and (devices or check.look is not device):
-            for config in _distinct(configs, *check.before_launch):
+            for config in distinct(configs, *check.before_launch):
                 (check.quick or check.look)(config)
-    for config in _distinct(configs, "dataset", "data_dir"):
+    for config in distinct(configs, "dataset", "data_dir"):
         found = _load(config)
         for planned in plan:
             same = all(planned.config[key] == config[key] for key in ("dataset", "data_dir"))
             if same and planned.to_do:
                 check_batch_size(planned.config, len(found.train))
-    for config in _distinct(configs, "model", "dataset", "training") if devices else []:
+    for config in distinct(configs, "model", "dataset", "training") if devices else []:
         memory(config, at_once)
-
-
-def compare_data(plan: Sequence[PlannedRun]) -> None:
-    """Raises ValueError if an existing run of the plan was trained on other images than those here, or if points with
-    one signature have different images.
-
-    Images are read only where the names, sizes and times of their files are new. Runs whose images are not here or
-    cannot be read are not compared; a warning says so.
-    """
-    known: dict[str, Identity | None] = {}
-    for planned in plan:
-        points = _distinct([planned.config, *planned.same], "dataset", "data_dir")
-        exists = planned.action != "rerun" and "data_sha256" in planned.run.record()
-        if not exists and len(points) == 1:
-            continue
-        first: Identity | None = None
-        for config in points:
-            content = {key: value for key, value in config.dataset.items() if key not in SHOWN}
-            if (key := repr([content, config.data_dir])) not in known:
-                known[key] = _identity(config)
-            if (found := known[key]) is None:
-                continue
-            if exists:
-                planned.run.compare_data(*found)
-            if first not in (None, found):
-                raise ValueError(
-                    f"{planned.run.folder.name} is asked for twice, with different images under one dataset.name; set "
-                    "a different dataset.name for each"
-                )
-            first = found
-
-
-def _identity(config: DictConfig) -> Identity | None:
-    """The identity of the images of a configuration; None, with a warning, if it is unknown."""
-    reason = f"they are not in data_dir={config.data_dir}"
-    try:
-        if (found := identify(config.dataset, Path(config.data_dir))) is not None:
-            return found
-    except (ValueError, ImportError) as error:  # a source may need a package that is not installed
-        reason = str(error).rstrip(".")
-    log.warning("Runs that exist are not compared with the images of %s: %s.", config.dataset.name, reason)
-    return None
 
 
 def check_batch_size(config: DictConfig, num_images: int) -> None:
@@ -143,7 +94,8 @@ def check_batch_size(config: DictConfig, num_images: int) -> None:
         check_last_batch(config, num_images)
 
 
-def _distinct(configs: Sequence[DictConfig], *keys: str) -> list[DictConfig]:
+def distinct(configs: Sequence[DictConfig], *keys: str) -> list[DictConfig]:
+    """One of all configs that have the same values for some keys."""
     return list({repr([config[key] for key in keys]): config for config in reversed(configs)}.values())
 
 
