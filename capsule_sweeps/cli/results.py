@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
 def accuracies(runs: pd.DataFrame, rule: str, arguments: argparse.Namespace) -> str:
     """The tables of accuracies: one for each sweep or each value of --by; a single one for programs."""
     from capsule_sweeps.results.columns import with_constants
-    from capsule_sweeps.results.pivot import pivot
+    from capsule_sweeps.results.pivot import column_of, pivot
     from capsule_sweeps.results.render import render
     from capsule_sweeps.results.sections import by_keys, by_sweep
     from capsule_sweeps.results.tables import accuracy_table, finished_runs, for_people, left_out, notes
@@ -69,6 +69,8 @@ def accuracies(runs: pd.DataFrame, rule: str, arguments: argparse.Namespace) -> 
     parts = parts if len(parts) > 1 or (arguments.by and parts) else [("Results", runs)]
     alone = len(parts) == 1 or form == "tex"  # a table without lines below that are about all tables
     texts = []
+    # A part whose runs do not differ by the key of --pivot is shown as it is, unless that holds for all
+    any_pivot = bool(arguments.pivot) and any(column_of(accuracy_table(own, rule), arguments.pivot) for _, own in parts)
     for title, own in parts:
         table = accuracy_table(own, rule)
         if table.empty:
@@ -79,7 +81,7 @@ def accuracies(runs: pd.DataFrame, rule: str, arguments: argparse.Namespace) -> 
             continue
         shown, caption = for_people(table, own, arguments.by.split(",") if arguments.by else ())
         note = notes(own, rule) if alone else ""
-        if arguments.pivot:
+        if arguments.pivot and (column_of(table, arguments.pivot) or not any_pivot):
             shown, said = pivot(table, arguments.pivot)
             note = f"{said} {left_out(own, rule)}" if alone else said
             caption = "; ".join(filter(None, (f"Test accuracy in %, rule {rule}", caption)))

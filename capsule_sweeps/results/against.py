@@ -18,6 +18,7 @@ from capsule_sweeps.results.intervals import by_seed, compare, holm
 from capsule_sweeps.results.stein import first_of, two_stage_note
 from capsule_sweeps.results.tables import finished_runs, left_out
 from capsule_sweeps.runs import filters
+from capsule_sweeps.runs.plan_warnings import RATIO
 from capsule_sweeps.runs.signature import without_neutral
 
 SHOWN = 5  # rows named in a note
@@ -43,7 +44,8 @@ def against_table(
     """One row per baseline and per group that differs from a baseline only in the key of `against`.
 
     Columns: the settings in which baselines differ; base (the same in words); the key (such as num_routing) with the
-    value of the row's runs; n (pairs of seeds, or the runs of the smaller group), mean of the row's runs (%),
+    value of the row's runs; parameters, where they differ between rows; n (pairs of seeds, or the runs of the smaller
+    group), mean of the row's runs (%),
     difference to the base (percentage points), half_width of its 95 % interval, p_value, p_holm (Holm's correction over
     all rows), seeds_needed (see `intervals.compare`), paired, rule; also first_seeds, the n0 of the interval, if a
     procedure chose the number of seeds of some groups. `find`, given a run of each group, returns other pairs than
@@ -53,6 +55,7 @@ def against_table(
     accuracies = {str(group): by_seed(own, rule) for group, own in finished.groupby("group")}
     first = finished.drop_duplicates("group").set_index("group", drop=False)
     begun = {str(group): first_of(own) for group, own in finished.groupby("group")}
+    sizes = finished.groupby("group").parameters.max()
     found = list(find(first) if find else _pairs(first, against))
     key, rows = _column(against), []
     bases = {pair.base: pair.of_base for pair in found}
@@ -61,15 +64,18 @@ def against_table(
     for base, name in zip(bases, names, strict=True):
         own = accuracies[base]
         of = {**frame.loc[base], "base": name}
-        rows.append({**of, key: bases[base], "n": len(own), "mean": own.mean(), "difference": 0.0})
+        rows.append(
+            {**of, key: bases[base], "n": len(own), "mean": own.mean(), "difference": 0.0, "parameters": sizes[base]}
+        )
         for pair in (pair for pair in found if pair.base == base):
             seen = compare(accuracies[pair.group], own, begun[pair.group], begun[base])
             row = {**of, key: pair.change + ("*" if pair.recipe else ""), "n": seen.n}
             row |= {"mean": accuracies[pair.group].mean(), "difference": seen.difference, "half_width": seen.half_width}
-            row["first_seeds"] = seen.first_seeds
+            row |= {"first_seeds": seen.first_seeds, "parameters": sizes[pair.group]}
             rows.append({**row, "p_value": seen.p_value, "seeds_needed": seen.seeds_needed, "paired": seen.paired})
-    table = pd.DataFrame(rows, columns=[*settings, "base", key, *NUMBERS]).assign(rule=rule)
-    table = table.astype({"n": "Int64", "seeds_needed": "Int64", "first_seeds": "Int64"})
+    table = pd.DataFrame(rows, columns=[*settings, "base", key, "parameters", *NUMBERS]).assign(rule=rule)
+    table = table.astype(dict.fromkeys(("n", "seeds_needed", "first_seeds", "parameters"), "Int64"))
+    table = table if table.parameters.nunique() > 1 else table.drop(columns="parameters")
     table = table if table.first_seeds.notna().any() else table.drop(columns="first_seeds")
     numbers = ["mean", "difference", "half_width", "p_value", "p_holm"]
     table[numbers] = table[numbers].astype(float)
@@ -210,6 +216,9 @@ def shown_differences(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     shown = as_typed(table, settings).drop(columns=[*common, *(["base"] if bases_differ else [])]).rename(columns=heads)
     key = table.columns[list(table.columns).index("base") + 1]
     shown[key] = [Parts(label) for label in table[key]]
+    if "parameters" in shown:
+        counts = ["–" if pd.isna(value) else f"{value:,}" for value in table.parameters]
+        shown = shown.assign(parameters=counts) if len(_other_sizes(table)) else shown.drop(columns="parameters")
     values = {column: table[column].iloc[0] for column in common} if len(table) else {}
     return shown, ", ".join(f"{column}={typed(value)}" for column, value in values.items() if not pd.isna(value))
 
@@ -231,7 +240,7 @@ def against_notes(table: pd.DataFrame, runs: pd.DataFrame, against: str, rule: s
         "number of rows; seeds needed: to see a difference of this size (5 % level, power 0.8). n: pairs, or the runs "
         f"of the smaller group; mean: over all runs of a row. {left_out(runs, rule)}"
     )
-    text += _seeds_note(table, _column(against))
+    text += _seeds_note(table, _column(against)) + _sizes_note(table, _column(against))
     if "first_seeds" in table:
         rows = table[table.paired.notna()]
         what = (
@@ -261,6 +270,27 @@ def _seeds_note(table: pd.DataFrame, key: str) -> str:
             "compare seed by seed."
         )
     return text
+
+
+def _other_sizes(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose models have at least RATIO times the parameters of their base, or the other way round; with the
+    column of_base."""
+    if "parameters" not in table:
+        return table.head(0)
+    bases = table[table.paired.isna()].set_index("base").parameters
+    rows = table[table.paired.notna()].assign(of_base=lambda rows: rows.base.map(bases).astype("Int64"))
+    ratio = (rows.parameters / rows.of_base).astype(float)
+    return rows[(ratio >= RATIO) | (ratio <= 1 / RATIO)]
+
+
+def _sizes_note(table: pd.DataFrame, key: str) -> str:
+    """A sentence, with a leading space, about rows whose models are much larger or smaller than their base."""
+    rows = _other_sizes(table)
+    if rows.empty:
+        return ""
+    pairs = zip(rows[key], rows.parameters, rows.of_base, strict=True)
+    words = list(dict.fromkeys(f"{key}={value} has {size:,} parameters for {base:,}" for value, size, base in pairs))
+    return f" The difference is also one of size: {listed(words, SHOWN)}."
 
 
 def _rows_of(rows: pd.DataFrame, key: str) -> str:

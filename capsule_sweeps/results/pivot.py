@@ -10,6 +10,16 @@ from capsule_sweeps.results.fitted import Best
 from capsule_sweeps.results.tables import COST, NUMBERS
 
 
+def settings_of(table: pd.DataFrame) -> list[str]:
+    return [column for column in table.columns if column not in (*COST, *NUMBERS, "rule")]
+
+
+def column_of(table: pd.DataFrame, key: str) -> str | None:
+    """The column of an `accuracy_table` for a key as spelled for launch.py; None if its rows do not differ by it."""
+    names = (key, key.removeprefix("model.").removesuffix(".name"), short_names([key])[key])
+    return next((name for name in names if name in settings_of(table)), None)
+
+
 def pivot(table: pd.DataFrame, key: str) -> tuple[pd.DataFrame, str]:
     """A `tables.accuracy_table` with a column for each value of one of its columns, and a sentence about the cells.
 
@@ -17,12 +27,12 @@ def pivot(table: pd.DataFrame, key: str) -> tuple[pd.DataFrame, str]:
     in brackets. The best mean of each column (or of the only row) is bold, separately for each dataset. Raises
     ValueError if the table has no such column.
     """
-    settings = [column for column in table.columns if column not in (*COST, *NUMBERS, "rule")]
-    short = short_names([key])[key]
-    column = next((name for name in (key, key.removeprefix("model."), short) if name in settings), None)
+    settings, column = settings_of(table), column_of(table, key)
     if column is None:
+        others = [name for name in settings if table[name].nunique(dropna=False) > 1]
         raise ValueError(
-            f"--pivot {key}: the runs of this table do not differ by it; they differ by {', '.join(settings)}"
+            f"--pivot {key}: the runs of this table do not differ by it; they differ by "
+            f"{', '.join(others) or 'their seeds only'}"
         )
     rows = [name for name in settings if name != column and table[name].nunique(dropna=False) > 1]
     order = table[column].sort_values() if column == "num_routing" else table[column]

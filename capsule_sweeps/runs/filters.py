@@ -65,7 +65,7 @@ def signed_key(runs: pd.DataFrame, key: str) -> str | None:
         return found
     ends = _ending(runs, key)
     if len(ends) > 1:
-        ends = [name for name in ends if len(set(map(str, values(runs, name)))) > 1]
+        ends = [name for name in ends if len(set(map(str, values(runs, name))) - {"nan"}) > 1]
     return ends[0] if len(ends) == 1 else None
 
 
@@ -128,7 +128,7 @@ def _reader(key: str, text: str) -> Any:
 
     def accepts(found: Any) -> bool:
         if isinstance(found, float) and np.isnan(found):
-            return literal in ("nan", "null", "none")
+            return None in asked or literal in ("nan", "none")
         if found is None or found is pd.NA:
             return None in asked or literal in ("none", "nan")
         if isinstance(found, list):

@@ -20,7 +20,7 @@ from capsule_sweeps.cli.status import clipped, show
 from capsule_sweeps.config import selection_rules
 from capsule_sweeps.config.moved import PRESENT_SPELLING
 from capsule_sweeps.console import console
-from capsule_sweeps.results.against import against_notes, against_table
+from capsule_sweeps.results.against import against_notes, against_table, shown_differences
 from capsule_sweeps.results.figures import forest_plot
 from capsule_sweeps.results.fitted import shorten
 from capsule_sweeps.results.overview import sweep_table
@@ -332,6 +332,19 @@ def test_pivot_has_a_column_for_each_value_and_the_best_is_bold(invent, capsule_
     assert ended.code == 1 and "do not differ by it" in ended.err
 
 
+def test_a_part_that_does_not_differ_by_the_key_of_pivot_is_shown_as_it_is(invent, capsule_sweeps) -> None:
+    sweeps = {"sweep-0000000a": ["num_routing=1", "num_routing=2"], "sweep-0000000b": ["seed=1", "training.lr=0.05"]}
+    (Path("runs") / ".sweeps").mkdir(parents=True)
+    for name, points in sweeps.items():
+        signatures = [invent([word], 0.5).name[-8:] for word in points]
+        sweep = {"sweep": name, "command": ["launch.py"], "signatures": signatures, "started": 1e9, "runs": []}
+        write_json(Path("runs/.sweeps") / f"{name}.json", sweep)
+    out = capsule_sweeps("results", "--pivot", "training.lr").out
+    assert "lr=0.05" in out and "num_routing" in out and out.count("Mean ± ") + out.count("Single runs") == 1
+    ended = capsule_sweeps("results", "--pivot", "epochs")
+    assert ended.code == 1 and "they differ by num_routing" in ended.err + "they differ by lr"
+
+
 def test_a_caption_without_constants_is_whole(place, capsule_sweeps) -> None:
     finished_run(["dataset=digits", "routing=em", "backbone=simple", "training.epochs=3"], 0.5)
     finished_run(["dataset=CIFAR10", "num_routing=2", "backbone=resnet20", "routing.schedule=sequential"], 0.5)
@@ -569,6 +582,24 @@ def test_rivals_are_named_by_what_tells_them_apart_and_none_is_dropped(rivals, c
     figure.draw_without_rendering()
     (axes,) = figure.axes
     assert min(text.get_window_extent().x0 for text in axes.get_yticklabels()) >= 0, "long labels stay in the figure"
+
+
+def test_a_comparison_of_models_of_other_size_says_so(rivals) -> None:
+    runs = rivals.assign(parameters=rivals.model.map({"cnn": 955402, "capsnet": 37521}).astype("Int64"))
+    table = against_table(runs, "model=cnn", "last")
+    assert set(table.parameters) == {955402, 37521}
+    assert "The difference is also one of size: model=capsnet attention has 37,521 parameters for 955,402" in (
+        against_notes(table, runs, "model=cnn", "last")
+    )
+    assert "955,402" in render(shown_differences(table)[0], "md")
+    alike = against_table(runs.assign(parameters=[*range(30, 30 + len(runs))]), "model=cnn", "last")
+    assert alike.parameters.nunique() == len(runs) and "parameters" not in shown_differences(alike)[0]
+    assert "also one of size" not in against_notes(alike, runs, "model=cnn", "last")
+
+
+def test_null_is_one_of_several_values_of_a_filter(rivals) -> None:
+    for word, number in {"routing=em,null": 3, "num_routing=1,null": 5, "routing.density=sum,null": 4}.items():
+        assert filters.fit(rivals, word).sum() == number, word
 
 
 def test_a_backbone_tells_rivals_apart_and_equal_rivals_keep_their_names(invent) -> None:
