@@ -28,6 +28,7 @@ from capsule_sweeps.evaluation.weights import SHOWN_AS, load_checkpoint, load_we
 from capsule_sweeps.networks.capsnet import CapsNet
 from capsule_sweeps.results.columns import short_names
 from capsule_sweeps.results.render import render
+from capsule_sweeps.runs.learned import find_not_learned
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.training.execution import choose_device
 
@@ -167,6 +168,8 @@ def notes(
         + (f", num_routing={trained})" if trained is not None else ")")
         + (f"; recorded of the run: {recorded}." if recorded else ".")
     ]
+    if why := find_not_learned(run, record) if run.state(record) == "finished" else None:
+        said.append(f"The run did not learn: {why}.")
     moves = {"test_rotation": "turned left by {} degrees", "test_shift": "moved right by {} pixels"}
     moved = [words.format(dataset[key]) for key, words in moves.items() if dataset[key]]
     if dataset.affine_test:

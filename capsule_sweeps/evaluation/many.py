@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from capsule_sweeps.config.points import sweep_points
 from capsule_sweeps.console import bar
 from capsule_sweeps.data.load import Data
+from capsule_sweeps.display import counted, listed
 from capsule_sweeps.evaluation.class_names import match_classes
 from capsule_sweeps.evaluation.evaluate import load_test_data, values_of
 from capsule_sweeps.evaluation.measure import share_correct
@@ -22,6 +23,8 @@ from capsule_sweeps.networks.capsnet import CapsNet
 from capsule_sweeps.results.columns import as_typed, settings_frame, short_names, typed
 from capsule_sweeps.results.render import render
 from capsule_sweeps.results.stein import first_of, interval, two_stage_note
+from capsule_sweeps.results.tables import NAMED, stale_note
+from capsule_sweeps.runs.learned import not_learned_note
 from capsule_sweeps.runs.run import Run
 
 
@@ -174,7 +177,19 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return table.assign(n=found["count"], accuracy=found["mean"], **{"±": widths})
 
 
-def show_many(frame: pd.DataFrame, form: str) -> str:
+def notes_on(runs: pd.DataFrame, evaluated: pd.DataFrame) -> list[str]:
+    """Sentences on selected runs, of which some were evaluated: those left out, and those not to be compared."""
+    said, names = [], list(evaluated.run[evaluated.state != "finished"])
+    if left := len(runs) - len(evaluated):
+        said.append(
+            f"Left out: {left:,} of {counted(len(runs), 'run')}, which {'has' if left == 1 else 'have'} no epoch."
+        )
+    if names:
+        said.append(f"Not finished: {listed(names, NAMED)}.")
+    return [*said, *filter(None, (stale_note(evaluated).strip(), not_learned_note(evaluated)))]
+
+
+def show_many(frame: pd.DataFrame, form: str, notes: Sequence[str] = ()) -> str:
     """`csv` and `json`: all rows, one per run and condition; `table` and `md`: the summary over seeds."""
     if form in ("csv", "json"):
         return render(frame.drop(columns=["group", "first_seeds"], errors="ignore"), form)
@@ -186,6 +201,8 @@ def show_many(frame: pd.DataFrame, form: str) -> str:
         said.append("epsilon: the largest change of a pixel, black 0 and white 1; 0 is the clean image.")
     if "severity" in frame:
         said.append("CIFAR-10-C: severity 1 to 5; rows without a corruption are clean images.")
+    if "num_routing" in frame and frame.num_routing.isna().any():
+        said.append("num_routing –: models without routing iterations.")
     table = summary(frame)
     constant = [
         key
@@ -194,9 +211,8 @@ def show_many(frame: pd.DataFrame, form: str) -> str:
     ]
     caption = ", ".join(f"{key}={typed(table[key].iloc[0])}" for key in constant if not pd.isna(table[key].iloc[0]))
     settings = [key for key in table if key not in (*constant, "n", "accuracy", "±")]
-    return render(
-        as_typed(table, settings).drop(columns=constant), form, title="Evaluation", caption=caption, note=" ".join(said)
-    )
+    shown = as_typed(table, settings).drop(columns=constant)
+    return render(shown, form, "Evaluation", " ".join([*said, *notes]), caption, one_line=True)
 
 
 def abscissa(frame: pd.DataFrame) -> str:

@@ -46,15 +46,10 @@ def show(run: Run, form: str) -> str:
         }
         return json.dumps({**everything, "why": json.loads(why(run, form))}, indent=1)
     facts = {**record, **labels, "state": run.state(record), "folder": run.folder}
-    parts = [_pairs(facts, form, run.folder.name)]
+    parts = [_pairs(_dated(facts), form, run.folder.name)]
     for number, attempt in enumerate(attempts, 1):
-        shown = {
-            key: value for key, value in attempt.items() if key not in ("code", "versions", "execution", "started")
-        }
-        started, nested = attempt.get("started"), [attempt.get(key) for key in ("versions", "execution")]
-        if isinstance(started, int | float):
-            shown["started"] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started))
-        for entries in nested:
+        shown = _dated({key: value for key, value in attempt.items() if key not in ("code", "versions", "execution")})
+        for entries in (attempt.get(key) for key in ("versions", "execution")):
             shown |= entries if isinstance(entries, dict) else {}
         parts.append(_pairs(shown, form, f"Attempt {number}"))
     if accuracies := [row["test_accuracy"] for row in rows if "test_accuracy" in row]:
@@ -99,6 +94,13 @@ def why(run: Run, form: str) -> str:
     head = _pairs(signed, form, f"{run.folder.name}: hashed to {run.signature}")
     shown = as_typed(frame, ["here", "there"])  # never rounded
     return f"{head}\n\n{render(shown, form, title='Nearest relatives')}"
+
+
+def _dated(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with started and ended, in seconds, as dates."""
+    times = {key: values[key] for key in ("started", "ended") if isinstance(values.get(key), int | float)}
+    dates = {key: time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) for key, seconds in times.items()}
+    return {**values, **dates}
 
 
 def _pairs(values: dict[str, Any], form: str, title: str) -> str:

@@ -16,6 +16,7 @@ from synthetic import finished_run
 from torch import Tensor, nn
 
 from capsule_sweeps import load_runs
+from capsule_sweeps.console import console
 from capsule_sweeps.data.split import Data, Normalization, Split
 from capsule_sweeps.evaluation import many
 from capsule_sweeps.evaluation.figures import accuracy_curves
@@ -146,6 +147,20 @@ def test_what_a_model_was_trained_with_is_kept_apart_from_what_it_is_evaluated_w
     frame = many.evaluate_many(runs, place, conditions([]), [1, 2])
     assert many.abscissa(frame) == "num_routing" and many.curve_labels(frame, "num_routing") == ["trained_with"]
     assert "trained_with" not in many.evaluate_many(runs, place, conditions([]))
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(console(), "_width", 80)
+    wide = frame.assign(**{f"a_setting_{number}": "some_words" * 3 for number in range(5)}, num_routing=pd.NA)
+    wide = wide.assign(a_setting_0=[f"{'some_words' * 3}{number}" for number in range(len(wide))])
+    text = many.show_many(wide, "table", many.notes_on(runs, runs[:1].assign(state="running", not_learned="no")))
+    assert max(map(len, text.splitlines())) <= 80 and "some_" in text
+    said = " ".join(text.split())
+    for words in (
+        "num_routing –: models without",
+        "Left out: 1 of 2 runs, which has no epoch",
+        "Not finished: MNIST",
+        "(no)",
+    ):
+        assert words in said, words
     assert "trained_with" not in many.evaluate_many(runs[:1], place, conditions([]), [1, 2])
     finished_run(["dataset=FashionMNIST", "num_routing=1"], 0.5)
     runs = load_runs("runs", settings=False)
