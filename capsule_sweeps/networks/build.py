@@ -28,7 +28,7 @@ def build_model(config: DictConfig) -> nn.Module:
         **({"votes": partial(FastVotes, fused=compiled)} if "capsules" in config.model else {}),
     )
     if compiled:
-        model.forward = CompiledForward(model)
+        model.forward = CompiledForward(model, config.training.batch_size)
     return model
 
 

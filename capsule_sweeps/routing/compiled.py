@@ -85,22 +85,29 @@ class Compiled:
                 raise RuntimeError("no C++ compiler was found: install g++, or set CXX to the path of one")
             with warnings.catch_warnings(), _backward_too():
                 warnings.simplefilter("ignore")  # the compiler's, about itself
-                made = torch.compile(_own_code(self.function), fullgraph=True, dynamic=False, options=self._options())
+                made = torch.compile(
+                    _own_code(self.function), fullgraph=True, dynamic=False, options=self._options(tensors[0].device)
+                )
                 results = made(*tensors)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # dynamo, inductor, the C++ compiler and triton each have errors of their own
-            _warn_once(error)
+            warn_once(error)
             raise CompileError from error
         self.made[layout] = made
         return results
 
-    def _options(self) -> dict[str, Any]:
-        """Options of torch.compile, without choosing reduction blocks by timing: results would depend on the load."""
+    def _options(self, device: torch.device) -> dict[str, Any]:
+        """Options of torch.compile, without choosing reduction blocks by timing: results would depend on the load.
+
+        On a GPU forward and backward passes are replayed as CUDA graphs. The host then launches the hundreds of small
+        kernels of a step at once, which otherwise takes it longer than the GPU needs to run them.
+        """
         import torch._inductor.config  # slow: takes a second
 
         known = hasattr(torch._inductor.config, "deterministic")  # newer versions of torch only
-        return {**(self.options or {}), **({"deterministic": True} if known else {})}
+        options = {**(self.options or {}), **({"deterministic": True} if known else {})}
+        return {**options, "triton.cudagraphs": True} if device.type == "cuda" else options
 
 
 def use_own_cache() -> None:
@@ -148,7 +155,7 @@ def _backward_too() -> AbstractContextManager[None]:
     return config.patch(option, True) if hasattr(config, option) else nullcontext()
 
 
-def _warn_once(error: Exception) -> None:
+def warn_once(error: Exception) -> None:
     if not _warned:
         _warned.append(True)
         lines = [line.strip() for line in str(error).splitlines() if not line.startswith("backend=")]
@@ -162,13 +169,15 @@ _warned: list[bool] = []
 
 
 class CompiledForward:
-    """The forward method of a model, compiled for training. Evaluation, a small part of a run, stays uncompiled.
+    """The forward method of a model, compiled for training with batches of one size. Evaluation, a small part of a run,
+    and the smaller last batch of an epoch stay uncompiled: compiling takes longer than they do.
 
     It is set as the attribute `forward` of a model and changes neither parameters nor the state dict.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, batch_size: int) -> None:
         self.model = model
+        self.batch_size = batch_size
         forward = type(model).forward
 
         def train_forward(images: Tensor) -> Tensor:
@@ -181,7 +190,7 @@ class CompiledForward:
     def __call__(self, images: Tensor, intermediates: bool = False) -> Any:
         if intermediates:
             return type(self.model).forward(self.model, images, intermediates)
-        if self.model.training and torch.is_grad_enabled():
+        if self.model.training and torch.is_grad_enabled() and len(images) == self.batch_size:
             try:
                 logits: Tensor = self.compiled(images)
                 return logits
@@ -189,5 +198,5 @@ class CompiledForward:
                 pass
         return self.eager(images)
 
-    def __reduce__(self) -> tuple[type[CompiledForward], tuple[nn.Module]]:
-        return CompiledForward, (self.model,)  # a copy of the model compiles again
+    def __reduce__(self) -> tuple[type[CompiledForward], tuple[nn.Module, int]]:
+        return CompiledForward, (self.model, self.batch_size)  # a copy of the model compiles again

@@ -4,7 +4,8 @@ Letters as in `passes`, with the axes that are looped over first and places p in
 
     patches (i, x, a, p), weight (i, M, d, x), parents and sums (M, d, a, p), coefficients (i, M, p)
 
-Both versions have the same arguments and results. `fused_*` spell a vote out as a sum of x products, which the
+Both versions have the same arguments and results; on a GPU gpu.py takes the place of the compiled version. `fused_*`
+spell a vote out as a sum of x products, which the
 compiler fuses into the agreement and again into the sums, so no vote is ever stored. `sliced_*` multiply matrices for
 as many children at a time as have votes that fit the cache. With g the gradient of the sums, the backward passes
 compute
@@ -14,11 +15,13 @@ compute
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from capsule_sweeps.routing.compiled import Compiled, CompileError
+from capsule_sweeps.routing.compiled import Compiled, CompileError, warn_once
 
 VOTES_PER_SLICE = 2**19  # on a CPU: two buffers of 2 MiB stay in the cache (measured: 2**17 to 2**20 are within 1.5 x)
 VOTES_PER_SLICE_GPU = 2**26  # a slice must fill the GPU; a buffer is 256 MiB
@@ -33,7 +36,7 @@ OPTIONS = {  # recompute values that are used more than once instead of storing 
 
 def route(patches: Tensor, weight: Tensor, parents: Tensor, fused: bool) -> tuple[Tensor, Tensor]:
     """Σ_i r V (M, d, a, p) and r (i, M, p). `fused`: use the compiled version if it is available."""
-    if fused:
+    if fused and not patches.is_cuda:
         with suppress(CompileError):
             return fused_route(patches, weight, parents)
     return sliced_route(patches, weight, parents)
@@ -43,14 +46,33 @@ def route_backward(
     patches: Tensor, weight: Tensor, parents: Tensor, coefficients: Tensor, grad: Tensor, fused: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients for patches, weight and parents, from `grad` (M, d, a, p) for the sums."""
-    if fused:
+    if fused and not patches.is_cuda:
         with suppress(CompileError):
             return fused_route_backward(patches, weight, parents, coefficients, grad)
     return sliced_route_backward(patches, weight, parents, coefficients, grad)
 
 
-# Compiled: five kernels, in which a whole vote stays in registers. They are compiled one by one, so that the results
-# between them are stored: within one kernel the compiler would recompute these for each of its outputs.
+def gpu_kernels(children: Tensor) -> ModuleType | None:
+    """The routed pass on a GPU (gpu.py), if the children are float32 on one and Triton compiles there."""
+    return _gpu(children.device) if children.is_cuda and children.dtype == torch.float32 else None
+
+
+@cache
+def _gpu(device: torch.device) -> ModuleType | None:
+    try:
+        from capsule_sweeps.routing import gpu
+
+        gpu.try_out(device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # triton, its compiler and the C compiler that it calls each have errors of their own
+        warn_once(error)
+        return None
+    return gpu
+
+
+# Compiled, on a CPU: five kernels, in which a whole vote stays in registers. They are compiled one by one, so that the
+# results between them are stored: within one kernel the compiler would recompute these for each of its outputs.
 
 
 def fused_route(patches: Tensor, weight: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:

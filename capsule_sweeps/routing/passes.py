@@ -26,7 +26,6 @@ from torch.nn import functional as F
 from capsule_sweeps.routing import kernels
 
 PLACES_PER_SLICE = 128  # for compiled kernels on a CPU: children and parents of a slice stay in the cache
-PLACES_PER_SLICE_GPU = 2**16  # not measured yet
 
 
 def uniform_pass(children: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -64,10 +63,11 @@ def routed_pass(children: Tensor, parents: Tensor, weight: Tensor, stride: int, 
 
 
 def _fused_slice(parents: Tensor) -> int:
-    """Number of images of a slice: a power of two, so that few shapes are compiled, whatever the batch size."""
+    """Number of images of a slice: on a CPU a power of two, so that few shapes are compiled for all batch sizes."""
     batch, _, h, w, _ = parents.shape
-    places = PLACES_PER_SLICE if parents.device.type in ("cpu", "meta") else PLACES_PER_SLICE_GPU
-    most = max(1, places // (h * w))
+    if parents.device.type not in ("cpu", "meta"):
+        return int(batch)
+    most = max(1, PLACES_PER_SLICE // (h * w))
     return int(min(1 << (most.bit_length() - 1), 1 << (batch - 1).bit_length()))
 
 
@@ -145,10 +145,17 @@ class Layout:
         shape = (self.k, self.l, self.num_children, self.num_parents, self.d, self.x)
         return grad.view(shape).permute(0, 1, 2, 5, 3, 4).contiguous()
 
-    def new_coefficients(self, keep: bool = True) -> Tensor:
-        """Room for a number for each child, parent and place (slices, i, M, p), or none."""
+    def new_coefficients(self) -> Tensor:
+        """Room for a number for each child, parent and place (slices, i, M, p)."""
         places = self.num_images * self.h * self.w
-        return self.children.new_empty(self.num_slices if keep else 0, self.num_i, self.num_parents, places)
+        return self.children.new_empty(self.num_slices, self.num_i, self.num_parents, places)
+
+
+def _new_coefficients(parents: Tensor, weight: Tensor, num_images: int, keep: bool) -> Tensor:
+    """Room for a number for each child, parent and place (slices, i, M, p), or none."""
+    batch, num_parents, h, w, _ = parents.shape
+    num_slices = -(-batch // num_images) if keep else 0
+    return parents.new_empty(num_slices, weight[..., 0, 0, 0].numel(), num_parents, num_images * h * w)
 
 
 # Custom operators: torch.compile treats a routed pass in a model as one operation and does not unroll its slices
@@ -165,10 +172,12 @@ def _routed(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """Σ_i r V (B, M, h, w, E) and, with `keep`, r (slices, i, M, p) for the backward pass: 1/E of the votes' memory."""
+    coefficients = _new_coefficients(parents, weight, num_images, keep)
+    if fused and (on_gpu := kernels.gpu_kernels(children)):
+        return on_gpu.route(children, parents, weight, coefficients, stride), coefficients
     layout = Layout(children, weight, stride, num_images)
     places = layout.places_last(parents)
     sums = torch.empty_like(places)
-    coefficients = layout.new_coefficients(keep)
     for number, poses in enumerate(places):
         sums[number], r = kernels.route(layout.patches(number), layout.weight, poses, fused)
         if keep:
@@ -178,8 +187,8 @@ def _routed(
 
 @_routed.register_fake
 def _(children: Tensor, parents: Tensor, weight: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    stride, num_images, _, keep = settings
-    return parents.new_empty(parents.shape), Layout(children, weight, stride, num_images).new_coefficients(keep)
+    _, num_images, _, keep = settings
+    return parents.new_empty(parents.shape), _new_coefficients(parents, weight, num_images, keep)
 
 
 @torch.library.custom_op("capsule_sweeps::routed_backward", mutates_args=())
@@ -194,6 +203,8 @@ def _routed_backward(
     fused: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients for children, parents and weight. Recomputes the votes."""
+    if fused and (on_gpu := kernels.gpu_kernels(children)):
+        return on_gpu.route_backward(children, parents, weight, coefficients, grad, stride)
     layout = Layout(children, weight, stride, num_images)
     places, grad = layout.places_last(parents), layout.places_last(grad)
     grad_places, grad_children = torch.empty_like(places), torch.zeros_like(layout.children)

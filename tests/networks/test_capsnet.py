@@ -205,6 +205,6 @@ def test_intermediates_of_a_model_that_runs_compiled():
     model, images = routed_model("InvertedAttention", "concurrent", 2), torch.randn(2, 1, 16, 16)
     with torch.no_grad():
         wanted, _ = model(images, intermediates=True)
-        model.forward = CompiledForward(model)
+        model.forward = CompiledForward(model, 2)
         logits, seen = model(images, intermediates=True)
     assert torch.equal(logits, wanted) and len(seen.layers) == 3

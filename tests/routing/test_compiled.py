@@ -30,7 +30,7 @@ from capsule_sweeps.networks.build import build_model
 small, batches = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 for batch in batches:
     torch.manual_seed(0)
-    model = build_model(compose_config([*small, "training.compile=on"]))
+    model = build_model(compose_config([*small, "training.compile=on", f"training.batch_size={batch}"]))
     torch.manual_seed(1)
     logits = model(torch.randn(batch, 1, 8, 8))
     logits.square().sum().backward()
@@ -38,9 +38,9 @@ print(json.dumps([logits.tolist(), model.capsules.layers[-1].weight.grad.flatten
 """
 
 
-def small(compiled):
+def small(compiled, batch_size=3):
     torch.manual_seed(0)
-    return build_model(compose_config([*SMALL, f"training.compile={compiled}"]))
+    return build_model(compose_config([*SMALL, f"training.compile={compiled}", f"training.batch_size={batch_size}"]))
 
 
 def step_in_a_process(batches, *overrides, **environment):
@@ -171,7 +171,7 @@ def test_a_backward_pass_that_cannot_be_compiled_is_noticed_in_time(monkeypatch,
     backend = aot_autograd(fw_compiler=lambda graph, inputs: make_boxed_func(graph.forward), bw_compiler=fail)
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **how: real(f, **{**how, "backend": backend, "options": None}))
-    model, images = small("on"), torch.randn(2, 1, 8, 8)
+    model, images = small("on", 2), torch.randn(2, 1, 8, 8)
     logits = model(images)
     logits.sum().backward()
     torch.testing.assert_close(logits, small("off")(images))
@@ -189,11 +189,14 @@ def test_a_copy_of_a_compiled_model_is_a_model_of_its_own():
     assert twin(torch.randn(2, 1, 8, 8)).abs().sum() > 0
 
 
-def test_evaluation_is_not_compiled(monkeypatch):
-    model = small("on")
-    monkeypatch.setattr(model.forward, "compiled", None)
+def test_only_training_with_whole_batches_is_compiled(monkeypatch):
+    model = small("on", 3)
+    monkeypatch.setattr(model.forward, "compiled", lambda images: "compiled")
+    images = torch.randn(3, 1, 8, 8)
+    assert model(images) == "compiled"
+    assert model(images[:2]).shape == (2, 10), "the last batch of an epoch"
     with torch.no_grad():
-        assert model(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+        assert model(images).shape == (3, 10), "evaluation"
 
 
 @pytest.mark.parametrize(
