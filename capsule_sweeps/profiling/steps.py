@@ -1,4 +1,4 @@
-"""Training steps of each variant, to be timed: the backbone alone, ours eager and compiled, the published code.
+"""Training steps of each variant, to be timed: the backbone alone and ours, eager and compiled, the published code.
 
 A step is forward, loss, backward and an SGD step on random images. Memory is what one step needs beyond what stays
 between steps (weights, gradients, momentum): the peak on a GPU, an estimate elsewhere (training/memory.py).
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from capsule_sweeps.config.build import build
 from capsule_sweeps.networks.build import build_model
+from capsule_sweeps.routing.compiled import CompiledForward
 from capsule_sweeps.training.execution import choose_device
 from capsule_sweeps.training.memory import peak_of_step
 
@@ -55,15 +56,18 @@ def make_step(config: DictConfig, name: str, num_routing: int, against: Path | N
 
 
 def make_model(config: DictConfig, name: str, num_routing: int, against: Path | None) -> nn.Module:
-    """backbone: followed by a mean over places and one linear layer, not compiled; eager, compiled: ours; published."""
+    """The backbone (eager or compiled) with a mean over places and one linear layer; our model; the published one."""
     dataset = config.dataset
     if name == "published":
         assert against is not None
         return _published(config, num_routing, against)
-    if name == "backbone":
+    if name.startswith("backbone"):
         backbone = build(config.backbone, image_shape=(dataset.channels, dataset.image_size, dataset.image_size))
         head = nn.Linear(backbone.out_shape[0], dataset.num_classes)
-        return nn.Sequential(backbone, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+        model = nn.Sequential(backbone, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+        if name == "backbone compiled":
+            model.forward = CompiledForward(model, config.training.batch_size)  # type: ignore[method-assign]
+        return model
     compiled = {"training": {"compile": "on" if name == "compiled" else "off"}}
     iterations = {"model": {"num_routing": num_routing}} if num_routing else {}
     return build_model(OmegaConf.merge(config, compiled, iterations))  # type: ignore[arg-type]
@@ -101,7 +105,7 @@ def memory(config: DictConfig, name: str, num_routing: int, against: Path | None
     """MB that a step needs beyond what stays between steps: on a GPU infinity where it has less than that, elsewhere an
     estimate, None for compiled steps, of which there is none."""
     if device_of(config).type != "cuda":
-        if name == "compiled":
+        if name.endswith("compiled"):
             return None
         more, _ = peak_of_step(
             lambda: make_model(config, name, num_routing, against), config, config.training.batch_size

@@ -30,7 +30,7 @@ def test_every_variant_has_a_row(monkeypatch):
     rows = json.loads(run("--format", "json"))
     named = [(row["variant"], row["num_routing"]) for row in rows]
     ours = [(name, n) for n in (1, 2, 3) for name in ("eager", "compiled")]
-    assert named == [("backbone", None), *ours]
+    assert named == [("backbone", None), ("backbone compiled", None), *ours]
     for row in rows:
         assert row["images_per_second"] == pytest.approx(4000 / row["step_ms"], rel=0.05)
     assert rows[0]["relative_to_backbone"] == 1 and rows[0]["step_memory_mb"] == 1.5
@@ -45,8 +45,8 @@ def test_every_variant_has_a_row(monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "wanted"),
     [
-        (["model=cnn", "model.width=4"], ["backbone", "eager", "compiled"]),
-        (["routing=self_routing"], ["backbone", "eager", "compiled"]),
+        (["model=cnn", "model.width=4"], ["backbone", "backbone compiled", "eager", "compiled"]),
+        (["routing=self_routing"], ["backbone", "backbone compiled", "eager", "compiled"]),
         (["model=resnet18"], ["eager", "compiled"]),
     ],
     ids=["cnn", "self_routing", "resnet18"],
