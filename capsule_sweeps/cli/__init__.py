@@ -43,8 +43,8 @@ def add_runs_dir(parser: argparse.ArgumentParser, default: Path | None = Path("r
     parser.add_argument("--runs-dir", type=path, default=default, help="the folder of the run folders (runs)")
 
 
-def add_runs(parser: argparse.ArgumentParser) -> None:
-    about = "run names, paths, prefixes of signatures, sweeps, or filters: dataset=CIFAR10 num_routing=2 state=failed"
+def add_runs(parser: argparse.ArgumentParser, filters: str = "dataset=CIFAR10 num_routing=2 state=failed") -> None:
+    about = f"run names, paths, prefixes of signatures, sweeps, all, or filters: {filters}"
     parser.add_argument("runs", nargs="*", type=name_or_path, help=about)
     add_runs_dir(parser)
 

@@ -21,7 +21,7 @@ def _list(kind: type) -> Callable[[str], list[Any]]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_runs(parser)
+    add_runs(parser, "routing=em,dynamic num_routing=2")
     parser.epilog = (
         "Words that begin with dataset, data_dir or device are overrides, where several values are conditions: "
         "dataset.test_shift=0,2,4 dataset.test_rotation=15 dataset.affine_test=true dataset=… "

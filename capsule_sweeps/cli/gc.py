@@ -1,4 +1,4 @@
-"""List what is no longer needed: temporary files and superseded folders, never a finished run."""
+"""List what is no longer needed: temporary files, files of ended jobs, and folders that force=true put aside."""
 
 import argparse
 

@@ -8,7 +8,7 @@ from capsule_sweeps.display import say
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     about = "runs as for status, and tags with + or -"
-    parser.add_argument("words", nargs="+", type=name_or_path, metavar="RUN… +TAG… -TAG…", help=about)
+    parser.add_argument("words", nargs="+", type=name_or_path, metavar="RUN|+TAG|-TAG", help=about)
     add_runs_dir(parser)
     parser.set_defaults(escape=escape)
 
