@@ -6,12 +6,13 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
-from capsule_sweeps.runs.provenance import CHECKOUT, MANIFEST, ROOT, git
+from capsule_sweeps.runs.provenance import CHECKOUT, MANIFEST, ROOT, code_of_others, git
 
 MAX_BYTES = 50_000_000  # of all files together
 FOLDERS = ("capsule_sweeps", "hydra_plugins", "conf")  # with launch.py, what a job imports and composes
@@ -24,6 +25,22 @@ KEYS = re.compile(
     (?:api_?key|token|secret|passw(?:or)?d)["']?\s*[:=]\s*["']?(?=[\w+/.-]*\d)[A-Za-z0-9+/_.-]{20,}""",
     re.IGNORECASE | re.VERBOSE,
 )
+
+
+def check_others(snapshot: Path, flats: Iterable[dict[str, Any]]) -> None:
+    """Raises ValueError for a class of another package that is found here only because it is beside launch.py, and that
+    jobs, which run the snapshot, will not find."""
+    if ROOT in (Path(path).resolve() for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path):
+        return
+    for module, path in {name: path for flat in flats for name, path in code_of_others(flat).items()}.items():
+        package = module.split(".")[0]
+        name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path("elsewhere")
+        if name.parts[0] in (package, f"{package}.py") and not (snapshot / name).is_file():
+            include = f"{package}/*.py" if len(name.parts) > 1 else str(name)
+            raise ValueError(
+                f"jobs would not find {module}, since {name} is not in their snapshot of the code: set "
+                f"'hydra.launcher.snapshot_include=[\"{include}\"]'"
+            )
 
 
 def take_snapshot(runs_dir: Path, include: Sequence[str] = ()) -> Path:

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from capsule_sweeps.console import console, tell
 from capsule_sweeps.display import counted, rich
-from capsule_sweeps.launchers.snapshot import take_snapshot
+from capsule_sweeps.launchers.snapshot import check_others, take_snapshot
 from capsule_sweeps.runs.files import make_folder, write_json
 from capsule_sweeps.runs.folders import check_runs_dir
 from capsule_sweeps.runs.lock import owner
@@ -106,6 +106,7 @@ def submit(todo: Sequence[PlannedRun], sweep: str, launcher: QueueLauncher) -> s
         folder.chmod(0o755)  # its job.pkl is executed by this user's jobs, also where a group shares its runs
         write_json(folder / "launching.json", owner())
         snapshot = take_snapshot(runs_dir, launcher.included())  # never undone: another launcher may use the same one
+        check_others(snapshot, [planned.signed for planned in todo])
         queued = {planned.run.folder: enqueue(planned, submission, launcher.queue, undo) for planned in todo}
         todo = [planned for planned in todo if queued[planned.run.folder]]
         if not todo:

@@ -123,6 +123,12 @@ def code(flat: dict[str, Any]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def code_of_others(flat: dict[str, Any]) -> dict[str, Path]:
+    """Module → file, for the modules in `code` that are in packages that the user trusts."""
+    names = [name for name in code(flat) if name.split(".")[0] not in NUMBERS]
+    return {name: path for name in names if (path := _path(name))}
+
+
 def _modules_of_classes(flat: dict[str, Any]) -> set[str]:
     built = [PRESENT_SPELLING.get(str(value), str(value)) for key, value in flat.items() if key.endswith("_target_")]
     return {path.rpartition(".")[0] for path in built}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from capsule_sweeps.launchers.slurm import queue as slurm
 from capsule_sweeps.launchers.slurm.check import examine_cluster
 from capsule_sweeps.launchers.slurm.launcher import Launcher
 from capsule_sweeps.launchers.slurm.settings import Settings
+from capsule_sweeps.launchers.snapshot import check_others
 from capsule_sweeps.runs.files import read_json, write_json
 from capsule_sweeps.runs.plan import Policy
 from capsule_sweeps.runs.queue import SUBMISSION, Entry
@@ -124,6 +126,24 @@ def test_the_first_refusal_is_slurms_sentence_and_what_solves_it(submit, cluster
     with pytest.raises(ValueError, match=r"SLURM refused the jobs: Job violates .*max_parallel=N.* gpus=1"):
         submit()
     assert states() == [] and not Path("runs/.jobs").exists() and cluster.calls("scancel")
+
+
+def test_class_beside_launch_that_jobs_would_not_find_is_refused(tmp_path, monkeypatch) -> None:
+    (tmp_path / "mine_beside").mkdir()
+    (tmp_path / "mine_beside" / "topk.py").write_text("class K: ...")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("CAPSULE_SWEEPS_TRUST_PACKAGES", "mine_beside")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    flats, snapshot = [{"model.routing._target_": "mine_beside.topk.K"}], tmp_path / "snapshot"
+    check_others(snapshot, flats)  # not in the checkout: the user's own path, which jobs inherit
+    monkeypatch.setattr("capsule_sweeps.launchers.snapshot.ROOT", tmp_path)
+    with pytest.raises(ValueError, match=r'snapshot_include=\["mine_beside/\*.py"\]'):
+        check_others(snapshot, flats)
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path))
+        check_others(snapshot, flats)
+    shutil.copytree(tmp_path / "mine_beside", snapshot / "mine_beside")
+    check_others(snapshot, flats)
 
 
 def test_where_arrays_are_off_jobs_are_single(submit, cluster) -> None:
