@@ -1,6 +1,8 @@
 """Figures of evaluations: confusion matrices, and accuracies under a condition."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -8,8 +10,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from capsule_sweeps.display import mathtext
-from capsule_sweeps.results.figures import COLORS, COLUMN_WIDTH, STYLE
+from capsule_sweeps.results.columns import setting_text
+from capsule_sweeps.results.figures import COLORS, COLUMN_WIDTH, MARKERS, STYLE
 from capsule_sweeps.results.stein import first_of, interval
+
+LONGEST_LINE = 48  # characters in a legend
 
 
 def confusion_figure(matrices: Mapping[str, np.ndarray], classes: Sequence[str]) -> Figure:
@@ -44,21 +49,26 @@ def confusion_figure(matrices: Mapping[str, np.ndarray], classes: Sequence[str])
 def accuracy_curves(frame: pd.DataFrame, over: str, labels: Sequence[str]) -> Figure:
     """Accuracy in % against the numeric column `over`: one curve for each combination of the columns `labels`, with the
     95 % interval over seeds as bars (none for one seed). The vertical axis names the weights."""
+    shown: list[str] = []
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(COLUMN_WIDTH, 2.6), layout="constrained")
+        figure = Figure(layout="constrained")
         axes = figure.subplots()
         groups = frame.groupby(list(labels), dropna=False, sort=False) if labels else [((), frame)]
         for number, (names, rows) in enumerate(groups):
             places = rows.groupby(over)
             bars = [interval(own.set_index("seed").accuracy, first_of(own)) for _, own in places]
-            parts = [f"{key}={name}" for key, name in zip(labels, names, strict=True) if not pd.isna(name)]
-            label = mathtext(", ".join(parts)) or None
-            color = COLORS[number % len(COLORS)]
+            texts = zip(labels, map(setting_text, names), strict=True)
+            parts = textwrap.fill(", ".join(f"{key}={text}" for key, text in texts if text is not None), LONGEST_LINE)
+            shown += [parts] if parts else []
+            look: dict[str, Any] = {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
+            look |= {"linestyle": ("-", "-.", ":")[number // len(COLORS) % 3], "markersize": 3, "capsize": 2}
             means = places.accuracy.mean()
-            axes.errorbar(means.index, means, bars, label=label, color=color, marker=".", capsize=2)
+            axes.errorbar(means.index, means, bars, label=mathtext(parts) or None, **look)
         axes.set_xlabel(mathtext(over))
         weights = ", ".join(map(str, frame["weights"].unique())) if "weights" in frame else ""
         axes.set_ylabel("test accuracy (%)" + (mathtext(f", weights={weights}") if weights else ""))
-        if labels:
-            figure.legend(loc="outside upper left", frameon=False, fontsize=6)
+        if shown:
+            above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "alignment": "left"}
+            axes.legend(frameon=False, fontsize=6, **above)
+        figure.set_size_inches(COLUMN_WIDTH, 2.2 + sum(0.04 + 0.1 * (1 + label.count("\n")) for label in shown))
     return figure

@@ -149,8 +149,15 @@ def test_what_a_model_was_trained_with_is_kept_apart_from_what_it_is_evaluated_w
     assert "trained_with" not in many.evaluate_many(runs, place, conditions([]))
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(console(), "_width", 80)
-    wide = frame.assign(**{f"a_setting_{number}": "some_words" * 3 for number in range(5)}, num_routing=pd.NA)
+    words = {f"a_setting_{number}": "some_words" * 3 for number in range(5)}
+    wide = many.evaluate_many(runs, place, conditions(["dataset.test_shift=0,2"])).assign(**words, num_routing=pd.NA)
     wide = wide.assign(a_setting_0=[f"{'some_words' * 3}{number}" for number in range(len(wide))])
+    figure = accuracy_curves(wide.assign(setting=range(len(wide))), "test_shift", [*wide.columns[4:8], "setting"])
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    legend, whole = axes.get_legend().get_window_extent(), figure.bbox
+    assert legend.x1 <= whole.x1 and legend.y1 <= whole.y1, "the legend is in the figure"
+    assert axes.get_window_extent().height / figure.dpi > 1.4, "and leaves room for the curves"
     text = many.show_many(wide, "table", many.notes_on(runs, runs[:1].assign(state="running", not_learned="no")))
     assert max(map(len, text.splitlines())) <= 80 and "some_" in text
     said = " ".join(text.split())
