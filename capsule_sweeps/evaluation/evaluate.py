@@ -24,7 +24,7 @@ from capsule_sweeps.data.load import Data, load_data
 from capsule_sweeps.display import counted, markdown
 from capsule_sweeps.evaluation.class_names import match_classes
 from capsule_sweeps.evaluation.measure import NUM_BINS, Evaluation, evaluations
-from capsule_sweeps.evaluation.weights import SHOWN_AS, load_checkpoint, load_weights
+from capsule_sweeps.evaluation.weights import SHOWN_AS, code_note, load_checkpoint, load_weights
 from capsule_sweeps.networks.capsnet import CapsNet
 from capsule_sweeps.results.columns import short_names
 from capsule_sweeps.results.render import render
@@ -170,6 +170,8 @@ def notes(
     ]
     if why := find_not_learned(run, record) if run.state(record) == "finished" else None:
         said.append(f"The run did not learn: {why}.")
+    if note := code_note(record):
+        said.append(note)
     moves = {"test_rotation": "turned left by {} degrees", "test_shift": "moved right by {} pixels"}
     moved = [words.format(dataset[key]) for key, words in moves.items() if dataset[key]]
     if dataset.affine_test:

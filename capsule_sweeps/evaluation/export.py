@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from capsule_sweeps.data.augment import normalize
-from capsule_sweeps.evaluation.weights import load_weights
+from capsule_sweeps.evaluation.weights import code_note, load_weights
 from capsule_sweeps.networks.capsnet import CapsNet
 from capsule_sweeps.routing.votes import RecordingVotes
 from capsule_sweeps.runs.files import write_atomic
@@ -77,10 +77,11 @@ def export(run: Run, out: Path, weights: str | None = None) -> str:
     write_atomic(out, data)
     size = ", ".join(map(str, shape))
     recorded = f", whose test accuracy is {chosen['accuracy']:.2%}" if chosen["accuracy"] is not None else ""
+    note = f" {text}" if (text := code_note(run.record())) else ""
     return (
         f"{out} is written ({len(data) / 1e6:.1f} MB) with the {NAMED[chosen['weights']]} of epoch {chosen['epoch']}"
         f"{recorded}: logits differ from the run's model by at most {error:.1g} "
-        f"(the largest is {largest:.3g}; batches of {', '.join(map(str, BATCHES))}).\n"
+        f"(the largest is {largest:.3g}; batches of {', '.join(map(str, BATCHES))}).{note}\n"
         "In Python, without this package:\n\n"
         f"    program = torch.export.load({str(out)!r}).module()\n"
         f"    images = torch.zeros(1, {size}, dtype=torch.uint8)  # batch, channels, rows, columns; 0 to 255\n"

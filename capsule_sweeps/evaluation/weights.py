@@ -7,8 +7,9 @@ from omegaconf import DictConfig
 from torch import nn
 
 from capsule_sweeps.config.selection_rules import RULES, find_rule
-from capsule_sweeps.display import counted
+from capsule_sweeps.display import counted, listed
 from capsule_sweeps.networks.build import build_model
+from capsule_sweeps.runs.provenance import changed_code
 from capsule_sweeps.runs.record import read_record
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.training.checkpoint import BEST, bytes_needed, load_tensors
@@ -16,6 +17,14 @@ from capsule_sweeps.training.checkpoint import BEST, bytes_needed, load_tensors
 WEIGHTS = ("last", "ema", "best")  # of the last epoch, their average over the steps, of the best epoch
 
 SHOWN_AS = {"ema": "average"}  # in tables, beside last and best
+
+
+def code_note(record: dict[str, Any]) -> str:
+    """That the code of a run has changed since it was trained; empty if it has not."""
+    if not (changed := changed_code(record)):
+        return ""
+    modules = listed(changed, 5)
+    return f"The code has changed since this run was trained ({modules}): its weights may compute other outputs."
 
 
 def load_trained(folder: Path, weights: str | None = None) -> tuple[nn.Module, DictConfig]:

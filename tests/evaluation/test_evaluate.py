@@ -240,6 +240,16 @@ def test_it_tells_the_epoch_of_the_weights_that_it_read(finished, capsule_sweeps
     assert "weights of epoch 2 " in " ".join(capsule_sweeps("evaluate", finished.name).out.split())
 
 
+def test_changed_code_is_named(finished, runs, capsule_sweeps) -> None:
+    folder = runs.only()
+    words = "The code has changed since this run was trained (routing.passes)"
+    for code, known in (("00000000", True), (runs.record(folder)["attempts"][0]["code"]["routing.passes"], False)):
+        (attempt,) = runs.record(folder)["attempts"]
+        runs.change_record(folder, attempts=[{**attempt, "code": {**attempt["code"], "routing.passes": code}}])
+        shown = " ".join(capsule_sweeps("evaluate", folder.name).out.split())
+        assert (words in shown) == known, shown
+
+
 def test_weights_that_are_not_finite_make_valid_json(finished, capsule_sweeps) -> None:
     checkpoint = torch.load(finished / "checkpoint.pt", weights_only=True)
     checkpoint["model"]["head.weight"].fill_(torch.nan)
