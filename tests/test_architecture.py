@@ -2,6 +2,8 @@
 
 import ast
 import re
+import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -153,6 +155,25 @@ def test_names_that_newer_versions_of_hydra_deprecate_are_in_one_place() -> None
         names = {node.func.attr for node in calls if isinstance(node.func, ast.Attribute)}
         keys = {word.arg for node in calls for word in node.keywords}
         assert not {"register_new_resolver", "register_resolver"} & names and "version_base" not in keys, path
+
+
+def private_names(path: Path) -> set[str]:
+    """What a file uses of other packages, or of their objects, under a name that begins with one underscore."""
+    found = {name for name in imports(path) if name.split(".")[0] not in sys.stdlib_module_names}
+    attributes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
+    found |= {node.attr for node in attributes if ast.unparse(node.value) not in ("self", "cls")}
+    found -= {"_replace", "_asdict", "_exit", "_target_"}  # which are public
+    return {name for name in found if re.search(r"(^|\.)_(?!_)", name)}
+
+
+def test_private_names_of_other_packages_are_in_few_places_and_their_versions_bounded() -> None:
+    """Elsewhere there is a public way; each place says why there is none. wandb's are in tracking/wandb_client.py."""
+    users = {path.relative_to(PACKAGE).as_posix() for path in FILES if private_names(path)}
+    of_torch = {place for place in users if place.startswith(("training/", "routing/", "profiling/", "networks/"))}
+    assert users - of_torch == {"config/composer.py", "launchers/entry.py"}, "of Hydra"
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    for package in ("hydra-core", "omegaconf", "torch", "wandb", "submitit"):
+        assert [text for text in needed if re.match(rf"{package}[<>].*<", text)], package
 
 
 def test_public_functions() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 
 from capsule_sweeps.runs.provenance import ROOT
 
@@ -11,7 +12,7 @@ def command(module: str) -> list[str]:
     return [sys.executable, "-P", "-m", module]
 
 
-def import_path(environment: dict[str, str] | os._Environ[str] = os.environ) -> list[str]:
+def import_path(environment: Mapping[str, str] = os.environ) -> list[str]:
     """PYTHONPATH as a list without empty entries, which would mean the current folder."""
     return [part for part in environment.get("PYTHONPATH", "").split(os.pathsep) if part]
 
