@@ -94,10 +94,11 @@ def test_page_of_chosen_runs_and_rule(some_runs, capsule_sweeps) -> None:
     assert "1 run:" in page.text and "best_test" in page.text and "Failed runs None." in page.text
 
 
-def test_page_of_no_runs(place, capsule_sweeps) -> None:
+def test_no_page_without_runs(place, capsule_sweeps) -> None:
     Path("runs").mkdir()
-    assert capsule_sweeps("report").code == 0
-    assert "0 runs: none" in Page(Path("report.html").read_text()).text
+    ended = capsule_sweeps("report")
+    assert ended.code == 1 and ended.err == "Error: no run is in runs; set --runs-dir to the folder of the runs\n"
+    assert not Path("report.html").exists()
 
 
 def test_names_are_escaped(place, capsule_sweeps) -> None:
