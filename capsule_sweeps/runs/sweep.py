@@ -60,7 +60,8 @@ def read_sweeps(runs_dir: Path) -> list[Sweep]:
     for path in (runs_dir / ".sweeps").glob("sweep-*.json"):
         record = read_typed(path, SWEEP)
         program, *words = record.get("command") or [""]
-        command = shlex.join([Path(program).name, *words])
+        name = Path(program).name.replace("__main__.py", "capsule-sweeps")  # of python -m capsule_sweeps retry
+        command = shlex.join([name, *words])
         with suppress(OSError):
             started = record.get("started")
             started = path.stat().st_mtime if started is None else started

@@ -519,12 +519,16 @@ def test_status_lists_sweeps_with_what_is_left_and_why_a_run_failed(invent, caps
     )
     Path("runs/.sweeps").mkdir()
     for number, own in enumerate(([names[0]], [*names, broken.name, "never-started-00000001"])):
-        record = {"command": ["launch.py", "-m", f"n={number}"], "signatures": [one[-8:] for one in own]}
+        command = ["launch.py", "-m", "n=1"] if number else ["some/where/__main__.py", "retry", "all"]
+        record = {"command": command, "signatures": [one[-8:] for one in own]}
         write_json(Path(f"runs/.sweeps/sweep-0000000{number}.json"), {**record, "started": number})
     table = sweep_table(Path("runs"), load_runs("runs"))
     assert list(table.sweep) == ["sweep-00000001", "sweep-00000000"] and list(table.done) == ["2/4", "1/1"]
     assert table.others[0] == "1 failed, 1 new" and table.failure[0] == "nan" and table.best[0] == pytest.approx(60)
-    assert table.left[0] == "58 min" and table.command[0] == "n=1"  # a whole run: 350 epochs of 10 s
+    assert table.left[0] == "58 min" and list(table.command) == [
+        "n=1",
+        "capsule-sweeps retry all",
+    ]  # a whole run: 350 epochs of 10 s
     out = capsule_sweeps("status").out
     assert "2/4" in out and all(name in out for name in names) and "60.00" in out
     alone = " ".join(capsule_sweeps("status", "seed=2").out.split())
