@@ -93,7 +93,7 @@ MEANINGS = {
     "training.ema": "decay of the averaged weights; null keeps none. `selection_rule=ema_last` needs it",
     "training.amp": "automatic mixed precision",
     "training.channels_last": "memory layout of images",
-    "training.compile": "torch.compile; `auto` compiles on a GPU, and on a CPU when the run is long enough",
+    "training.compile": "torch.compile; `auto` compiles runs of at least 2,000 steps, if it can",
     "training.checkpoint_epochs": "epochs between checkpoints; 0 saves only when a signal stops the run",
     "tracking._target_": "the class of the tracker",
     "tracking.name": "the name of the tracker",

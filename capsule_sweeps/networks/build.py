@@ -32,6 +32,12 @@ def build_model(config: DictConfig) -> nn.Module:
     return model
 
 
+def free_graphs(device: torch.device) -> None:
+    """Free the memory of a compiled model's CUDA graphs, which torch would keep until the process ends."""
+    if device.type == "cuda":
+        torch.compiler.reset()
+
+
 def num_parameters(config: DictConfig) -> int:
     """The number of weights of the model; it is built without memory for them."""
     with torch.device("meta"):

@@ -174,7 +174,8 @@ def _routed(
     """Σ_i r V (B, M, h, w, E) and, with `keep`, r (slices, i, M, p) for the backward pass: 1/E of the votes' memory."""
     coefficients = _new_coefficients(parents, weight, num_images, keep)
     if fused and (on_gpu := kernels.gpu_kernels(children)):
-        return on_gpu.route(children, parents, weight, coefficients, stride), coefficients
+        with torch.cuda.device_of(children):  # Triton launches on the current device
+            return on_gpu.route(children, parents, weight, coefficients, stride), coefficients
     layout = Layout(children, weight, stride, num_images)
     places = layout.places_last(parents)
     sums = torch.empty_like(places)
@@ -204,7 +205,8 @@ def _routed_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients for children, parents and weight. Recomputes the votes."""
     if fused and (on_gpu := kernels.gpu_kernels(children)):
-        return on_gpu.route_backward(children, parents, weight, coefficients, grad, stride)
+        with torch.cuda.device_of(children):
+            return on_gpu.route_backward(children, parents, weight, coefficients, grad, stride)
     layout = Layout(children, weight, stride, num_images)
     places, grad = layout.places_last(parents), layout.places_last(grad)
     grad_places, grad_children = torch.empty_like(places), torch.zeros_like(layout.children)

@@ -99,6 +99,7 @@ def _at_places(p, m, num_places, E: tl.constexpr, NUM_M: tl.constexpr, DB: tl.co
     """Which places exist (P,), with which parents (M, P, G); offsets of coefficients (M, P, G), poses (M, P, DB, G)."""
     at_p = p < num_places
     here = at_p[None, :, None] & (m < NUM_M)[:, None, :]
+    p = p.to(tl.int64)  # all poses of a large batch may be more than 32 bits can count
     at_poses = p[None, :, None, None] * (E * NUM_M) + _at_weights(m, NUM_M, DB)[:, None, :, :]
     return at_p, here, p[None, :, None] * NUM_M + m[:, None, :], at_poses
 

@@ -21,7 +21,7 @@ from capsule_sweeps.config.selection_rules import find_rule, summarize
 from capsule_sweeps.console import Observer
 from capsule_sweeps.data.augment import augment, normalize
 from capsule_sweeps.data.load import load_data
-from capsule_sweeps.networks.build import build_model, decide
+from capsule_sweeps.networks.build import build_model, decide, free_graphs
 from capsule_sweeps.networks.multiply_adds import count_multiply_adds
 from capsule_sweeps.runs.files import read_json, to_json
 from capsule_sweeps.runs.learned import why_not_learned
@@ -93,6 +93,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     correct = torch.zeros((), dtype=torch.int64, device=device)
 
     with ExitStack() as stack:
+        stack.callback(free_graphs, device)
         claim = stack.enter_context(run.claim())
         if (run.folder / "summary.json").exists():  # another process finished it in the meantime
             return read_json(run.folder / "summary.json")

@@ -204,7 +204,8 @@ def test_only_training_with_whole_batches_is_compiled(monkeypatch):
     [
         ("on", "cpu", False, 1, True),
         ("off", "cuda", True, 10**6, False),
-        ("auto", "cuda", False, 1, True),
+        ("auto", "cuda", False, compiling.MIN_STEPS, True),
+        ("auto", "cuda", True, compiling.MIN_STEPS - 1, False),
         ("auto", "mps", True, 10**6, False),
         ("auto", "cpu", True, compiling.MIN_STEPS, True),
         ("auto", "cpu", True, compiling.MIN_STEPS - 1, False),

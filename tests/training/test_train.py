@@ -1,5 +1,6 @@
 """Training: numbers that do not depend on what was interrupted, what ran before, or how it was executed."""
 
+import gc
 import json
 import re
 import signal
@@ -273,6 +274,17 @@ def test_interrupted_on_a_gpu(launch, reference, runs, tiny, python, tmp_path, c
     runs.assert_same(runs.only(), untouched)
     assert runs.record(untouched)["execution"]["device"] == "cuda"
     assert "could not be compiled" not in (untouched / "log.txt").read_text()
+
+
+@pytest.mark.gpu
+def test_what_a_run_takes_of_a_gpu_is_free_when_it_ends(launch) -> None:
+    taken = []
+    for seed in range(3):
+        assert launch("device=cuda", "training.compile=on", f"seed={seed}").code == 0
+        gc.collect()
+        torch.cuda.empty_cache()
+        taken.append(torch.cuda.memory_reserved())
+    assert taken[2] <= taken[1], "graphs of earlier runs are kept"
 
 
 @pytest.mark.parametrize("first", [True, False])
