@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 from functools import cache
-from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
@@ -82,11 +81,12 @@ def _trusted(module: str) -> bool:
 def _path_of_others(module: str) -> Path | None:
     """The file of a module of a package that the user trusts, found without importing anything."""
     package, *inner = module.split(".")
-    spec = find_spec(package)
-    for name in inner:
-        spec = spec and PathFinder.find_spec(f"{spec.name}.{name}", spec.submodule_search_locations or [])
-    file = Path(spec.origin) if spec and spec.has_location and spec.origin else None
-    return file if file and file.suffix == ".py" else None
+    spec = find_spec(package)  # imports nothing, because it has no dot
+    if spec is None or not inner:
+        return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+    paths = [Path(folder, *inner) for folder in spec.submodule_search_locations or ()]
+    files = [file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py")]
+    return next(filter(Path.is_file, files), None)
 
 
 @cache

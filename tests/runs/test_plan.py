@@ -339,6 +339,13 @@ def test_own_routing_outside_of_the_package_makes_its_runs_stale(tmp_path, monke
     record = {"signed_config": flat, "attempts": [{"code": now}]}
     others = {f"mine_outside.{name}" for name in ("topk", "helper", "other")}
     assert {name for name in now if name.split(".")[0] not in provenance.NUMBERS} == {"mine_outside", *others}
+    (folder / "plain" / "inner").mkdir(parents=True)  # folders without __init__.py
+    (folder / "plain" / "inner" / "one.py").write_text("from ...other import x")
+    forget()
+    assert others - set(provenance.code({"a._target_": "mine_outside.plain.inner.one.K"})) == {
+        "mine_outside.topk",
+        "mine_outside.helper",
+    }
     assert "routing.em" in now and provenance.changed_code(record) == []
     for number, text in enumerate(("x = 2", "x =", "def x(")):  # also while it is being edited
         (folder / "other.py").write_text(text)
