@@ -69,14 +69,14 @@ for line in sys.argv[2:]:
     except SystemExit as leaving:
         print("left with", leaving.code)
 """
-    lines = ["status", "results", "results --ablation", "describe dataset=digits --format md"]
-    lines += ["results --published readme_table dataset=CIFAR10 --format csv", "--version"]
+    lines = ["describe dataset=digits --format md", "results --published readme_table --format csv"]
+    lines += ["status", "results --ablation", "--version"]
     ended = run_installed(installed, place, program, str(installed), *lines)
     assert ended.returncode == 0, ended.stderr
     said = dict(part.split("\n", 1) for part in ended.stdout.split("# ")[1:])
-    assert "none" in said["status"] and "python launch.py -m dataset=CIFAR10" in said[lines[4]]
-    assert "| total |" in said[lines[3]]
-    assert "left with" not in ended.stdout.partition("# --version")[0]
+    assert "python launch.py -m dataset=CIFAR10" in said[lines[1]] and "| total |" in said[lines[0]]
+    assert "left with Error: no run is in runs" in said["status"] == said["results --ablation"]
+    assert "left with" not in ended.stdout.partition("# status")[0]
 
 
 def test_commands_that_need_a_checkout_are_refused(installed, place) -> None:
