@@ -2,10 +2,14 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any, Protocol
 
+import yaml
 from omegaconf import DictConfig
 
+from capsule_sweeps.config.compose import CONF_DIR
+from capsule_sweeps.config.errors import one_sentence
 from capsule_sweeps.config.milestones import as_epochs
 from capsule_sweeps.display import counted
 
@@ -31,7 +35,7 @@ class Point(Protocol):
 
 
 def plan_warnings(plan: Sequence[Point]) -> list[str]:
-    found = [*_coinciding(plan), _without_iterations(plan), _milestones(plan), size_warning(plan)]
+    found = [*_coinciding(plan), *_recipes(plan), _without_iterations(plan), _milestones(plan), size_warning(plan)]
     return [line for line in found if line]
 
 
@@ -46,6 +50,31 @@ def _coinciding(plan: Sequence[Point]) -> list[str]:
     ]
     more = f"{counted(len(lines) - SHOWN, 'more group is', 'more groups are')} like this."
     return [*lines[:SHOWN], more] if len(lines) > SHOWN else lines
+
+
+def _recipes(plan: Sequence[Point]) -> list[str]:
+    """Notes about settings of the recipe that the option of a routing has made."""
+    lines = []
+    for name in dict.fromkeys(
+        str(point.config.model.routing.name) for point in plan if "routing" in point.config.model
+    ):
+        made = _recipe_of(name)
+        configs = [point.config for point in plan if point.config.model.get("routing", {}).get("name") == name]
+        kept = {key: value for key, value in made.items() if any(config.training[key] == value for config in configs)}
+        if kept:
+            settings = ", ".join(f"training.{key}={json.dumps(value)}" for key, value in kept.items())
+            lines.append(f"routing={name} trains with {settings}, from conf/routing/{name}.yaml.")
+    return lines
+
+
+@cache
+def _recipe_of(routing: str) -> dict[str, Any]:
+    """Settings `training.*` in the file of a routing."""
+    path = CONF_DIR / "routing" / f"{routing}.yaml"
+    if not path.is_file():  # of another configuration folder
+        return {}
+    with one_sentence():
+        return dict((yaml.safe_load(path.read_text()) or {}).get("training") or {})
 
 
 def _without_iterations(plan: Sequence[Point]) -> str:

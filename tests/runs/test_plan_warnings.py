@@ -42,13 +42,20 @@ def test_nothing_to_warn_of(points, place) -> None:
 def test_one_iteration_does_not_route(place) -> None:
     (line,) = plan_warnings(plan("num_routing=1", "num_routing=2"))
     assert line.startswith("num_routing=1 does not route (1 of 2 runs): its coefficients are uniform.")
-    (line,) = plan_warnings(plan("num_routing=1 routing=em", "num_routing=1 routing=dynamic"))
+    line = plan_warnings(plan("num_routing=1 routing=em", "num_routing=1 routing=dynamic"))[-1]
     assert line.startswith("num_routing=1 does not route: ") and "routing=em,dynamic do not compare" in line
 
     (line,) = plan_warnings(plan("num_routing=1 routing.schedule=sequential", "num_routing=1"))
     assert line.startswith(
         "num_routing=1 does not route: its coefficients are uniform, so that routing.schedule has no"
     )
+
+
+def test_recipe_of_a_routing_is_named(place) -> None:
+    (line,) = plan_warnings(plan("routing=dynamic", "routing=inverted_attention", "routing=dynamic training=paper"))
+    assert line == "routing=dynamic trains with training.clip_norm=1.0, from conf/routing/dynamic.yaml."
+    assert plan_warnings(plan("routing=dynamic training.clip_norm=null", "routing=dynamic training.clip_norm=3")) == []
+    assert plan_warnings(plan("routing=sr_dynamic capsules=sr_capsnet_1 training=sr_capsnet backbone=resnet20")) == []
 
 
 def test_milestones_that_no_epoch_reaches(place) -> None:
