@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 Key = TypeVar("Key", bound=Hashable)
 ITERATIONS = (1, 2, 3)
-EPOCH_IMAGES = 50_000  # CIFAR-10's
 
 
 def bench(overrides: list[str], against: Path | None = None, repeats: int = 7, form: str = "table") -> str:
@@ -45,6 +44,7 @@ def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.
     import torch
 
     from capsule_sweeps.profiling.steps import as_in_training, device_of, make_step, memory, published_stack, wait
+    from capsule_sweeps.routing.compiled import images_of_an_epoch
 
     if against:
         published_stack(config, against)
@@ -87,7 +87,7 @@ def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.
     ]
     frame = pd.DataFrame(rows).astype({"num_routing": "Int64"})
     share = median["data", 0] / median[kinds[-1], own[0]]
-    recipe, num_images = config.training, config.dataset.train_size or EPOCH_IMAGES
+    recipe, num_images = config.training, images_of_an_epoch(config)
     hours = recipe.epochs * num_images / batch_size * median[kinds[-1], own[:2][-1]] / 3600
     schedule = f"{config.routing.schedule} schedule, " if len(own) > 1 else ""
     stopped = f" of {repeats}, stopped by Ctrl-C before memory was measured" if rounds < repeats else ""
@@ -139,15 +139,16 @@ def _prepare_batch(config: DictConfig) -> Callable[[], None]:
     from capsule_sweeps.data.augment import augment, normalize
     from capsule_sweeps.data.split import Split
     from capsule_sweeps.profiling.steps import device_of
+    from capsule_sweeps.routing.compiled import images_of_an_epoch
 
-    device, dataset = device_of(config), config.dataset
+    device, dataset, num_images = device_of(config), config.dataset, images_of_an_epoch(config)
     size = dataset.image_size + 2 * dataset.crop_margin
-    shape = (EPOCH_IMAGES, dataset.channels, size, size)
+    shape = (num_images, dataset.channels, size, size)
     images = torch.randint(256, shape, dtype=torch.uint8, device=device)
-    split = Split(images, torch.zeros(EPOCH_IMAGES, dtype=torch.int64, device=device))
+    split = Split(images, torch.zeros(num_images, dtype=torch.int64, device=device))
     mean, std = dataset.mean or [0.0] * dataset.channels, dataset.std or [1.0] * dataset.channels
 
-    index = torch.randperm(EPOCH_IMAGES, device=device)[: config.training.batch_size]  # once an epoch, as in training
+    index = torch.randperm(num_images, device=device)[: config.training.batch_size]  # once an epoch, as in training
 
     def prepare() -> None:
         normalize(augment(split.batch(index)[0], dataset.crop_padding, dataset.flip, dataset.crop_margin), mean, std)

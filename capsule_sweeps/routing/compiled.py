@@ -41,10 +41,14 @@ def decide(config: DictConfig, device: torch.device) -> bool:
     recipe = config.training
     if recipe.compile != "auto":
         return bool(recipe.compile == "on")
-    num_images = config.dataset.train_size or NUM_IMAGES.get(config.dataset.source, 50_000)
-    num_steps = recipe.epochs * math.ceil(num_images / recipe.batch_size)
+    num_steps = recipe.epochs * math.ceil(images_of_an_epoch(config) / recipe.batch_size)
     compiler = device.type == "cuda" or (device.type == "cpu" and has_cpp_compiler())
     return num_steps >= MIN_STEPS and compiler
+
+
+def images_of_an_epoch(config: DictConfig) -> int:
+    """About how many images an epoch has, before any of them is read."""
+    return int(config.dataset.train_size or NUM_IMAGES.get(config.dataset.source, 50_000))
 
 
 def has_cpp_compiler() -> bool:
