@@ -33,9 +33,12 @@ def build_model(config: DictConfig) -> nn.Module:
 
 
 def free_graphs(device: torch.device) -> None:
-    """Free the memory of a compiled model's CUDA graphs, which torch would keep until the process ends."""
+    """Free the memory of the CUDA graphs of compiled models, which torch would keep until the process ends."""
     if device.type == "cuda":
-        torch.compiler.reset()
+        from torch._inductor.cudagraph_trees import reset_cudagraph_trees  # public is only a reset of all compilation
+
+        reset_cudagraph_trees()
+        torch.cuda.empty_cache()
 
 
 def num_parameters(config: DictConfig) -> int:

@@ -41,8 +41,8 @@ def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.
     """A row a variant, and a sentence on the preparation of data. What does not iterate has one row, not one for each
     number of iterations, and what has no backbone is not measured by one."""
     import pandas as pd
-    import torch
 
+    from capsule_sweeps.networks.build import free_graphs
     from capsule_sweeps.profiling.steps import as_in_training, device_of, make_step, memory, published_stack, wait
     from capsule_sweeps.routing.compiled import images_of_an_epoch
 
@@ -71,8 +71,7 @@ def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.
     steps["data", 0] = _prepare_batch(config)
     median, rounds = interleaved_medians(steps, repeats, device)
     del steps
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    free_graphs(device)
     rows = [
         {
             "variant": name,

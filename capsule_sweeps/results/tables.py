@@ -133,7 +133,7 @@ def cost_note(columns: Collection[str]) -> str:
     if "multiply_adds" in columns:
         text += f" {HEADS['multiply_adds']}: millions of multiply-adds for one image, forward."
     if "peak_memory_mb" in columns:
-        text += f" {HEADS['peak_memory_mb']}: most of a GPU's memory in use; on a CPU, most of the whole process."
+        text += f" {HEADS['peak_memory_mb']}: most GPU memory reserved; on a CPU, most of the whole process."
     return text
 
 

@@ -44,9 +44,10 @@ class Cut(NamedTuple):
 
 
 def try_out(device: torch.device) -> None:
-    """Raises whatever keeps Triton from compiling and running a kernel on this GPU."""
-    pose = torch.ones(1, 1, 1, 1, 1, device=device)
-    route(pose, pose, pose[..., None], pose.new_empty(0), 1)
+    """Raises whatever keeps Triton from compiling and running these kernels on this GPU."""
+    pose, coefficients = torch.ones(1, 1, 1, 1, 1, device=device), torch.ones(1, device=device)
+    route(pose, pose, pose[..., None], coefficients, 1)
+    route_backward(pose, pose, pose[..., None], coefficients, pose, 1)
 
 
 def route(children: Tensor, parents: Tensor, weight: Tensor, coefficients: Tensor, stride: int) -> Tensor:
@@ -80,7 +81,7 @@ def route_backward(
         **cut.constants,
     )
 
-    together = max(1, 64 // (x * d))  # children whose gradients the registers of a thread can hold
+    together = max(1, 64 // (x * d * cut.constants["G"]))  # children whose gradients the registers of a thread can hold
     blocks, P = triton.cdiv(cut.num_i, together), cut.constants["P"]
     part = triton.cdiv(cut.num_places, P * max(1, min(NUM_PROGRAMS // blocks, cut.blocks // 4))) * P
     parts = triton.cdiv(cut.num_places, part)

@@ -26,6 +26,7 @@ from capsule_sweeps.routing.compiled import Compiled, CompileError, warn_once
 VOTES_PER_SLICE = 2**19  # on a CPU: two buffers of 2 MiB stay in the cache (measured: 2**17 to 2**20 are within 1.5 x)
 VOTES_PER_SLICE_GPU = 2**26  # a slice must fill the GPU; a buffer is 256 MiB
 MAX_PRODUCTS = 64  # largest x·d that is spelled out as products: 8x8 weights. Matrix products are fast for larger ones.
+MAX_PARENTS, MAX_POSE = 128, 36  # of a layer that the kernels for a GPU take; larger ones spill registers
 OPTIONS = {  # recompute values that are used more than once instead of storing them
     "realize_opcount_threshold": 1_000_000,
     "realize_reads_threshold": 1_000_000,
@@ -52,9 +53,14 @@ def route_backward(
     return sliced_route_backward(patches, weight, parents, coefficients, grad)
 
 
-def gpu_kernels(children: Tensor) -> ModuleType | None:
-    """The routed pass on a GPU (gpu.py), if the children are float32 on one and Triton compiles there."""
-    return _gpu(children.device) if children.is_cuda and children.dtype == torch.float32 else None
+def gpu_kernels(children: Tensor, weight: Tensor) -> ModuleType | None:
+    """The routed pass on a GPU (gpu.py), if the children are float32 on one, a thread's registers can hold the poses of
+    this layer, and Triton compiles there."""
+    if not children.is_cuda or children.dtype != torch.float32:
+        return None
+    x, num_parents, d = weight.shape[3:]
+    fits = num_parents <= MAX_PARENTS and children.shape[4] // x * d <= MAX_POSE and d <= 3 * (d & -d)
+    return _gpu(children.device) if fits else None
 
 
 @cache
@@ -62,7 +68,9 @@ def _gpu(device: torch.device) -> ModuleType | None:
     try:
         from capsule_sweeps.routing import gpu
 
-        gpu.try_out(device)
+        with torch.cuda.device(device):
+            gpu.try_out(device)
+            torch.cuda.synchronize()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # triton, its compiler and the C compiler that it calls each have errors of their own

@@ -173,7 +173,7 @@ def _routed(
 ) -> tuple[Tensor, Tensor]:
     """Σ_i r V (B, M, h, w, E) and, with `keep`, r (slices, i, M, p) for the backward pass: 1/E of the votes' memory."""
     coefficients = _new_coefficients(parents, weight, num_images, keep)
-    if fused and (on_gpu := kernels.gpu_kernels(children)):
+    if fused and (on_gpu := kernels.gpu_kernels(children, weight)):
         with torch.cuda.device_of(children):  # Triton launches on the current device
             return on_gpu.route(children, parents, weight, coefficients, stride), coefficients
     layout = Layout(children, weight, stride, num_images)
@@ -204,7 +204,7 @@ def _routed_backward(
     fused: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients for children, parents and weight. Recomputes the votes."""
-    if fused and (on_gpu := kernels.gpu_kernels(children)):
+    if fused and (on_gpu := kernels.gpu_kernels(children, weight)):
         with torch.cuda.device_of(children):
             return on_gpu.route_backward(children, parents, weight, coefficients, grad, stride)
     layout = Layout(children, weight, stride, num_images)

@@ -13,7 +13,7 @@ MAX_BATCH = 256
 
 
 def evaluation_batch(config: DictConfig) -> int:
-    """Number of images per batch in evaluation: at most training.batch_size, so that memory for a step is sufficient.
+    """Number of images per batch in evaluation: at most training.batch_size, which needs less memory than a step.
 
     Configurations of imported checkpoints have no training.batch_size.
     """

@@ -31,12 +31,14 @@ def forget_peak(device: torch.device) -> None:
     """From now on `peak_memory` is that since now."""
     machine.forget_peak()
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """MB: on a CUDA GPU the most that tensors took of its memory; elsewhere the most that this process has had."""
-    return round(torch.cuda.max_memory_allocated(device) / 1e6, 1) if device.type == "cuda" else machine.peak_memory()
+    """MB: on a CUDA GPU the most memory that torch reserved, CUDA graphs included; elsewhere the most that this process
+    has had."""
+    return round(torch.cuda.max_memory_reserved(device) / 1e6, 1) if device.type == "cuda" else machine.peak_memory()
 
 
 def pin_execution(wanted: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:

@@ -93,7 +93,8 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
     correct = torch.zeros((), dtype=torch.int64, device=device)
 
     with ExitStack() as stack:
-        stack.callback(free_graphs, device)
+        if execution["compile"]:
+            stack.callback(free_graphs, device)
         claim = stack.enter_context(run.claim())
         if (run.folder / "summary.json").exists():  # another process finished it in the meantime
             return read_json(run.folder / "summary.json")

@@ -1,7 +1,7 @@
 """Record what an edit of code means for finished runs, in capsule_sweeps/runs/known_code.json.
 
     python tests/golden/known_code.py                       # list the modules whose code is not recorded
-    python tests/golden/known_code.py same routing.em       # every number of a training is as before
+    python tests/golden/known_code.py same routing.em       # every number of a training on a CPU is as before
     python tests/golden/known_code.py changed routing.em    # numbers differ: runs made before are stale
 
 `all` stands for all modules that the first command lists. A test fails as long as it lists any.

@@ -189,14 +189,19 @@ def test_a_copy_of_a_compiled_model_is_a_model_of_its_own():
     assert twin(torch.randn(2, 1, 8, 8)).abs().sum() > 0
 
 
-def test_only_training_with_whole_batches_is_compiled(monkeypatch):
+def test_only_training_is_compiled_and_on_a_gpu_only_whole_batches(monkeypatch):
     model = small("on", 3)
     monkeypatch.setattr(model.forward, "compiled", lambda images: "compiled")
     images = torch.randn(3, 1, 8, 8)
-    assert model(images) == "compiled"
-    assert model(images[:2]).shape == (2, 10), "the last batch of an epoch"
+    assert model(images) == model(images[:2]) == "compiled"
     with torch.no_grad():
         assert model(images).shape == (3, 10), "evaluation"
+
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    monkeypatch.setattr(model.forward, "eager", lambda images: "eager")
+    assert model(images.as_subclass(OnGpu)) == "compiled" and model(images[:2].as_subclass(OnGpu)) == "eager"
 
 
 @pytest.mark.parametrize(
@@ -204,11 +209,11 @@ def test_only_training_with_whole_batches_is_compiled(monkeypatch):
     [
         ("on", "cpu", False, 1, True),
         ("off", "cuda", True, 10**6, False),
-        ("auto", "cuda", False, compiling.MIN_STEPS, True),
-        ("auto", "cuda", True, compiling.MIN_STEPS - 1, False),
+        ("auto", "cuda", False, 4000, True),
+        ("auto", "cuda", True, 3999, False),
         ("auto", "mps", True, 10**6, False),
-        ("auto", "cpu", True, compiling.MIN_STEPS, True),
-        ("auto", "cpu", True, compiling.MIN_STEPS - 1, False),
+        ("auto", "cpu", True, 2000, True),
+        ("auto", "cpu", True, 1999, False),
         ("auto", "cpu", False, 10**6, False),
     ],
 )
