@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
-# Compiling takes about half a minute. A step of the paper's network then takes at least 25 ms less on two CPU cores, and
-# at least 6 ms less on an H100 or H200.
+# Compiling takes about half a minute. A step of the paper's network then takes at least 25 ms less on two CPU cores, at
+# least 6 ms less on an H100 or H200.
 MIN_STEPS = {"cpu": 2000, "cuda": 4000}
 NUM_IMAGES = {"sklearn": 1400}  # by dataset.source, if dataset.train_size is not set; others: about 50,000
 
