@@ -261,11 +261,18 @@ def test_compiled_run_that_was_interrupted_ends_as_if_untouched(launch, referenc
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("compiled", "amp"), [("off", "none"), ("on", "none"), ("on", "bf16")])
-def test_interrupted_on_a_gpu(launch, reference, runs, tiny, python, tmp_path, compiled, amp) -> None:
-    """The second attempt compiles again, as on another node."""
+@pytest.mark.parametrize(
+    ("compiled", "amp", "routing"),
+    [
+        ("off", "none", "inverted_attention"),
+        ("on", "none", "inverted_attention"),
+        *(("on", "bf16", routing) for routing in ("inverted_attention", "attention", "dynamic", "em", "self_routing")),
+    ],
+)
+def test_interrupted_on_a_gpu(launch, reference, runs, tiny, python, tmp_path, compiled, amp, routing) -> None:
+    """The second attempt compiles again, and records CUDA graphs again, as on another node."""
     more = ["device=cuda", f"training.compile={compiled}", f"training.amp={amp}", "training.ema=0.9"]
-    more += ["capsules.dropout=0.1", "num_routing=2", "training.batch_size=9"]
+    more += ["capsules.dropout=0.1", "num_routing=2", "training.batch_size=9", f"routing={routing}"]
     untouched = reference(*more)
     assert launch(*more, signal_at=(signal.SIGTERM, 3)).code == 143
     cache = str(tmp_path / "another")
