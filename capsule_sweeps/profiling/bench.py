@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 Key = TypeVar("Key", bound=Hashable)
+Medians = Mapping[tuple[str, int], float]  # seconds of a step, by variant and num_routing
 ITERATIONS = (1, 2, 3)
 
 
@@ -44,7 +45,6 @@ def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.
 
     from capsule_sweeps.networks.build import free_graphs
     from capsule_sweeps.profiling.steps import as_in_training, device_of, make_step, memory, published_stack, wait
-    from capsule_sweeps.routing.compiled import images_of_an_epoch
 
     if against:
         published_stack(config, against)
@@ -85,23 +85,27 @@ def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.
         for name, num_routing in variants
     ]
     frame = pd.DataFrame(rows).astype({"num_routing": "Int64"})
-    share = median["data", 0] / median[kinds[-1], own[0]]
-    recipe, num_images = config.training, images_of_an_epoch(config)
-    hours = recipe.epochs * num_images / batch_size * median[kinds[-1], own[:2][-1]] / 3600
+    return frame, _note(config, kinds[-1], own, median, rounds, repeats)
+
+
+def _note(config: DictConfig, kind: str, own: tuple[int, ...], median: Medians, rounds: int, repeats: int) -> str:
+    """What holds for all rows, what preparing a batch takes, and about how long a run takes."""
+    from capsule_sweeps.routing.compiled import images_of_an_epoch
+
+    share = median["data", 0] / median[kind, own[0]]
+    recipe, batch_size, num_images = config.training, config.training.batch_size, images_of_an_epoch(config)
+    hours = recipe.epochs * num_images / batch_size * median[kind, own[:2][-1]] / 3600
     schedule = f"{config.routing.schedule} schedule, " if len(own) > 1 else ""
     stopped = f" of {repeats}, stopped by Ctrl-C before memory was measured" if rounds < repeats else ""
-    step = "a compiled step" if kinds[-1] == "compiled" else "a step"
-    first_step, usual = (
-        (" with num_routing=1", f"{kinds[-1]} with num_routing=2") if len(own) > 1 else ("", f"{kinds[-1]},")
-    )
-    note = (
+    step = "a compiled step" if kind == "compiled" else "a step"
+    first_step, usual = (" with num_routing=1", f"{kind} with num_routing=2") if len(own) > 1 else ("", f"{kind},")
+    return (
         f"batch size {batch_size}, amp={config.training.amp}, {schedule}"
         f"medians of {rounds} interleaved steps{stopped}; "
         f"preparing a batch takes {1000 * median['data', 0]:.2f} ms, {share:.2%} of {step}{first_step}; "
         f"{usual} {counted(recipe.epochs, 'epoch')} of {counted(num_images, 'image')} take {hours:.3g} hours, "
         "evaluation not counted"
     )
-    return frame, note
 
 
 def interleaved_medians(
