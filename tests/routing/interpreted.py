@@ -26,6 +26,7 @@ def distances(shape):
 
 
 if __name__ == "__main__":
+    gpu.try_out(torch.device("cpu"))
     many = {"more parents than a warp has threads": (3, 2, 70, 3, 3, (2, 2), 1, 2, 2, 2)}
     many |= {"two parents in a thread": (2, 2, 40, 3, 3, (3, 3), 2, 4, 4, 4)}
     many |= {"many parts": (1, 24, 3, 4, 4, (4, 4), 1, 4, 4, 4)}

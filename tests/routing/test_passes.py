@@ -251,11 +251,13 @@ def check_exact_twice(routed, inputs, stride):
 @pytest.mark.parametrize("fused", [True, False], ids=["compiled", "eager"])
 @pytest.mark.parametrize("shape", ODD_SHAPES.values(), ids=ODD_SHAPES)
 def test_passes_on_a_gpu_are_close_to_autograd_in_float64(shape, fused, monkeypatch):
-    if fused:
-        monkeypatch.setattr(kernels, "sliced_route", None)
-        monkeypatch.setattr(kernels, "sliced_route_backward", None)
     *inputs, stride = make(shape)
     inputs = [t.detach().cuda() for t in inputs]
+    if fused:
+        if kernels.gpu_kernels(inputs[0].float(), inputs[2]) is None:
+            pytest.skip("its poses are too large for registers")
+        monkeypatch.setattr(kernels, "sliced_route", None)
+        monkeypatch.setattr(kernels, "sliced_route_backward", None)
     check_exact_twice(lambda c, p, w: routed_pass(c, p, w, stride, fused), inputs, stride)
     check_bfloat16(inputs, stride, fused)
     check_finite(inputs, stride, fused)
