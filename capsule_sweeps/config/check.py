@@ -106,13 +106,6 @@ def _check_data(dataset: dict[str, Any]) -> None:
                 f"dataset.root={dataset['root']} is not read with dataset.source={dataset['source']}: "
                 "leave it out, or set dataset.source=folder"
             )
-    if dataset["views"] is not None and dataset["source"] != "small_norb":
-        raise ValueError(
-            f"dataset.views={dataset['views']} has no effect with dataset.source={dataset['source']}, which has no "
-            "viewpoints: remove it, or set dataset=small_norb"
-        )
-    if dataset["base"] is not None:
-        _check_base(dataset)
     if dataset["labels_per_image"] == 2 and dataset["base"] is None:
         raise ValueError(
             "dataset.labels_per_image=2 needs digits to make pairs of: set dataset.base=MNIST or dataset.base=digits"
@@ -126,21 +119,6 @@ def _check_data(dataset: dict[str, Any]) -> None:
         raise ValueError(
             f"dataset.test_shift={dataset['test_shift']} leaves nothing of images of "
             f"{dataset['image_size']}x{dataset['image_size']} pixels: it must be less than that, to either side"
-        )
-
-
-def _check_base(dataset: dict[str, Any]) -> None:
-    """Raises ValueError for digits that are those of the data set itself, or that its source does not have."""
-    base, source = dataset["base"], dataset["source"]
-    if base == dataset["name"]:
-        raise ValueError(
-            f"dataset.base={base} has no effect with dataset={base}, which has these digits: remove it, or set "
-            "dataset=affine_digits or dataset=multi_digits"
-        )
-    if source in BASES.values() and source != BASES[base]:
-        raise ValueError(
-            f"dataset.base={base} is not read with dataset.source={source}: set dataset.source={BASES[base]}, or "
-            "remove dataset.base"
         )
 
 
@@ -171,6 +149,28 @@ def check_effects(config: DictConfig) -> None:
         raise ValueError(
             f"training.lr_decay={recipe.lr_decay} has no effect without milestones: set it to {LR_DECAY}, or set "
             "training.milestones and training.lr_schedule=steps"
+        )
+    check_effects_on_data(config.dataset)
+
+
+def check_effects_on_data(dataset: DictConfig) -> None:
+    """Raises ValueError for viewpoints that the images do not have, and for digits that are those of the data set
+    itself or that its source does not have."""
+    base, source = dataset.base, dataset.source
+    if dataset.views is not None and source != "small_norb":
+        raise ValueError(
+            f"dataset.views={dataset.views} has no effect with dataset.source={source}, which has no viewpoints: "
+            "remove it, or set dataset=small_norb"
+        )
+    if base is not None and base == dataset.name:
+        raise ValueError(
+            f"dataset.base={base} has no effect with dataset={base}, which has these digits: remove it, or set "
+            "dataset=affine_digits or dataset=multi_digits"
+        )
+    if base is not None and source in BASES.values() and source != BASES[base]:
+        raise ValueError(
+            f"dataset.base={base} is not read with dataset.source={source}: set dataset.source={BASES[base]}, or "
+            "remove dataset.base"
         )
 
 

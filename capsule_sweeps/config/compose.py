@@ -4,11 +4,9 @@ import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, field, fields, make_dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +18,7 @@ from capsule_sweeps.config.moved import PRESENT_SPELLING
 from capsule_sweeps.config.schema import OPEN_SCHEMA
 from capsule_sweeps.config.trust import check_hydra
 from capsule_sweeps.config.versions import BASE
+from capsule_sweeps.config.yaml_files import read_options
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONF_DIR = next(filter(Path.is_dir, [PACKAGE / "conf"]), PACKAGE.parent / "conf")  # of a wheel, of a checkout
@@ -112,17 +111,9 @@ def check_names(config: DictConfig) -> None:
     """Raises ValueError for a class under the name of another one, by which tables would call its runs."""
     for group in ("routing", "backbone", "model"):
         name, target = config[group].name, config[group].get("_target_")
-        known = _class_of(group, name)
-        if known and target and PRESENT_SPELLING.get(target, target) != known:
+        known = read_options(CONF_DIR / group).get(name, {}).get(group, {}).get("_target_")
+        if known and target and PRESENT_SPELLING.get(target, target) != PRESENT_SPELLING.get(str(known), known):
             raise ValueError(
                 f"{group}.name={name} is the name of {known}, but {group}._target_={target}: give this class a name of "
                 f"its own, `name: …` in its YAML file or {group}.name=…"
             )
-
-
-@cache
-def _class_of(group: str, name: str) -> str | None:
-    """The class that conf/GROUP/NAME.yaml names, if there is such a file."""
-    path = CONF_DIR / group / f"{name}.yaml"
-    target = yaml.safe_load(path.read_text()).get("_target_") if path.is_file() else None
-    return str(target) if target else None

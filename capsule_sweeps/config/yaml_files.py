@@ -1,12 +1,16 @@
 """The YAML files of a configuration: bounds on what they hold, and values that YAML 1.1 takes for something else."""
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
 
 MAX_BYTES = 256_000
 MAX_VALUES = 100_000  # aliases written out
@@ -15,6 +19,42 @@ NAMES = {  # keys whose values are text
     *("name", "project", "entity", "group", "partition", "account", "qos", "constraint", "time"),
     *("dataset", "backbone", "capsules", "routing", "model", "training", "tracking", "ablation", "experiment"),
 }
+
+
+@cache
+def read_options(folder: Path) -> dict[str, dict[str, Any]]:
+    """Option → what its file in a folder such as conf/routing sets, as {"routing": …, "training": …}: the settings of
+    its group with those of the options that it starts from, and its changes to other groups, not resolved.
+
+    A file that is not an option is left out, with one warning that names it.
+    """
+    group, files = folder.name, {}
+    for path in sorted(filter(Path.is_file, folder.glob("*.yaml"))):
+        try:
+            files[path.stem] = _option(group, yaml.load(path.read_bytes(), LOADER))
+        except Exception as error:  # YAML itself raises errors of many types for values such as dates
+            why = " ".join(str(getattr(error, "strerror", None) or error).split())
+            log.warning("%s is not a readable option and is left out (%s): fix or remove it.", path, why)
+
+    def settings(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+        bases = [base for base in files[name]["defaults"] if isinstance(base, str) and base in files]
+        parts = [settings(base, (*above, name)) for base in bases if base not in (*above, name)]
+        return {key: value for part in (*parts, files[name][group]) for key, value in part.items()}
+
+    return {name: {**content, group: settings(name)} for name, content in files.items()}
+
+
+def _option(group: str, content: Any) -> dict[str, Any]:
+    """The content of an option's file by group, and its list of defaults. Raises ValueError if it has other types."""
+    if not isinstance(content, dict):
+        raise ValueError("it has no keys")
+    defaults, rest = content.get("defaults") or [], {key: content[key] for key in content if key != "defaults"}
+    rest = rest if group in rest else {group: rest}  # a file that begins with `# @package _global_` names its group
+    if not isinstance(defaults, list):
+        raise ValueError("its defaults are not a list")
+    if not isinstance(rest[group], dict):
+        raise ValueError(f"its {group} has no keys")
+    return {**{key: value for key, value in rest.items() if isinstance(value, dict)}, "defaults": defaults}
 
 
 def check_files(folders: Sequence[Path]) -> None:

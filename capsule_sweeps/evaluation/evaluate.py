@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from capsule_sweeps.config.check import check
+from capsule_sweeps.config.check import check, check_effects_on_data
 from capsule_sweeps.config.compose import compose_config
 from capsule_sweeps.config.errors import sentence
 from capsule_sweeps.config.schema import MAX_ITERATIONS
@@ -111,6 +111,8 @@ def load_test_data(config: DictConfig, overrides: Sequence[str]) -> tuple[DictCo
         asked = compose_config([])
         asked.dataset, asked.data_dir = OmegaConf.merge(asked.dataset, own), config.data_dir
         asked = apply(overrides, asked)
+        if values_of(overrides).keys() & {"dataset.views", "dataset.base"}:  # not for those of the run itself
+            check_effects_on_data(asked.dataset)
     for key in ("mean", "std"):
         if not any(word.startswith(f"dataset.{key}=") for word in overrides):
             asked.dataset[key] = own[key]

@@ -187,8 +187,8 @@ def parsed(key: str, text: str) -> list[Any]:
 @cache
 def _option(group: str, name: str) -> dict[str, Any]:
     """The values that conf/<group>/<name>.yaml sets, with its defaults; {} if there is no such file."""
-    folder = CONF_DIR / group
-    if not group.isidentifier() or not (folder / f"{name}.yaml").is_file() or "/" in name:
+    folders = {folder.name: folder for folder in CONF_DIR.iterdir()}
+    if group not in folders or name not in {path.stem for path in folders[group].glob("*.yaml")}:
         return {}
     config = OmegaConf.select(compose_config([f"{group}={name}"]), group)
     return dict(flatten(config, group)) if config is not None else {}

@@ -4,11 +4,9 @@ import re
 from functools import cache
 from typing import Any
 
-import yaml
-
 from capsule_sweeps.config.compose import CONF_DIR
-from capsule_sweeps.config.errors import one_sentence
 from capsule_sweeps.config.moved import FIRST_SPELLING
+from capsule_sweeps.config.yaml_files import read_options
 from capsule_sweeps.runs.signature import NEUTRAL
 
 
@@ -32,21 +30,10 @@ def _has_part(signed: dict[str, Any], key: str) -> bool:
 
 @cache
 def routing_settings() -> dict[str, set[str]]:
-    """The class of a routing, as it is signed → its settings: all keys of the options in conf/routing that choose it.
-
-    Raises ValueError for a file that is not readable.
-    """
-    with one_sentence():
-        files = {path.stem: yaml.safe_load(path.read_text()) for path in (CONF_DIR / "routing").glob("*.yaml")}
-
-        def option(name: str) -> dict[str, Any]:
-            content = files[name] if isinstance(files[name], dict) else {}
-            bases = [base for base in content.get("defaults") or [] if isinstance(base, str) and base in files]
-            parts = [*map(option, bases), content.get("routing", content)]  # an option may set more than routing
-            return {key: value for part in parts for key, value in part.items()}
-
-        found: dict[str, set[str]] = {}
-        for chosen in map(option, files):
-            target = str(chosen.get("_target_"))
+    """The class of a routing, as it is signed → its settings: all keys of the options in conf/routing that have it."""
+    found: dict[str, set[str]] = {}
+    for option in read_options(CONF_DIR / "routing").values():
+        if "_target_" in (chosen := option["routing"]):
+            target = str(chosen["_target_"])
             found.setdefault(FIRST_SPELLING.get(target, target), set()).update(chosen)
-        return found
+    return found

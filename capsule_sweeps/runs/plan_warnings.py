@@ -2,15 +2,13 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from functools import cache
 from typing import Any, Protocol
 
-import yaml
 from omegaconf import DictConfig
 
 from capsule_sweeps.config.compose import CONF_DIR
-from capsule_sweeps.config.errors import one_sentence
 from capsule_sweeps.config.milestones import as_epochs
+from capsule_sweeps.config.yaml_files import read_options
 from capsule_sweeps.display import counted
 
 RATIO = 2  # warn if one model has at least this many times the parameters of another
@@ -58,23 +56,14 @@ def _recipes(plan: Sequence[Point]) -> list[str]:
     for name in dict.fromkeys(
         str(point.config.model.routing.name) for point in plan if "routing" in point.config.model
     ):
-        made = _recipe_of(name)
+        made = read_options(CONF_DIR / "routing").get(name, {}).get("training", {})  # another folder may have it
         configs = [point.config for point in plan if point.config.model.get("routing", {}).get("name") == name]
-        kept = {key: value for key, value in made.items() if any(config.training[key] == value for config in configs)}
+        trained = [config.training for config in configs]
+        kept = {key: made[key] for key in trained[0] if key in made and any(one[key] == made[key] for one in trained)}
         if kept:
             settings = ", ".join(f"training.{key}={json.dumps(value)}" for key, value in kept.items())
             lines.append(f"routing={name} trains with {settings}, from conf/routing/{name}.yaml.")
     return lines
-
-
-@cache
-def _recipe_of(routing: str) -> dict[str, Any]:
-    """Settings `training.*` in the file of a routing."""
-    path = CONF_DIR / "routing" / f"{routing}.yaml"
-    if not path.is_file():  # of another configuration folder
-        return {}
-    with one_sentence():
-        return dict((yaml.safe_load(path.read_text()) or {}).get("training") or {})
 
 
 def _without_iterations(plan: Sequence[Point]) -> str:

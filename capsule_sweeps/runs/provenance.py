@@ -41,7 +41,7 @@ def fingerprint(module: str) -> str | None:
         return None
     try:
         return hashed(ast.parse(path.read_bytes()))
-    except SyntaxError:  # of a file that is being edited
+    except (SyntaxError, ValueError):  # of a file that is being edited; ValueError for null bytes in Python 3.11
         return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
 
 
@@ -96,13 +96,16 @@ def _imported(module: str) -> frozenset[str]:
     package = module if path and path.name == "__init__.py" else module.rpartition(".")[0]
     try:
         nodes = ast.walk(ast.parse(path.read_bytes())) if path else iter(())
-    except SyntaxError:
+    except (SyntaxError, ValueError):
         return frozenset()
     for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            name = resolve_name("." * node.level + (node.module or ""), package)
+            try:
+                name = resolve_name("." * node.level + (node.module or ""), package)
+            except ImportError:  # it leads out of the package, which a module may catch to run without one
+                continue
             found |= {name, *(f"{name}.{alias.name}" for alias in node.names)}
     ours = {name.removeprefix("capsule_sweeps.") for name in found if name.startswith("capsule_sweeps.")}
     ours = {name for name in ours if name.split(".")[0] in NUMBERS and "." in name and name not in EXCEPT}

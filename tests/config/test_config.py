@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from capsule_sweeps import build_model, compose_config
+from capsule_sweeps.config import compose
 from capsule_sweeps.config.check import check
+from capsule_sweeps.config.compose import check_names
 from capsule_sweeps.runs.signature import columns
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +25,39 @@ OPTIONS = sorted(
 
 
 # Values
+
+
+@pytest.mark.parametrize(("group", "name"), [one for one in OPTIONS if one[0] in ("routing", "backbone", "model")])
+def test_a_class_under_the_name_of_each_other_one(group, name) -> None:
+    config = compose_config([f"{group}={name}"] if group != "routing" or name[:3] != "sr_" else [])
+    assert check_names(config) is None
+    config[group].name, config[group]._target_ = name, "mine.Own"
+    with pytest.raises(ValueError, match=f"{group}.name={name} is the name of capsule_sweeps"):
+        check_names(config)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "../routing/em", "draft", "null"])
+def test_names_that_are_no_options_are_free(name, monkeypatch, tmp_path) -> None:
+    shutil.copytree(ROOT / "conf" / "routing", tmp_path / "routing")
+    (tmp_path / "routing" / "draft.yaml").write_text("")
+    (tmp_path / "routing" / "null.yaml").write_text("training: 5\nrouting: {_target_: null}")
+    config = compose_config([])
+    monkeypatch.setattr(compose, "CONF_DIR", tmp_path)
+    config.routing.name, config.routing._target_ = name, "mine.Own"
+    assert check_names(config) is None
+
+
+@pytest.mark.parametrize(
+    ("base", "setting"),
+    [("MNIST", "dataset.views=azimuth"), ("digits", "dataset.base=digits"), ("digits", "dataset.base=MNIST")],
+)
+def test_settings_of_data_without_effect_are_read_but_not_made(base, setting) -> None:
+    stored = OmegaConf.create(OmegaConf.to_container(compose_config([f"dataset={base}"])))
+    key, value = setting.split("=")
+    OmegaConf.update(stored, key, value)
+    assert OmegaConf.select(check(stored), key) == value, "runs made before it became an error are read"
+    with pytest.raises(ValueError, match=f"{setting} (has no effect|is not read)"):
+        compose_config([f"dataset={base}", setting])
 
 
 def test_defaults() -> None:

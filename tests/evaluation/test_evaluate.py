@@ -166,6 +166,7 @@ def test_another_data_set_of_the_same_shape(finished, capsule_sweeps, data_dir) 
         (["dataset=affine_digits", "dataset.base=digits"], "image_size=40"),
         (["device=cuda:7"], "device=cuda:7"),
         (["~dataset.root"], "dataset.root"),
+        (["dataset.views=azimuth"], "dataset.views=azimuth has no effect"),
     ],
 )
 def test_what_cannot_be_evaluated(finished, capsule_sweeps, words, found) -> None:

@@ -643,12 +643,30 @@ def test_settings_of_each_routing_are_those_that_its_class_takes() -> None:
     assert setting(others, "model.routing.norm") == "layer", "an unknown class may have it"
 
 
-def test_a_new_routing_brings_its_settings_along(monkeypatch, tmp_path) -> None:
-    """One YAML declares them; an option that starts from another one has all of its settings."""
+BROKEN = {
+    "nothing": b"# nothing yet",
+    "key": b"# @package _global_\nrouting:\n",
+    "word": b"routing: em",
+    "list": b"[a]",
+    "defaults": b"defaults: 5",
+    "open": b"a: [",
+    "latin": b"a: \xe4",
+    "date": b"a: 2026-99-99",
+    "deep": b"[" * 3000 + b"]" * 3000,
+}
+
+
+def test_a_new_routing_brings_its_settings_along(monkeypatch, tmp_path, caplog) -> None:
+    """One YAML declares them; an option that starts from another one has all of its settings. Drafts are named."""
     (tmp_path / "routing").mkdir()
+    for name, text in BROKEN.items():
+        (tmp_path / f"routing/{name}.yaml").write_bytes(text)
+    (tmp_path / "routing/one.yaml").write_text(
+        "defaults: [other, one, open, {override /a: b}]\n_target_: of.others.One"
+    )
+    (tmp_path / "routing/other.yaml").write_text("defaults: [one]\n_target_: of.others.Cycle\nnorm: none")
     (tmp_path / "routing/new.yaml").write_text("_target_: of.others.New\nsharpness: 2")
     (tmp_path / "routing/newer.yaml").write_text("defaults: [new, _self_]\n_target_: of.others.Newer\nnorm: none")
-    (tmp_path / "routing/draft.yaml").write_text("# nothing yet")
     monkeypatch.setattr(neutral, "CONF_DIR", tmp_path)
     monkeypatch.setattr(neutral, "routing_settings", cache(neutral.routing_settings.__wrapped__))
     monkeypatch.setitem(NEUTRAL, "model.routing.sharpness", 1)
@@ -657,9 +675,11 @@ def test_a_new_routing_brings_its_settings_along(monkeypatch, tmp_path) -> None:
             setting({"model.routing._target_": f"of.others.{kind}"}, f"model.routing.{key}")
             for key in ("sharpness", "norm")
         ]
-        for kind in ("New", "Newer", "Other")
+        for kind in ("New", "Newer", "Other", "One")
     }
-    assert found == {"New": [1, None], "Newer": [1, "layer"], "Other": [1, "layer"]}
+    assert found == {"New": [1, None], "Newer": [1, "layer"], "Other": [1, "layer"], "One": [None, "layer"]}
+    warned = [re.match(r"\S*/routing/(\w+)\.yaml is not a readable option", line) for line in caplog.messages]
+    assert [one and one[1] for one in warned] == sorted(BROKEN), caplog.messages
 
 
 def test_settings_are_never_rounded(invent, capsule_sweeps) -> None:

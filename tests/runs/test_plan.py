@@ -326,19 +326,22 @@ def test_own_routing_outside_of_the_package_makes_its_runs_stale(tmp_path, monke
     folder.mkdir()
     texts = {
         "__init__": "raise AssertionError('planning imports nothing')",
-        "topk": "from . import helper\nclass K: ...",
+        "topk": "from . import helper\ntry:\n  from ..beyond import x\nexcept ImportError: ...\nclass K: ...",
     }
     texts |= {"helper": "import capsule_sweeps.routing.em\nfrom .other import x", "other": "x = 1", "unused": ""}
     for name, text in texts.items():
         (folder / f"{name}.py").write_text(text)
+    alone = "try: from .topk import K\nexcept ImportError: from mine_outside.topk import K"
+    (tmp_path / "mine_alone.py").write_text(alone)  # a module without a package
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("CAPSULE_SWEEPS_TRUST_PACKAGES", "mine_outside")
+    monkeypatch.setenv("CAPSULE_SWEEPS_TRUST_PACKAGES", "mine_outside,mine_alone")
     flat = {"model.routing._target_": "mine_outside.topk.K"}
     forget()
     now = provenance.code(flat)
     record = {"signed_config": flat, "attempts": [{"code": now}]}
     others = {f"mine_outside.{name}" for name in ("topk", "helper", "other")}
     assert {name for name in now if name.split(".")[0] not in provenance.NUMBERS} == {"mine_outside", *others}
+    assert set(provenance.code({"a._target_": "mine_alone.K"})) == {*now, "mine_alone"}
     (folder / "plain" / "inner").mkdir(parents=True)  # folders without __init__.py
     (folder / "plain" / "inner" / "one.py").write_text("from ...other import x")
     forget()

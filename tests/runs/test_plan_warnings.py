@@ -55,6 +55,8 @@ def test_recipe_of_a_routing_is_named(place) -> None:
     (line,) = plan_warnings(plan("routing=dynamic", "routing=inverted_attention", "routing=dynamic training=paper"))
     assert line == "routing=dynamic trains with training.clip_norm=1.0, from conf/routing/dynamic.yaml."
     assert plan_warnings(plan("routing=dynamic training.clip_norm=null", "routing=dynamic training.clip_norm=3")) == []
+    for name in ("a" * 300, "../routing/dynamic"):
+        assert plan_warnings(plan(f"num_routing=2 routing.name={name}")) == []
     assert plan_warnings(plan("routing=sr_dynamic capsules=sr_capsnet_1 training=sr_capsnet backbone=resnet20")) == []
 
 
