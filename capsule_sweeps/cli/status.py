@@ -27,9 +27,12 @@ def run(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.console import console
     from capsule_sweeps.runs.select import select
 
+    runs_dir = arguments.runs_dir
     while True:
-        runs = select(arguments.runs_dir, arguments.runs, imported=True, some=False)
-        text = show(runs, arguments)
+        if arguments.watch and not (runs_dir.is_dir() and any(runs_dir.iterdir())):
+            text = f"No run is in {runs_dir} yet."
+        else:
+            text = show(select(runs_dir, arguments.runs, imported=True, some=False), arguments)
         if arguments.watch and console().is_terminal and arguments.format in ("table", "md"):
             text = clipped(text, console().height)
             console().clear()
@@ -40,7 +43,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def show(runs: pd.DataFrame, arguments: argparse.Namespace) -> str:
-    """Sweeps and runs as text. Without words and with many runs: sweeps, and the runs that are in none or at work."""
+    """Sweeps and runs as text. Without words and with many runs: sweeps, and the runs that are in none or at work.
+
+    Sweeps none of whose runs has started are shown as well."""
     from capsule_sweeps.console import console
     from capsule_sweeps.results.overview import SCREEN, failed_note, run_table, sweep_table
     from capsule_sweeps.results.render import render
@@ -48,6 +53,9 @@ def show(runs: pd.DataFrame, arguments: argparse.Namespace) -> str:
     from capsule_sweeps.runs.where import where
 
     sweeps = sweep_table(arguments.runs_dir, runs)
+    if arguments.runs:
+        sweeps = sweeps[sweeps.sweep.isin([word.removeprefix("sweep=") for word in arguments.runs])]
+    waiting = not sweeps.sweep.isin([name for names in runs.sweeps for name in names]).all()
     many = len(runs) > SCREEN and len(sweeps) > 0 and not arguments.runs
     runs["state"] = runs.state.mask(runs.stale, "stale").mask(runs.imported, "imported")
     counts = ", ".join(f"{count} {state}" for state, count in runs.state.value_counts().items()) or "none"
@@ -66,7 +74,7 @@ def show(runs: pd.DataFrame, arguments: argparse.Namespace) -> str:
     shown = run_table(listed).assign(slurm=where(arguments.runs_dir, listed))
     shown = shown if shown.slurm.any() else shown.drop(columns="slurm")
     parts = []
-    if for_people and not arguments.runs and (many or len(sweeps) > 1):
+    if for_people and (waiting or (not arguments.runs and (many or len(sweeps) > 1))):
         said = "`status SWEEP` lists the runs of a sweep." + (
             f" All runs: {(note or counts).rstrip('.')}." if not len(listed) else ""
         )

@@ -31,9 +31,12 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
     module, _, attribute = target.rpartition(".")
     try:
         cls = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever the code of a module of the user raises
         where = "" if target.startswith("capsule_sweeps.") else ", and that its package is installed or in PYTHONPATH"
-        raise ValueError(f"_target_={target} is unknown ({error}); check its spelling{where}") from error
+        if isinstance(error, ImportError | AttributeError):
+            raise ValueError(f"_target_={target} is unknown ({error}); check its spelling{where}") from error
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"_target_={target}: {module} cannot be imported ({what}); fix this module") from error
     from torch.nn import Module
 
     if not (isinstance(cls, type) and issubclass(cls, Module) and trusted(f"{cls.__module__}.")):

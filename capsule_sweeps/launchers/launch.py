@@ -73,7 +73,10 @@ def launch(
     at_once = launcher.num_parallel(todo, policy.dry_run)
     show_plan(plan, len(configs), at_once)
     if policy.dry_run:
-        warn_of_sizes(plan)
+        try:
+            warn_of_sizes(plan)
+        except Exception as error:  # also of a class of the user; a dry run has no preflight
+            tell(f"Numbers of parameters are unknown: {' '.join(str(error).split()) or type(error).__name__}.")
         return [None] * len(configs)
     if todo:
         # Device and memory of a login node are not those of a compute node

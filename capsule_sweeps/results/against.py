@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from capsule_sweeps.display import listed
+from capsule_sweeps.display import counted, listed
 from capsule_sweeps.results.columns import as_typed, setting, settings_frame, short_names, typed
 from capsule_sweeps.results.fitted import Parts
 from capsule_sweeps.results.intervals import by_seed, compare, holm
@@ -28,14 +28,14 @@ CHOICES |= {"capsules": ("model.capsules.",), "dataset": ("dataset.",)}
 
 
 class Pair(NamedTuple):
-    """Group of the base, group that is compared with it, their values of the key, and whether the recipe also
-    differs."""
+    """Group of the base, group that is compared with it, their values of the key, and in which settings of the recipe
+    they also differ."""
 
     base: str
     group: str
     change: str
     of_base: str
-    recipe: bool = False
+    recipe: str = ""
 
 
 def against_table(
@@ -44,7 +44,8 @@ def against_table(
     """One row per baseline and per group that differs from a baseline only in the key of `against`.
 
     Columns: the settings in which baselines differ; base (the same in words); the key (such as num_routing) with the
-    value of the row's runs; parameters, where they differ between rows; n (pairs of seeds, or the runs of the smaller
+    value of the row's runs; parameters, where they differ between rows; recipe: the settings training.* in which a
+    group also differs from its base, if any does; n (pairs of seeds, or the runs of the smaller
     group), mean of the row's runs (%),
     difference to the base (percentage points), half_width of its 95 % interval, p_value, p_holm (Holm's correction over
     all rows), seeds_needed (see `intervals.compare`), paired, rule; also first_seeds, the n0 of the interval, if a
@@ -56,7 +57,7 @@ def against_table(
     first = finished.drop_duplicates("group").set_index("group", drop=False)
     begun = {str(group): first_of(own) for group, own in finished.groupby("group")}
     sizes = finished.groupby("group").parameters.max()
-    found = list(find(first) if find else _pairs(first, against))
+    found = list(find(first) if find else _pairs(first, against, runs))
     key, rows = _column(against), []
     bases = {pair.base: pair.of_base for pair in found}
     names, frame = base_names(first.loc[list(bases)], against)
@@ -72,10 +73,12 @@ def against_table(
             row = {**of, key: pair.change + ("*" if pair.recipe else ""), "n": seen.n}
             row |= {"mean": accuracies[pair.group].mean(), "difference": seen.difference, "half_width": seen.half_width}
             row |= {"first_seeds": seen.first_seeds, "parameters": sizes[pair.group]}
+            row |= {"recipe": pair.recipe or None}
             rows.append({**row, "p_value": seen.p_value, "seeds_needed": seen.seeds_needed, "paired": seen.paired})
-    table = pd.DataFrame(rows, columns=[*settings, "base", key, "parameters", *NUMBERS]).assign(rule=rule)
+    table = pd.DataFrame(rows, columns=[*settings, "base", key, "parameters", "recipe", *NUMBERS]).assign(rule=rule)
     table = table.astype(dict.fromkeys(("n", "seeds_needed", "first_seeds", "parameters"), "Int64"))
     table = table if table.parameters.nunique() > 1 else table.drop(columns="parameters")
+    table = table if table.recipe.notna().any() else table.drop(columns="recipe")
     table = table if table.first_seeds.notna().any() else table.drop(columns="first_seeds")
     numbers = ["mean", "difference", "half_width", "p_value", "p_holm"]
     table[numbers] = table[numbers].astype(float)
@@ -88,8 +91,8 @@ def _column(against: str) -> str:
     return against.partition("=")[0].removesuffix(".name").rpartition(".")[2]
 
 
-def _pairs(first: pd.DataFrame, against: str) -> Iterator[Pair]:
-    """Baseline and group; `first`: a run of each group."""
+def _pairs(first: pd.DataFrame, against: str, runs: pd.DataFrame) -> Iterator[Pair]:
+    """Baseline and group; `first`: a run of each finished group; `runs`: all runs."""
     key = against.partition("=")[0]
     if not against.partition("=")[2]:
         raise ValueError(f"--against {against} is invalid; use KEY=VALUE of the baseline, such as num_routing=1")
@@ -100,6 +103,8 @@ def _pairs(first: pd.DataFrame, against: str) -> Iterator[Pair]:
     signed = filters.signed_key(first, key)
     free = CHOICES.get(key) or ((signed,) if signed and key != "seed" else ())
     if not free:
+        if key != "seed" and filters.signed_key(runs, key):
+            raise ValueError(f"--against {against}: {_unfinished(runs, first, key)}")
         if key not in first.columns:
             raise ValueError(f"--against {against}: {filters.unknown(first, key)}")
         raise ValueError(
@@ -107,7 +112,7 @@ def _pairs(first: pd.DataFrame, against: str) -> Iterator[Pair]:
         )
     is_base = filters.fit(first, against)
     if not is_base.any():
-        raise ValueError(f"--against {filters.none_fits(first, against, [against], 'group')}")
+        raise ValueError(f"--against {filters.none_fits(first, against, [against], 'finished group')}")
     found = first[key] if key in first.columns else filters.values(first, signed) if signed else ""
     label = pd.Series(found, index=first.index, dtype=object).map(filters.as_typed)
     text = against.partition("=")[2]
@@ -129,12 +134,37 @@ def _pairs(first: pd.DataFrame, against: str) -> Iterator[Pair]:
             ]
             alike = alike if keys == free or len(alike) == 1 else []  # with several recipes the baseline is ambiguous
             found += [
-                Pair(base, str(group), label[group], label[base] if named else text, keys != free)
+                Pair(
+                    base,
+                    str(group),
+                    label[group],
+                    label[base] if named else text,
+                    "" if keys == free else _recipe(run.signed_config, bases.signed_config[base]),
+                )
                 for base in alike
                 if (base, own) not in done
             ]
         done |= {(pair.base, _free(groups.signed_config[pair.group], free)) for pair in found}
         yield from found
+
+
+def _unfinished(runs: pd.DataFrame, first: pd.DataFrame, key: str) -> str:
+    """A sentence about a key that only runs without a result have."""
+    signed = filters.signed_key(runs, key)
+    having = sum(value == value for value in filters.values(runs, str(signed)))
+    return (
+        f"no finished run has the key {key}, only {counted(having, 'run')} without a result; `status` says what became "
+        f"of these"
+    )
+
+
+def _recipe(own: dict[str, Any], base: dict[str, Any]) -> str:
+    """The settings training.* in which a run differs from one of its base, with both values."""
+    keys = sorted(key for key in {*own, *base} if key.startswith("training."))
+    values = [
+        (key, filters.as_typed(setting(own, key, None)), filters.as_typed(setting(base, key, None))) for key in keys
+    ]
+    return listed([f"{key}={one} (base: {other})" for key, one, other in values if one != other], SHOWN)
 
 
 def _distinct(label: pd.Series, first: pd.DataFrame, free: tuple[str, ...]) -> pd.Series:
@@ -213,7 +243,12 @@ def shown_differences(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     settings = list(table.columns[: list(table.columns).index("base")])
     common = [column for column in settings if table[column].nunique(dropna=False) <= 1]
     bases_differ = len(table[settings].astype(str).drop_duplicates()) == table.base.nunique()
-    shown = as_typed(table, settings).drop(columns=[*common, *(["base"] if bases_differ else [])]).rename(columns=heads)
+    told = [column for column in ("recipe",) if column in table]  # in the note
+    shown = (
+        as_typed(table, settings)
+        .drop(columns=[*told, *common, *(["base"] if bases_differ else [])])
+        .rename(columns=heads)
+    )
     key = table.columns[list(table.columns).index("base") + 1]
     shown[key] = [Parts(label) for label in table[key]]
     if "parameters" in shown:
@@ -248,8 +283,12 @@ def against_notes(table: pd.DataFrame, runs: pd.DataFrame, against: str, rule: s
             "n0 − 1 degrees of freedom"
         )
         text += two_stage_note(rows.first_seeds, what, "95 %" if rows.paired.all() else "about 95 %")
-    if table[_column(against)].astype(str).str.endswith("*").any():
-        text += " *: the recipe (training.*) also differs from that of the base."
+    if "recipe" in table:
+        found = [
+            f"{_column(against)}={value.rstrip('*')} has {' or '.join(rows.unique())}"
+            for value, rows in table.dropna(subset="recipe").groupby(_column(against), sort=False).recipe
+        ]
+        text += f" *: the recipe also differs from that of the base: {listed(found, SHOWN, '; ')}."
     if table.empty and against != "ablation=none":
         text += f" No finished group differs from one with {against} in this key alone."
     return text

@@ -1,6 +1,5 @@
 """What `status` lists: sweeps, and runs with their states."""
 
-import textwrap
 import time
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pandas as pd
 
 from capsule_sweeps.console import duration
 from capsule_sweeps.display import listed
+from capsule_sweeps.results.fitted import shorten
 from capsule_sweeps.runs.costs import Rates
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.sweep import read_sweeps
@@ -16,7 +16,7 @@ SCREEN = 20  # runs; for more, `status` lists sweeps instead
 
 
 def sweep_table(runs_dir: Path, runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per sweep that contains some of these rows of `load_runs`, newest first.
+    """One row per sweep that contains some of these rows of `load_runs`, or of which no run has started, newest first.
 
     Columns: sweep, date of its last start, done (finished/all runs, including runs that never started), states of the
     others, left (remaining time, estimated from measured epochs of the same model and data, for as many runs at once
@@ -27,7 +27,7 @@ def sweep_table(runs_dir: Path, runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for sweep in read_sweeps(runs_dir):
         own = runs[runs.signature.isin(sweep.signatures)]
-        if own.empty:
+        if own.empty and (not sweep.runs or any((runs_dir / Path(name).name).is_dir() for name in sweep.runs)):
             continue
         states = own.state[own.state != "finished"].value_counts().to_dict()
         if missing := len(sweep.signatures) - len(own):
@@ -73,7 +73,7 @@ def failed_note(runs: pd.DataFrame) -> str:
     named: dict[str, list[str]] = {}
     for run in runs[runs.state == "failed"].itertuples():
         named.setdefault(_failure(Path(run.folder)) or "no reason is recorded", []).append(run.run)
-    reasons = [f"{listed(names, 2)} ({textwrap.shorten(reason, 300)})" for reason, names in named.items()]
+    reasons = [f"{listed(names, 2)} ({shorten(reason, 300)})" for reason, names in named.items()]
     return f"Failed: {listed(reasons, 3, '; ')}" if named else ""
 
 

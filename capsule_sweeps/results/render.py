@@ -10,6 +10,7 @@ from capsule_sweeps.display import csv, latex, line, markdown, rich, terminal
 from capsule_sweeps.results.fitted import Best, Parts, bordered
 
 MANY = 1000  # rows
+DIGITS = 10  # significant digits of a number in CSV: 14.0, not 14.000000000000002
 
 
 def render(
@@ -22,7 +23,7 @@ def render(
     if form == "json":
         return frame.to_json(orient="records", indent=1, default_handler=str)
     if form == "csv":
-        plain = frame.map(lambda value: csv(value) if isinstance(value, str) else value)
+        plain = frame.map(_csv)
         return plain.set_axis(list(map(csv, frame.columns)), axis=1).to_csv(index=False).rstrip("\n")
     cells = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
     if form == "md":
@@ -81,6 +82,12 @@ def is_numeric(column: pd.Series, cells: list[str]) -> bool:
 
 def _cell(value: Any) -> str:
     return value if isinstance(value, Best | Parts) else cell_text(value)
+
+
+def _csv(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    return csv(value) if isinstance(value, str) else value
 
 
 def _md(cell: str) -> str:

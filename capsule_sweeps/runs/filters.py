@@ -74,11 +74,17 @@ def _ending(runs: pd.DataFrame, key: str) -> list[str]:
 
 
 def without_runs(runs: pd.DataFrame, word: str, words: Sequence[str]) -> str:
-    """Of a filter with several values that some runs fit: a sentence about the values that none has; empty if none."""
+    """Of a filter with several values that some runs fit: a sentence about the values that none has; empty if none.
+
+    Of a range and of a glob it is not expected that runs have every value.
+    """
     key, _, text = word.partition("=")
-    asked = [] if key in (*TAGS, "note") else parsed(key, text)
+    if key in (*TAGS, "note") or "range(" in text or len(asked := parsed(key, text)) < 2:
+        return ""
+    found = _found(runs, key)
+    each = runs if found is None else runs[~pd.Series(list(map(repr, found)), index=runs.index).duplicated()]
     single = [f"{key}={as_typed(value)}" for value in asked if not isinstance(value, _Glob | list)]
-    missing = [one for one in single if len(asked) > 1 and not fit(runs, one, words).any()]
+    missing = [one for one in single if not fit(each, one, words).any()]
     if not missing:
         return ""
     return none_fits(runs, word, words).replace(word, listed(missing, SHOWN), 1)
@@ -95,13 +101,19 @@ def none_fits(runs: pd.DataFrame, word: str, words: Sequence[str], what: str = "
         found = [tag for tags in runs.tags for tag in tags.split()]
         if not found:
             return f"{word} fits none of the {of}: none has a tag"
-    elif key in runs.columns:
-        found = list(runs[key])
-    elif signed := signed_key(runs, key):
-        found = values(runs, signed)
+    elif (known := _found(runs, key)) is not None:
+        found = known
     else:
         return f"{word} fits none of the {of}: none has the values that conf/{key} sets for it"
     return f"{word} fits none of the {of}; {key} is {_listed(found)}"
+
+
+def _found(runs: pd.DataFrame, key: str) -> list[Any] | None:
+    """The value of a column or a signed key in each run; None for another key."""
+    if key in runs.columns and key not in HIDDEN:
+        return list(runs[key])
+    signed = signed_key(runs, key)
+    return values(runs, signed) if signed else None
 
 
 def _listed(found: list[Any]) -> str:
@@ -140,7 +152,7 @@ def _reader(key: str, text: str) -> Any:
 
 def _same(found: Any, asked: Any) -> bool:
     if isinstance(asked, _Glob):
-        return any(fnmatch.fnmatchcase(str(found), pattern) for pattern in asked.patterns)
+        return asked.matches(str(found))
     if isinstance(found, bool | np.bool_) or isinstance(asked, bool):
         return str(found).lower() == str(asked).lower()
     if isinstance(found, int | float | np.number) and isinstance(asked, int | float):
@@ -153,8 +165,14 @@ def _plain(value: Any) -> Any:
 
 
 class _Glob:
-    def __init__(self, patterns: list[str]) -> None:
-        self.patterns = patterns
+    def __init__(self, include: list[str], exclude: list[str]) -> None:
+        self.include, self.exclude = include, exclude
+
+    def matches(self, text: str) -> bool:
+        included, excluded = (
+            any(fnmatch.fnmatchcase(text, pattern) for pattern in patterns) for patterns in (self.include, self.exclude)
+        )
+        return included and not excluded
 
 
 def parsed(key: str, text: str) -> list[Any]:
@@ -163,7 +181,7 @@ def parsed(key: str, text: str) -> list[Any]:
     Raises ValueError for a range without values or without an end, and for another function that is invalid.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import Glob
+    from hydra.core.override_parser.types import Glob, Transformer
     from hydra.errors import HydraException
 
     parser = OverridesParser.create()
@@ -175,12 +193,19 @@ def parsed(key: str, text: str) -> list[Any]:
             raise ValueError(f"{key}={text} is invalid; use values such as 1,2,3 or range(1,4)") from error
         return [None if word in ("null", "none") else word for word in text.lower().split(",")]
     if isinstance(found, Glob):
-        return [_Glob(found.include)]
+        return [_Glob(found.include, found.exclude)]
     if override.is_sweep_override():
         override.input_line = f"{key}={text}"
         num_values(override)
-        texts = islice(override.sweep_string_iterator(), MAX_RUNS)  # no more than a sweep may have
-        return [parser.parse_override(f"key={one}").value() for one in texts]
+        each = islice(
+            override.sweep_iterator(transformer=Transformer.identity), MAX_RUNS
+        )  # as many as a sweep may have
+        return [
+            _Glob(one.include, one.exclude)
+            if isinstance(one, Glob)
+            else parser.parse_override(f"key={Transformer.encode(one)}").value()
+            for one in each
+        ]
     return [str(found) if type(found).__name__ == "QuotedString" else found]
 
 

@@ -24,12 +24,15 @@ def select(runs_dir: Path, words: Sequence[str], imported: bool = False, some: b
     typed on the command line: see `filters`. tag=TAG selects runs with this tag. Imported runs are included if they are
     named, with imported=true (only imported runs) or imported=any (all runs), or with the argument `imported`. Raises
     ValueError for a folder without runs, an unknown word, and a filter that no run fits. With `some=False`, for
-    commands that look at states or clean up, no run is an answer where a filter in CHANGING fits none.
+    commands that look at states or clean up, no run is an answer where a filter in CHANGING fits none, and where no run
+    of the sweeps in a folder has started.
     """
     check_exists(runs_dir)
     runs = load_runs(runs_dir, imported=True)
     if runs.empty:
-        raise ValueError(f"no run is in {runs_dir}; set --runs-dir to the folder of the runs")
+        if some or not (runs_dir / ".sweeps").is_dir():
+            raise ValueError(f"no run is in {runs_dir}; set --runs-dir to the folder of the runs")
+        log.warning("No run in %s has started.", runs_dir)
     words = [word for word in words if word != "all"]
     named = [word for word in words if "=" not in word]
     if named:

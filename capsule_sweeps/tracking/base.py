@@ -90,8 +90,9 @@ def tracker_class(config: DictConfig) -> type[Tracker]:
         if not module.startswith(ROOM):
             raise ImportError(f"only classes of {ROOM}* are used")
         found = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"tracking._target_={target} is not available ({error}); use tracking=none") from error
+    except Exception as error:  # whatever the code of a new file in this folder raises
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"tracking._target_={target} is not available ({what}); use tracking=none") from error
     if not (isinstance(found, type) and issubclass(found, Tracker)):
         raise ValueError(f"tracking._target_={target} is not a subclass of {Tracker.__module__}.Tracker")
     return found

@@ -38,6 +38,33 @@ def test_layers_of_this_package_and_those_that_the_user_trusts_are_built(monkeyp
         build(node)
     monkeypatch.setenv("CAPSULE_SWEEPS_TRUST_PACKAGES", "mine, torch")
     assert isinstance(build(node), torch.nn.Linear)
+
+
+@pytest.mark.parametrize(
+    ("code", "what"), [("class A(:", "SyntaxError"), ("raise RuntimeError('no\\nGPU')", "RuntimeError: no GPU")]
+)
+def test_a_module_that_cannot_be_imported_is_one_sentence(launch, place, monkeypatch, code, what) -> None:
+    """A dry run of several models, which compares their sizes, only warns of it."""
+    package = f"broken_{what[:2].lower()}"
+    (place / package).mkdir()
+    (place / package / "model.py").write_text(code)
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.setenv("CAPSULE_SWEEPS_TRUST_PACKAGES", package)
+    target = f"{package}.model.A"
+    with pytest.raises(ValueError, match=what) as raised:
+        build({"_target_": target})
+    assert "fix this module" in str(raised.value) and "\n" not in str(raised.value)
+    override = f"model._target_={target}"
+    ended = launch("-m", "model=cnn", override, "model.name=one", "model.width=1,2", "hydra.launcher.dry_run=true")
+    assert ended.code == 0 and f"Numbers of parameters are unknown: _target_={target}" in ended.text, ended.text
+    ended = launch("model=cnn", override, "model.name=one")
+    assert ended.code == 1 and what in ended.err and "Traceback" not in ended.text, ended.text
+    init = "    def __init__(self, *args, **kwargs):\n        raise RuntimeError('no GPU')"
+    own = f"from torch import nn\nclass A(nn.Module):\n{init}"
+    (place / package / "later.py").write_text(own)
+    words = ["model=cnn", f"model._target_={package}.later.A", "model.name=one", "model.width=1,2"]
+    ended = launch("-m", *words, "hydra.launcher.dry_run=true")
+    assert ended.code == 0 and "Numbers of parameters are unknown: no GPU." in ended.text, ended.text
     with pytest.raises(ValueError, match="is not allowed"):
         build({"_target_": "torchvision.ops.MLP"})  # begins with the same letters
     backbone = build({"_target_": "capsule_sweeps.networks.backbones.Simple", "channels": 4}, image_shape=(1, 8, 8))

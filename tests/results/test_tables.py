@@ -252,7 +252,7 @@ def test_every_group_is_compared_with_the_one_that_differs_in_the_key_alone(inve
     invent(["routing=em", "num_routing=1", "training.lr=0.001", "training.lr_decay=0.5", "seed=0"], 0.1)
     assert len(against_table(load_runs("runs"), "training.lr=0.1", "last")) == 2  # lr_decay is another key
     for word, sentence in {
-        "num_routing=7": "none of the 5 groups; num_routing is 1, 2",
+        "num_routing=7": "none of the 5 finished groups; num_routing is 1, 2",
         "num_routing=1,2": "num_routing=1,2 has several values; set the one of the baseline, such as num_routing=1",
         "routing=glob(*)": "has several values",
         "num_routing=range(1,3,0)": "a range needs a step other than 0",
@@ -263,6 +263,25 @@ def test_every_group_is_compared_with_the_one_that_differs_in_the_key_alone(inve
         ended = capsule_sweeps("results", "--against", word)
         assert ended.code == 1 and sentence in ended.err and ended.err.startswith("Error: ")
     assert "routing" in capsule_sweeps("results", "--against", "routing=inverted_attention", "--format", "tex").out
+
+
+def test_what_else_differs_in_the_recipe_is_named_and_a_key_without_results_is_said(invent, capsule_sweeps) -> None:
+    for seed in (0, 1):
+        invent(["routing=dynamic", "num_routing=2", f"seed={seed}"], 0.5 + seed / 100)
+        invent(["routing=inverted_attention", "num_routing=2", f"seed={seed}"], 0.14)
+    runs = load_runs("runs")
+    table = against_table(runs, "routing=inverted_attention", "last")
+    assert [*table.recipe.dropna()] == ["training.clip_norm=1 (base: null)"] and list(table.routing)[1] == "dynamic*"
+    note = against_notes(table, runs, "routing=inverted_attention", "last")
+    assert "from that of the base: routing=dynamic has training.clip_norm=1 (base: null)." in note
+    assert "recipe" not in shown_differences(table)[0]
+    assert "recipe" not in against_table(runs[runs.routing == "dynamic"], "routing=dynamic", "last")
+    invent(["model=average_pool"], 0.14)
+    runs = load_runs("runs")
+    runs["state"] = runs.state.mask(runs.model == "capsnet", "failed")
+    sentence = "no finished run has the key num_routing, only 4 runs without a result"
+    with pytest.raises(ValueError, match=sentence):
+        against_table(runs, "num_routing=2", "last")
 
 
 def test_constants_are_in_the_caption_and_each_setting_that_varies_is_a_column(invent) -> None:
@@ -496,6 +515,9 @@ def test_selections_without_runs_are_one_error_in_each_command(place, invent, ca
 
 
 def test_a_small_number_is_not_shown_as_zero() -> None:
+    assert (
+        render(pd.DataFrame({"a": [100 * 0.14, None], "b": [1, 1e-20 / 3]}), "csv") == "a,b\n14.0,1.0\n,3.333333333e-21"
+    )
     text = render(pd.DataFrame({"p_value": [0.0004, 0.0, -0.004, 0.25]}), "md")
     assert [line.strip("| ") for line in text.splitlines()[2:]] == ["0.0004", "0.00", "-0.004", "0.25"]
 
@@ -533,8 +555,40 @@ def test_status_lists_sweeps_with_what_is_left_and_why_a_run_failed(invent, caps
     assert "2/4" in out and all(name in out for name in names) and "60.00" in out
     alone = " ".join(capsule_sweeps("status", "seed=2").out.split())
     assert f"1 failed. Failed: {broken.name} (nan)" in alone, "also where there is no table of sweeps"
+    record = json.loads((broken / "run.json").read_text())
+    write_json(broken / "run.json", {**record, "error": "begin" + "x" * 400 + "end"})
+    alone = capsule_sweeps("status", "seed=2", "--format", "md").out
+    assert "(beginxxx" in alone and "xxxend)" in alone and "x" * 300 not in alone
     listed = json.loads(capsule_sweeps("status", "sweep-00000000", "--format", "json").out)
     assert [(row["run"], row["accuracy"]) for row in listed] == [(names[0], 50.0)]
+
+
+def test_sweeps_that_have_not_started_are_no_error(place, invent, capsule_sweeps, monkeypatch, caplog) -> None:
+    def record_sweep() -> None:
+        Path("runs/.sweeps").mkdir(parents=True)
+        record = {"command": ["launch.py", "-m", "n=1"], "signatures": ["00000001"], "runs": ["a-00000001"]}
+        write_json(Path("runs/.sweeps/sweep-0000000a.json"), {**record, "started": 1e9})
+
+    naps = iter([record_sweep, lambda: None])
+
+    def nap(seconds: float) -> None:
+        if (step := next(naps, None)) is None:
+            raise KeyboardInterrupt
+        step()
+
+    monkeypatch.setattr("time.sleep", nap)
+    ended = capsule_sweeps("status", "--watch")  # begun before the sweep
+    assert ended.code == 130 and ended.out.startswith("No run is in runs yet.\n") and "Error" not in ended.err
+    assert ended.out.count("sweep-0000000a") == 2
+    for words in ("status", "status sweep-0000000a", "status state=running", "cancel all", "gc sweep-0000000a"):
+        caplog.clear()
+        ended = capsule_sweeps(*words.split())
+        assert ended.code == 0 and "No run in runs has started." in caplog.messages, words
+        assert ("0/1" in ended.out and "1 new" in ended.out) == (words[:9] in ("status", "status sw")), words
+    assert capsule_sweeps("results").code == 1
+    invent([], 0.5)
+    assert "0/1" in capsule_sweeps("status").out, "also beside other runs"
+    assert "0/1" not in capsule_sweeps("status", "seed=0").out
 
 
 def test_metrics_of_runs_are_one_tidy_frame(invent) -> None:

@@ -176,6 +176,11 @@ def test_a_value_among_several_that_no_run_has_is_reported(some, caplog) -> None
     caplog.clear()
     assert len(names(["routing=inverted_attention,dynamc", "state=failed,finished", "seed=range(2)"])) == 4
     assert caplog.messages == ["routing=dynamc fits none of the 4 runs; routing is inverted_attention"]
+    caplog.clear()
+    assert len(names(["routing=em,glob(inv*)", "seed=range(1000)", "dataset=glob(*,exclude=nothing)"])) == 4
+    assert caplog.messages == ["routing=em fits none of the 4 runs; routing is inverted_attention"]
+    with pytest.raises(ValueError, match="fits none"):
+        names(["routing=glob(*,exclude=inv*)"])
 
 
 def test_a_short_key_is_that_in_which_runs_differ(tiny_config) -> None:
