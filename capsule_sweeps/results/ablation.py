@@ -5,6 +5,7 @@ command made a run, and the base shares its runs with every other sweep.
 """
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -21,17 +22,26 @@ from capsule_sweeps.results.stein import first_of
 from capsule_sweeps.results.tables import finished_runs
 from capsule_sweeps.runs.signature import NEUTRAL, signed_config
 
+log = logging.getLogger(__name__)
+
 NEEDS_ITERATIONS = ("sequential", "uniform", "softmax_over_children")  # have no effect with num_routing=1
 
 
 @cache
 def changes() -> dict[str, dict[str, Any]]:
-    """Name of each ablation → the signed keys that it changes, with their new values; None for a removed key."""
+    """Name of each ablation → the signed keys that it changes, with their new values; None for a removed key.
+
+    A file that cannot be composed is left out, with one warning that names it.
+    """
     base = signed_config(compose_config(["num_routing=2"]))  # with num_routing=1, some ablations would change nothing
     found = {}
     for path in sorted((CONF_DIR / "ablation").glob("*.yaml")):
         if path.stem != "none":
-            other = signed_config(compose_config(["num_routing=2", f"ablation={path.stem}"]))
+            try:
+                other = signed_config(compose_config(["num_routing=2", f"ablation={path.stem}"]))
+            except ValueError as error:
+                log.warning("%s is not a readable option and is left out (%s): fix or remove it.", path, error)
+                continue
             keys = sorted(key for key in base.keys() | other.keys() if base.get(key) != other.get(key))
             found[path.stem] = {key: other.get(key, NEUTRAL.get(key)) for key in keys}
     return found

@@ -11,6 +11,7 @@ from scipy import stats
 from synthetic import finished_run
 
 from capsule_sweeps import build_model, compose_config, load_runs
+from capsule_sweeps.results import ablation
 from capsule_sweeps.results.ablation import ablation_notes, ablation_table, changes, first_ablations
 from capsule_sweeps.results.figures import forest_plot
 from capsule_sweeps.runs.signature import columns
@@ -33,8 +34,14 @@ NETWORK = sorted(NAMES - {"no_augmentation"})  # those that change what the netw
 # The group
 
 
-def test_one_file_a_change_and_none() -> None:
+def test_one_file_a_change_and_none(monkeypatch, tmp_path, caplog) -> None:
     assert set(changes()) == NAMES
+    (tmp_path / "ablation").mkdir()
+    for name in ("squash", "draft"):
+        (tmp_path / "ablation" / f"{name}.yaml").touch()
+    monkeypatch.setattr(ablation, "CONF_DIR", tmp_path)
+    assert changes.__wrapped__() == {"squash": changes()["squash"]}
+    assert len(caplog.messages) == 1 and "ablation/draft.yaml is not a readable option" in caplog.text
 
 
 @pytest.mark.parametrize("dataset", ["CIFAR10", "CIFAR100", "digits"])
