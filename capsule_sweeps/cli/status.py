@@ -25,11 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from capsule_sweeps.console import console
+    from capsule_sweeps.runs.folders import run_folders
     from capsule_sweeps.runs.select import select
 
     runs_dir = arguments.runs_dir
     while True:
-        if arguments.watch and not (runs_dir.is_dir() and any(runs_dir.iterdir())):
+        if arguments.watch and not run_folders(runs_dir) and not (runs_dir / ".sweeps").is_dir():
             text = f"No run is in {runs_dir} yet."
         else:
             text = show(select(runs_dir, arguments.runs, imported=True, some=False), arguments)

@@ -24,10 +24,10 @@ def sweep_table(runs_dir: Path, runs: pd.DataFrame) -> pd.DataFrame:
     """
     measured = runs[runs.seconds_per_epoch.notna()]
     rates = Rates(zip(measured.signed_config, measured.seconds_per_epoch, strict=True))
-    rows = []
+    rows, present = [], {path.name for path in runs_dir.glob("*")}
     for sweep in read_sweeps(runs_dir):
         own = runs[runs.signature.isin(sweep.signatures)]
-        if own.empty and (not sweep.runs or any((runs_dir / Path(name).name).is_dir() for name in sweep.runs)):
+        if own.empty and (not sweep.runs or not present.isdisjoint(sweep.runs)):
             continue
         states = own.state[own.state != "finished"].value_counts().to_dict()
         if missing := len(sweep.signatures) - len(own):

@@ -566,10 +566,10 @@ def test_status_lists_sweeps_with_what_is_left_and_why_a_run_failed(invent, caps
 def test_sweeps_that_have_not_started_are_no_error(place, invent, capsule_sweeps, monkeypatch, caplog) -> None:
     def record_sweep() -> None:
         Path("runs/.sweeps").mkdir(parents=True)
-        record = {"command": ["launch.py", "-m", "n=1"], "signatures": ["00000001"], "runs": ["a-00000001"]}
+        record = {"command": ["launch.py", "-m", "n=1"], "signatures": ["00000001"], "runs": ["a-00000001", "x" * 999]}
         write_json(Path("runs/.sweeps/sweep-0000000a.json"), {**record, "started": 1e9})
 
-    naps = iter([record_sweep, lambda: None])
+    naps = iter([lambda: Path("runs/.cache").mkdir(parents=True), record_sweep, lambda: None])
 
     def nap(seconds: float) -> None:
         if (step := next(naps, None)) is None:
@@ -578,7 +578,7 @@ def test_sweeps_that_have_not_started_are_no_error(place, invent, capsule_sweeps
 
     monkeypatch.setattr("time.sleep", nap)
     ended = capsule_sweeps("status", "--watch")  # begun before the sweep
-    assert ended.code == 130 and ended.out.startswith("No run is in runs yet.\n") and "Error" not in ended.err
+    assert ended.code == 130 and ended.out.startswith(2 * "No run is in runs yet.\n") and "Error" not in ended.err
     assert ended.out.count("sweep-0000000a") == 2
     for words in ("status", "status sweep-0000000a", "status state=running", "cancel all", "gc sweep-0000000a"):
         caplog.clear()
