@@ -205,7 +205,9 @@ def test_averaged_weights_are_evaluated_as_well(launch, runs, capsule_sweeps) ->
         assert found["loss"] == pytest.approx(last[f"{prefix}test_loss"], rel=1e-6)
     assert plain["loss"] != average["loss"]
     rows = list(csv.DictReader(io.StringIO(capsule_sweeps("evaluate", name, "--format", "csv").out)))
-    assert {row["value"] for row in rows if row["measure"] == "loss"} == {str(plain["loss"]), str(average["loss"])}
+    assert {row["value"] for row in rows if row["measure"] == "loss"} == {
+        f"{one['loss']:.10g}" for one in (plain, average)
+    }
     ended = capsule_sweeps("evaluate", name, "--num-routing", "1,2", "--format", "md")
     assert "training.ema=0.9" in ended.out and "num_routing=1, average**" in ended.out
     assert [line.split(" | ")[:2] for line in ended.out.splitlines()[2:6]] == [
