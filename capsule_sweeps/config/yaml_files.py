@@ -31,7 +31,7 @@ def read_options(folder: Path) -> dict[str, dict[str, Any]]:
     group, files = folder.name, {}
     for path in sorted(filter(Path.is_file, folder.glob("*.yaml"))):
         try:
-            files[path.stem] = _option(group, yaml.load(path.read_bytes(), LOADER))
+            files[path.stem] = _option(group, yaml.safe_load(path.read_bytes()))
         except Exception as error:  # YAML itself raises errors of many types for values such as dates
             why = " ".join(str(getattr(error, "strerror", None) or error).split())
             log.warning("%s is not a readable option and is left out (%s): fix or remove it.", path, why)
