@@ -81,7 +81,7 @@ def nearest_width(cost: Callable[[int], int], wanted: int) -> int:
 
 def matched(config: DictConfig) -> Matched | None:
     """What `match_width` found for a config, if it was asked to."""
-    return found.get(_model(config))
+    return found.get(_model(config)) if found else None  # writing out a model takes milliseconds
 
 
 def _model(config: DictConfig) -> str:
