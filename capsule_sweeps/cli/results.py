@@ -114,7 +114,8 @@ def at_familiar(runs: pd.DataFrame, arguments: argparse.Namespace) -> None:
 
 def differences(runs: pd.DataFrame, rule: str, against: str, arguments: argparse.Namespace) -> None:
     from capsule_sweeps.results.ablation import ablation_notes, ablation_table
-    from capsule_sweeps.results.against import against_notes, against_table, name_of_base, shown_differences
+    from capsule_sweeps.results.against import against_table
+    from capsule_sweeps.results.against_shown import against_notes, name_of_base, shown_differences
     from capsule_sweeps.results.columns import with_constants
     from capsule_sweeps.results.render import render
     from capsule_sweeps.results.tables import finished_runs

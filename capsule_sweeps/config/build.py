@@ -36,7 +36,7 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(error, ImportError | AttributeError):
             raise ValueError(f"_target_={target} is unknown ({error}); check its spelling{where}") from error
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"_target_={target}: {module} cannot be imported ({what}); fix this module") from error
+        raise ValueError(f"_target_={target}: importing {module} failed ({what}); fix this module") from error
     from torch.nn import Module
 
     if not (isinstance(cls, type) and issubclass(cls, Module) and trusted(f"{cls.__module__}.")):

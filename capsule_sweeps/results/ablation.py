@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
-from capsule_sweeps.results.against import Pair, against_notes, against_table, base_names, rest
+from capsule_sweeps.results.against import Pair, against_table, base_names, rest
+from capsule_sweeps.results.against_shown import against_notes
 from capsule_sweeps.results.intervals import by_seed
 from capsule_sweeps.results.settle import FIRST, MARGIN, options, overrides_of, seed_words, sweep_command
 from capsule_sweeps.results.stein import first_of

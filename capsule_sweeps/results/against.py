@@ -12,16 +12,14 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from capsule_sweeps.display import counted, listed
-from capsule_sweeps.results.columns import as_typed, setting, settings_frame, short_names, typed
-from capsule_sweeps.results.fitted import Parts
+from capsule_sweeps.results.columns import setting, settings_frame, short_names, typed
 from capsule_sweeps.results.intervals import by_seed, compare, holm
-from capsule_sweeps.results.stein import first_of, two_stage_note
-from capsule_sweeps.results.tables import finished_runs, left_out
+from capsule_sweeps.results.stein import first_of
+from capsule_sweeps.results.tables import finished_runs
 from capsule_sweeps.runs import filters
-from capsule_sweeps.runs.plan_warnings import RATIO
 from capsule_sweeps.runs.signature import without_neutral
 
-SHOWN = 5  # rows named in a note
+SHOWN = 5  # rows or keys named in a note
 NUMBERS = ["n", "mean", "difference", "half_width", "first_seeds", "p_value", "p_holm", "seeds_needed", "paired"]
 CHOICES = {"routing": ("model.routing.",), "model": ("model.",), "backbone": ("model.backbone.",)}
 CHOICES |= {"capsules": ("model.capsules.",), "dataset": ("dataset.",)}
@@ -58,7 +56,7 @@ def against_table(
     begun = {str(group): first_of(own) for group, own in finished.groupby("group")}
     sizes = finished.groupby("group").parameters.max()
     found = list(find(first) if find else _pairs(first, against, runs))
-    key, rows = _column(against), []
+    key, rows = column_of(against), []
     bases = {pair.base: pair.of_base for pair in found}
     names, frame = base_names(first.loc[list(bases)], against)
     settings = list(frame.columns)
@@ -86,7 +84,7 @@ def against_table(
     return table.sort_values(["base", "difference"], kind="stable", ignore_index=True)
 
 
-def _column(against: str) -> str:
+def column_of(against: str) -> str:
     """The name of the key's column: its last word, or `routing` for routing.name."""
     return against.partition("=")[0].removesuffix(".name").rpartition(".")[2]
 
@@ -218,7 +216,7 @@ def _json(signed: dict[str, Any]) -> str:
 def base_names(first: pd.DataFrame, against: str) -> tuple[list[str], pd.DataFrame]:
     """Names of bases, given a run of each: dataset, num_routing or model, and the settings in which they differ; and
     the same as columns."""
-    frame = settings_frame(first).drop(columns=[_column(against)], errors="ignore")
+    frame = settings_frame(first).drop(columns=[column_of(against)], errors="ignore")
     names = []
     for group in first.index:
         row = frame.loc[group].drop(["dataset", "num_routing"], errors="ignore")
@@ -232,105 +230,3 @@ def base_names(first: pd.DataFrame, against: str) -> tuple[list[str], pd.DataFra
     twins = {name for name in names if names.count(name) > 1}
     names = [f"{name} {group}" if name in twins else name for name, group in zip(names, first.index, strict=True)]
     return names, frame
-
-
-def shown_differences(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """An `against_table` with short column names for display, and a caption with the settings that all bases share."""
-    heads = {"half_width": "±95%", "first_seeds": "n0", "p_value": "p", "p_holm": "p (Holm)"}
-    heads["seeds_needed"] = "seeds needed"
-    order = table.assign(other=table.paired.notna()).sort_values(["base", "other"], kind="stable").index
-    table = table.loc[order].reset_index(drop=True)  # a base is the first of its rows
-    settings = list(table.columns[: list(table.columns).index("base")])
-    common = [column for column in settings if table[column].nunique(dropna=False) <= 1]
-    bases_differ = len(table[settings].astype(str).drop_duplicates()) == table.base.nunique()
-    told = [column for column in ("recipe",) if column in table]  # in the note
-    shown = (
-        as_typed(table, settings)
-        .drop(columns=[*told, *common, *(["base"] if bases_differ else [])])
-        .rename(columns=heads)
-    )
-    key = table.columns[list(table.columns).index("base") + 1]
-    shown[key] = [Parts(label) for label in table[key]]
-    if "parameters" in shown:
-        counts = ["–" if pd.isna(value) else f"{value:,}" for value in table.parameters]
-        shown = shown.assign(parameters=counts) if len(_other_sizes(table)) else shown.drop(columns="parameters")
-    values = {column: table[column].iloc[0] for column in common} if len(table) else {}
-    return shown, ", ".join(f"{column}={typed(value)}" for column, value in values.items() if not pd.isna(value))
-
-
-def name_of_base(table: pd.DataFrame, against: str) -> str:
-    """KEY=VALUE of the bases of an `against_table`, as their runs have it: `against` may have a glob."""
-    values = set(table[_column(against)][table.paired.isna()])
-    names = values if len(values) == 1 else {value.partition(" ")[0] for value in values}  # without what differs
-    return f"{against.partition('=')[0]}={names.pop()}" if len(names) == 1 else against
-
-
-def against_notes(table: pd.DataFrame, runs: pd.DataFrame, against: str, rule: str) -> str:
-    text = (
-        f"Test accuracy in %, selection rule: {rule} for every number. difference: to the base "
-        f"({name_of_base(table, against)}) in "
-        "percentage points, seed by seed where at least two seeds match, or all do (paired; else Welch), with ±95% for "
-        "its interval (t) and two-sided p, neither for one pair or one run, nor where all pairs differ by the same "
-        "amount other than 0 (differences that are all 0 have ±0.00 and p 1.00); p (Holm): corrected for the "
-        "number of rows; seeds needed: to see a difference of this size (5 % level, power 0.8). n: pairs, or the runs "
-        f"of the smaller group; mean: over all runs of a row. {left_out(runs, rule)}"
-    )
-    text += _seeds_note(table, _column(against)) + _sizes_note(table, _column(against))
-    if "first_seeds" in table:
-        rows = table[table.paired.notna()]
-        what = (
-            "the standard error of these rows, of the paired differences or of each such group (Welch), is s0/√n with "
-            "n0 − 1 degrees of freedom"
-        )
-        text += two_stage_note(rows.first_seeds, what, "95 %" if rows.paired.all() else "about 95 %")
-    if "recipe" in table:
-        found = [
-            f"{_column(against)}={value.rstrip('*')} has {' or '.join(rows.unique())}"
-            for value, rows in table.dropna(subset="recipe").groupby(_column(against), sort=False).recipe
-        ]
-        text += f" *: the recipe also differs from that of the base: {listed(found, SHOWN, '; ')}."
-    if table.empty and against != "ablation=none":
-        text += f" No finished group differs from one with {against} in this key alone."
-    return text
-
-
-def _seeds_note(table: pd.DataFrame, key: str) -> str:
-    """Sentences, with a leading space, about rows without an interval and rows that are not paired, and what helps."""
-    rows, text = table[table.paired.notna()], ""
-    alone, apart = rows[rows.n == 1], rows[(rows.n > 1) & ~rows.paired.astype(bool)]
-    if len(alone):
-        text += (
-            f" One run, or one pair, has no interval and says nothing about chance ({_rows_of(alone, key)}): run at "
-            "least two seeds of such rows and of their base, such as seed=0,1,2."
-        )
-    if len(apart):
-        text += (
-            f" Fewer than two seeds in common with the base ({_rows_of(apart, key)}): run the same seeds of both to "
-            "compare seed by seed."
-        )
-    return text
-
-
-def _other_sizes(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows whose models have at least RATIO times the parameters of their base, or the other way round; with the
-    column of_base."""
-    if "parameters" not in table:
-        return table.head(0)
-    bases = table[table.paired.isna()].set_index("base").parameters
-    rows = table[table.paired.notna()].assign(of_base=lambda rows: rows.base.map(bases).astype("Int64"))
-    ratio = (rows.parameters / rows.of_base).astype(float)
-    return rows[(ratio >= RATIO) | (ratio <= 1 / RATIO)]
-
-
-def _sizes_note(table: pd.DataFrame, key: str) -> str:
-    """A sentence, with a leading space, about rows whose models are much larger or smaller than their base."""
-    rows = _other_sizes(table)
-    if rows.empty:
-        return ""
-    pairs = zip(rows[key], rows.parameters, rows.of_base, strict=True)
-    words = list(dict.fromkeys(f"{key}={value} has {size:,} parameters for {base:,}" for value, size, base in pairs))
-    return f" The difference is also one of size: {listed(words, SHOWN)}."
-
-
-def _rows_of(rows: pd.DataFrame, key: str) -> str:
-    return listed([f"{key}={value}" for value in dict.fromkeys(rows[key])], SHOWN)

@@ -182,7 +182,7 @@ def _published(runs_dir: Path, runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
 def _ablations(runs: pd.DataFrame, rule: str) -> Iterator[dict[str, Any]]:
     """Table and forest plot of the ablations that are finished and have a finished base."""
     from capsule_sweeps.results.ablation import ablation_notes, ablation_table
-    from capsule_sweeps.results.against import shown_differences
+    from capsule_sweeps.results.against_shown import shown_differences
     from capsule_sweeps.results.figures import forest_plot
 
     table = ablation_table(runs, rule)

@@ -74,7 +74,7 @@ def _follows_from_config(folder: Path, record: dict[str, Any], finished: bool) -
         config = config if imported else check(config)
         own = signed if imported else signed_config(config)
     except Exception as error:
-        raise ValueError(f"its config.yaml cannot be used ({' '.join(str(error).split())[:200]})") from error
+        raise ValueError(f"its config.yaml is not usable ({' '.join(str(error).split())[:200]})") from error
     if imported:
         return {"group": signature(signed), "seed": None, "epochs": None}
     if own != signed:
@@ -97,7 +97,7 @@ def _accuracies(folder: Path, config: DictConfig, finished: bool) -> dict[str, A
 
 
 def check_checkpoint(folder: Path, record: dict[str, Any]) -> None:
-    """Raises ValueError for a checkpoint that cannot be read when the run is resumed or evaluated."""
+    """Raises ValueError for a checkpoint that is not readable when the run is resumed or evaluated."""
     try:
         check_weights(folder / CHECKPOINT, record.get("parameters"))
     except Exception as error:  # zipfile and pickletools have errors of their own

@@ -100,7 +100,7 @@ class Folder:
         try:
             config = check(load_config(path))
         except Exception as error:
-            raise ValueError(f"{path} cannot be used: {one_line(error)}") from error
+            raise ValueError(f"{path} is not usable: {one_line(error)}") from error
         entity, project = home(config)
         place = (record.get("wandb_entity") or entity, record.get("wandb_project") or project)
         rows, damage = read_metrics(run)

@@ -20,7 +20,8 @@ from capsule_sweeps.cli.status import clipped, show
 from capsule_sweeps.config import selection_rules
 from capsule_sweeps.config.moved import PRESENT_SPELLING
 from capsule_sweeps.console import console
-from capsule_sweeps.results.against import against_notes, against_table, shown_differences
+from capsule_sweeps.results.against import against_table
+from capsule_sweeps.results.against_shown import against_notes, shown_differences
 from capsule_sweeps.results.figures import forest_plot
 from capsule_sweeps.results.fitted import shorten
 from capsule_sweeps.results.overview import sweep_table

@@ -231,7 +231,7 @@ def linked(folder: Path) -> None:
 FORGED = {
     "signed configuration": (edited("run.json", '"training.lr": 0.1', '"training.lr": 0.2'), "its signature"),
     "configuration": (edited("config.yaml", "lr: 0.1", "lr: 0.2"), "its signature is not that of its config.yaml"),
-    "no configuration": (lambda folder: (folder / "config.yaml").unlink(), "its config.yaml cannot be used"),
+    "no configuration": (lambda folder: (folder / "config.yaml").unlink(), "its config.yaml is not usable"),
     "interpolation": (edited("config.yaml", "device: auto", "device: ${oc.env:HOME}"), "interpolation"),
     "tag": (edited("config.yaml", "device: auto", "device: !!python/name:os.system"), "anchors or tags"),
     "seed": (lambda folder: change(folder / "run.json", seed=7), "its run.json has seed=7"),

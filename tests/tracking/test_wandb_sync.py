@@ -247,7 +247,7 @@ def test_one_damaged_folder_keeps_no_other_back(offline, runs, sync, wandb_serve
     damaged, whole = offline("-m", "seed=0,1")
     (damaged / "config.yaml").write_text("model: [")
     ended = sync()
-    assert ended.code == 1 and "config.yaml cannot be used" in ended.out, ended.text
+    assert ended.code == 1 and "config.yaml is not usable" in ended.out, ended.text
     assert_is_mirror(wandb_server, whole, runs)
 
 
