@@ -47,7 +47,10 @@ def main() -> None:
         import argcomplete
 
         argcomplete.autocomplete(parser)
-    own = commands.get(words[0]) if words else None
+    if not words:
+        parser.print_help(sys.stderr)
+        sys.exit(2)
+    own = commands.get(words[0])
     # Options may be before, between and after overrides, which argparse does not allow behind a subparser
     if own and (escape := own.get_default("escape")):
         words = escape(words)

@@ -92,6 +92,11 @@ def test_options_stand_before_between_and_behind_overrides(words, monkeypatch, c
     assert (seen[0].runs, seen[0].format) == (["RUN", "data_dir=x", "device=cpu"], "md")
 
 
+def test_without_a_command_all_are_listed(capsule_sweeps) -> None:
+    ended = capsule_sweeps()
+    assert (ended.code, ended.out) == (2, "") and "Print the table of accuracies" in ended.err
+
+
 @pytest.mark.parametrize("word", ["--runs-dir", "--out"])
 def test_a_path_may_begin_at_home(word, monkeypatch, capsule_sweeps, tmp_path) -> None:
     seen = []
