@@ -44,8 +44,8 @@ def render(
         return "\n".join(part for part in (terminal(title), shown, terminal(note)) if part)
     text, left_out = bordered(list(map(str, frame.columns)), cells, numeric, one_line)
     if left_out:
-        for head in left_out:  # what a hidden column means
-            note = re.sub(rf" ?\b{re.escape(head)}: [^.]*\.", "", note)
+        for head in left_out:  # the sentence on what the column means
+            note = re.sub(rf"(?<=\.) {re.escape(head)}: [^.]*\.", "", note)
         hidden = f"Not shown for lack of space: {', '.join(left_out)} (--wide)."
         after_command = note.rpartition("\n")[2].startswith("    ")
         note = "\n".join((note, hidden)) if after_command else " ".join(filter(None, (_sentence(note), hidden)))

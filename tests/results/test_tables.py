@@ -430,8 +430,8 @@ def test_what_another_column_implies_is_hidden_first(monkeypatch) -> None:
     frame = pd.DataFrame(rows, columns=heads)
     monkeypatch.setenv("COLUMNS", "64")
     monkeypatch.setattr(console(), "_width", 64)
-    text = render(frame, "table", note="Accuracy. M mult-adds: one image. The end.", one_line=True)
-    assert "\nAccuracy. The end. Not shown for lack of space: milestones, M" in text
+    text = render(frame, "table", note="Rules, M mult-adds: all. M mult-adds: one image. The end.", one_line=True)
+    assert "\nRules, M mult-adds: all. The end. Not shown for lack of" in text
     assert "epochs" in text and "37,521" in text
     other = render(frame.assign(milestones=list("abcd")), "table", one_line=True)
     assert "milestones=d" in other
