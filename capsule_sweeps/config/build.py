@@ -1,8 +1,12 @@
 """Build objects from configuration nodes with a `_target_`."""
 
 import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
-from inspect import signature
+from inspect import Parameter, signature
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -12,11 +16,11 @@ from capsule_sweeps.config.moved import PRESENT_SPELLING
 SWITCH = "CAPSULE_SWEEPS_TRUST_PACKAGES"  # other packages whose classes a config may name, with commas between them
 
 
-def build(node: Any, *args: Any, **kwargs: Any) -> Any:
+def build(node: Any, **kwargs: Any) -> Any:
     """An object of the class that `node._target_` names, made with the node's other keys (except `name`).
 
     Raises ValueError for a class outside of this package and those that the user's environment trusts, before anything
-    of another is imported, and for keys the class does not take.
+    of another is imported, for keys the class does not take, and for what its constructor raises.
     """
     options: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else dict(node)
     target = str(options.pop("_target_", None))
@@ -41,13 +45,68 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
 
     if not (isinstance(cls, type) and issubclass(cls, Module) and trusted(f"{cls.__module__}.")):
         raise ValueError(f"_target_={target} is not allowed: it is not a torch.nn.Module of a package that you trust")
-    taken = signature(cls.__init__).parameters
-    if unknown := [key for key in options if key not in taken and "kwargs" not in taken]:
-        raise ValueError(f"{name} ({target}) has no setting {unknown[0]}: remove {unknown[0]}={options[unknown[0]]}")
+    _check_settings(f"{name} ({target})", cls, options, kwargs)
+    with user_code(f"{name} ({target}) with {options}"):
+        return cls(**kwargs, **options)
+
+
+def _check_settings(what: str, cls: type, options: dict[str, Any], given: dict[str, Any]) -> None:
+    """Raises ValueError if the constructor of a class has no parameter for one of its settings or of the values that a
+    network gives to it, or if a parameter would get no value, or not the one that its YAML file seems to set."""
+    taken = signature(cls).parameters
+    anything = any(entry.kind is Parameter.VAR_KEYWORD for entry in taken.values())
+    named = {key: entry for key, entry in taken.items() if entry.kind not in (entry.VAR_KEYWORD, entry.VAR_POSITIONAL)}
+    if both := sorted(options.keys() & given.keys()):
+        raise ValueError(f"{what} gets {both[0]} from the network: remove {both[0]}={options[both[0]]}")
+    if "name" in named:
+        raise ValueError(f"{what} has a parameter name, which is only for tables: rename it")
+    if unknown := [key for key in options if key not in named and not anything]:
+        own = [key for key in named if key not in given]
+        raise ValueError(
+            f"{what} has no setting {unknown[0]}: remove {unknown[0]}={options[unknown[0]]} (its settings are "
+            f"{', '.join(own) or 'none'})"
+        )
+    if unknown := [key for key in given if key not in named and not anything]:
+        raise ValueError(f"{what} has no parameter {unknown[0]}: its constructor must take {', '.join(given)}")
+    if left := [key for key in named if named[key].default is Parameter.empty and key not in {**options, **given}]:
+        raise ValueError(f"{what} needs a value for {left[0]}: set it in the YAML file")
+
+
+@contextmanager
+def user_code(what: str) -> Iterator[None]:
+    """While open, an error that a class of the user may raise becomes a ValueError of one sentence that names its line.
+
+    Others pass: errors with a sentence of their own, missing packages and too little memory.
+    """
     try:
-        return cls(*args, **kwargs, **options)
-    except TypeError as error:
-        raise ValueError(f"{name} ({target}) does not take {options}: {error}") from error
+        yield
+    except (ValueError, OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # of torch
+            raise
+        raise ValueError(f"{what} failed ({in_words(error)}); fix the class or its settings") from error
+
+
+def in_words(error: Exception) -> str:
+    """An error in one line: its message, and where it is no sentence of ours also its type and the line of a class."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError) and text:
+        return text
+    return f"{type(error).__name__}: {text}".removesuffix(": ") + where(error)
+
+
+def where(error: Exception) -> str:
+    """The innermost line of a network's class, and not one of torch, that raised an error; empty if there is none, and
+    for a ValueError, which says what is wrong."""
+    found = ""
+    if isinstance(error, ValueError):
+        return found
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        ours = frame.f_globals.get("__name__", "").partition(".")[0] != "torch"
+        if ours and hasattr(frame.f_locals.get("self"), "named_parameters"):
+            found = f", in {Path(frame.f_code.co_filename).name}, line {number}"
+    return found
 
 
 def trusted(target: str) -> bool:

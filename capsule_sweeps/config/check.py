@@ -49,7 +49,11 @@ def check_values(typed: DictConfig, values: Any = None) -> DictConfig:
     for key, value, metadata in _leaves(values, Config):
         if "test" in metadata and value is not None and not _passes(metadata["test"], value):
             raise ValueError(f"{key}={value} is out of range: it must be {metadata['words']}")
-    if "${" in repr(values):
+    text = repr(values)
+    if "'???'" in text:
+        key = next(key for key, value in _flat(values) if "'???'" in repr(value))
+        raise ValueError(f"{key} has no value; set {key}=…")
+    if "${" in text:
         key, value = next((key, value) for key, value in _flat(values) if "${" in str(value))
         raise ValueError(f"{key}={value} has ${{ in it, which is reserved for interpolations: set it to another value")
     iterations = values["model"].get("num_routing", 1)
@@ -63,8 +67,9 @@ def check_values(typed: DictConfig, values: Any = None) -> DictConfig:
     if milestones != values["training"]["milestones"]:
         typed.training.milestones = milestones
     for key in ("backbone", "routing", "model"):
-        if not isinstance(values[key].get("name"), str):
-            raise ValueError(f"{key}.name has no value; every option of a group has one")
+        for name, example in ("name", "name: mine"), ("_target_", "_target_: mine.module.Class"):
+            if not isinstance(values[key].get(name), str):
+                raise ValueError(f"{key}.{name} has no value; set it in the YAML file of the option, `{example}`")
     needs = find_rule(typed.selection_rule).needs
     if needs and not OmegaConf.select(typed, needs.key):
         raise ValueError(

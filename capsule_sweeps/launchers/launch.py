@@ -76,7 +76,7 @@ def launch(
         try:
             warn_of_sizes(plan)
         except Exception as error:  # also of a class of the user; a dry run has no preflight
-            tell(f"Numbers of parameters are unknown: {' '.join(str(error).split()) or type(error).__name__}.")
+            tell(f"Numbers of parameters are unknown ({' '.join(str(error).split())}).")
         return [None] * len(configs)
     if todo:
         # Device and memory of a login node are not those of a compute node

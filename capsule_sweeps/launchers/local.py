@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from capsule_sweeps.config.build import where
 from capsule_sweeps.console import Display, SweepProgress
 from capsule_sweeps.launchers.pool import Slot, make_slots, run_pool
 from capsule_sweeps.runs.lock import hold, owner
@@ -80,7 +81,7 @@ def run_here(todo: Sequence[PlannedRun], sweep: str, stop: Stop) -> None:
             except Busy as busy:
                 log.warning("%s: left alone, %s", name, busy)
             except Exception as error:
-                log.error("%s: failed, %s: %s", name, type(error).__name__, error)
+                log.error("%s: failed, %s: %s%s", name, type(error).__name__, error, where(error))
             if stop.signum:
                 return
             display.end(name, accuracy(planned))

@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from capsule_sweeps.config.build import in_words
 from capsule_sweeps.console import PIP_NAMES, missing_package
 from capsule_sweeps.display import counted
 from capsule_sweeps.runs.folders import check_runs_dir
@@ -55,7 +56,7 @@ def examine(config: DictConfig, here: bool = True, words: Sequence[str] = ()) ->
         except ModuleNotFoundError as error:
             yield check.name, False, missing_package(error)
         except Exception as error:
-            yield check.name, False, " ".join(str(error).split()) or type(error).__name__
+            yield check.name, False, in_words(error)
 
 
 def preflight(plan: Sequence[PlannedRun], devices: bool = True, at_once: int = 1) -> None:

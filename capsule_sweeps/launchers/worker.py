@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from capsule_sweeps.config.build import where
 from capsule_sweeps.config.check import check
 from capsule_sweeps.display import Formatter, say
 from capsule_sweeps.runs.provenance import ROOT
@@ -74,7 +75,7 @@ def main() -> int:
             say(busy, sys.stderr)
             return BUSY
         except Exception as error:
-            say(f"{type(error).__name__}: {error}", sys.stderr)
+            say(f"{type(error).__name__}: {error}{where(error)}", sys.stderr)
             return 1
     return 0
 

@@ -148,6 +148,7 @@ class CapsuleLayer(nn.Module):
         parents: Capsules = self.routing(
             (votes or self.make_votes)(*self._scaled()), self._children_for_votes(children), previous
         )
+        self._check(parents)
         return parents
 
     def watch(self, children: Capsules, previous: Capsules | None = None) -> tuple[Capsules, Step]:
@@ -155,8 +156,28 @@ class CapsuleLayer(nn.Module):
         votes, children = RecordingVotes(*self._scaled()), self._children_for_votes(children)
         parents: Capsules = self.routing(votes, children, previous)
         coefficients = votes.coefficients if parents.coefficients is None else parents.coefficients
+        self._check(parents, coefficients, watched=True)
         assert coefficients is not None
         return parents, Step(parents.poses, coefficients, votes.agreement(children.poses, parents.poses))
+
+    def _check(self, parents: Any, coefficients: Tensor | None = None, watched: bool = False) -> None:
+        """Raises ValueError if a routing returned something else than the capsules of this layer and, where these are
+        `watched`, their coefficients."""
+        what = f"{type(self.routing).__module__}.{type(self.routing).__name__}"
+        if not isinstance(parents, Capsules):
+            raise ValueError(f"{what} returned no Capsules, which its forward must return")
+        parts: list[tuple[str, Tensor | None, tuple[int, ...]]] = [("poses", parents.poses, self.out_shape)]
+        if self.routing.uses_activations:
+            parts.append(("activations", parents.activations, self.out_shape[:3]))
+        if watched:
+            k, l, num_children, _, num_parents, _ = self.weight.shape  # noqa: E741
+            shape = (*self.out_shape[1:3], k, l, num_children, num_parents)
+            parts.append(("coefficients", coefficients, shape))
+        for name, found, expected in parts:
+            if found is None or found.shape[1:] != expected:
+                shown = f"no {name}" if found is None else f"{name} of shape {tuple(found.shape)}"
+                wanted = ", ".join(map(str, expected))
+                raise ValueError(f"{what} returned {shown}: Capsules.{name} must have the shape (B, {wanted})")
 
     def _scaled(self) -> tuple[Tensor, int]:
         """The weight of the votes (k, l, N, x, M, d), scaled, and their stride."""

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from capsule_sweeps.config.build import in_words
 from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.networks.capsnet import OwnHeads
 from capsule_sweeps.networks.layers import CapsuleLayer
@@ -33,7 +34,7 @@ def count_multiply_adds(config: DictConfig) -> int | None:
     try:
         return _count(config)
     except Exception as error:  # whatever a class of yours raises here, its training may work
-        log.warning("multiply-adds are unknown: %s (%s)", type(error).__name__, " ".join(str(error).split())[:200])
+        log.warning("Multiply-adds are unknown (%s).", in_words(error)[:300])
         return None
 
 

@@ -6,6 +6,7 @@ layer below. Letters as in routing/passes.py: poses (B, N, H, W, D), weight (k, 
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from inspect import signature
 from math import isqrt
 from typing import Any
 
@@ -47,6 +48,7 @@ def sequential(layers: Layers, primary: Capsules, num_routing: int) -> list[Caps
     return values
 
 
+OF_THE_STACK = ("schedule", "num_routing")  # keys of a routing that its class does not get
 SCHEDULES = {"concurrent": concurrent, "sequential": sequential}
 
 
@@ -69,7 +71,7 @@ class CapsuleStack(nn.Module):
         super().__init__()
         _check_schedule(routing)
         self.schedule = SCHEDULES[routing.get("schedule") or "sequential"]
-        own = {key: value for key, value in routing.items() if key not in ("schedule", "num_routing")}
+        own = {key: value for key, value in routing.items() if key not in OF_THE_STACK}
         classes = {"type": "fc", "num_capsules": num_classes, **capsules["classes"]}
         nodes = [(f"capsules.layers[{j}]", node) for j, node in enumerate(capsules["layers"])]
         self.primary = _primary(capsules, feature_shape)
@@ -180,6 +182,8 @@ def _layer(
             f"routing._target_={type(own).__module__}.{type(own).__name__} is not a routing: derive it from "
             "capsule_sweeps.routing.base.Routing"
         )
+    if taken := [key for key in OF_THE_STACK if key in signature(type(own)).parameters]:
+        raise ValueError(f"routing={routing['name']} has a parameter {taken[0]}, which belongs to the stack: rename it")
     options = {
         "interleaved": bool(capsules.get("interleaved")) and kernel_size is not None,
         "padding": padding,

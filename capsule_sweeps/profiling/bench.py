@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from capsule_sweeps.config.build import user_code
 from capsule_sweeps.config.compose import compose_config
 from capsule_sweeps.console import bar
 from capsule_sweeps.display import counted
@@ -63,8 +64,9 @@ def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.
     with bar("first steps", len(variants)) as advance:
         for variant in variants:
             started = time.perf_counter()
-            steps[variant] = make_step(config, *variant, against)
-            steps[variant]()
+            with user_code(str(config.model.name)):
+                steps[variant] = make_step(config, *variant, against)
+                steps[variant]()
             wait(device)
             first[variant] = time.perf_counter() - started
             advance(1)

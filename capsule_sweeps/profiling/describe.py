@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from capsule_sweeps.config.build import in_words, user_code
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
 from capsule_sweeps.config.match_width import nearest_width
 from capsule_sweeps.networks.backbones import BasicBlock
@@ -29,6 +30,7 @@ from capsule_sweeps.training.execution import choose_device
 from capsule_sweeps.training.memory import step_memory
 
 WHOLE = (BasicBlock, PrimaryCapsules, CapsuleLayer)  # layers, although they have parts
+Seen = dict[str, tuple[dict[str, Any], dict[str, Any]]]  # name of a layer → what goes in, what comes out
 COLUMNS = ["layer", "kind", "grid", "channels", "capsules", "pose_size", "parameters", "multiply_adds"]
 
 
@@ -54,23 +56,18 @@ def layer_table(config: DictConfig) -> pd.DataFrame:
     """A row for each layer in the order of the images' way, and a total: COLUMNS.
 
     `grid` (rows x columns) and `channels`, or `capsules` and `pose_size`, are those of what comes out; multiply-adds of
-    one image, all routing iterations together. Raises ValueError for a model that cannot be built.
+    one image, all routing iterations together. Raises ValueError for a model that cannot be built or run.
     """
     eager = config.copy()
     eager.training.compile = "off"
-    seen: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # name → what goes in, what comes out
-    counter = FlopCounterMode(display=False)
-    steps: dict[str, Steps] = {}
-    with FakeTensorMode(), torch.no_grad():  # shapes without numbers, on a CPU: the meta device has no autocast
-        model = build_model(eager).eval()
-        layers = dict(_layers(model))
-        for name, layer in layers.items():
-            layer.register_forward_hook(partial(_look, seen, name))
-            if isinstance(layer, CapsuleLayer):
-                layer.register_forward_pre_hook(partial(note_step, steps.setdefault(name, [])), with_kwargs=True)
-        images = torch.empty(1, config.dataset.channels, config.dataset.image_size, config.dataset.image_size)
-        with counter:
-            model(images)
+    try:
+        with FakeTensorMode():  # shapes without numbers, on a CPU: the meta device has no autocast
+            model, layers, seen, steps, counter = _followed(eager)
+    except ValueError:
+        raise
+    except Exception:  # a class of the user may need numbers
+        with user_code(str(config.model.name)):
+            model, layers, seen, steps, counter = _followed(eager)
 
     def multiply_adds(name: str) -> int:
         layer = layers[name]
@@ -91,12 +88,35 @@ def layer_table(config: DictConfig) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(("channels", "capsules", "pose_size"), "Int64"))
 
 
+def _followed(config: DictConfig) -> tuple[nn.Module, dict[str, nn.Module], Seen, dict[str, Steps], FlopCounterMode]:
+    """The model after one image: its layers, what went in and came out, steps of capsule layers, and what torch
+    counted."""
+    seen: Seen = {}
+    steps: dict[str, Steps] = {}
+    counter = FlopCounterMode(display=False)
+    model = build_model(config).eval()
+    layers = dict(_layers(model))
+    for name, layer in layers.items():
+        layer.register_forward_hook(partial(_look, seen, name))
+        if isinstance(layer, CapsuleLayer):
+            layer.register_forward_pre_hook(partial(note_step, steps.setdefault(name, [])), with_kwargs=True)
+    with counter, torch.no_grad():
+        model(torch.zeros(1, config.dataset.channels, config.dataset.image_size, config.dataset.image_size))
+    return model, layers, seen, steps, counter
+
+
 def note(config: DictConfig, frame: pd.DataFrame) -> str:
     """The note under the table: what was counted, widths of equal size, the memory of a training step."""
     iterations = config.model.get("num_routing")
     counted = "Multiply-adds of one image, forward" + (f", num_routing={iterations}" if iterations else "")
     size, kept = config.training.batch_size, 3 * 4 * int(frame.parameters.iloc[-1]) / 1e6
-    need, free = step_memory(config, size) / 1e6, free_memory() / 1e6
+    free = free_memory() / 1e6
+    try:
+        need = step_memory(config, size) / 1e6
+    except ValueError:
+        raise
+    except Exception as error:
+        return f"{counted}. The memory of a training step is unknown ({in_words(error)})."
     said = (
         f"Estimated peak memory of a training step with batch size {size}, not compiled: {need:,.1f} MB, {kept:,.1f} "
         "of them for weights, gradients, momentum. An evaluation takes no more images at once and needs less."

@@ -103,13 +103,16 @@ def _published(config: DictConfig, num_routing: int, checkout: Path) -> nn.Modul
 
 def memory(config: DictConfig, name: str, num_routing: int, against: Path | None) -> float | None:
     """MB that a step needs beyond what stays between steps: on a GPU infinity where it has less than that, elsewhere an
-    estimate, None for compiled steps, of which there is none."""
+    estimate, None for steps without one: compiled ones, and those of a class of the user that needs numbers."""
     if device_of(config).type != "cuda":
         if name.endswith("compiled"):
             return None
-        more, _ = peak_of_step(
-            lambda: make_model(config, name, num_routing, against), config, config.training.batch_size
-        )
+        try:
+            more, _ = peak_of_step(
+                lambda: make_model(config, name, num_routing, against), config, config.training.batch_size
+            )
+        except Exception:
+            return None
         return round(more / 1e6, 1)
     try:
         step = make_step(config, name, num_routing, against)

@@ -3,6 +3,7 @@
 Forward and backward run on shapes without data (torch's FakeTensorMode), which takes seconds for any size.
 """
 
+import logging
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +17,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from capsule_sweeps.config.build import in_words
 from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.runs.machine import free_memory
 from capsule_sweeps.training.losses import LOSSES
 
+log = logging.getLogger(__name__)
 PROGRAM = 2**28  # bytes that torch itself allocates when it starts to compute
 MOST_PER_IMAGE = 4000  # a step needs up to 1200 times the memory of its images; estimated only if this bound exceeds it
 FOLLOWED = 32  # images of a step that is followed; what a larger batch needs beyond them grows with the batch
@@ -71,7 +74,8 @@ def _bytes_within(function: Callable[..., Any], args: Any) -> int:
 def step_memory(config: DictConfig, batch_size: int) -> int:
     """Peak bytes of an uncompiled training step with this many images, including weights, gradients and momentum.
 
-    Workspace inside operations of torch is not counted. Raises ValueError for a batch that the model refuses.
+    Workspace inside operations of torch is not counted. Raises ValueError for a batch that the model refuses, and
+    whatever a class of the user raises that needs numbers: the images have none.
     """
     eager = config.copy()
     eager.training.compile = "off"
@@ -104,7 +108,8 @@ def peak_of_step(make: Callable[[], nn.Module], config: DictConfig, batch_size: 
 
 
 def check_memory(config: DictConfig, at_once: int = 1) -> int | None:
-    """The estimated bytes of a step; None if the step is too small to matter.
+    """The estimated bytes of a step; None if the step is too small to matter, or if a class of the user cannot be
+    followed without numbers, which the log records.
 
     Raises ValueError, with a batch size that fits, if this machine lacks the memory for `at_once` such runs.
     """
@@ -112,7 +117,13 @@ def check_memory(config: DictConfig, at_once: int = 1) -> int | None:
     free = free_memory() // at_once
     if 4 * dataset.channels * dataset.image_size**2 * size * MOST_PER_IMAGE < free:
         return None
-    need = step_memory(config, size) + PROGRAM
+    try:
+        need = step_memory(config, size) + PROGRAM
+    except ValueError:
+        raise
+    except Exception as error:
+        log.warning("The memory of a training step is unknown (%s).", in_words(error))
+        return None
     if need <= free:
         return need
     least = step_memory(config, 1) + PROGRAM
@@ -144,3 +155,5 @@ def check_last_batch(config: DictConfig, num_images: int) -> None:
             f"{config.model.name} cannot be trained ({' '.join(str(error).split())[:120]}); set "
             f"training.batch_size={fits}"
         ) from error
+    except Exception:  # of a class of the user that needs numbers
+        return

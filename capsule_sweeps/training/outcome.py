@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from capsule_sweeps.config.build import where
 from capsule_sweeps.display import Formatter
 from capsule_sweeps.runs.claim import Claim
 from capsule_sweeps.runs.files import open_append
@@ -24,9 +25,12 @@ def check_finite(losses: Tensor, epoch: int, num_batches: int) -> None:
     wrong = (~torch.isfinite(losses)).nonzero()
     if len(wrong):
         batch = int(wrong[0])
+        step = epoch * num_batches + batch + 1
+        remedy = (
+            "a smaller training.lr may help" if step > 1 else "no weight has changed yet: check the model's classes"
+        )
         raise FloatingPointError(
-            f"the loss is {float(losses[batch])} in step {epoch * num_batches + batch + 1} "
-            f"(epoch {epoch + 1}, batch {batch + 1}); a smaller training.lr may help"
+            f"the loss is {float(losses[batch])} in step {step} (epoch {epoch + 1}, batch {batch + 1}); {remedy}"
         )
 
 
@@ -52,7 +56,7 @@ def record_outcome(run: Run, claim: Claim) -> Iterator[None]:
     except Exception as error:
         with suppress(OSError, ValueError):  # the folder itself may have caused the failure
             claim.write("error.txt", traceback.format_exc().encode())
-            message = f"{type(error).__name__}: {error}"
+            message = f"{type(error).__name__}: {error}{where(error)}"
             claim.update(state="failed", ended=time.time(), error=message, failure=failure(error))
             run.dequeue()
         raise

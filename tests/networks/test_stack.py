@@ -1,3 +1,4 @@
+import re
 from itertools import product
 from math import sqrt
 
@@ -8,7 +9,7 @@ from torch import nn
 from capsule_sweeps import build_model, compose_config
 from capsule_sweeps.networks.layers import CapsuleLayer, PrimaryCapsules, interleave
 from capsule_sweeps.networks.stack import CapsuleStack, concurrent, sequential
-from capsule_sweeps.routing.base import Capsules, LayerShape
+from capsule_sweeps.routing.base import Capsules, LayerShape, Routing
 from capsule_sweeps.routing.inverted_attention import InvertedAttention
 
 FEATURES = (6, 8, 8)
@@ -259,3 +260,141 @@ def test_an_interleaved_stack_reads_these_windows(num_routing):
     assert [layer.interleaved for layer in build_model(config).capsules.layers] == [True, True, False]
     with pytest.raises(ValueError, match=r"capsules\.interleaved=true has no effect with routing=em"):
         build_model(compose_config(["dataset=digits", "capsules.interleaved=true", "routing=em"]))
+
+
+# Routings of users
+
+
+class Sharp(Routing):
+    def __init__(self, shape, dropout, sharpness=1.0):
+        super().__init__()
+        self.sharpness, self.norm = sharpness, torch.nn.LayerNorm(shape.parent_size)
+
+    def forward(self, votes, children, previous):
+        parents = self.norm(votes.uniform(children.poses))
+        return Capsules(parents if previous is None else parents + self.sharpness * previous.poses)
+
+
+class Fails(Sharp):
+    def __init__(self, shape, dropout):
+        super().__init__(shape, dropout)
+        self.weights = {}["weights"]
+
+
+class Named(Sharp):
+    def __init__(self, shape, dropout, name="one"):
+        super().__init__(shape, dropout)
+
+
+class Scheduled(Sharp):
+    def __init__(self, shape, dropout, schedule="sequential"):
+        super().__init__(shape, dropout)
+
+
+class NoDropout(Sharp):
+    def __init__(self, shape):
+        super().__init__(shape, 0.0)
+
+
+class NeedsSharpness(Sharp):
+    def __init__(self, shape, dropout, sharpness):
+        super().__init__(shape, dropout, sharpness)
+
+
+class Short(Sharp):
+    def forward(self, votes, children, previous):
+        return Capsules(super().forward(votes, children, previous).poses[..., 1:])
+
+
+class Bare(Sharp):
+    def forward(self, votes, children, previous):
+        return super().forward(votes, children, previous).poses
+
+
+class NeverActive(Sharp):
+    uses_activations = True
+
+
+class Fails2(Sharp):
+    def forward(self, votes, children, previous):
+        return [][0]
+
+
+class Measures(Sharp):
+    """Needs numbers, which the tensors of an estimate of memory do not have."""
+
+    def forward(self, votes, children, previous):
+        parents = super().forward(votes, children, previous)
+        return parents if parents.poses.sum().item() < 1e9 else Capsules(2 * parents.poses)
+
+
+class Own(Sharp):
+    """Computes its own coefficients and does not return them."""
+
+    def forward(self, votes, children, previous):
+        return Capsules(votes.explicit(children.poses).sum((3, 4, 5)).movedim(3, 1))
+
+
+@pytest.fixture
+def own(tiny, monkeypatch):
+    """The overrides of a tiny run with a routing of this file."""
+    monkeypatch.setenv("CAPSULE_SWEEPS_TRUST_PACKAGES", __name__.partition(".")[0])
+
+    def overrides(cls, *settings):
+        named = ["routing.name=own", f"routing._target_={__name__}.{cls.__name__}", "~routing.norm", "num_routing=2"]
+        return [*tiny, *named, *(f"++routing.{setting}" for setting in settings)]
+
+    return overrides
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "message"),
+    [
+        (Fails, [], r"own \(.*\.Fails\) with {} failed \(KeyError: 'weights', in test_stack.py, line \d+\); fix"),
+        (Named, [], "has a parameter name, .*rename it"),
+        (Scheduled, [], "routing=own has a parameter schedule, which belongs to the stack: rename it"),
+        (NoDropout, [], "has no parameter dropout: its constructor must take shape, dropout"),
+        (NeedsSharpness, [], "needs a value for sharpness: set it in the YAML file"),
+        (Sharp, ["dropout=0.5"], "gets dropout from the network: remove dropout=0.5"),
+        (Sharp, ["sharpnes=2"], "has no setting sharpnes: remove sharpnes=2 .its settings are sharpness"),
+        (Sharp, ["sharpness='???'"], r"^routing\.sharpness has no value; set routing\.sharpness="),
+        (Sharp, ["_target_=null"], r"^routing\._target_ has no value"),
+    ],
+)
+def test_a_routing_that_cannot_be_made_is_one_sentence(own, cls, settings, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        build_model(compose_config(own(cls, *settings)))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (
+            Short,
+            r"Short returned poses of shape \(\d, 2, 4, 4, 3\): Capsules.poses must have the shape \(B, 2, 4, 4, 4\)",
+        ),
+        (Bare, "Bare returned no Capsules"),
+        (NeverActive, r"returned no activations: .* must have the shape \(B, 2, 4, 4\)"),
+        (Fails2, r"capsnet failed \(IndexError: list index out of range, in test_stack.py, line \d+\)"),
+    ],
+)
+def test_a_routing_that_fails_is_one_sentence(own, capsule_sweeps, cls, message):
+    for command in ("describe", "bench"):
+        ended = capsule_sweeps(command, *own(cls))
+        assert ended.code == 1 and re.search(message, ended.err) and len(ended.err.splitlines()) == 1, ended.text
+
+
+def test_coefficients_that_a_routing_does_not_return_are_one_sentence(own):
+    with pytest.raises(ValueError, match=r"no coefficients: .* must have the shape \(B, 4, 4, 3, 3, 2, 2\)"):
+        build_model(compose_config(own(Own)))(torch.zeros(1, 1, 32, 32), intermediates=True)
+
+
+def test_a_routing_that_needs_numbers_trains_without_an_estimate_of_memory(own, launch, capsule_sweeps, monkeypatch):
+    monkeypatch.setattr("capsule_sweeps.training.memory.free_memory", lambda: 2**20)
+    words = [*own(Measures), "dataset.train_size=41", "training.epochs=1"]  # the last batch has one image
+    ended = launch(base=words)
+    assert ended.code == 0 and "memory of a training step is unknown (DataDependent" in ended.text, ended.text
+    ended = capsule_sweeps("describe", *words)
+    assert ended.code == 0 and "total" in ended.out and "training step is unknown" in ended.out, ended.text
+    assert capsule_sweeps("bench", "--repeats=1", *words).code == 0
