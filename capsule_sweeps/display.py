@@ -39,6 +39,7 @@ TEX = {  # for characters that are commands in LaTeX, or missing in some fonts
     "≤": r"$\leq$",
     "≥": r"$\geq$",
     "√": r"$\surd$",
+    "†": r"$\dagger$",
 }
 
 PLAIN = {  # for terminals that are not UTF-8
@@ -51,6 +52,7 @@ PLAIN = {  # for terminals that are not UTF-8
     "±": "+-",
     "→": "->",
     "√": "sqrt",
+    "†": "+",
     "≤": "<=",
     "≥": ">=",
 }

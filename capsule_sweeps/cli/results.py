@@ -57,6 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
 def accuracies(runs: pd.DataFrame, rule: str, arguments: argparse.Namespace) -> str:
     """The tables of accuracies: one for each sweep or each value of --by; a single one for programs."""
     from capsule_sweeps.results.columns import with_constants
+    from capsule_sweeps.results.fairness import comparison_notes
     from capsule_sweeps.results.pivot import column_of, pivot
     from capsule_sweeps.results.render import render
     from capsule_sweeps.results.sections import by_keys, by_sweep
@@ -82,10 +83,11 @@ def accuracies(runs: pd.DataFrame, rule: str, arguments: argparse.Namespace) -> 
             texts.append(plain(form, f"{title}\n{said}"))
             continue
         shown, caption = for_people(table, own, arguments.by.split(",") if arguments.by else ())
-        note = notes(own, rule) if alone else ""
+        unequal = comparison_notes(own, rule)
+        note = " ".join(filter(None, (notes(own, rule) if alone else "", unequal)))
         if arguments.pivot and (column_of(table, arguments.pivot) or not any_pivot):
             shown, said = pivot(table, arguments.pivot)
-            note = f"{said} {left_out(own, rule)}" if alone else said
+            note = " ".join(filter(None, (said, left_out(own, rule) if alone else "", unequal)))
             caption = "; ".join(filter(None, (f"Test accuracy in %, rule {rule}", caption)))
         heading = f"**{markdown(title)}**\n\n" if form == "md" and len(parts) > 1 else ""
         if form == "tex" and not arguments.by:  # the command of a sweep
@@ -144,7 +146,7 @@ def differences(runs: pd.DataFrame, rule: str, against: str, arguments: argparse
     if arguments.format in ("csv", "json"):
         shown, caption = with_constants(table, finished_runs(runs, rule)), ""
     else:
-        shown, caption = shown_differences(table)
+        shown, caption = shown_differences(table, finished_runs(runs, rule))
     print(render(shown, arguments.format, title, note, caption, one_line=True))
     if arguments.figure:
         from capsule_sweeps.results.figures import forest_plot, save_as

@@ -4,15 +4,16 @@ import pandas as pd
 
 from capsule_sweeps.display import listed
 from capsule_sweeps.results.against import SHOWN, column_of
-from capsule_sweeps.results.columns import as_typed, typed
+from capsule_sweeps.results.columns import as_typed, in_common, typed
 from capsule_sweeps.results.fitted import Parts
 from capsule_sweeps.results.stein import two_stage_note
 from capsule_sweeps.results.tables import left_out
 from capsule_sweeps.runs.plan_warnings import RATIO
 
 
-def shown_differences(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """An `against_table` with short column names for display, and a caption with the settings that all bases share."""
+def shown_differences(table: pd.DataFrame, finished: pd.DataFrame | None = None) -> tuple[pd.DataFrame, str]:
+    """An `against_table` of finished runs with short column names for display, without p-values and intervals where no
+    row has one, and a caption with what all runs share."""
     heads = {"half_width": "±95%", "first_seeds": "n0", "p_value": "p", "p_holm": "p (Holm)"}
     heads["seeds_needed"] = "seeds needed"
     order = table.assign(other=table.paired.notna()).sort_values(["base", "other"], kind="stable").index
@@ -27,7 +28,9 @@ def shown_differences(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     if "parameters" in shown:
         counts = ["–" if pd.isna(value) else f"{value:,}" for value in table.parameters]
         shown = shown.assign(parameters=counts) if len(_other_sizes(table)) else shown.drop(columns="parameters")
+    shown = shown.drop(columns=[head for head in heads.values() if head in shown and shown[head].isna().all()])
     values = {column: table[column].iloc[0] for column in common} if len(table) else {}
+    values = values if finished is None or table.empty else {**in_common(finished), **values}
     return shown, ", ".join(f"{column}={typed(value)}" for column, value in values.items() if not pd.isna(value))
 
 

@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from capsule_sweeps.config.compose import CONF_DIR
+from capsule_sweeps.config.milestones import as_epochs
+from capsule_sweeps.config.yaml_files import read_options
 from capsule_sweeps.runs.neutral import setting
+from capsule_sweeps.runs.signature import NEUTRAL
 
 LABELS = ("dataset", "model", "backbone", "routing", "schedule", "imported")  # columns of `load_runs`
 ALWAYS = ("dataset", "num_routing")  # always columns of a table in a file
+EPOCHS, MILESTONES = "training.epochs", "training.milestones"
 
 
 def differences_of(here: dict[str, Any], there: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -46,14 +51,26 @@ def setting_text(value: Any) -> str | None:
 
 
 def differing(runs: pd.DataFrame) -> list[str]:
-    """Signed keys in which runs differ, except for dataset, LABELS, num_routing and seed."""
+    """Signed keys in which runs with the same LABELS differ, except for num_routing, seed, and milestones that follow
+    from the epochs in the same way for all runs; of epochs and images also those in which runs of a data set differ."""
     keys: set[str] = set()
-    for _, alike in runs.groupby(list(LABELS), dropna=False):
-        configs = list(alike.drop_duplicates("group").signed_config)
-        for key in {key for signed in configs for key in signed} - {"seed", "model.num_routing"}:
-            if len({json.dumps(setting(signed, key)) for signed in configs}) > 1:
-                keys.add(key)
+    for labels in (list(LABELS), ["dataset"]):
+        for _, alike in runs.groupby(labels, dropna=False):
+            configs = list(alike.drop_duplicates("group").signed_config)
+            for key in {key for signed in configs for key in signed} - {"seed", "model.num_routing"}:
+                counts = len(labels) > 1 or key == EPOCHS or key.startswith("dataset.")
+                if counts and len({json.dumps(setting(signed, key)) for signed in configs}) > 1:
+                    keys.add(key)
+    if {EPOCHS, MILESTONES} <= keys and _of_one_recipe(list(runs.signed_config)):
+        keys.remove(MILESTONES)
     return sorted(keys)
+
+
+def _of_one_recipe(configs: Sequence[dict[str, Any]]) -> bool:
+    """Whether the milestones of all configurations are those of one option of training, for their epochs."""
+    pairs = [(signed.get(EPOCHS, 0), signed.get(MILESTONES)) for signed in configs]
+    recipes = [option["training"].get("milestones") or [] for option in read_options(CONF_DIR / "training").values()]
+    return any(all(as_epochs(recipe, epochs) == found for epochs, found in pairs) for recipe in recipes)
 
 
 def short_names(keys: Sequence[str], taken: Sequence[str] = ()) -> dict[str, str]:
@@ -97,6 +114,43 @@ def constants(runs: pd.DataFrame) -> dict[str, Any]:
     if len(epochs) == 1:
         found["epochs"] = epochs.pop()
     return {key: value for key, value in found.items() if not pd.isna(value)}
+
+
+def in_common(runs: pd.DataFrame) -> dict[str, Any]:
+    """What a caption says about some runs: `constants` and what is uncommon."""
+    return {**constants(runs), **_uncommon(runs)}
+
+
+def _uncommon(runs: pd.DataFrame) -> dict[str, Any]:
+    """What else some runs have in common: the settings of their data set that are not those of its option, such as
+    image_size, and training, the option that is most like the recipe of each, with the settings in which all differ."""
+    configs = list(runs.drop_duplicates("group").signed_config)
+    first = configs[0] if configs else {}
+    keys = sorted(NEUTRAL.keys() | first.keys())
+    alike = [key for key in keys if all(setting(one, key) == setting(first, key) for one in configs)]
+    same = {key: setting(first, key) for key in alike}
+    usual = read_options(CONF_DIR / "dataset").get(str(same.get("dataset.name")), {}).get("dataset")
+    found = _unlike(same, "dataset", usual) if usual else {}
+    recipes = {name: option["training"] for name, option in read_options(CONF_DIR / "training").items()}
+    trained = [signed for signed in configs if EPOCHS in signed] if recipes else []
+    nearest = {min(recipes, key=lambda name: len(_unlike(one, "training", recipes[name]))) for one in trained}
+    if len(nearest) == 1:
+        name = nearest.pop()
+        found |= {"training": name, **_unlike(same, "training", recipes[name])}
+    return found
+
+
+def _unlike(same: dict[str, Any], group: str, option: dict[str, Any]) -> dict[str, Any]:
+    """The settings, without epochs, that differ from those of an option in conf/<group>, by the end of their key."""
+    found = {}
+    for key in (key for key in same if key.startswith(f"{group}.") and key != EPOCHS):
+        usual = option.get(key.removeprefix(f"{group}."), NEUTRAL.get(key))
+        if key == MILESTONES:
+            usual = as_epochs(usual or [], same[EPOCHS]) if EPOCHS in same else same[key]
+        measured = isinstance(same[key], list) and not isinstance(usual, list)  # mean and std of the images
+        if usual != same[key] and not measured and not str(usual).startswith("${"):
+            found[key.rpartition(".")[2]] = typed(same[key])
+    return found
 
 
 def with_constants(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,7 @@ LEVEL = 0.95  # of every interval
 POWER = 0.8  # probability of detecting a true difference
 MOST_SEEDS = 100_000
 NO_SPREAD = 1e-24  # variances of what is alike but for rounding, over the square of the values
+ALIKE = 1e-9  # the same for a deviation, in percentage points
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,10 @@ def by_seed(runs: pd.DataFrame, rule: str) -> pd.Series:
 
 
 def half_width(std: Any, n: Any) -> Any:
-    """Half the width of the 95 % interval of a mean: t(0.975, n − 1) · std / √n; NaN for n = 1. Accepts arrays."""
-    return t_quantile(np.asarray(n, float) - 1) * np.asarray(std, float) / np.sqrt(np.asarray(n, float))
+    """Half the width of the 95 % interval of a mean: t(0.975, n − 1) · std / √n; accepts arrays. NaN for n = 1, and
+    for std = 0: accuracies are counts of images, so a few runs may well be alike, which says nothing about others."""
+    std, n = np.asarray(std, float), np.asarray(n, float)
+    return np.where(std > ALIKE, t_quantile(n - 1) * std / np.sqrt(n), np.nan)
 
 
 def t_quantile(df: Any) -> Any:

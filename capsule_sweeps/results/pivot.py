@@ -9,6 +9,8 @@ from capsule_sweeps.results.columns import setting_text, short_names
 from capsule_sweeps.results.fitted import Best
 from capsule_sweeps.results.tables import COST, NUMBERS
 
+UNLEARNED = "†"
+
 
 def settings_of(table: pd.DataFrame) -> list[str]:
     return [column for column in table.columns if column not in (*COST, *NUMBERS, "rule")]
@@ -48,12 +50,14 @@ def pivot(table: pd.DataFrame, key: str) -> tuple[pd.DataFrame, str]:
     for method, head, (_, row), best in zip(methods, heads, table.iterrows(), highest, strict=True):
         text = f"{row['mean']:.1f}" + ("" if pd.isna(row["std"]) else f" ± {row['std']:.1f}")
         text += f" (n={row.n})" if len(sizes) > 1 else ""
+        text += UNLEARNED if row.get("not_learned", 0) else ""
         own = cells.setdefault(method, dict(zip(rows, method, strict=True)) | dict.fromkeys(columns, "–"))
         own[head] = Best(text) if row["mean"] == best else text
     frame = pd.DataFrame(list(cells.values()), columns=[*rows, *columns])
     seeds = f"n = {counted(max(sizes), 'seed')}" if len(sizes) == 1 else "n seeds in brackets"
     said = "Single runs (n = 1)" if sizes == {1} else f"Mean ± sample standard deviation, {seeds}"
-    return frame, f"{said}; bold: the best."
+    marked = f" {UNLEARNED}: with runs that did not learn." if "not_learned" in table else ""
+    return frame, f"{said}; bold: the best.{marked}"
 
 
 def _text(value: object) -> str:

@@ -20,9 +20,9 @@ from capsule_sweeps.results.intervals import MOST_SEEDS, by_seed, deviation
 from capsule_sweeps.results.settle import FIRST, MARGIN, next_half_width, seed_words, sweep_command
 from capsule_sweeps.results.stein import (
     first_of,
+    interval,
     num_seeds,
     numbers_of_first,
-    two_stage_half_width,
     two_stage_note,
 )
 from capsule_sweeps.results.tables import finished_runs, left_out
@@ -153,9 +153,9 @@ def _ours(cell: Cell, values: pd.Series, first: int | None) -> dict[str, Any]:
         return {"ours": math.nan, "n": 0, "std": math.nan, "half_width": math.nan}
     if cell.aggregate == "best run":
         return {"ours": float(values.max()), "n": len(values), "std": math.nan, "half_width": math.nan}
-    std, n0 = deviation(values, first)
-    width = float(two_stage_half_width(std, n0, len(values)))
-    return {"ours": float(values.mean()), "n": len(values), "std": std, "half_width": width, "first": first}
+    std = deviation(values, first)[0]
+    found = {"ours": float(values.mean()), "n": len(values), "std": std, "first": first}
+    return {**found, "half_width": interval(values, first)}
 
 
 @cache
@@ -188,7 +188,7 @@ def verdict(cell: Cell, ours: float, n: int | None, std: float, half_width: floa
     within = abs(difference) <= cell.tolerance + margin
     if cell.aggregate != "mean over seeds":
         return "reproduced" if within else side
-    if n == 1:
+    if math.isnan(half_width):  # one seed, or all alike
         return f"{OPEN}: at least 1 more needed"
     if within and half_width <= cell.tolerance + margin:
         return "reproduced"

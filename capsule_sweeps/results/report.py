@@ -17,9 +17,10 @@ import pandas as pd
 
 from capsule_sweeps.display import terminal
 from capsule_sweeps.results.columns import named, settings_frame
+from capsule_sweeps.results.fairness import comparison_notes
 from capsule_sweeps.results.render import cell_text, is_numeric
 from capsule_sweeps.results.sections import by_sweep
-from capsule_sweeps.results.tables import accuracy_table, for_people, notes
+from capsule_sweeps.results.tables import accuracy_table, finished_runs, for_people, notes
 from capsule_sweeps.runs.files import last_lines, write_atomic
 from capsule_sweeps.runs.metrics import read_metrics
 from capsule_sweeps.runs.plan import Policy
@@ -142,7 +143,8 @@ def _accuracy(runs_dir: Path, runs: pd.DataFrame, rule: str) -> Iterator[dict[st
     parts = by_sweep(runs_dir, runs)
     for title, own in parts if len(parts) > 1 else [("", runs)]:
         table, caption = for_people(accuracy_table(own, rule), own)
-        note = f"{caption}.\n{notes(own, rule)}" if caption else notes(own, rule)
+        note = f"{notes(own, rule)} {comparison_notes(own, rule)}".rstrip()
+        note = f"{caption}.\n{note}" if caption else note
         name, _, command = title.partition(": ")
         heading = ": ".join(filter(None, ("Accuracy", name)))
         try:
@@ -188,7 +190,7 @@ def _ablations(runs: pd.DataFrame, rule: str) -> Iterator[dict[str, Any]]:
     table = ablation_table(runs, rule)
     if len(table):
         drawn = _figure(forest_plot(table), "Difference of each ablation to its base, with 95 % intervals")
-        shown, caption = shown_differences(table)
+        shown, caption = shown_differences(table, finished_runs(runs, rule))
         note = ablation_notes(table, runs, rule)
         yield _section("Ablations", shown, f"{caption}.\n{note}" if caption else note, **drawn)
 

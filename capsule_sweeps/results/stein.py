@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from capsule_sweeps.results.intervals import deviation, t_quantile
+from capsule_sweeps.results.intervals import ALIKE, deviation, t_quantile
 
 MOST = 10**15  # seeds: more are the same to everybody, and still a whole number
 ROUNDING = 1e-9  # of (t s / h)²: 25.000000000001 seeds are 25
@@ -38,9 +38,10 @@ def first_of(runs: pd.DataFrame) -> int | None:
 
 
 def interval(values: pd.Series, first: int | None) -> float:
-    """Half the width of the 95 % interval of the mean of values indexed by seed, in their unit; NaN for one value."""
+    """Half the width of the 95 % interval of the mean of values indexed by seed, in their unit; NaN for one value, and
+    for values that are all the same."""
     std, n0 = deviation(values, first)
-    return float(two_stage_half_width(std, n0, len(values)))
+    return float(two_stage_half_width(std, n0, len(values))) if std > ALIKE * values.abs().max() else float("nan")
 
 
 def half_widths(finished: pd.DataFrame, rule: str) -> dict[str, tuple[float, int]]:

@@ -6,7 +6,7 @@ import pandas as pd
 
 from capsule_sweeps.config.selection_rules import find_rule
 from capsule_sweeps.display import counted, listed
-from capsule_sweeps.results.columns import as_typed, constants, settings_frame, typed
+from capsule_sweeps.results.columns import as_typed, in_common, settings_frame, typed
 from capsule_sweeps.results.intervals import half_width
 from capsule_sweeps.results.stein import half_widths, numbers_of_first, two_stage_note
 from capsule_sweeps.runs.learned import not_learned_note
@@ -25,13 +25,14 @@ HEADS = {
     "multiply_adds": "M mult-adds",
     "seconds_per_epoch": "s/epoch",
     "peak_memory_mb": "peak MB",
+    "not_learned": "not learned",
 }
 SHOWN_AS = {
     "parameters": "{:,}".format,
     "multiply_adds": lambda value: f"{value / 1e6:,.1f}" if value >= 1e6 else f"{value / 1e6:.2g}",
     "peak_memory_mb": "{:,.0f}".format,
 }
-NUMBERS = ("n", "mean", "std", "half_width", "first_seeds", "min", "max")
+NUMBERS = ("n", "mean", "std", "half_width", "first_seeds", "min", "max", "not_learned")
 NAMED = 5  # stale runs named in a note; `status stale=true` lists all
 
 
@@ -45,7 +46,8 @@ def accuracy_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
 
     Columns: dataset, num_routing, and each setting in which groups differ, see `columns.settings_frame`; the columns of
     COST that differ between rows (means over the runs of a row that have one); n, mean, std (sample standard
-    deviation), half_width (of the 95 % t interval; both NaN for n = 1), min (the worst run), max (the best); rule.
+    deviation), half_width (of the 95 % t interval; both NaN for n = 1, half_width also if all runs are alike), min
+    (the worst run), max (the best), not_learned (how many runs of the row did not learn, if any did not); rule.
     If a procedure chose the number of seeds of some groups, half_width is that of its interval for these, and the
     column first_seeds has their n0. Raises ValueError for an unknown rule.
     """
@@ -66,7 +68,10 @@ def accuracy_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
         table.loc[table.index.isin(number[group == name]), ["half_width", "first_seeds"]] = width, n0
     if "first_seeds" in table:
         table["first_seeds"] = table.first_seeds.astype("Int64")
-    table = table.join(accuracies.agg(["min", "max"])).sort_values(labels, key=_sortable)
+    table = table.join(accuracies.agg(["min", "max"]))
+    if "not_learned" in finished and (unlearned := finished.not_learned.notna()).any():
+        table["not_learned"] = unlearned.groupby(number).sum()
+    table = table.sort_values(labels, key=_sortable)
     return table.reset_index(drop=True).assign(rule=rule)
 
 
@@ -82,7 +87,7 @@ def for_people(table: pd.DataFrame, runs: pd.DataFrame, said: Collection[str] = 
 
     `said`: keys whose values are in the title, not also in the caption.
     """
-    always = [column for column in NUMBERS if column != "first_seeds"]  # the note has the same n0 of all rows
+    always = [column for column in NUMBERS if column != "first_seeds"]  # the note has the n0 of all rows
     drop = [column for column in table.columns if column not in always and table[column].nunique(dropna=False) <= 1]
     shown = table.drop(columns=drop)
     shown = as_typed(shown, [column for column in shown.columns if column not in (*NUMBERS, *COST)])
@@ -93,7 +98,7 @@ def for_people(table: pd.DataFrame, runs: pd.DataFrame, said: Collection[str] = 
     if table.empty:
         return shown, ""
     common = {column: table[column].iloc[0] for column in drop if column not in ("rule", "imported", "first_seeds")}
-    common = {**constants(finished_runs(runs, table.rule.iloc[0])), **common}
+    common = {**in_common(finished_runs(runs, table.rule.iloc[0])), **common}
     known = {key.removesuffix(".name").rpartition(".")[2] for key in said}
     kept = {key: value for key, value in common.items() if key not in known and not pd.isna(value)}
     return shown, ", ".join(f"{key}={typed(value)}" for key, value in kept.items())
@@ -121,7 +126,8 @@ def notes(runs: pd.DataFrame, rule: str) -> str:
     return (
         f"Test accuracy in %, selection rule: {rule} ({find_rule(rule).meaning}) for every number; "
         "mean ± sample standard deviation over seeds, "
-        f"{WIDTH}: half the width of the 95 % interval of the mean (t); neither for n = 1. {left_out(runs, rule)}"
+        f"{WIDTH}: half the width of the 95 % interval of the mean (t); neither for n = 1, no interval where all seeds "
+        f"are alike. {left_out(runs, rule)}"
         f"{cost_note(accuracy_table(runs, rule).columns)}"
         f"{two_stage_note(numbers_of_first(finished_runs(runs, rule), rule))}"
     )

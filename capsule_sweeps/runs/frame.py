@@ -35,7 +35,8 @@ def load_runs(runs_dir: Path | str, imported: bool = False, settings: bool = Fal
     name, signature and configuration do not agree, are left out with a warning.
 
     Columns: `frame_columns`, `seconds_per_epoch`, `stale` (finished, but the code has changed since), `device`,
-    `imported` (weights from the published code), `data_sha256` and `classes` (names, one per line) of its images,
+    `machine` (its GPU or processor), `imported` (weights from the published code), `data_sha256` and `classes` (names,
+    one per line) of its images,
     `tags` (separated by spaces), `note`, `sweeps` (the names of all sweeps that contain the run), `folder`,
     `not_learned` (why a finished run did not learn, or None), `first_seeds` (of a group whose number of seeds a
     procedure chose, see `runs.sweep.first_seeds`), and `signed_config`, the signed configuration as a flat dict; with
@@ -99,11 +100,25 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
         row |= {"tags": " ".join(labels.tags), "note": labels.note}
         row |= {"data_sha256": record.get("data_sha256"), "classes": "\n".join(record.get("classes") or ()) or None}
         row["not_learned"] = find_not_learned(run, record) if state == "finished" else None
+        attempt = (record.get("attempts") or [{}])[-1]
+        row["machine"] = attempt.get("gpu") if device == "cuda" else attempt.get("processor")
         row |= {"stale": stale, "device": device, "imported": "imported" in record, "folder": str(run.folder)}
         row["sweeps"] = sweeps[run.folder.parent].get(run.signature, [])
         row["first_seeds"] = first[run.folder.parent].get(str(row["group"]))
         rows.append({**row, "signed_config": record.get("signed_config", {})})
-    more = ["stale", "device", "imported", "data_sha256", "classes", "not_learned", "tags", "note", "folder", "sweeps"]
+    more = [
+        "stale",
+        "device",
+        "machine",
+        "imported",
+        "data_sha256",
+        "classes",
+        "not_learned",
+        "tags",
+        "note",
+        "folder",
+        "sweeps",
+    ]
     frame = pd.DataFrame(rows, columns=[*columns, *more, "first_seeds", "signed_config"])
     frame["imported"] = frame.imported.astype(bool)  # also for an empty frame
     frame.insert(list(frame.columns).index("seconds") + 1, "seconds_per_epoch", frame.seconds / frame.epochs_done)

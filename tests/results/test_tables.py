@@ -22,6 +22,7 @@ from capsule_sweeps.config.moved import PRESENT_SPELLING
 from capsule_sweeps.console import console
 from capsule_sweeps.results.against import against_table
 from capsule_sweeps.results.against_shown import against_notes, shown_differences
+from capsule_sweeps.results.fairness import comparison_notes
 from capsule_sweeps.results.figures import forest_plot
 from capsule_sweeps.results.fitted import shorten
 from capsule_sweeps.results.overview import sweep_table
@@ -298,6 +299,35 @@ def test_constants_are_in_the_caption_and_each_setting_that_varies_is_a_column(i
         assert words in caption
 
 
+def test_captions_and_notes_say_what_makes_rows_hard_to_compare(invent, capsule_sweeps) -> None:
+    quick = ["training=quick", "dataset.image_size=16"]
+    for seed, em in {0: 0.9, 1: 0.92, 2: 0.97}.items():
+        invent([*quick, "routing=em", f"seed={seed}"], em)
+        if seed < 2:  # alike, shorter, and without seed 2
+            invent([*quick, "routing=dynamic", "num_routing=2", "training.epochs=24", f"seed={seed}"], 0.9)
+    runs = load_runs("runs")
+    learned = accuracy_table(runs, "last")
+    assert np.isnan(learned.half_width[0]) and learned["std"][0] == 0 and "not_learned" not in learned
+    assert learned.half_width[1] == pytest.approx(4.302653 * learned["std"][1] / 3**0.5)
+    assert "milestones" not in learned and list(learned.epochs) == [24, 12]  # quick has 0.667 and 0.917 of the epochs
+    caption = for_people(learned, runs)[1]
+    assert "image_size=16, training=quick" in caption and "lr=" not in caption
+    text = " ".join(capsule_sweeps("results").out.split())
+    assert "Recipes differ between rows: clip_norm=1 for routing=dynamic (null otherwise)." in text
+    assert "1 row lacks some of seed=2; --against" in text and "machines" not in text
+    runs["machine"] = ["AMD EPYC"] * 4 + ["NVIDIA H100"]
+    runs.loc[0, "not_learned"] = "accuracy 90% is within noise of chance"
+    assert "Made on different machines (AMD EPYC, NVIDIA H100)" in comparison_notes(runs, "last")
+    assert list(accuracy_table(runs, "last").not_learned) == [1, 0]
+    cells, said = pivot(accuracy_table(runs, "last"), "num_routing")
+    assert "90.0 ± 0.0 (n=2)†" in cells.to_numpy() and "†: with runs that did not learn." in said
+    invent(["training=paper", "training.milestones=[3,5]", "num_routing=3"], 0.9)
+    runs = load_runs("runs")
+    paper = runs[runs.num_routing == 3]
+    assert "training=paper, milestones=[3,5]" in for_people(accuracy_table(paper, "last"), paper)[1]
+    assert "training=" not in for_people(accuracy_table(runs, "last"), runs)[1]  # of two recipes none is named
+
+
 def test_costs_are_columns_where_rows_differ_by_them(invent) -> None:
     for seed in (0, 1):
         invent([f"seed={seed}"], 0.5)
@@ -366,7 +396,7 @@ def test_a_part_that_does_not_differ_by_the_key_of_pivot_is_shown_as_it_is(inven
 
 
 def test_a_caption_without_constants_is_whole(place, capsule_sweeps) -> None:
-    finished_run(["dataset=digits", "routing=em", "backbone=simple", "training.epochs=3"], 0.5)
+    finished_run(["dataset=digits", "routing=em", "backbone=simple", "training=quick"], 0.5)
     finished_run(["dataset=CIFAR10", "num_routing=2", "backbone=resnet20", "routing.schedule=sequential"], 0.5)
     finished_run(["dataset=digits", "model=cnn"], 0.5)
     tex = capsule_sweeps("results", "--pivot", "dataset", "--format", "tex").out

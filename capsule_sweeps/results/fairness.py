@@ -1,0 +1,65 @@
+"""Sentences under a table about what makes its rows hard to compare: recipes, seeds and machines."""
+
+import json
+
+import pandas as pd
+
+from capsule_sweeps.display import counted, listed
+from capsule_sweeps.results.columns import LABELS, differing, short_names, typed
+from capsule_sweeps.results.tables import finished_runs
+from capsule_sweeps.runs.neutral import setting
+from capsule_sweeps.runs.signature import NEUTRAL
+
+SHOWN = 5  # settings, machines or seeds in a sentence
+IMPLIED = ("training.milestones", "training.lr_decay")  # by epochs and learning rate
+
+
+def comparison_notes(runs: pd.DataFrame, rule: str) -> str:
+    """Sentences about the finished runs of a table; empty if its rows share recipe, seeds and machine."""
+    finished = finished_runs(runs, rule)
+    return " ".join(filter(None, (_recipes(finished), _seeds(finished), _machines(finished))))
+
+
+def _recipes(finished: pd.DataFrame) -> str:
+    """Settings training.* that differ between rows but are no column, because the routing or the data set sets them."""
+    first = finished.drop_duplicates("group")
+    columns = differing(first)
+    keys = sorted({key for signed in first.signed_config for key in signed if key.startswith("training.")})
+    short, said = short_names(keys), []
+    for key in (key for key in keys if key not in (*columns, *IMPLIED)):
+        values = first.signed_config.map(lambda signed, key=key: json.dumps(setting(signed, key)))
+        neutral = json.dumps(NEUTRAL.get(key, ""))
+        usual = neutral if (values == neutral).any() else values.mode().iloc[0]
+        for value in (value for value in values.unique() if value != usual):
+            having = first[values == value]
+            label = next((label for label in ("routing", *LABELS) if _tells(first, values == value, label)), None)
+            where = f" for {label}={','.join(sorted(having[label].astype(str).unique()))}" if label else ""
+            text, other = (typed(json.loads(one)) for one in (value, usual))
+            said.append(f"{short[key]}={text}{where} ({other} otherwise)")
+    return f"Recipes differ between rows: {listed(said, SHOWN)}." if said else ""
+
+
+def _tells(first: pd.DataFrame, chosen: pd.Series, label: str) -> bool:
+    """Whether a column has no value in common between the chosen rows and the others."""
+    return not set(first[label][chosen].astype(str)) & set(first[label][~chosen].astype(str))
+
+
+def _seeds(finished: pd.DataFrame) -> str:
+    """Seeds that some rows have and others do not; not where a procedure chose how many."""
+    sets = finished.dropna(subset=["group", "seed"]).groupby("group").seed.agg(set)
+    if finished.first_seeds.notna().any() or len(sets) < 2:
+        return ""
+    missing = sorted(set.union(*sets) - set.intersection(*sets))
+    if not missing:
+        return ""
+    lacking = sum(not own.issuperset(missing) for own in sets)
+    return (
+        f"Not the same seeds in all rows: {counted(lacking, 'row lacks', 'rows lack')} some of seed="
+        f"{','.join(map(str, missing[:SHOWN]))}{',…' if len(missing) > SHOWN else ''}; --against compares seed by seed."
+    )
+
+
+def _machines(finished: pd.DataFrame) -> str:
+    machines = sorted(finished.machine.dropna().unique())
+    words = f"Made on different machines ({listed(machines, SHOWN)}): times and memory are not comparable."
+    return words if len(machines) > 1 else ""
