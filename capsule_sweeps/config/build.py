@@ -46,7 +46,8 @@ def build(node: Any, **kwargs: Any) -> Any:
     if not (isinstance(cls, type) and issubclass(cls, Module) and trusted(f"{cls.__module__}.")):
         raise ValueError(f"_target_={target} is not allowed: it is not a torch.nn.Module of a package that you trust")
     _check_settings(f"{name} ({target})", cls, options, kwargs)
-    with user_code(f"{name} ({target}) with {options}"):
+    shown = {key: value for key, value in options.items() if not isinstance(value, dict)}  # not those of its parts
+    with user_code(f"{name} ({target}){f' with {shown}' if shown else ''}"):
         return cls(**kwargs, **options)
 
 

@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from capsule_sweeps.config.errors import sentence, unknown
 from capsule_sweeps.config.milestones import as_epochs
-from capsule_sweeps.config.schema import BASES, MAX_ITERATIONS, SCHEMA, Config, Layer
+from capsule_sweeps.config.schema import BASES, MAX_ITERATIONS, SCHEMA, Config, Layer, Tracking
 from capsule_sweeps.config.selection_rules import find_rule
 
 LR_DECAY = 0.1  # of every recipe in conf/training
@@ -196,9 +196,9 @@ def without_hydra(config: DictConfig) -> DictConfig:
 
 def _leaves(config: dict[str, Any], schema: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(dotted key, value, metadata) of every field of the schema. Raises ValueError for one without a value, and
-    for a key that is not a field."""
+    for a key that is not a field, except of a tracker."""
     names = [entry.name for entry in fields(schema)]
-    if added := [key for key in config if key not in names]:
+    if schema is not Tracking and (added := [key for key in config if key not in names]):
         raise ValueError(unknown(f"{prefix}{added[0]}={config[added[0]]}", names))
     for entry in fields(schema):
         key = prefix + entry.name

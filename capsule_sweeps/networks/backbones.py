@@ -4,11 +4,26 @@ A backbone is a module whose constructor takes `image_shape` = (C, H, W) and its
 (B, C, H, W) to features (B, C', H', W') and has the attribute `out_shape` = (C', H', W').
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from capsule_sweeps.config.build import build
+
+
+def build_backbone(backbone: Mapping[str, Any], image_shape: tuple[int, int, int]) -> Any:
+    """The backbone of a config node. Raises ValueError for one without a valid `out_shape`."""
+    made = build(backbone, image_shape=image_shape)
+    shape = getattr(made, "out_shape", None)
+    if not (isinstance(shape, tuple) and len(shape) == 3 and all(isinstance(size, int) and size > 0 for size in shape)):
+        raise ValueError(
+            f"the backbone {type(made).__name__} has out_shape={shape}: its constructor must set it to the channels, "
+            "rows and columns of its features, a tuple"
+        )
+    return made
 
 
 def _halved(size: int) -> int:

@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from capsule_sweeps.config.build import build
-from capsule_sweeps.networks.backbones import BasicBlock
+from capsule_sweeps.networks.backbones import BasicBlock, build_backbone
 
 
 class ResNet18(nn.Module):
@@ -53,7 +52,7 @@ class CNN(nn.Module):
         super().__init__()
         if not isinstance(width, int) or width < 1:
             raise ValueError(f"model.width={width} is out of range: it must be a whole number of at least 1")
-        self.backbone = build(backbone, image_shape=image_shape)
+        self.backbone = build_backbone(backbone, image_shape)
         self.convolutions = nn.Sequential(
             *(nn.Conv2d(self.backbone.out_shape[0], width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width)),
             nn.ReLU(),
@@ -74,7 +73,7 @@ class AveragePool(nn.Module):
 
     def __init__(self, backbone: Mapping[str, Any], image_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
-        self.backbone = build(backbone, image_shape=image_shape)
+        self.backbone = build_backbone(backbone, image_shape)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = _he_linear(self.backbone.out_shape[0], num_classes)
 
@@ -96,7 +95,7 @@ class Convolution(nn.Module):
         super().__init__()
         if not isinstance(channels, int) or channels < 1:
             raise ValueError(f"model.channels={channels} is out of range: it must be a whole number of at least 1")
-        self.backbone = build(backbone, image_shape=image_shape)
+        self.backbone = build_backbone(backbone, image_shape)
         in_channels, height, width = self.backbone.out_shape
         conv = nn.Conv2d(in_channels, channels, 3, padding=1)
         nn.init.kaiming_uniform_(conv.weight)

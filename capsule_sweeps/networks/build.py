@@ -1,6 +1,7 @@
 """The model of a composed configuration."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -27,9 +28,21 @@ def build_model(config: DictConfig) -> nn.Module:
         num_classes=dataset.num_classes,
         **({"votes": partial(FastVotes, fused=compiled)} if "capsules" in config.model else {}),
     )
+    model.register_forward_hook(partial(_check_logits, dataset.num_classes), with_kwargs=True)
     if compiled:
         model.forward = CompiledForward(model, config.training.batch_size)
     return model
+
+
+def _check_logits(num_classes: int, model: nn.Module, _: Any, settings: dict[str, Any], logits: Any) -> None:
+    """A forward hook that raises ValueError for a model that returns something else than logits (B, num_classes)."""
+    if settings.get("intermediates") or (torch.is_tensor(logits) and logits.shape[1:] == (num_classes,)):
+        return
+    found = f"a tensor of shape {tuple(logits.shape)}" if torch.is_tensor(logits) else f"a {type(logits).__name__}"
+    raise ValueError(
+        f"{type(model).__module__}.{type(model).__name__} returned {found}: it must return logits of shape "
+        f"(B, {num_classes}) for images (B, C, H, W)"
+    )
 
 
 def free_graphs(device: torch.device) -> None:

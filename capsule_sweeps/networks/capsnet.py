@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from capsule_sweeps.config.build import build
+from capsule_sweeps.networks.backbones import build_backbone
 from capsule_sweeps.networks.layers import Step
 from capsule_sweeps.networks.stack import Capsules, CapsuleStack
 from capsule_sweeps.routing.votes import FastVotes, MakeVotes
@@ -69,7 +69,7 @@ class CapsNet(nn.Module):
         super().__init__()
         if head not in HEADS:
             raise ValueError(f"model.head={head} is unknown: it must be one of {', '.join(HEADS)}")
-        self.backbone = build(backbone, image_shape=image_shape)
+        self.backbone = build_backbone(backbone, image_shape)
         self.capsules = CapsuleStack(capsules, routing, num_routing, self.backbone.out_shape, num_classes, votes)
         own = self.capsules.class_routing.has_class_logits
         if own and head != "shared":
@@ -84,6 +84,11 @@ class CapsNet(nn.Module):
     ) -> Tensor | tuple[Tensor, Intermediates]:
         """Images (B, C, H, W) → logits (B, num_classes), with `intermediates` also Intermediates."""
         features = self.backbone(images)
+        if features.shape[1:] != (shape := self.backbone.out_shape):
+            raise ValueError(
+                f"the backbone {type(self.backbone).__name__} returned features of shape {tuple(features.shape)}, but "
+                f"its out_shape is {shape}: set it to the shape of the features of one image"
+            )
         if intermediates:
             capsules, steps = self.capsules.watch(features)
             return self._logits(capsules[-1]), Intermediates(features, capsules[0].poses, steps)

@@ -7,12 +7,15 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
+from capsule_sweeps.config.build import SWITCH, trusted, user_code
 from capsule_sweeps.console import missing_package
+from capsule_sweeps.runs.record import RECORD
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signals import Interrupted
 
@@ -27,19 +30,29 @@ class Tracker:
     """Tracks one run from the start of an attempt to its end. This class does nothing: tracking=none.
 
     `rows` are the epochs that metrics.jsonl already has. A tracker must show each epoch once, however often the run was
-    killed and resumed. Any exception after the start of a run is logged once per attempt and does not end the run.
+    killed and resumed. Any exception after the start of a run is logged once per attempt and does not end the run; a
+    method that never returns does end it, so a tracker that waits for a server needs its own time limit. What a tracker
+    gets is a copy.
     """
 
-    title = "tracking"  # in messages
+    title = ""  # in messages; empty: tracking=<name>
     remedy = ""  # how to send data that the tracker missed
-    packages: tuple[str, ...] = ()  # whose versions are recorded
+    packages: tuple[str, ...] = ()  # without which it does not work, and whose versions are recorded
 
     @classmethod
     def prepare(cls, configs: Sequence[DictConfig]) -> None:
         """Called once per command, before any of these runs starts. May decide settings `tracking.*`, in place.
 
-        Raises ValueError if the runs cannot be tracked.
+        Raises ValueError if the runs cannot be tracked, here for a package that is not installed.
         """
+        for package in cls.packages:
+            try:
+                version(package)
+            except PackageNotFoundError as error:
+                raise ValueError(
+                    f"tracking={configs[0].tracking.name} needs the package {package}: pip install {package}, or set "
+                    "tracking=none"
+                ) from error
 
     @classmethod
     def distrust(cls, configs: Sequence[DictConfig]) -> None:
@@ -51,7 +64,8 @@ class Tracker:
     @classmethod
     def check(cls, config: DictConfig) -> str:
         """How a run of this config would be tracked, for `doctor`. Raises ValueError when that is not possible."""
-        return "off"
+        cls.prepare([config])
+        return "off" if config.tracking.name == OFF["name"] else f"tracking={config.tracking.name}"
 
     @classmethod
     def nothing_to_train(cls, runs: Sequence[tuple[DictConfig, Run]]) -> None:
@@ -80,17 +94,30 @@ class Tracker:
 
 
 def tracker_class(config: DictConfig) -> type[Tracker]:
-    """The class that a checked config names. Raises ValueError if it is not a tracker in this folder."""
+    """The class that a checked config names. Raises ValueError if it is not a tracker in this folder or in a package
+    that the user trusts."""
     tracking = config.tracking
-    if tracking.name == "none":
+    target = str(tracking.get("_target_") or BEFORE_TARGETS.get(tracking.name) or "")
+    if tracking.name == OFF["name"]:
+        if target not in ("", OFF["_target_"]):
+            raise ValueError(
+                f"tracking.name={tracking.name} means no tracking, but tracking._target_={target}: give it another "
+                "name, `name: …` in its YAML file, or set tracking=none"
+            )
         return Tracker
-    target = str(tracking.get("_target_") or BEFORE_TARGETS.get(tracking.name))
+    if not target:
+        raise ValueError(f"tracking._target_ has no value: set it in the YAML file of tracking={tracking.name}")
     module, _, name = target.rpartition(".")
+    if target.startswith("capsule_sweeps.") and not module.startswith(ROOM):
+        raise ValueError(f"tracking._target_={target} is not available: trackers are classes of {ROOM}*")
+    if not trusted(target):
+        raise ValueError(
+            f"tracking._target_={target} is not available: only classes of {ROOM}* and of the packages in {SWITCH} are "
+            f"used; set {SWITCH}={module.partition('.')[0]} in the environment if you trust it, or tracking=none"
+        )
     try:
-        if not module.startswith(ROOM):
-            raise ImportError(f"only classes of {ROOM}* are used")
         found = getattr(import_module(module), name)
-    except Exception as error:  # whatever the code of a new file in this folder raises
+    except Exception as error:  # whatever the code of the user raises
         what = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"tracking._target_={target} is not available ({what}); use tracking=none") from error
     if not (isinstance(found, type) and issubclass(found, Tracker)):
@@ -101,18 +128,21 @@ def tracker_class(config: DictConfig) -> type[Tracker]:
 def prepare(configs: Sequence[DictConfig]) -> None:
     classes = [tracker_class(config) for config in configs]
     for cls in dict.fromkeys(classes):
-        cls.prepare([config for config, own in zip(configs, classes, strict=True) if own is cls])
+        with user_code(f"{cls.__name__}.prepare"):
+            cls.prepare([config for config, own in zip(configs, classes, strict=True) if own is cls])
 
 
 def distrust(configs: Sequence[DictConfig]) -> None:
     for cls in dict.fromkeys(map(tracker_class, configs)):
-        cls.distrust([config for config in configs if tracker_class(config) is cls])
+        with user_code(f"{cls.__name__}.distrust"):
+            cls.distrust([config for config in configs if tracker_class(config) is cls])
 
 
 def nothing_to_train(runs: Sequence[tuple[DictConfig, Run]]) -> None:
     classes = [tracker_class(config) for config, _ in runs]
     for cls in dict.fromkeys(classes):
-        cls.nothing_to_train([run for run, own in zip(runs, classes, strict=True) if own is cls])
+        with user_code(f"{cls.__name__}.nothing_to_train"):
+            cls.nothing_to_train([run for run, own in zip(runs, classes, strict=True) if own is cls])
 
 
 @contextmanager
@@ -131,20 +161,22 @@ def track(config: DictConfig, run: Run, sweep: str, rows: Sequence[dict[str, Any
 
 
 class Shield(Tracker):
-    """The tracker that a config names, whose exceptions are logged once and never reach the run."""
+    """The tracker that a config names, whose exceptions are logged once and never reach the run. It gets copies of what
+    it may see, so that it changes no number."""
 
     def __init__(self, config: DictConfig, run: Run, sweep: str, rows: Sequence[dict[str, Any]]) -> None:
-        self._class, self._quiet, self._tracker = tracker_class(config), False, Tracker(config, run, sweep, rows)
+        self._class, self._name, self._quiet = tracker_class(config), config.tracking.name, False
+        self._tracker = Tracker(config, run, sweep, rows)
         with self._ignore_errors():
-            self._tracker = self._class(config, run, sweep, rows)
+            self._tracker = self._class(config.copy(), run, sweep, [dict(row) for row in rows])
 
     def log(self, row: dict[str, Any]) -> None:
         with self._ignore_errors():
-            self._tracker.log(row)
+            self._tracker.log(dict(row))
 
     def summary(self, values: dict[str, Any]) -> None:
         with self._ignore_errors():
-            self._tracker.summary(values)
+            self._tracker.summary(dict(values))
 
     def close(self, outcome: str) -> None:
         with self._ignore_errors():
@@ -152,18 +184,39 @@ class Shield(Tracker):
 
     def located(self) -> dict[str, Any]:
         with self._ignore_errors():
-            return self._tracker.located()
+            return own_fields(self._tracker.located())
         return {}
 
     @contextmanager
     def _ignore_errors(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if not self._quiet:
                 remedy = f"; {self._class.remedy}" if self._class.remedy else ""
-                log.warning("%s: %s; the run continues%s", self._class.title, one_line(error), remedy)
+                title = self._class.title or f"tracking={self._name}"
+                log.warning("%s: %s; the run continues%s", title, one_line(error), remedy)
             self._quiet = True
+
+
+def identity(config: DictConfig, run: Run) -> dict[str, Any]:
+    """The `identity` of a run in its tracker; none, and a line in the log, if the tracker fails."""
+    try:
+        return own_fields(tracker_class(config).identity(config.copy(), run))
+    except Exception as error:
+        log.warning("tracking=%s: %s; the run continues", config.tracking.name, one_line(error))
+        return {}
+
+
+def own_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of run.json that a tracker sets, unchanged. Raises ValueError for those of the run itself, and for values
+    that are not plain."""
+    for key, value in fields.items():
+        if key in RECORD and key != "wandb_id":
+            raise ValueError(f"{key} in run.json is the run's own: name this field differently")
+        if not isinstance(value, str | int | float | None):
+            raise ValueError(f"{key} for run.json is a {type(value).__name__}: it must be text, a number or None")
+    return fields
 
 
 def one_line(error: BaseException) -> str:
@@ -173,6 +226,8 @@ def one_line(error: BaseException) -> str:
     text = re.sub(r"://[^/@\s]*@", "://", " ".join(str(error).split()))
     if key := os.environ.get("WANDB_API_KEY"):
         text = text.replace(key, "…")
+    if isinstance(error, LookupError | TypeError | AttributeError | NameError | SystemExit):  # of code, not for people
+        return f"{type(error).__name__}: {text}"
     return text or type(error).__name__
 
 

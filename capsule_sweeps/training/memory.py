@@ -23,6 +23,7 @@ from capsule_sweeps.runs.machine import free_memory
 from capsule_sweeps.training.losses import LOSSES
 
 log = logging.getLogger(__name__)
+logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # it logs the traceback of each error
 PROGRAM = 2**28  # bytes that torch itself allocates when it starts to compute
 MOST_PER_IMAGE = 4000  # a step needs up to 1200 times the memory of its images; estimated only if this bound exceeds it
 FOLLOWED = 32  # images of a step that is followed; what a larger batch needs beyond them grows with the batch

@@ -29,7 +29,7 @@ from capsule_sweeps.runs.provenance import code, provenance
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signals import Interrupted, Stop
 from capsule_sweeps.runs.signature import columns, signed_config
-from capsule_sweeps.tracking.base import track, tracker_class
+from capsule_sweeps.tracking.base import identity, track, tracker_class
 from capsule_sweeps.training.checkpoint import (
     BEST,
     bytes_needed,
@@ -120,7 +120,7 @@ def train(config: DictConfig, run: Run, sweep: str, observer: Observer, stop: St
             normalization=data.normalization._asdict(),
             classes=list(data.classes),
             sweep=sweep,
-            **tracking.identity(config, run),
+            **identity(config, run),
         )
         (run.folder / "error.txt").unlink(missing_ok=True)
 

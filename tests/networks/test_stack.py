@@ -350,7 +350,7 @@ def own(tiny, monkeypatch):
 @pytest.mark.parametrize(
     ("cls", "settings", "message"),
     [
-        (Fails, [], r"own \(.*\.Fails\) with {} failed \(KeyError: 'weights', in test_stack.py, line \d+\); fix"),
+        (Fails, [], r"own \(.*\.Fails\) failed \(KeyError: 'weights', in test_stack.py, line \d+\); fix"),
         (Named, [], "has a parameter name, .*rename it"),
         (Scheduled, [], "routing=own has a parameter schedule, which belongs to the stack: rename it"),
         (NoDropout, [], "has no parameter dropout: its constructor must take shape, dropout"),
@@ -383,6 +383,48 @@ def test_a_routing_that_fails_is_one_sentence(own, capsule_sweeps, cls, message)
     for command in ("describe", "bench"):
         ended = capsule_sweeps(command, *own(cls))
         assert ended.code == 1 and re.search(message, ended.err) and len(ended.err.splitlines()) == 1, ended.text
+
+
+class Backbone(torch.nn.Module):
+    def __init__(self, image_shape, channels, out_shape=(4, 16, 16)):
+        super().__init__()
+        self.conv, self.out_shape = torch.nn.Conv2d(1, channels, 3, 2, 1), out_shape and tuple(out_shape)
+
+    def forward(self, images):
+        return self.conv(images)
+
+
+class Linear(torch.nn.Module):
+    def __init__(self, image_shape, num_classes, more):
+        super().__init__()
+        self.head = torch.nn.Linear(1024, num_classes + more)
+
+    def forward(self, images):
+        logits = self.head(images.flatten(1))
+        return logits if logits.shape[1] != 10 else (logits, None)
+
+
+BACKBONE, LINEAR = (f"{__name__}.{cls.__name__}" for cls in (Backbone, Linear))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([f"backbone._target_={BACKBONE}", "+backbone.out_shape=null"], "Backbone has out_shape=None: .* must set it"),
+        ([f"backbone._target_={BACKBONE}", "+backbone.out_shape=[4,16,15]"], r"out_shape is \(4, 16, 15\): set it to"),
+        (
+            ["model=resnet18", f"model._target_={LINEAR}", "+model.more=1"],
+            r"returned a tensor of shape \(8, 11\): .* \(B, 10\)",
+        ),
+        (
+            ["model=resnet18", f"model._target_={LINEAR}", "+model.more=0"],
+            "Linear returned a tuple: it must return logits",
+        ),
+    ],
+)
+def test_a_backbone_and_a_model_that_return_something_else_are_one_sentence(own, launch, tiny, words, message):
+    ended = launch("backbone.name=own", *words, *(["model.name=own"] if "model" in words[0] else []))
+    assert ended.code == 1 and re.search(message, ended.text) and "Traceback" not in ended.text, ended.text
 
 
 def test_coefficients_that_a_routing_does_not_return_are_one_sentence(own):
