@@ -6,6 +6,8 @@ from typing import Any
 
 from capsule_sweeps.cli import add_format, add_runs_dir, name_or_path
 
+DIGITS, HASH = 5, 12  # the least significant digits of a number, digits of a hash
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -35,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
         rows += [[what, key, here.get(key), there.get(key)] for key in keys]
         alike += [] if keys else [what]
     if arguments.format in ("table", "md"):
-        rows = [[what, key, _text(key, here), _text(key, there)] for what, key, here, there in rows]
+        rows = [[what, key, *_texts(key, here, there)] for what, key, here, there in rows]
     note = f"{one.folder.name} and {other.folder.name}. Alike: {', '.join(alike) or 'nothing'}."
     note += " Code, versions and machine are those of the last attempts, epochs the first epoch that is not alike."
     print(
@@ -43,6 +45,17 @@ def run(arguments: argparse.Namespace) -> None:
             pd.DataFrame(rows, columns=["what", "key", *titles], dtype=object), arguments.format, "Differences", note
         )
     )
+
+
+def _texts(key: Any, here: Any, there: Any) -> list[str | None]:
+    """Two values as texts, numbers and hashes with as many digits as tell them apart."""
+    texts = [_text(key, here), _text(key, there)]
+    if " of epoch " in str(key) and isinstance(here, float) and isinstance(there, float):
+        digits = next((n for n in range(DIGITS, 17) if f"{here:.{n}g}" != f"{there:.{n}g}"), 17)
+        texts = [f"{here:.{digits}g}", f"{there:.{digits}g}"]
+    elif str(key).endswith("sha256") and here and there and here[:HASH] != there[:HASH]:
+        texts = [f"{here[:HASH]}…", f"{there[:HASH]}…"]
+    return texts
 
 
 def _text(key: Any, value: Any) -> str | None:

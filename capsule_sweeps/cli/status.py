@@ -47,8 +47,11 @@ def show(runs: pd.DataFrame, arguments: argparse.Namespace) -> str:
     """Sweeps and runs as text. Without words and with many runs: sweeps, and the runs that are in none or at work.
 
     Sweeps none of whose runs has started are shown as well."""
+    import pandas as pd
+
     from capsule_sweeps.console import console
-    from capsule_sweeps.results.overview import SCREEN, failed_note, run_table, sweep_table
+    from capsule_sweeps.results.fitted import Parts
+    from capsule_sweeps.results.overview import SCREEN, briefly, failed_note, run_table, sweep_table
     from capsule_sweeps.results.render import render
     from capsule_sweeps.runs.learned import not_learned_note
     from capsule_sweeps.runs.where import where
@@ -74,6 +77,10 @@ def show(runs: pd.DataFrame, arguments: argparse.Namespace) -> str:
     )
     shown = run_table(listed).assign(slurm=where(arguments.runs_dir, listed))
     shown = shown if shown.slurm.any() else shown.drop(columns="slurm")
+    if for_people:  # 9/12 leaves room for names
+        pairs = zip(shown.epochs_done.fillna(0), shown.epochs, strict=True)
+        epochs = [None if total is pd.NA else f"{done}/{total}" for done, total in pairs]
+        shown = shown.assign(epochs=epochs).drop(columns="epochs_done")
     parts = []
     if for_people and (waiting or (not arguments.runs and (many or len(sweeps) > 1))):
         said = "`status SWEEP` lists the runs of a sweep." + (
@@ -82,7 +89,9 @@ def show(runs: pd.DataFrame, arguments: argparse.Namespace) -> str:
         title = f"Sweeps in {arguments.runs_dir}"
         if arguments.watch and len(sweeps) > (most := max(1, console().height // 4)):
             said, sweeps = f"The newest {most} of {len(sweeps)} sweeps. {said}", sweeps.head(most)
-        parts.append(render(sweeps, arguments.format, title, said, one_line=True))
+        words = sweeps.command if arguments.wide else briefly(list(sweeps.command))
+        shown_sweeps = sweeps.assign(command=[word if arguments.watch else Parts(word) for word in words])
+        parts.append(render(shown_sweeps, arguments.format, title, said, one_line=True))
     if len(listed) or not parts:
         parts.append(render(shown, arguments.format, heading, note, one_line=True))
     if arguments.watch and len(parts) > 1:

@@ -26,6 +26,7 @@ from capsule_sweeps.runs.signature import NEUTRAL, signed_config
 log = logging.getLogger(__name__)
 
 NEEDS_ITERATIONS = ("sequential", "uniform", "softmax_over_children")  # have no effect with num_routing=1
+REPLACING = NEEDS_ITERATIONS[1:]  # these replace the routing: no effect only beside inverted attention
 
 
 @cache
@@ -54,7 +55,7 @@ def ablation_table(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
 
 
 def ablation_notes(table: pd.DataFrame, runs: pd.DataFrame, rule: str) -> str:
-    return against_notes(table, runs, "ablation=none", rule) + _missing_note(table)
+    return against_notes(table, runs, "ablation=none", rule) + _missing_note(table, base_groups(runs, rule))
 
 
 def _pairs(first: pd.DataFrame) -> list[Pair]:
@@ -86,16 +87,22 @@ def _bases(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
     return {group: ablations for group, ablations in found.items() if group not in changed_groups}
 
 
-def _missing_note(table: pd.DataFrame) -> str:
+def _without_effect(base: pd.Series, ablation: str) -> bool:
+    """Whether an ablation of a run of the base computes the same as the base."""
+    replaced = ablation not in REPLACING or base.routing == "inverted_attention"
+    return base.num_routing is not pd.NA and base.num_routing == 1 and ablation in NEEDS_ITERATIONS and replaced
+
+
+def _missing_note(table: pd.DataFrame, bases: dict[str, tuple[pd.Series, dict[str, str]]]) -> str:
     """Sentences, with a leading space, about ablations that are missing from a table or have no effect."""
     text = ""
     missing = [name for name in changes() if name not in set(table.ablation)]
     if missing:
         text += f" No finished runs beside a base: {', '.join(missing)}."
-    once = table.base.str.contains(r"num_routing=1\b") & table.ablation.isin(NEEDS_ITERATIONS)
-    if once.any():
-        names = ", ".join(dict.fromkeys(table.ablation[once]))
-        text += f" With num_routing=1 these have no effect: {names}."
+    rows = zip(table.base, table.ablation, strict=True)
+    names = [name for base, name in rows if base in bases and _without_effect(bases[base][0], name)]
+    if names:
+        text += f" With num_routing=1 these have no effect: {', '.join(dict.fromkeys(names))}."
     return text
 
 
@@ -139,7 +146,7 @@ def _open_differences(table: pd.DataFrame, runs: pd.DataFrame, rule: str) -> lis
         if row.ablation == "none" or without_spread or known or row.base not in bases:
             continue
         run, ablations = bases[row.base]
-        if run.num_routing == 1 and row.ablation in NEEDS_ITERATIONS:
+        if _without_effect(run, row.ablation):
             continue
         groups = (str(run.group), ablations[row.ablation])
         base, other = (finished[finished.group == group] for group in groups)

@@ -21,6 +21,7 @@ from capsule_sweeps.runs.signature import without_neutral
 
 SHOWN = 5  # rows or keys named in a note
 NUMBERS = ["n", "mean", "difference", "half_width", "first_seeds", "p_value", "p_holm", "seeds_needed", "paired"]
+NUMBERS += ["not_learned"]
 CHOICES = {"routing": ("model.routing.",), "model": ("model.",), "backbone": ("model.backbone.",)}
 CHOICES |= {"capsules": ("model.capsules.",), "dataset": ("dataset.",)}
 
@@ -46,7 +47,8 @@ def against_table(
     group also differs from its base, if any does; n (pairs of seeds, or the runs of the smaller
     group), mean of the row's runs (%),
     difference to the base (percentage points), half_width of its 95 % interval, p_value, p_holm (Holm's correction over
-    all rows), seeds_needed (see `intervals.compare`), paired, rule; also first_seeds, the n0 of the interval, if a
+    all rows), seeds_needed (see `intervals.compare`), paired, not_learned (how many
+    runs of a row did not learn, if any did not), rule; also first_seeds, the n0 of the interval, if a
     procedure chose the number of seeds of some groups. `find`, given a run of each group, returns other pairs than
     those of the key. Raises ValueError if no run has the key or the value.
     """
@@ -55,6 +57,7 @@ def against_table(
     first = finished.drop_duplicates("group").set_index("group", drop=False)
     begun = {str(group): first_of(own) for group, own in finished.groupby("group")}
     sizes = finished.groupby("group").parameters.max()
+    unlearned = finished.groupby("group").not_learned.count()
     found = list(find(first) if find else _pairs(first, against, runs))
     key, rows = column_of(against), []
     bases = {pair.base: pair.of_base for pair in found}
@@ -65,18 +68,20 @@ def against_table(
         of = {**frame.loc[base], "base": name}
         rows.append(
             {**of, key: bases[base], "n": len(own), "mean": own.mean(), "difference": 0.0, "parameters": sizes[base]}
+            | {"not_learned": unlearned[base]}
         )
         for pair in (pair for pair in found if pair.base == base):
             seen = compare(accuracies[pair.group], own, begun[pair.group], begun[base])
             row = {**of, key: pair.change + ("*" if pair.recipe else ""), "n": seen.n}
             row |= {"mean": accuracies[pair.group].mean(), "difference": seen.difference, "half_width": seen.half_width}
             row |= {"first_seeds": seen.first_seeds, "parameters": sizes[pair.group]}
-            row |= {"recipe": pair.recipe or None}
+            row |= {"recipe": pair.recipe or None, "not_learned": unlearned[pair.group]}
             rows.append({**row, "p_value": seen.p_value, "seeds_needed": seen.seeds_needed, "paired": seen.paired})
     table = pd.DataFrame(rows, columns=[*settings, "base", key, "parameters", "recipe", *NUMBERS]).assign(rule=rule)
     table = table.astype(dict.fromkeys(("n", "seeds_needed", "first_seeds", "parameters"), "Int64"))
     table = table if table.parameters.nunique() > 1 else table.drop(columns="parameters")
     table = table if table.recipe.notna().any() else table.drop(columns="recipe")
+    table = table if table.not_learned.any() else table.drop(columns="not_learned")
     table = table if table.first_seeds.notna().any() else table.drop(columns="first_seeds")
     numbers = ["mean", "difference", "half_width", "p_value", "p_holm"]
     table[numbers] = table[numbers].astype(float)

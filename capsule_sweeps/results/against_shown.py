@@ -6,6 +6,7 @@ from capsule_sweeps.display import listed
 from capsule_sweeps.results.against import SHOWN, column_of
 from capsule_sweeps.results.columns import as_typed, in_common, typed
 from capsule_sweeps.results.fitted import Parts
+from capsule_sweeps.results.pivot import UNLEARNED
 from capsule_sweeps.results.stein import two_stage_note
 from capsule_sweeps.results.tables import left_out
 from capsule_sweeps.runs.plan_warnings import RATIO
@@ -24,7 +25,9 @@ def shown_differences(table: pd.DataFrame, finished: pd.DataFrame | None = None)
     hidden = [*common, *(["base"] if bases_differ else [])]
     shown = as_typed(table, settings).drop(columns=hidden).drop(columns="recipe", errors="ignore").rename(columns=heads)
     key = table.columns[list(table.columns).index("base") + 1]
-    shown[key] = [Parts(label) for label in table[key]]
+    marks = table.not_learned.astype(bool).map({True: UNLEARNED, False: ""}) if "not_learned" in table else ""
+    shown[key] = [Parts(label) for label in table[key] + marks]
+    shown = shown.drop(columns="not_learned", errors="ignore")
     if "parameters" in shown:
         counts = ["–" if pd.isna(value) else f"{value:,}" for value in table.parameters]
         shown = shown.assign(parameters=counts) if len(_other_sizes(table)) else shown.drop(columns="parameters")
@@ -51,6 +54,7 @@ def against_notes(table: pd.DataFrame, runs: pd.DataFrame, against: str, rule: s
         "number of rows; seeds needed: to see a difference of this size (5 % level, power 0.8). n: pairs, or the runs "
         f"of the smaller group; mean: over all runs of a row. {left_out(runs, rule)}"
     )
+    text += f" {UNLEARNED}: with runs that did not learn." if "not_learned" in table else ""
     text += _seeds_note(table, column_of(against)) + _sizes_note(table, column_of(against))
     if "first_seeds" in table:
         rows = table[table.paired.notna()]

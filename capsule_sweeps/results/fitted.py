@@ -58,9 +58,10 @@ class Column:
     def with_broken_head(self) -> "Column":
         return replace(self, shown=re.sub("(?<=[a-z])[_ ](?=[a-z(])", lambda found: found[0].strip() + "\n", self.head))
 
-    def with_broken_cells(self) -> "Column":
-        """Cells of parts get lines as long as a word needs, and no shorter than PART."""
-        return replace(self, cells=[_lines(cell) if isinstance(cell, Parts) else cell for cell in self.cells])
+    def with_broken_cells(self, room: int) -> "Column":
+        """Cells of parts get lines of at most `room` letters, and no shorter than a word or PART."""
+        cells = [_lines(cell, max(PART, room)) if isinstance(cell, Parts) else cell for cell in self.cells]
+        return replace(self, cells=cells)
 
     def texts(self) -> list[Text]:
         width = None if self.room is None or self.head == MERGED else self.width
@@ -98,7 +99,10 @@ def fitted(columns: list[Column], room: int) -> tuple[list[Column], list[str]]:
     enough, the settings become one column, which wraps.
     """
     if total_width(columns) > room:
-        columns = [column.with_broken_head().with_broken_cells() for column in columns]
+        columns = [column.with_broken_head() for column in columns]
+        wide = [column for column in columns if any(isinstance(cell, Parts) for cell in column.cells)]
+        left = room - total_width([column for column in columns if column not in wide])
+        columns = [column.with_broken_cells(left // max(1, len(wide)) - BORDER) for column in columns]
     columns = [replace(column, room=_longest(column.cells)) for column in columns]
     shown = list(columns)
     for name in (*LESS_IMPORTANT, *_implied(columns)):
@@ -149,19 +153,29 @@ def _shorten_words(shown: list[Column], room: int) -> None:
 
 
 def _with_settings_merged(columns: list[Column], shown: list[Column], room: int) -> list[Column]:
-    """The shown columns; if they do not fit, with the settings as one."""
+    """The shown columns; if they do not fit, with the settings as one.
+
+    A row that repeats all settings but the last, as those of one base do, has only that.
+    """
     settings = [column for column in columns[: _num_settings(columns)] if column in shown]
     if total_width(shown) <= room or len(settings) < 2:
         return shown
     rest = [column for column in shown if column not in settings]
-    rows = zip(*(column.cells for column in settings), strict=True)
-    heads = [column.head for column in settings]
-    texts = [
-        " ".join(f"{head}={cell}" for head, cell in zip(heads, row, strict=True) if cell != "–").replace("\n", " ")
-        for row in rows
-    ]
     left = max(SHORTEST, room - total_width(rest) - BORDER)
+    texts, repeated, last = _in_words(settings), _in_words(settings[:-1]), _in_words(settings[-1:])
+    for row in range(1, len(texts)):
+        if repeated[row] == repeated[row - 1]:
+            texts[row] = f"… {last[row] if len(last[row]) < left - 1 else settings[-1].cells[row]}"
     return [Column(MERGED, MERGED, texts, numeric=False, room=left), *rest]
+
+
+def _in_words(settings: list[Column]) -> list[str]:
+    """The settings of each row."""
+    heads = [column.head for column in settings]
+    return [
+        " ".join(f"{head}={cell}" for head, cell in zip(heads, row, strict=True) if cell != "–").replace("\n", " ")
+        for row in zip(*(column.cells for column in settings), strict=True)
+    ]
 
 
 def _longest(texts: Iterable[str]) -> int:
@@ -169,8 +183,8 @@ def _longest(texts: Iterable[str]) -> int:
     return max((cell_len(part) for text in texts for part in text.split("\n")), default=0)
 
 
-def _lines(cell: str) -> str:
-    return "\n".join(wrap(cell, PART, break_long_words=False, break_on_hyphens=False)) or cell
+def _lines(cell: str, width: int) -> str:
+    return "\n".join(wrap(cell, width, break_long_words=False, break_on_hyphens=False)) or cell
 
 
 def _text(cell: str, width: int | None) -> Text:

@@ -1,6 +1,7 @@
 """What `status` lists: sweeps, and runs with their states."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.sweep import read_sweeps
 
 SCREEN = 20  # runs; for more, `status` lists sweeps instead
+PLACES = ("hydra.launcher", "hydra/launcher", "runs_dir=", "data_dir=", "tracking", "training.compile=")
 
 
 def sweep_table(runs_dir: Path, runs: pd.DataFrame) -> pd.DataFrame:
@@ -49,6 +51,13 @@ def sweep_table(runs_dir: Path, runs: pd.DataFrame) -> pd.DataFrame:
         )
     table = pd.DataFrame(rows, columns=["sweep", "date", "done", "others", "left", "best", "failure", "command"])
     return table.drop(columns=[column for column in ("others", "left", "failure") if table[column].isna().all()])
+
+
+def briefly(commands: Sequence[str]) -> list[str]:
+    """Commands without the words that all have, if there are several, and without those about where runs are made."""
+    words = [[word for word in command.split() if not word.startswith(PLACES)] for command in commands]
+    common = set.intersection(*map(set, words)) if len(words) > 1 else set()
+    return [" ".join(word for word in own if word not in common) or "–" for own in words]
 
 
 def _left(own: pd.DataFrame, missing: int, rates: Rates) -> str | None:

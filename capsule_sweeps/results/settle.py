@@ -12,6 +12,8 @@ from typing import Any
 import pandas as pd
 
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
+from capsule_sweeps.config.moved import FIRST_SPELLING
+from capsule_sweeps.config.yaml_files import read_options
 from capsule_sweeps.results.intervals import deviation
 from capsule_sweeps.results.stein import num_seeds
 from capsule_sweeps.runs.signature import NEUTRAL, signed_config
@@ -94,7 +96,7 @@ def overrides_of(signed: str, dataset: str, model: str) -> list[str] | None:
             ("training", "training."),
         ):
             if any(key.startswith(start) for key in differing):
-                for option in options(group):
+                for option in _of_class(group, wanted.get(f"{start}_target_")):
                     try:
                         nearer = left([*words, f"{group}={option}"])
                     except ValueError:
@@ -106,6 +108,13 @@ def overrides_of(signed: str, dataset: str, model: str) -> list[str] | None:
         return None if differing and left(words) else words
     except ValueError:
         return None
+
+
+def _of_class(group: str, target: Any) -> list[str]:
+    """The options of a group for a class, as it is signed, and those that name none; composing each takes a while."""
+    found = read_options(CONF_DIR / group)
+    classes = {name: found.get(name, {}).get(group, {}).get("_target_") for name in options(group)}
+    return [name for name, own in classes.items() if own is None or FIRST_SPELLING.get(own, own) == target]
 
 
 def options(group: str) -> list[str]:

@@ -23,7 +23,7 @@ from capsule_sweeps.display import counted, listed
 from capsule_sweeps.runs.neutral import setting
 from capsule_sweeps.runs.signature import NEUTRAL, flatten
 
-HIDDEN = ("signed_config", "folder", "sweeps", "not_learned", "classes", "note", "tags")  # columns that are no filters
+HIDDEN = ("signed_config", "folder", "sweeps", "classes", "note", "tags")  # columns that are no filters
 TAGS = ("tag", "tags")
 SHOWN = 12  # values listed in a message
 
@@ -39,8 +39,8 @@ def fit(runs: pd.DataFrame, word: str, words: Sequence[str] = ()) -> np.ndarray:
     if key == "note":
         return np.array([text.casefold() in str(note).casefold() for note in runs.note], bool)
     accepts = _reader(key, text)
-    if key in runs.columns and key not in HIDDEN:
-        return np.array([accepts(value) for value in runs[key]], bool)
+    if (column := _column(runs, key)) is not None:
+        return np.array([accepts(value) for value in column], bool)
     if signed := signed_key(runs, key):
         return np.array([accepts(value) for value in values(runs, signed)], bool)
     others = {other.partition("=")[0].removeprefix("model.") for other in words if other != word}
@@ -110,10 +110,17 @@ def none_fits(runs: pd.DataFrame, word: str, words: Sequence[str], what: str = "
 
 def _found(runs: pd.DataFrame, key: str) -> list[Any] | None:
     """The value of a column or a signed key in each run; None for another key."""
-    if key in runs.columns and key not in HIDDEN:
-        return list(runs[key])
+    if (column := _column(runs, key)) is not None:
+        return list(column)
     signed = signed_key(runs, key)
     return values(runs, signed) if signed else None
+
+
+def _column(runs: pd.DataFrame, key: str) -> pd.Series | None:
+    """The values of a column that is a filter; not_learned is true for runs that did not."""
+    if key == "not_learned" and key in runs:
+        return runs[key].notna()
+    return runs[key] if key in runs and key not in HIDDEN else None
 
 
 def _listed(found: list[Any]) -> str:
@@ -235,6 +242,8 @@ def _signed(runs: pd.DataFrame) -> set[str]:
 
 def unknown(runs: pd.DataFrame, key: str) -> str:
     """A sentence about a key that no run has, with the most similar key."""
+    if key == "runs_dir":
+        return "it is no filter; set --runs-dir to the folder of the runs"
     if key == "ablation":
         return "runs do not record their ablation; `results --ablation` compares those that it finds"
     if len(ends := _ending(runs, key)) > 1:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from capsule_sweeps.cli import diff
 from capsule_sweeps.runs.files import write_json
 from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.signature import columns, signed_config
@@ -69,6 +70,13 @@ def test_every_format(two, capsule_sweeps, form) -> None:
         text = " ".join(ended.out.split())
         for words in ("50.00 %", "25.00 %", "margin", "Alike: machine, data", two[0], two[1]):
             assert words in text, words
+
+
+def test_numbers_and_hashes_are_as_long_as_tells_them_apart() -> None:
+    assert diff._texts("train_loss of epoch 1", 2.1433441, 2.1433362) == ["2.143344", "2.143336"]
+    assert diff._texts("train_loss of epoch 1", 2.1433497837611606, 0.5) == ["2.1433", "0.5"]
+    assert diff._texts("data_sha256", "a" * 64, "b" * 64) == ["a" * 12 + "…", "b" * 12 + "…"]
+    assert diff._texts("data_sha256", "a" * 64, None) == ["a" * 64, None]
 
 
 def test_one_run_in_two_folders(tiny_config, capsule_sweeps) -> None:

@@ -248,6 +248,13 @@ def test_with_one_iteration_some_changes_are_none(place, capsule_sweeps) -> None
     runs = load_runs("runs")
     text = ablation_notes(ablation_table(runs, "last"), runs, "last")
     assert "With num_routing=1 these have no effect: sequential" in text
+    for routing in ("self_routing", "uniform"):  # which is another routing than its own, also without iterations
+        finished_run(["dataset=digits", f"routing={routing}"], 0.5)
+    runs = load_runs("runs")
+    table = ablation_table(runs, "last")
+    assert "uniform" in set(table[table.base.str.contains("self_routing")].ablation)
+    text = ablation_notes(table[table.base.str.contains("self_routing")], runs, "last")
+    assert "no effect" not in text
 
 
 def test_commands_formats_and_figure(three_seeds, capsule_sweeps) -> None:

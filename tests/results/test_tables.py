@@ -20,12 +20,12 @@ from capsule_sweeps.cli.status import clipped, show
 from capsule_sweeps.config import selection_rules
 from capsule_sweeps.config.moved import PRESENT_SPELLING
 from capsule_sweeps.console import console
-from capsule_sweeps.results.against import against_table
+from capsule_sweeps.results.against import Pair, against_table
 from capsule_sweeps.results.against_shown import against_notes, shown_differences
 from capsule_sweeps.results.fairness import comparison_notes
 from capsule_sweeps.results.figures import forest_plot
 from capsule_sweeps.results.fitted import shorten
-from capsule_sweeps.results.overview import sweep_table
+from capsule_sweeps.results.overview import briefly, sweep_table
 from capsule_sweeps.results.pivot import pivot
 from capsule_sweeps.results.render import render
 from capsule_sweeps.results.sections import by_sweep
@@ -319,6 +319,10 @@ def test_captions_and_notes_say_what_makes_rows_hard_to_compare(invent, capsule_
     runs.loc[0, "not_learned"] = "accuracy 90% is within noise of chance"
     assert "Made on different machines (AMD EPYC, NVIDIA H100)" in comparison_notes(runs, "last")
     assert list(accuracy_table(runs, "last").not_learned) == [1, 0]
+    against = against_table(runs, "num_routing=2", "last", lambda first: [Pair(*first.group, "1", "2")])
+    assert dict(zip(against.num_routing, against.not_learned, strict=True)) == {"2": 1, "1": 0}
+    assert sorted(shown_differences(against)[0].num_routing) == ["1", "2†"]
+    assert list(runs[filters.fit(runs, "not_learned=true")].index) == [0]
     cells, said = pivot(accuracy_table(runs, "last"), "num_routing")
     assert "90.0 ± 0.0 (n=2)†" in cells.to_numpy() and "†: with runs that did not learn." in said
     invent(["training=paper", "training.milestones=[3,5]", "num_routing=3"], 0.9)
@@ -401,6 +405,37 @@ def test_a_caption_without_constants_is_whole(place, capsule_sweeps) -> None:
     finished_run(["dataset=digits", "model=cnn"], 0.5)
     tex = capsule_sweeps("results", "--pivot", "dataset", "--format", "tex").out
     assert r"\caption{Results. Test accuracy in \%, rule last. Single runs" in tex, tex
+
+
+def test_on_a_narrow_terminal_rows_say_their_settings_once(invent, capsule_sweeps, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(console(), "_width", 80)
+    for routing in ("inverted_attention", "attention"):
+        for lr in ("0.1", "0.05"):
+            for num_routing in (1, 2):
+                words = [f"routing={routing}", f"training.lr={lr}", f"num_routing={num_routing}"]
+                for seed in (0, 1):
+                    invent(
+                        [*words, "dataset.image_size=16", f"seed={seed}"],
+                        0.5 + seed * num_routing / 100 + num_routing / 7,
+                    )
+                    invent([*words, "training.label_smoothing=0.1", f"seed={seed}"], 0.5 + num_routing / 70)
+    lines = capsule_sweeps("results", "--against", "num_routing=1").out.splitlines()
+    assert sum("… num_routing=2 " in line for line in lines) == 8 and max(map(len, lines)) <= 80
+    rows = capsule_sweeps("status", "routing=attention").out
+    assert "0/350" in rows and "epochs_done" not in rows
+    assert list(json.loads(capsule_sweeps("status", "seed=0", "--format", "json").out)[0])[1:4] == [
+        *("state", "epochs_done", "epochs")
+    ]
+
+
+def test_commands_of_sweeps_are_shown_by_what_tells_them_apart() -> None:
+    commands = [
+        "dataset=digits seed=0,1 num_routing=1 runs_dir=r",
+        "dataset=digits num_routing=2 hydra.launcher.parallel=2",
+    ]
+    assert briefly(commands) == ["seed=0,1 num_routing=1", "num_routing=2"]
+    assert briefly(commands[:1]) == ["dataset=digits seed=0,1 num_routing=1"] and briefly([]) == []
 
 
 def test_rows_are_grouped_by_sweep_or_by_keys(invent, capsule_sweeps) -> None:
@@ -822,7 +857,7 @@ def test_watching_keeps_running_runs_in_view_however_low_the_terminal(invent, mo
     runs = load_runs("runs")
     runs.loc[5, "state"] = "running"
     monkeypatch.setattr(console(), "_height", 12)
-    asked = Namespace(runs_dir=Path("runs"), runs=[], watch=True, format="table")
+    asked = Namespace(runs_dir=Path("runs"), runs=[], watch=True, format="table", wide=False)
     lines = clipped(show(runs, asked), 12).splitlines()
     assert len(lines) <= 11 and any("running" in line and runs.run[5][-8:] in line for line in lines[:6]), lines
     assert "more lines" in lines[-1]
@@ -842,7 +877,7 @@ def test_watching_keeps_sweeps_in_view_beside_many_runs_and_notes(invent, monkey
     monkeypatch.setattr(console(), "_height", 24)
     monkeypatch.setattr(console(), "_width", 80)
     monkeypatch.setenv("COLUMNS", "80")
-    asked = Namespace(runs_dir=Path("runs"), runs=[], watch=True, format="table")
+    asked = Namespace(runs_dir=Path("runs"), runs=[], watch=True, format="table", wide=False)
     lines = clipped(show(runs, asked), 24).splitlines()
     assert len(lines) <= 23 and max(map(len, lines)) <= 80
     assert f"{at_work} running" in lines[0] and "45 did not learn" in " ".join(lines[:2])
