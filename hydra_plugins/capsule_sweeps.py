@@ -3,6 +3,10 @@
 from capsule_sweeps.launchers import hydra as launcher
 
 
+class SweepLauncher(launcher.SweepLauncher):
+    """For the settings of a launcher that name its `kind`."""
+
+
 class LocalLauncher(launcher.LocalLauncher): ...
 
 

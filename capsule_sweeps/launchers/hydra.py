@@ -101,7 +101,8 @@ class GridSweeper(Sweeper):
 class SweepLauncher(Launcher):
     """Composes and checks the points of a sweep, then hands over to `launch`.
 
-    `kind` says where they run: launchers/<kind>.py, or launchers/<kind>/ for a queue.
+    `kind`, which an option of conf/hydra/launcher may set, says where they run: launchers/<kind>.py, or
+    launchers/<kind>/ for a queue.
     """
 
     kind = "local"
@@ -122,7 +123,7 @@ class SweepLauncher(Launcher):
                 callbacks[0],
             )
         with user_errors(), env_override(self.master.hydra.job.env_set):
-            policy, launcher = make_launcher(self.settings, self.kind)
+            policy, launcher = make_launcher({**self.settings, "kind": self.settings.get("kind") or self.kind})
             compose = partial(compose_points, self.loader, self.master)
             sweeper = str(self.master.hydra.sweeper._target_)
             if not launcher.waits and not sweeper.endswith("GridSweeper"):
@@ -164,13 +165,15 @@ def unfinished(config: DictConfig) -> str:
     return f"{run.folder.name} is {run.state(record)}" + (f": {why}" if why else "")
 
 
-def make_launcher(settings: dict[str, Any], kind: str = "") -> tuple[Policy, RunLauncher]:
-    """The policy and the launcher of the settings `hydra.launcher`; `_target_` names the launcher if `kind` does not.
+def make_launcher(settings: dict[str, Any]) -> tuple[Policy, RunLauncher]:
+    """The policy and the launcher of the settings `hydra.launcher`; `kind`, or else `_target_`, names the launcher.
 
     Raises ValueError for an unknown setting.
     """
     settings = dict(settings)
-    chosen = find_launcher(kind or cast(type[SweepLauncher], get_class(settings.pop("_target_"))).kind)
+    target = settings.pop("_target_", None)
+    kind = settings.pop("kind", None) or cast(type[SweepLauncher], get_class(target)).kind
+    chosen = find_launcher(kind)
     names = {entry.name for entry in fields(Policy)}
     own = {entry.name for entry in fields(chosen)}
     if others := sorted(settings.keys() - names - own):

@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
@@ -42,9 +43,16 @@ class Launcher(Protocol):
 
 
 def find_launcher(name: str) -> Any:
-    """The class `Launcher` in launchers/<name>.py, or, for a queue of that name, in launchers/<name>/launcher.py."""
+    """The class `Launcher` in launchers/<name>.py, or, for a queue of that name, in launchers/<name>/launcher.py.
+
+    Raises ValueError if there is none.
+    """
     module = f"{name}.launcher" if name in queue_names() else name
-    return importlib.import_module(f"capsule_sweeps.launchers.{module}").Launcher
+    path = Path(__file__).with_name(f"{name}.py")
+    found = importlib.import_module(f"capsule_sweeps.launchers.{module}") if module != name or path.is_file() else None
+    if not hasattr(found, "Launcher"):
+        raise ValueError(f"hydra.launcher.kind={name} is unknown: no class Launcher is in {path}")
+    return getattr(found, "Launcher")  # noqa: B009
 
 
 def launch(

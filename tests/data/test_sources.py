@@ -4,8 +4,9 @@ import gzip
 import os
 import shutil
 import struct
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from hashlib import md5
+from pathlib import Path
 from types import SimpleNamespace
 from zlib import compress, crc32
 
@@ -17,8 +18,10 @@ from PIL import Image
 
 from capsule_sweeps import compose_config
 from capsule_sweeps.data import pictures
+from capsule_sweeps.data.cache import Decoded
 from capsule_sweeps.data.canvas import DIGIT_SIZE
 from capsule_sweeps.data.load import load_data
+from capsule_sweeps.data.open import open_data
 from capsule_sweeps.data.sources import folder
 from capsule_sweeps.launchers.submit import enqueue
 from capsule_sweeps.runs.plan import PlannedRun
@@ -420,3 +423,34 @@ def test_bases_that_there_are_not(tmp_path):
     for override in ("dataset.base=CIFAR10", "dataset.base=null"):
         with pytest.raises(ValueError, match=r"dataset\.base"):
             dataset_config("dataset=multi_digits", override)
+
+
+def test_what_the_source_of_a_user_returns_is_checked(tiny_config, tmp_path, monkeypatch) -> None:
+    dataset = tiny_config("dataset.num_classes=2").dataset
+    images, labels = np.zeros((4, 1, 32, 32), np.uint8), np.array([0, 1, 0, 1])
+    good, classes = (images, labels), ("one", "other")
+    wrong = [
+        ((good, good, classes), ""),
+        (((images, labels[:3]), good, classes), "4 images and 3 labels of train"),
+        ((good, (images[:0], labels[:0]), classes), "0 images and 0 labels of test"),
+        (
+            ((images, labels + 1), good, classes),
+            "labels of train from 1 to 2, but its 2 classes have the labels 0 to 1",
+        ),
+        (((images, labels.astype(np.int32)), good, classes), "labels of train as int32 .* an array int64"),
+        (((images / 255, labels), good, classes), "images of train as float64 .* an array uint8 of shape"),
+        ((good, (images[:, :, 1:], labels), classes), r"does not fit the validation or test images .* \(1, 31, 32\)"),
+        ((good, good, (0, 1)), "names of classes are text"),
+        ((good, good, classes, (0.5,), (0.0,)), "std above 0"),
+        ((good, good), "failed .TypeError: .*missing 1 required positional argument: 'classes'"),
+    ]
+    for arguments, message in wrong:
+        read = lambda *_, given=arguments: Decoded(*given)  # noqa: E731
+        source = SimpleNamespace(list_source=lambda *_: ["one"], read_source=read)
+        monkeypatch.setattr("capsule_sweeps.data.open.find_source", lambda _, found=source: found)
+        with pytest.raises(ValueError, match=message) if message else nullcontext():
+            open_data(dataset, tmp_path / str(len(message)))
+    source = SimpleNamespace(list_source=lambda *_: [Path("one")], read_source=None)
+    monkeypatch.setattr("capsule_sweeps.data.open.find_source", lambda _: source)
+    with pytest.raises(ValueError, match=r"failed .TypeError: Object of type PosixPath is not JSON"):
+        open_data(dataset, tmp_path)

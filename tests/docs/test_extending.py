@@ -18,7 +18,7 @@ def test_every_recipe_runs(tmp_path, place, python, tiny, runs, capsule_sweeps, 
         shutil.copytree(ROOT / folder, project / folder)
     shutil.copy(ROOT / "launch.py", project)
     recipes = re.findall(r"`([\w/.]+)`:\n\n```(?:python|yaml)\n(.*?)```\n", PAGE.read_text(), flags=re.DOTALL)
-    assert len(recipes) == 13 and len(re.findall(r"^```\w", PAGE.read_text(), flags=re.MULTILINE)) == 13
+    assert len(recipes) == 12 and len(re.findall(r"^```\w", PAGE.read_text(), flags=re.MULTILINE)) == 12
     for name, text in recipes:
         target = project / name
         assert not target.exists()

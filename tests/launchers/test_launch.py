@@ -181,3 +181,9 @@ def test_table_is_of_the_rule_asked_for(launch, runs) -> None:
     out = launch("training.epochs=4", "selection_rule=best_test").out
     best = max(row["test_accuracy"] for row in runs.metrics(runs.only()))
     assert f" {100 * best:.2f} " in table(out) and "selection rule: best_test" in table(out)
+
+
+def test_the_launcher_of_an_option_that_is_no_file_is_one_sentence(launch) -> None:
+    words = ["hydra.launcher._target_=hydra_plugins.capsule_sweeps.SweepLauncher", "+hydra.launcher.kind=mine"]
+    ended = launch("-m", *words)
+    assert ended.code == 1 and "hydra.launcher.kind=mine is unknown: no class Launcher is in" in ended.err, ended.text

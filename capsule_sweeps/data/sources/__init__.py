@@ -4,6 +4,9 @@ To add a source, add a file here and a file in conf/dataset. Nothing in this fil
 because the plan of a sweep measures image folders.
 """
 
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -33,4 +36,26 @@ def find_source(name: str) -> Source:
     known = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
     if name not in known:
         raise ValueError(f"dataset.source={name} is unknown; set it to one of {', '.join(known)}.")
-    return cast(Source, import_module(f"{__name__}.{name}"))
+    with source_errors(name):
+        found = import_module(f"{__name__}.{name}")
+    for function in ("list_source", "read_source"):
+        if not hasattr(found, function):
+            raise ValueError(f"dataset.source={name} has no function {function}; define it in {found.__file__}.")
+    return cast(Source, found)
+
+
+@contextmanager
+def source_errors(name: str) -> Iterator[None]:
+    """While open, an error that the code of a source raises becomes a ValueError of one sentence that names its line.
+
+    Others pass: errors with a sentence of their own, missing packages and too little memory.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        lines = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).stem == name]
+        place = f", in {name}.py, line {lines[-1].lineno}" if lines else ""
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+        raise ValueError(f"dataset.source={name} failed ({said}{place}); fix the code of this source.") from error
