@@ -81,7 +81,8 @@ def run(arguments: argparse.Namespace) -> None:
     if trained.empty:
         raise ValueError("none of these runs has trained for an epoch: choose others")
     frame = many.evaluate_many(trained, runs_dir, asked, iterations, arguments.classes_in_order, arguments.weights)
-    print(many.show_many(frame, arguments.format, many.notes_on(runs, trained)))
+    common = many.trained_alike(trained, frame)
+    print(many.show_many(frame, arguments.format, many.notes_on(runs, trained), common))
     if arguments.figure:
         from capsule_sweeps.evaluation.figures import accuracy_curves
         from capsule_sweeps.results.figures import save_as

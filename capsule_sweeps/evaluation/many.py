@@ -1,7 +1,7 @@
 """Several runs under several conditions in one table: `evaluate SELECTION dataset.test_shift=0,2,4 --attack fgsm`."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from capsule_sweeps.evaluation.measure import share_correct
 from capsule_sweeps.evaluation.robustness import ATTACKS, CORRUPTIONS, corrupted
 from capsule_sweeps.evaluation.weights import SHOWN_AS, load_weights
 from capsule_sweeps.networks.capsnet import CapsNet
-from capsule_sweeps.results.columns import as_typed, settings_frame, short_names, typed
+from capsule_sweeps.results.columns import as_typed, in_common, settings_frame, short_names, typed
 from capsule_sweeps.results.render import render
 from capsule_sweeps.results.stein import first_of, interval, two_stage_note
 from capsule_sweeps.results.tables import NAMED, stale_note
@@ -189,8 +189,21 @@ def notes_on(runs: pd.DataFrame, evaluated: pd.DataFrame) -> list[str]:
     return [*said, *filter(None, (stale_note(evaluated).strip(), not_learned_note(evaluated)))]
 
 
-def show_many(frame: pd.DataFrame, form: str, notes: Sequence[str] = ()) -> str:
-    """`csv` and `json`: all rows, one per run and condition; `table` and `md`: the summary over seeds."""
+def trained_alike(runs: pd.DataFrame, frame: pd.DataFrame) -> dict[str, Any]:
+    """What the evaluated runs have in common, for a caption; num_routing and the data set of training as trained_with
+    and trained_on where the conditions of `frame` have others."""
+    common = in_common(runs)
+    for name, other in (("num_routing", "trained_with"), ("dataset", "trained_on")):
+        if name in common and not frame[name].isin([common[name]]).all():
+            common[other] = common.pop(name)
+    return common
+
+
+def show_many(
+    frame: pd.DataFrame, form: str, notes: Sequence[str] = (), common: Mapping[str, Any] | None = None
+) -> str:
+    """`csv` and `json`: all rows, one per run and condition; `table` and `md`: the summary over seeds, with a caption
+    that has also what is `common` to the runs."""
     if form in ("csv", "json"):
         return render(frame.drop(columns=["group", "first_seeds"], errors="ignore"), form)
     said = ["Test accuracy in %; ±: half-width of the 95 % interval (t) over n seeds, none for n = 1."]
@@ -209,7 +222,9 @@ def show_many(frame: pd.DataFrame, form: str, notes: Sequence[str] = ()) -> str:
         for key in table
         if key not in ("n", "accuracy", "±", "num_routing") and table[key].nunique(dropna=False) == 1
     ]
-    caption = ", ".join(f"{key}={typed(table[key].iloc[0])}" for key in constant if not pd.isna(table[key].iloc[0]))
+    alike = {key: value for key, value in (common or {}).items() if key not in table}
+    alike |= {key: table[key].iloc[0] for key in constant if not pd.isna(table[key].iloc[0])}
+    caption = ", ".join(f"{key}={typed(value)}" for key, value in alike.items())
     settings = [key for key in table if key not in (*constant, "n", "accuracy", "±")]
     shown = as_typed(table, settings).drop(columns=constant)
     return render(shown, form, "Evaluation", " ".join([*said, *notes]), caption, one_line=True)

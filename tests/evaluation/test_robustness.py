@@ -168,7 +168,10 @@ def test_what_a_model_was_trained_with_is_kept_apart_from_what_it_is_evaluated_w
         "(no)",
     ):
         assert words in said, words
-    assert "trained_with" not in many.evaluate_many(runs[:1], place, conditions([]), [1, 2])
+    frame = many.evaluate_many(runs[:1], place, conditions([]), [1, 2])
+    assert "trained_with" not in frame and list(frame.num_routing) == [1, 2]
+    said = many.show_many(frame, "md", [], many.trained_alike(runs[:1], frame))
+    assert "trained_with=1" in said and "training=paper" in said and said.count("dataset=") == 1
     finished_run(["dataset=FashionMNIST", "num_routing=1"], 0.5)
     runs = load_runs("runs", settings=False)
     frame = many.evaluate_many(runs[runs.num_routing == 1], place, conditions(["dataset=MNIST,FashionMNIST"]))
