@@ -68,6 +68,7 @@ def accuracies(runs: pd.DataFrame, rule: str, arguments: argparse.Namespace) -> 
         table = accuracy_table(runs, rule)
         table = pivot(table, arguments.pivot)[0] if arguments.pivot else table
         return render(with_constants(table, finished_runs(runs, rule)), form)
+    arguments.by = None if arguments.by == "sweep" else arguments.by  # as without --by
     parts = by_keys(runs, arguments.by.split(",")) if arguments.by else by_sweep(arguments.runs_dir, runs)
     parts = parts if len(parts) > 1 or (arguments.by and parts) else [("Results", runs)]
     alone = len(parts) == 1 or form == "tex"  # a table without lines below that are about all tables

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,8 @@ def setting_text(value: Any) -> str | None:
 
 def differing(runs: pd.DataFrame) -> list[str]:
     """Signed keys in which runs with the same LABELS differ, except for num_routing, seed, and milestones that follow
-    from the epochs in the same way for all runs; of epochs and images also those in which runs of a data set differ."""
+    from the epochs in the same way for all runs of a data set. Of epochs and images also those in which runs of a data
+    set differ."""
     keys: set[str] = set()
     for labels in (list(LABELS), ["dataset"]):
         for _, alike in runs.groupby(labels, dropna=False):
@@ -61,12 +62,12 @@ def differing(runs: pd.DataFrame) -> list[str]:
                 counts = len(labels) > 1 or key == EPOCHS or key.startswith("dataset.")
                 if counts and len({json.dumps(setting(signed, key)) for signed in configs}) > 1:
                     keys.add(key)
-    if {EPOCHS, MILESTONES} <= keys and _of_one_recipe(list(runs.signed_config)):
+    if {EPOCHS, MILESTONES} <= keys and runs.groupby("dataset").signed_config.agg(_of_one_recipe).all():
         keys.remove(MILESTONES)
     return sorted(keys)
 
 
-def _of_one_recipe(configs: Sequence[dict[str, Any]]) -> bool:
+def _of_one_recipe(configs: Iterable[dict[str, Any]]) -> bool:
     """Whether the milestones of all configurations are those of one option of training, for their epochs."""
     pairs = [(signed.get(EPOCHS, 0), signed.get(MILESTONES)) for signed in configs]
     recipes = [option["training"].get("milestones") or [] for option in read_options(CONF_DIR / "training").values()]

@@ -1,4 +1,4 @@
-"""Sentences under a table about what makes its rows hard to compare: recipes, seeds and machines."""
+"""Sentences under a table about what makes its rows hard to compare: recipes, sizes, seeds and machines."""
 
 import json
 
@@ -8,6 +8,7 @@ from capsule_sweeps.display import counted, listed
 from capsule_sweeps.results.columns import LABELS, differing, short_names, typed
 from capsule_sweeps.results.tables import finished_runs
 from capsule_sweeps.runs.neutral import setting
+from capsule_sweeps.runs.plan_warnings import RATIO
 from capsule_sweeps.runs.signature import NEUTRAL
 
 SHOWN = 5  # settings, machines or seeds in a sentence
@@ -15,12 +16,19 @@ IMPLIED = ("training.milestones", "training.lr_decay")  # by epochs and learning
 
 
 def comparison_notes(runs: pd.DataFrame, rule: str) -> str:
-    """Sentences about the finished runs of a table; empty if its rows share recipe, seeds and machine."""
+    """Sentences about the finished runs of a table; empty if its rows share recipe, size, seeds and machine.
+
+    Only rows of the same data set are compared.
+    """
     finished = finished_runs(runs, rule)
-    return " ".join(filter(None, (_recipes(finished), _seeds(finished), _machines(finished))))
+    of_each = [own for _, own in finished.groupby("dataset")]
+    recipes = [*dict.fromkeys(words for own in of_each for words in _recipes(own))]
+    said = [f"Recipes differ between rows: {listed(recipes, SHOWN)}."] if recipes else []
+    said += dict.fromkeys(words(own) for words in (_sizes, _seeds) for own in of_each)
+    return " ".join(filter(None, (*said, _machines(finished))))
 
 
-def _recipes(finished: pd.DataFrame) -> str:
+def _recipes(finished: pd.DataFrame) -> list[str]:
     """Settings training.* that differ between rows but are no column, because the routing or the data set sets them."""
     first = finished.drop_duplicates("group")
     columns = differing(first)
@@ -36,12 +44,23 @@ def _recipes(finished: pd.DataFrame) -> str:
             where = f" for {label}={','.join(sorted(having[label].astype(str).unique()))}" if label else ""
             text, other = (typed(json.loads(one)) for one in (value, usual))
             said.append(f"{short[key]}={text}{where} ({other} otherwise)")
-    return f"Recipes differ between rows: {listed(said, SHOWN)}." if said else ""
+    return said
 
 
 def _tells(first: pd.DataFrame, chosen: pd.Series, label: str) -> bool:
     """Whether a column has no value in common between the chosen rows and the others."""
     return not set(first[label][chosen].astype(str)) & set(first[label][~chosen].astype(str))
+
+
+def _sizes(finished: pd.DataFrame) -> str:
+    """Models of which one has at least RATIO times the parameters of another."""
+    known = finished.dropna(subset="parameters").sort_values("parameters", kind="stable")
+    if known.empty or known.parameters.iloc[-1] < RATIO * known.parameters.iloc[0]:
+        return ""
+    labels = [label for label in LABELS[1:4] if known[label].nunique(dropna=False) > 1] or ["run"]
+    names = [" ".join(row[label] for label in labels if isinstance(row[label], str)) for _, row in known.iterrows()]
+    counts = known.parameters
+    return f"Sizes differ: {names[-1]} has {counts.iloc[-1]:,} parameters, {names[0]} {counts.iloc[0]:,}."
 
 
 def _seeds(finished: pd.DataFrame) -> str:

@@ -56,7 +56,8 @@ class Column:
         return max(_longest([self.shown]), _longest(self.cells) if self.room is None else self.room)
 
     def with_broken_head(self) -> "Column":
-        return replace(self, shown=re.sub("(?<=[a-z])[_ ](?=[a-z(])", lambda found: found[0].strip() + "\n", self.head))
+        broken = re.sub("(?<=[a-z])[_ ](?=[a-z(])", lambda found: found[0].strip() + "\n", self.head)
+        return replace(self, shown=re.sub("=(?=[a-z])", "=\n", broken))
 
     def with_broken_cells(self, room: int) -> "Column":
         """Cells of parts get lines of at most `room` letters, and no shorter than a word or PART."""
@@ -161,7 +162,9 @@ def _with_settings_merged(columns: list[Column], shown: list[Column], room: int)
     if total_width(shown) <= room or len(settings) < 2:
         return shown
     rest = [column for column in shown if column not in settings]
-    left = max(SHORTEST, room - total_width(rest) - BORDER)
+    left = room - total_width(rest) - BORDER
+    if left < SHORTEST:  # the table is wider than the terminal in any case
+        return shown
     texts, repeated, last = _in_words(settings), _in_words(settings[:-1]), _in_words(settings[-1:])
     for row in range(1, len(texts)):
         if repeated[row] == repeated[row - 1]:

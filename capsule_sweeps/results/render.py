@@ -79,7 +79,9 @@ def _print_note(text: str) -> None:
 
 def is_numeric(column: pd.Series, cells: list[str]) -> bool:
     """Whether a column has numbers, or texts that start with a number, such as 37,521 and 84.0 ± 3.7, or –."""
-    return pd.api.types.is_numeric_dtype(column) or all(re.match(r"[-−+]?\d[\d,.]*( ±|†?$)|–$", cell) for cell in cells)
+    return pd.api.types.is_numeric_dtype(column) or all(
+        re.match(r"[-−+]?\d[\d,.]*( ±| \(n=|†?$)|–$", cell) for cell in cells
+    )
 
 
 def _cell(value: Any) -> str:

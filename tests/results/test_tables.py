@@ -315,7 +315,10 @@ def test_captions_and_notes_say_what_makes_rows_hard_to_compare(invent, capsule_
     text = " ".join(capsule_sweeps("results").out.split())
     assert "Recipes differ between rows: clip_norm=1 for routing=dynamic (null otherwise)." in text
     assert "1 row lacks some of seed=2; --against" in text and "machines" not in text
-    runs["machine"] = ["AMD EPYC"] * 4 + ["NVIDIA H100"]
+    runs["machine"], runs["parameters"] = ["AMD EPYC"] * 4 + ["NVIDIA H100"], [10] * 4 + [20]
+    assert "Sizes differ: em has 20 parameters, dynamic 10." in comparison_notes(runs, "last")
+    twice = pd.concat([runs, runs.assign(dataset="MNIST", machine=None, first_seeds=5)[:1]])
+    assert comparison_notes(twice, "last").count("differ between rows") == 1, "data sets are not compared"
     runs.loc[0, "not_learned"] = "accuracy 90% is within noise of chance"
     assert "Made on different machines (AMD EPYC, NVIDIA H100)" in comparison_notes(runs, "last")
     assert list(accuracy_table(runs, "last").not_learned) == [1, 0]
@@ -420,6 +423,10 @@ def test_on_a_narrow_terminal_rows_say_their_settings_once(invent, capsule_sweep
                         0.5 + seed * num_routing / 100 + num_routing / 7,
                     )
                     invent([*words, "training.label_smoothing=0.1", f"seed={seed}"], 0.5 + num_routing / 70)
+    invent(["dataset.image_size=16", "training.lr=0.05", "num_routing=3"], 0.5)
+    invent([*words, "dataset.image_size=16", "seed=2"], 0.123)
+    text = capsule_sweeps("results", "--pivot", "num_routing").out
+    assert "50.0 (n=1)" in text and "79.6 ± 1.4 (n=2)" in text, "numbers are never cut"
     lines = capsule_sweeps("results", "--against", "num_routing=1").out.splitlines()
     assert sum("… num_routing=2 " in line for line in lines) == 8 and max(map(len, lines)) <= 80
     rows = capsule_sweeps("status", "routing=attention").out
