@@ -22,6 +22,9 @@ def make_parser(command: str | None = None) -> tuple[argparse.ArgumentParser, di
     chosen = [name for name in names if name.replace("_", "-") == command]
     for name in chosen or names:
         module = import_module(f"capsule_sweeps.cli.{name}")
+        for function in ("add_arguments", "run"):
+            if not hasattr(module, function):
+                raise ValueError(f"{module.__file__} is no command: define the function {function} in it")
         about = (module.__doc__ or "").strip()
         listed: dict[str, Any] = {} if getattr(module, "HIDDEN", False) else {"help": about.partition("\n")[0]}
         commands[name.replace("_", "-")] = own = subparsers.add_parser(
@@ -43,6 +46,8 @@ def main() -> None:
         from capsule_sweeps.console import missing_package  # rich takes its time
 
         sys.exit(f"Error: {missing_package(error)}")
+    except ValueError as error:
+        sys.exit(f"Error: {terminal(error)}")
     with suppress(ModuleNotFoundError):  # completion is for those who have installed it
         import argcomplete
 

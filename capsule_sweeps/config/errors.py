@@ -33,7 +33,8 @@ def one_sentence() -> Iterator[None]:
         raise ValueError(f"a file of the configuration is not readable: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise ValueError(
-            "the configuration is not readable: an override or a file has too many brackets or levels within each other"
+            "the configuration is not readable: an override or a file has too many brackets or levels within each "
+            "other, or files name each other in their defaults"
         ) from error
 
 
@@ -49,6 +50,8 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group}={option} is unknown: {_suggest(option, error.options, f'{group}=')}"
+    if missing := re.match(r"In '([^']+)': Could not (?:find|load) '([^']+)'", str(error)):
+        return f"conf/{missing[1]}.yaml names {missing[2]} in its defaults, which is unknown: correct the name"
     if isinstance(error, OverrideParseException):
         text = re.sub(r"\s*See https?://.*", "", text)
         text = "it has characters that Hydra reads as syntax" if "LexerNoViableAlt" in text else text
@@ -88,6 +91,9 @@ def sentence(error: BaseException) -> str:
         return f"{source}{word} is invalid: {said[0] if said else text}{sweep}"
     full_key = str(getattr(cause, "full_key", None) or "")
     full_key = _in_a_layer(full_key) if "'Config'" not in text else full_key
+    value = re.match(r"Value '(.*)' of type '.*' could not be (converted to \w+)", text)
+    if full_key and value and value[2] in KINDS:
+        return f"{full_key}={value[1]} is invalid: {KINDS[value[2]]}"
     return f"{full_key}: {text}" if full_key and full_key not in text else text
 
 

@@ -85,13 +85,15 @@ def _same(override: Override, key: str) -> tuple[str, bool]:
 
 def num_values(override: Override) -> int:
     """The number of values of an override, without generating them. Raises ValueError for none or infinitely many."""
-    from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
+    from hydra.core.override_parser.types import ChoiceSweep, Glob, RangeSweep, Sweep
 
     value, word = override.value(), override.input_line
     if not override.is_sweep_override():
         return 1
     if not override.is_discrete_sweep():
         raise ValueError(f"{word} is not available: a grid needs values to choose from, such as 1,2,3 or range(1,4)")
+    if isinstance(value, ChoiceSweep) and any(isinstance(item, Sweep | Glob) for item in value.list):
+        raise ValueError(f"{word} is not available: write all values, such as 1,2,3, or one range or one glob")
     if isinstance(value, RangeSweep):
         if not value.step:
             raise ValueError(f"{word} has no end: a range needs a step other than 0")

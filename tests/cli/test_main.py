@@ -64,6 +64,9 @@ def test_a_broken_command_breaks_no_other(tmp_path, monkeypatch, capsule_sweeps)
     monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
     (tmp_path / "runs").mkdir()
     assert "no run is in" in capsule_sweeps("status", "--runs-dir", str(tmp_path / "runs")).err
+    (tmp_path / "broken.py").write_text("def add_arguments(parser): ...")
+    ended = capsule_sweeps("broken")
+    assert ended.code == 1 and "broken.py is no command: define the function run in it" in ended.err, ended.text
 
 
 @pytest.mark.parametrize("words", [["--version"], ["-h"]])

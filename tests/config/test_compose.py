@@ -115,10 +115,16 @@ def test_experiment_with_broken_syntax_is_one_sentence(experiment, launch) -> No
         ("hydra: {sweeper: {parms: {seed: 1}}}", "hydra.sweeper.parms is unknown: did you mean hydra.sweeper.params?"),
         ("hydra: {sweeper: {points: {seed: 1}}}", "has keys where a list belongs, such as hydra.sweeper.points"),
         ("hydra: {sweeper: {params: {seed: [0, 1]}}}", "to sweep over values, write seed=0,1"),
+        ("defaults: [mine]", "or files name each other in their defaults"),
+        ("defaults: [others]", "conf/experiment/mine.yaml names experiment/others in its defaults, which is unknown"),
+        ("hydra: {sweeper: {points: [{ablation: mine}]}}", "training.lr=fast is invalid: it must be a number"),
     ],
 )
-def test_mistake_in_an_experiment_is_named(line, said, experiment, launch) -> None:
-    ended = launch("-m", "experiment=mine", experiment(line), DRY)
+def test_mistake_in_an_experiment_is_named(line, said, experiment, launch, place) -> None:
+    where = experiment(line)
+    (place.parent / "own" / "ablation").mkdir()
+    (place.parent / "own" / "ablation" / "mine.yaml").write_text("# @package _global_\ntraining: {lr: fast}")
+    ended = launch("-m", "experiment=mine", where, DRY)
     assert ended.code == 1 and said in ended.err and ended.err.count("\n") == 1, ended.err
 
 

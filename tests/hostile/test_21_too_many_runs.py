@@ -21,6 +21,8 @@ from capsule_sweeps.config.points import sweep_points
         ("seed=range(inf)", "has no end"),
         ("seed=range(1" + 400 * "0" + ")", "has no end"),
         ("seed=interval(0,1)", "is not available"),
+        ("seed=1,range(2,4)", r"seed=1,range\(2,4\) is not available: write all values"),
+        ("routing=glob(*),em", "is not available: write all values"),
         ("seed=" + 1000 * "[" + 1000 * "]", "brackets"),
     ],
 )
