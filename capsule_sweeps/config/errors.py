@@ -50,8 +50,6 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group}={option} is unknown: {_suggest(option, error.options, f'{group}=')}"
-    if missing := re.match(r"In '([^']+)': Could not (?:find|load) '([^']+)'", str(error)):
-        return f"conf/{missing[1]}.yaml names {missing[2]} in its defaults, which is unknown: correct the name"
     if isinstance(error, OverrideParseException):
         text = re.sub(r"\s*See https?://.*", "", text)
         text = "it has characters that Hydra reads as syntax" if "LexerNoViableAlt" in text else text
@@ -73,6 +71,8 @@ def sentence(error: BaseException) -> str:
         )
     if re.search("Could not (find|load) 'hydra/sweeper/optuna'", text):
         return "hydra/sweeper=search needs a package that is not installed: pip install hydra-optuna-sweeper"
+    if missing := re.match(r"In '([^']+)': Could not (?:find|load) '([^']+)'", str(error)):
+        return f"conf/{missing[1]}.yaml names {missing[2]} in its defaults, which is unknown: correct the name"
     source, word = _origin(str(error))
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and "not" in text:
         key, parent = str(cause.full_key or word.partition("=")[0]), cause.parent_node
