@@ -93,6 +93,8 @@ def accuracies(runs: pd.DataFrame, rule: str, arguments: argparse.Namespace) -> 
         heading = f"**{markdown(title)}**\n\n" if form == "md" and len(parts) > 1 else ""
         if form == "tex" and not arguments.by:  # the command of a sweep
             heading, title = f"{plain(form, title)}\n", title.partition(": ")[0]
+        if form == "tex" and unequal:  # for the author; what the paper says of it is his business
+            heading, note = f"{heading}{plain(form, unequal)}\n", note.removesuffix(unequal).rstrip()
         texts.append(heading + render(shown, form, title, note, caption, one_line=True))
     if not alone:
         texts.append(plain(form, notes(runs, rule)))

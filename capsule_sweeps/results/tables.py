@@ -1,6 +1,8 @@
 """From run folders to tables. Every accuracy is shown with its selection rule, its n and its spread."""
 
+import json
 from collections.abc import Collection
+from typing import Any
 
 import pandas as pd
 
@@ -10,6 +12,7 @@ from capsule_sweeps.results.columns import as_typed, in_common, settings_frame, 
 from capsule_sweeps.results.intervals import half_width
 from capsule_sweeps.results.stein import half_widths, numbers_of_first, two_stage_note
 from capsule_sweeps.runs.learned import not_learned_note
+from capsule_sweeps.runs.signature import without_neutral
 
 WIDTH = "±95%"  # what people read for half_width
 COST = {  # column of `load_runs` → from which ratio on two rows differ; times and memory are never quite the same
@@ -165,13 +168,24 @@ def stale_note(runs: pd.DataFrame) -> str:
 
 
 def images_note(runs: pd.DataFrame) -> str:
-    """A sentence, with a leading space, that names runs of one group that were trained on different images."""
+    """A sentence, with a leading space, about runs with the same data set and settings but different images: those of
+    one group, which are named, or of several."""
     columns = [column for column in ("data_sha256", "classes") if column in runs]
     mixed = (runs.groupby("group")[columns].nunique() > 1).any(axis=1)
     names = list(runs.run[runs.group.isin(mixed[mixed].index)])
-    return (
-        " These differ only in their seed but were trained on different images (data_sha256 and classes in run.json), "
-        f"so their mean is meaningless: {listed(names, NAMED)}."
-        if names
-        else ""
-    )
+    if names:
+        return (
+            " These differ only in their seed but were trained on different images (data_sha256 and classes in "
+            f"run.json), so their mean is meaningless: {listed(names, NAMED)}."
+        )
+    if not columns or runs.empty:
+        return ""
+    images = runs.signed_config.map(lambda signed: json.dumps(_of_images(signed), sort_keys=True))
+    unlike = (runs.groupby([runs.dataset, images])[columns].nunique() > 1).any(axis=1)
+    datasets = list(dict.fromkeys(name for name, _ in unlike[unlike].index))
+    where = f"Runs on {listed(datasets, NAMED)} were trained on different images (data_sha256 and classes in run.json)"
+    return f" {where}: do not compare them." if datasets else ""
+
+
+def _of_images(signed: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in without_neutral(signed).items() if key.startswith("dataset.")}

@@ -315,8 +315,16 @@ def test_captions_and_notes_say_what_makes_rows_hard_to_compare(invent, capsule_
     text = " ".join(capsule_sweeps("results").out.split())
     assert "Recipes differ between rows: clip_norm=1 for routing=dynamic (null otherwise)." in text
     assert "1 row lacks some of seed=2; --against" in text and "machines" not in text
+    tex = capsule_sweeps("results", "--pivot", "num_routing", "--format", "tex").out.splitlines()
+    assert [line[0] for line in tex if "Recipes differ" in line] == ["%"], "comments for the author"
+    assert any(line.startswith(r"\caption{Results. Test accuracy") and line.endswith("included.}") for line in tex)
     runs["machine"], runs["parameters"] = ["AMD EPYC"] * 4 + ["NVIDIA H100"], [10] * 4 + [20]
     assert "Sizes differ: em has 20 parameters, dynamic 10." in comparison_notes(runs, "last")
+    runs["data_sha256"] = ["a" * 64] * 4 + ["b" * 64]  # of em, within a group
+    assert "so their mean is meaningless" in notes(runs, "last")
+    runs["data_sha256"] = (runs.routing == "em").map({True: "a" * 64, False: "b" * 64})
+    assert "Runs on digits were trained on different images" in notes(runs, "last")
+    assert "different images" not in notes(runs[runs.routing == "em"], "last")
     twice = pd.concat([runs, runs.assign(dataset="MNIST", machine=None, first_seeds=5)[:1]])
     assert comparison_notes(twice, "last").count("differ between rows") == 1, "data sets are not compared"
     runs.loc[0, "not_learned"] = "accuracy 90% is within noise of chance"
