@@ -4,7 +4,7 @@ A backbone is a module whose constructor takes `image_shape` = (C, H, W) and its
 (B, C, H, W) to features (B, C', H', W') and has the attribute `out_shape` = (C', H', W').
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,10 +18,10 @@ def build_backbone(backbone: Mapping[str, Any], image_shape: tuple[int, int, int
     """The backbone of a config node. Raises ValueError for one without a valid `out_shape`."""
     made = build(backbone, image_shape=image_shape)
     shape = getattr(made, "out_shape", None)
-    if not (isinstance(shape, tuple) and len(shape) == 3 and all(isinstance(size, int) and size > 0 for size in shape)):
+    if not (isinstance(shape, Sequence) and len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)):
         raise ValueError(
             f"the backbone {type(made).__name__} has out_shape={shape}: its constructor must set it to the channels, "
-            "rows and columns of its features, a tuple"
+            "rows and columns of its features"
         )
     return made
 

@@ -84,7 +84,7 @@ class CapsNet(nn.Module):
     ) -> Tensor | tuple[Tensor, Intermediates]:
         """Images (B, C, H, W) → logits (B, num_classes), with `intermediates` also Intermediates."""
         features = self.backbone(images)
-        if features.shape[1:] != (shape := self.backbone.out_shape):
+        if features.shape[1:] != (shape := tuple(self.backbone.out_shape)):
             raise ValueError(
                 f"the backbone {type(self.backbone).__name__} returned features of shape {tuple(features.shape)}, but "
                 f"its out_shape is {shape}: set it to the shape of the features of one image"

@@ -388,7 +388,7 @@ def test_a_routing_that_fails_is_one_sentence(own, capsule_sweeps, cls, message)
 class Backbone(torch.nn.Module):
     def __init__(self, image_shape, channels, out_shape=(4, 16, 16)):
         super().__init__()
-        self.conv, self.out_shape = torch.nn.Conv2d(1, channels, 3, 2, 1), out_shape and tuple(out_shape)
+        self.conv, self.out_shape = torch.nn.Conv2d(1, channels, 3, 2, 1), out_shape
 
     def forward(self, images):
         return self.conv(images)
