@@ -54,10 +54,11 @@ def sweep_table(runs_dir: Path, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def briefly(commands: Sequence[str]) -> list[str]:
-    """Commands without the words that all have, if there are several, and without those about where runs are made."""
+    """Commands without words about where runs are made, and without those that all have, if each has others."""
     words = [[word for word in command.split() if not word.startswith(PLACES)] for command in commands]
-    common = set.intersection(*map(set, words)) if len(words) > 1 else set()
-    return [" ".join(word for word in own if word not in common) or "–" for own in words]
+    common = set.intersection(*map(set, words)) if words else set()
+    common = common if all(set(own) - common for own in words) else set()
+    return [" ".join(word for word in own if word not in common) for own in words]
 
 
 def _left(own: pd.DataFrame, missing: int, rates: Rates) -> str | None:

@@ -451,6 +451,7 @@ def test_commands_of_sweeps_are_shown_by_what_tells_them_apart() -> None:
     ]
     assert briefly(commands) == ["seed=0,1 num_routing=1", "num_routing=2"]
     assert briefly(commands[:1]) == ["dataset=digits seed=0,1 num_routing=1"] and briefly([]) == []
+    assert briefly(["a=1 b=2", "a=1"]) == ["a=1 b=2", "a=1"], "none is left without words"
 
 
 def test_rows_are_grouped_by_sweep_or_by_keys(invent, capsule_sweeps) -> None:
