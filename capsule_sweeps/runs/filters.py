@@ -203,7 +203,8 @@ def parsed(key: str, text: str) -> list[Any]:
         return [_Glob(found.include, found.exclude)]
     if override.is_sweep_override():
         override.input_line = f"{key}={text}"
-        num_values(override)
+        if not any(isinstance(one, Glob) for one in getattr(found, "list", [])):  # a filter may have globs among values
+            num_values(override)
         each = islice(
             override.sweep_iterator(transformer=Transformer.identity), MAX_RUNS
         )  # as many as a sweep may have
