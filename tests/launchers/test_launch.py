@@ -43,7 +43,7 @@ def test_sweep_from_plan_to_table_and_again(launch, runs) -> None:
         cells = [f"{value:.2f}" for value in (accuracy.mean(), accuracy.std(), width, accuracy.min(), accuracy.max())]
         costs = r"(?:\s*[\d.,]+ │){0,2}"  # seconds per epoch and memory, columns where rows differ
         (row,) = re.findall(rf"^│\s+{num_routing} │{costs}\s+2 │(.*)│$", table(ended.out), re.MULTILINE)
-        assert [cell.strip() for cell in row.split("│")] == cells
+        assert [cell.strip() for cell in row.split("│")][:5] == cells  # behind them: how many have not learned
 
     before = stamps()
     again = launch("-m", "seed=0,1", "num_routing=1,2")
