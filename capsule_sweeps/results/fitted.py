@@ -23,7 +23,6 @@ LESS_IMPORTANT = (
     *("rule", "max", "min", "paired", "seeds needed"),
     *("peak MB", "s/epoch", "seconds", "M mult-adds", "date"),
 )
-IMPLIED = {"milestones": "epochs"}  # hidden too where rows with the same epochs have the same milestones
 LEAST_ROOM = ("command", "left")  # left out where not even shortened words fit
 MERGED = "settings"  # the column of all settings, where there is no room for one each
 SHORTEST = 12  # letters of a word that is shortened
@@ -106,7 +105,7 @@ def fitted(columns: list[Column], room: int) -> tuple[list[Column], list[str]]:
         columns = [column.with_broken_cells(left // max(1, len(wide)) - BORDER) for column in columns]
     columns = [replace(column, room=_longest(column.cells)) for column in columns]
     shown = list(columns)
-    for name in (*LESS_IMPORTANT, *_implied(columns)):
+    for name in LESS_IMPORTANT:
         _hide(shown, name, room)
     _shorten_words(shown, room)
     for name in LEAST_ROOM:
@@ -127,21 +126,6 @@ def _hide(shown: list[Column], head: str, room: int) -> None:
         shown.remove(found[0])
 
 
-def _implied(columns: list[Column]) -> list[str]:
-    """Heads of the columns of IMPLIED that differ between the same rows as what implies them."""
-    cells, found = {column.head: column.cells for column in columns}, []
-    for head, other in IMPLIED.items():
-        if head in cells and other in cells:
-            pairs = set(zip(cells[head], cells[other], strict=True))
-            found += [head] if len(pairs) == len(set(cells[other])) else []
-    return found
-
-
-def _num_settings(columns: list[Column]) -> int:
-    """The number of columns before n, or before the values of a pivot table."""
-    return next((n for n, column in enumerate(columns) if column.head == "n" or "=" in column.head), 0)
-
-
 def _shorten_words(shown: list[Column], room: int) -> None:
     """Give words less room, until the table fits: the longest ones become as short as the next ones, together."""
     words = [column for column in shown if not column.numeric and column.head not in WHOLE]
@@ -158,7 +142,8 @@ def _with_settings_merged(columns: list[Column], shown: list[Column], room: int)
 
     A row that repeats all settings but the last, as those of one base do, has only that.
     """
-    settings = [column for column in columns[: _num_settings(columns)] if column in shown]
+    last = next((n for n, column in enumerate(columns) if column.head == "n" or "=" in column.head), 0)
+    settings = [column for column in columns[:last] if column in shown]
     if total_width(shown) <= room or len(settings) < 2:
         return shown
     rest = [column for column in shown if column not in settings]
