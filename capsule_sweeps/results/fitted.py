@@ -142,8 +142,8 @@ def _with_settings_merged(columns: list[Column], shown: list[Column], room: int)
 
     A row that repeats all settings but the last, as those of one base do, has only that.
     """
-    last = next((n for n, column in enumerate(columns) if column.head == "n" or "=" in column.head), 0)
-    settings = [column for column in columns[:last] if column in shown]
+    number = next((n for n, column in enumerate(columns) if column.head == "n" or "=" in column.head), 0)
+    settings = [column for column in columns[:number] if column in shown]
     if total_width(shown) <= room or len(settings) < 2:
         return shown
     rest = [column for column in shown if column not in settings]
