@@ -13,6 +13,7 @@ from capsule_sweeps.config.milestones import as_epochs
 from capsule_sweeps.config.schema import BASES, MAX_ITERATIONS, SCHEMA, Config, Layer, Tracking
 from capsule_sweeps.config.selection_rules import find_rule
 
+OUR_TRACKERS = tuple(f"capsule_sweeps.tracking.{name}." for name in ("base", "tensorboard", "wandb"))
 LR_DECAY = 0.1  # of every recipe in conf/training
 # training.compile: YAML reads on and off as booleans, Hydra's command line and quotes do not
 SPELLINGS = {True: "on", False: "off", "true": "on", "false": "off"}
@@ -196,9 +197,10 @@ def without_hydra(config: DictConfig) -> DictConfig:
 
 def _leaves(config: dict[str, Any], schema: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(dotted key, value, metadata) of every field of the schema. Raises ValueError for one without a value, and
-    for a key that is not a field, except of a tracker."""
+    for a key that is not a field, except of a tracker of the user."""
     names = [entry.name for entry in fields(schema)]
-    if schema is not Tracking and (added := [key for key in config if key not in names]):
+    own = schema is Tracking and not str(config.get("_target_") or OUR_TRACKERS[0]).startswith(OUR_TRACKERS)
+    if not own and (added := [key for key in config if key not in names]):
         raise ValueError(unknown(f"{prefix}{added[0]}={config[added[0]]}", names))
     for entry in fields(schema):
         key = prefix + entry.name

@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -48,11 +49,13 @@ def find_launcher(name: str) -> Any:
     Raises ValueError if there is none.
     """
     module = f"{name}.launcher" if name in queue_names() else name
-    path = Path(__file__).with_name(f"{name}.py")
-    found = importlib.import_module(f"capsule_sweeps.launchers.{module}") if module != name or path.is_file() else None
-    if not hasattr(found, "Launcher"):
-        raise ValueError(f"hydra.launcher.kind={name} is unknown: no class Launcher is in {path}")
-    return getattr(found, "Launcher")  # noqa: B009
+    path = Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py")
+    found = None
+    if str(name).isidentifier() and path.is_file():
+        found = getattr(importlib.import_module(f"capsule_sweeps.launchers.{module}"), "Launcher", None)
+    if not is_dataclass(found):  # as a Launcher that a module only imports is not
+        raise ValueError(f"hydra.launcher.kind={name} is unknown: no dataclass Launcher is in {path}")
+    return found
 
 
 def launch(

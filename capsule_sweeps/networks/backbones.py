@@ -6,6 +6,7 @@ A backbone is a module whose constructor takes `image_shape` = (C, H, W) and its
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,7 +19,9 @@ def build_backbone(backbone: Mapping[str, Any], image_shape: tuple[int, int, int
     """The backbone of a config node. Raises ValueError for one without a valid `out_shape`."""
     made = build(backbone, image_shape=image_shape)
     shape = getattr(made, "out_shape", None)
-    if not (isinstance(shape, Sequence) and len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)):
+    if not (
+        isinstance(shape, Sequence) and len(shape) == 3 and all(isinstance(n, Integral) and int(n) > 0 for n in shape)
+    ):
         raise ValueError(
             f"the backbone {type(made).__name__} has out_shape={shape}: its constructor must set it to the channels, "
             "rows and columns of its features"

@@ -2,6 +2,7 @@
 `_target_`."""
 
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -59,7 +60,12 @@ class Tracker:
         """Called with configurations that were read from run folders, which may be forged.
 
         May change settings `tracking.*`, in place, so that nothing is sent to a place that the user did not choose.
+        Only the class knows which of its settings name a place, so here the runs are not tracked.
         """
+        if cls is not Tracker:
+            for config in configs:
+                config.tracking._target_, config.tracking.name = OFF["_target_"], OFF["name"]
+            log.warning("%s: off for settings of run folders; define %s.distrust to use them", cls.title, cls.__name__)
 
     @classmethod
     def check(cls, config: DictConfig) -> str:
@@ -212,10 +218,12 @@ def own_fields(fields: dict[str, Any]) -> dict[str, Any]:
     """Fields of run.json that a tracker sets, unchanged. Raises ValueError for those of the run itself, and for values
     that are not plain."""
     for key, value in fields.items():
-        if key in RECORD and key != "wandb_id":
+        if key in (*RECORD, "attempt", "self") and key != "wandb_id":
             raise ValueError(f"{key} in run.json is the run's own: name this field differently")
-        if not isinstance(value, str | int | float | None):
-            raise ValueError(f"{key} for run.json is a {type(value).__name__}: it must be text, a number or None")
+        if not isinstance(key, str) or not key.isidentifier():
+            raise ValueError(f"{key!r} is not a name for a field of run.json: use letters, digits and _")
+        if not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"{key} for run.json is {value!r:.50}: it must be text, a finite number or None")
     return fields
 
 

@@ -32,6 +32,10 @@ class TensorBoardTracker(Tracker):
             )
 
     @classmethod
+    def distrust(cls, configs: Sequence[DictConfig]) -> None:
+        """Event files are in the run folder, whatever the settings."""
+
+    @classmethod
     def check(cls, config: DictConfig) -> str:
         cls.prepare([config])
         return f"event files in {config.runs_dir}/*/tensorboard; tensorboard --logdir {config.runs_dir}"

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from capsule_sweeps.config.build import in_words
+from capsule_sweeps.config.build import in_words, user_code
 from capsule_sweeps.networks.build import build_model
 from capsule_sweeps.runs.machine import free_memory
 from capsule_sweeps.training.losses import LOSSES
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # it logs the traceback of each error
 PROGRAM = 2**28  # bytes that torch itself allocates when it starts to compute
 MOST_PER_IMAGE = 4000  # a step needs up to 1200 times the memory of its images; estimated only if this bound exceeds it
+NEEDS_NUMBERS = ("DataDependentOutputException", "DynamicOutputShapeException", "UnsupportedFakeTensorException")
 FOLLOWED = 32  # images of a step that is followed; what a larger batch needs beyond them grows with the batch
 
 
@@ -123,6 +124,9 @@ def check_memory(config: DictConfig, at_once: int = 1) -> int | None:
     except ValueError:
         raise
     except Exception as error:
+        if type(error).__name__ not in NEEDS_NUMBERS and "tensor subclass" not in str(error):
+            with user_code(config.model.name):
+                raise
         log.warning("The memory of a training step is unknown (%s).", in_words(error))
         return None
     if need <= free:
@@ -150,6 +154,8 @@ def check_last_batch(config: DictConfig, num_images: int) -> None:
     try:
         step_memory(config, 1)
     except ValueError as error:
+        if "more than 1 value" not in str(error):  # torch's words about BatchNorm
+            raise
         fits = next((fit for fit in range(max(2, size - 1), num_images + 1) if num_images % fit != 1), num_images)
         raise ValueError(
             f"training.batch_size={size} leaves a batch of one image of the {num_images} training images, on which "

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from capsule_sweeps.tracking.base import Tracker
+from capsule_sweeps import compose_config
+from capsule_sweeps.launchers.launch import find_launcher
+from capsule_sweeps.tracking.base import Tracker, distrust, own_fields
 
 
 class Fails(Tracker):
@@ -121,3 +123,26 @@ def test_doctor_names_a_tracker_and_an_option_has_settings_of_its_own(capsule_sw
     assert ended.code == 0 and "tracking=own" in ended.out, ended.text
     ended = capsule_sweeps("doctor", *tiny, *words(Needs))
     assert ended.code == 1 and "needs the package" in ended.out, ended.text
+
+
+def test_misspelled_settings_are_unknown_to_our_trackers() -> None:
+    with pytest.raises(ValueError, match=r"tracking.projct=a is unknown: did you mean tracking.project\?"):
+        compose_config(["+tracking.projct=a"])
+
+
+@pytest.mark.parametrize("fields", [{"attempt": 1}, {1: "x"}, {"score": float("nan")}, {"a b": 1}, {"rows": []}])
+def test_fields_that_would_spoil_the_record_are_refused(fields) -> None:
+    with pytest.raises(ValueError, match="run.json"):
+        own_fields(fields)
+
+
+def test_settings_of_run_folders_never_choose_where_a_tracker_of_the_user_sends(words, caplog) -> None:
+    config = compose_config([*words(Finds), "+tracking.uri=http://evil"])
+    distrust([config])
+    assert config.tracking.name == "none" and "define Finds.distrust" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["launch", "hydra", "pool", "../x", "nope"])
+def test_only_a_dataclass_is_a_launcher(kind) -> None:
+    with pytest.raises(ValueError, match="hydra.launcher.kind=.* is unknown"):
+        find_launcher(kind)
