@@ -144,5 +144,5 @@ def test_settings_of_run_folders_never_choose_where_a_tracker_of_the_user_sends(
 
 @pytest.mark.parametrize("kind", ["launch", "hydra", "pool", "../x", "nope"])
 def test_only_a_dataclass_is_a_launcher(kind) -> None:
-    with pytest.raises(ValueError, match="hydra.launcher.kind=.* is unknown"):
+    with pytest.raises(ValueError, match=r"hydra\.launcher\.kind=.* is unknown"):
         find_launcher(kind)
