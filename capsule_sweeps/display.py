@@ -8,6 +8,7 @@ functions take text and return text of the same meaning in one medium, without c
 from __future__ import annotations
 
 import codecs
+import dis
 import html as markup
 import io
 import logging
@@ -162,3 +163,13 @@ class Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return terminal(super().format(record))
+
+
+def raised_by(error: BaseException) -> str:
+    """The module whose `raise` statement made an error; empty for one of Python itself, as of `a, b = 1, 2, 3`."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None or last.tb_frame.f_code.co_code[last.tb_lasti] != dis.opmap["RAISE_VARARGS"]:
+        return ""
+    return str(last.tb_frame.f_globals.get("__name__", ""))

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from capsule_sweeps.config.moved import PRESENT_SPELLING
+from capsule_sweeps.display import raised_by
 
 SWITCH = "CAPSULE_SWEEPS_TRUST_PACKAGES"  # other packages whose classes a config may name, with commas between them
 
@@ -59,8 +60,6 @@ def _check_settings(what: str, cls: type, options: dict[str, Any], given: dict[s
     named = {key: entry for key, entry in taken.items() if entry.kind not in (entry.VAR_KEYWORD, entry.VAR_POSITIONAL)}
     if both := sorted(options.keys() & given.keys()):
         raise ValueError(f"{what} gets {both[0]} from the network: remove {both[0]}={options[both[0]]}")
-    if "name" in named:
-        raise ValueError(f"{what} has a parameter name, which is only for tables: rename it")
     if unknown := [key for key in options if key not in named and not anything]:
         own = [key for key in named if key not in given]
         raise ValueError(
@@ -70,6 +69,8 @@ def _check_settings(what: str, cls: type, options: dict[str, Any], given: dict[s
     if unknown := [key for key in given if key not in named and not anything]:
         raise ValueError(f"{what} has no parameter {unknown[0]}: its constructor must take {', '.join(given)}")
     if left := [key for key in named if named[key].default is Parameter.empty and key not in {**options, **given}]:
+        if held := [key for key in ("name", "schedule", "num_routing") if key in left]:
+            raise ValueError(f"{what} has a parameter {held[0]}, which gets no value from a YAML file: rename it")
         raise ValueError(f"{what} needs a value for {left[0]}: set it in the YAML file")
 
 
@@ -81,31 +82,38 @@ def user_code(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError, ImportError, MemoryError):
+    except (ImportError, MemoryError):
         raise
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # of torch
+        memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)  # of torch
+        if memory or _is_sentence(error):
             raise
         raise ValueError(f"{what} failed ({in_words(error)}); fix the class or its settings") from error
 
 
+def _is_sentence(error: Exception) -> bool:
+    """Whether a `raise` statement of this package or of one that the user trusts says what is wrong: a ValueError or an
+    OSError, and none that Python or a library found in the code of a class."""
+    return isinstance(error, ValueError | OSError) and bool(str(error)) and trusted(f"{raised_by(error)}.")
+
+
 def in_words(error: Exception) -> str:
-    """An error in one line: its message, and where it is no sentence of ours also its type and the line of a class."""
+    """An error in one line: its message, and its type and the line of a class if it has no sentence of its own."""
     text = " ".join(str(error).split())
-    if isinstance(error, ValueError) and text:
+    if _is_sentence(error):
         return text
     return f"{type(error).__name__}: {text}".removesuffix(": ") + where(error)
 
 
 def where(error: Exception) -> str:
     """The innermost line of a network's class, and not one of torch, that raised an error; empty if there is none, and
-    for a ValueError, which says what is wrong."""
+    for an error with a sentence of its own."""
     found = ""
-    if isinstance(error, ValueError):
+    if _is_sentence(error):
         return found
     for frame, number in traceback.walk_tb(error.__traceback__):
         ours = frame.f_globals.get("__name__", "").partition(".")[0] != "torch"
-        if ours and hasattr(frame.f_locals.get("self"), "named_parameters"):
+        if ours and hasattr(type(frame.f_locals.get("self")), "named_parameters"):
             found = f", in {Path(frame.f_code.co_filename).name}, line {number}"
     return found
 

@@ -72,7 +72,7 @@ def sentence(error: BaseException) -> str:
     if re.search("Could not (find|load) 'hydra/sweeper/optuna'", text):
         return "hydra/sweeper=search needs a package that is not installed: pip install hydra-optuna-sweeper"
     if missing := re.match(r"In '([^']+)': Could not (?:find|load) '([^']+)'", str(error)):
-        return f"conf/{missing[1]}.yaml names {missing[2]} in its defaults, which is unknown: correct the name"
+        return f"{missing[1]}.yaml names {missing[2]} in its defaults, which is unknown: correct the name"
     source, word = _origin(str(error))
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and "not" in text:
         key, parent = str(cause.full_key or word.partition("=")[0]), cause.parent_node

@@ -4,6 +4,7 @@ What of a configuration changes a data set between its source and the training l
 """
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -102,9 +103,16 @@ def _check_decoded(dataset: Any, decoded: Any) -> None:
                 f"the labels 0 to {len(decoded.classes) - 1}"
             )
     channels = decoded.train[0].shape[1]
+    number = channels if any(map(np.size, (decoded.mean, decoded.std))) else 0
     for name, values in ("mean", decoded.mean), ("std", decoded.std):
-        if len(values) not in ((channels,) if decoded.mean or decoded.std else (0,)) or (name == "std" and 0 in values):
-            raise wrong(f"{name}={values}, but it has a number for each of {counted(channels, 'channel')}, std above 0")
+        right = isinstance(values, tuple | list) and all(
+            isinstance(v, int | float) and math.isfinite(v) for v in values
+        )
+        if not right or len(values) != number or (name == "std" and min(values, default=1) <= 0):
+            raise wrong(
+                f"{name}={values}, but it is a tuple with a number for each of {counted(channels, 'channel')}, "
+                "std above 0"
+            )
 
 
 def _check_fit(dataset: Any, decoded: Decoded) -> None:

@@ -6,7 +6,6 @@ layer below. Letters as in routing/passes.py: poses (B, N, H, W, D), weight (k, 
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from inspect import signature
 from math import isqrt
 from typing import Any
 
@@ -182,8 +181,6 @@ def _layer(
             f"routing._target_={type(own).__module__}.{type(own).__name__} is not a routing: derive it from "
             "capsule_sweeps.routing.base.Routing"
         )
-    if taken := [key for key in OF_THE_STACK if key in signature(type(own)).parameters]:
-        raise ValueError(f"routing={routing['name']} has a parameter {taken[0]}, which belongs to the stack: rename it")
     options = {
         "interleaved": bool(capsules.get("interleaved")) and kernel_size is not None,
         "padding": padding,

@@ -63,8 +63,6 @@ def layer_table(config: DictConfig) -> pd.DataFrame:
     try:
         with FakeTensorMode():  # shapes without numbers, on a CPU: the meta device has no autocast
             model, layers, seen, steps, counter = _followed(eager)
-    except ValueError:
-        raise
     except Exception:  # a class of the user may need numbers
         with user_code(str(config.model.name)):
             model, layers, seen, steps, counter = _followed(eager)

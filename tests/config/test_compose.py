@@ -116,7 +116,7 @@ def test_experiment_with_broken_syntax_is_one_sentence(experiment, launch) -> No
         ("hydra: {sweeper: {points: {seed: 1}}}", "has keys where a list belongs, such as hydra.sweeper.points"),
         ("hydra: {sweeper: {params: {seed: [0, 1]}}}", "to sweep over values, write seed=0,1"),
         ("defaults: [mine]", "or files name each other in their defaults"),
-        ("defaults: [others]", "conf/experiment/mine.yaml names experiment/others in its defaults, which is unknown"),
+        ("defaults: [others]", ": experiment/mine.yaml names experiment/others in its defaults, which is unknown"),
         ("hydra: {sweeper: {points: [{ablation: mine}]}}", "training.lr=fast is invalid: it must be a number"),
     ],
 )

@@ -7,6 +7,7 @@ import hashlib
 import io
 import struct
 import urllib.request
+from http.client import IncompleteRead
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,12 @@ def test_missing_files_are_downloaded_and_checked(norb, monkeypatch) -> None:
         asked.append(url)
         return io.BytesIO(sent)
 
+    def cut(url: str, timeout: float) -> io.BytesIO:
+        raise IncompleteRead(sent[:9])
+
+    monkeypatch.setattr(urllib.request, "urlopen", cut)
+    with pytest.raises(ValueError, match=r"could not be downloaded \(IncompleteRead\(9 bytes read\)\): copy"):
+        load_data(dataset(), norb, "cpu")
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
     with pytest.raises(ValueError, match=r"could not be downloaded \(what was downloaded is damaged\)"):
         load_data(dataset(), norb, "cpu")

@@ -6,6 +6,7 @@ import shutil
 import struct
 from contextlib import ExitStack, nullcontext
 from hashlib import md5
+from http.client import IncompleteRead
 from pathlib import Path
 from types import SimpleNamespace
 from zlib import compress, crc32
@@ -425,6 +426,10 @@ def test_bases_that_there_are_not(tmp_path):
             dataset_config("dataset=multi_digits", override)
 
 
+def cut_download(*_):
+    raise IncompleteRead(b"half", 4)
+
+
 def test_what_the_source_of_a_user_returns_is_checked(tiny_config, tmp_path, monkeypatch) -> None:
     dataset = tiny_config("dataset.num_classes=2").dataset
     images, labels = np.zeros((4, 1, 32, 32), np.uint8), np.array([0, 1, 0, 1])
@@ -442,6 +447,9 @@ def test_what_the_source_of_a_user_returns_is_checked(tiny_config, tmp_path, mon
         ((good, (images[:, :, 1:], labels), classes), r"does not fit the validation or test images .* \(1, 31, 32\)"),
         ((good, good, (0, 1)), "names of classes are text"),
         ((good, good, classes, (0.5,), (0.0,)), "std above 0"),
+        ((good, good, classes, (0.5,), (-0.1,)), "std above 0"),
+        ((good, good, classes, 0.5, 0.25), "mean=0.5, but it is a tuple"),
+        ((good, good, classes, np.array([0.5]), np.array([0.25])), "mean=.0.5., but it is a tuple"),
         ((good, good), "failed .TypeError: .*missing 1 required positional argument: 'classes'"),
     ]
     for arguments, message in wrong:
@@ -450,6 +458,15 @@ def test_what_the_source_of_a_user_returns_is_checked(tiny_config, tmp_path, mon
         monkeypatch.setattr("capsule_sweeps.data.open.find_source", lambda _, found=source: found)
         with pytest.raises(ValueError, match=message) if message else nullcontext():
             open_data(dataset, tmp_path / str(len(message)))
+    for read, message in (
+        (lambda *_: int("x"), "failed .ValueError: invalid literal .*; fix its code"),
+        (lambda *_: (tmp_path / "none").read_text(), "failed .FileNotFoundError: .*; check the files"),
+        (cut_download, "failed .IncompleteRead: .*; check the files and the network"),
+    ):
+        source = SimpleNamespace(list_source=lambda *_: ["one"], read_source=read)
+        monkeypatch.setattr("capsule_sweeps.data.open.find_source", lambda _, found=source: found)
+        with pytest.raises(ValueError, match=message):
+            open_data(dataset, tmp_path / "errors")
     source = SimpleNamespace(list_source=lambda *_: [Path("one")], read_source=None)
     monkeypatch.setattr("capsule_sweeps.data.open.find_source", lambda _: source)
     with pytest.raises(ValueError, match=r"failed .TypeError: Object of type PosixPath is not JSON"):

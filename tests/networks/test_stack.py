@@ -282,13 +282,49 @@ class Fails(Sharp):
 
 
 class Named(Sharp):
-    def __init__(self, shape, dropout, name="one"):
+    def __init__(self, shape, dropout, name, num_routing="two"):
         super().__init__(shape, dropout)
 
 
 class Scheduled(Sharp):
-    def __init__(self, shape, dropout, schedule="sequential"):
+    def __init__(self, shape, dropout, schedule):
         super().__init__(shape, dropout)
+
+
+class Defaults(Sharp):
+    def __init__(self, shape, dropout, name="one", schedule="", num_routing=5):
+        super().__init__(shape, dropout)
+        assert (name, schedule, num_routing) == ("one", "", 5)
+
+
+class Picky(dict):
+    __getattr__ = dict.__getitem__
+
+
+class Unpacks(Sharp):
+    def __init__(self, shape, dropout):
+        super().__init__(shape, dropout)
+        measure(Picky())
+
+
+def measure(self):
+    _n, _h = self.get("shape", (1, 2, 3))
+
+
+class Opens(Sharp):
+    def __init__(self, shape, dropout):
+        super().__init__(shape, dropout)
+        open("/missing/weights").close()
+
+
+class TooLarge(Sharp):
+    def __init__(self, shape, dropout):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+
+class Explains(Sharp):
+    def __init__(self, shape, dropout):
+        raise ValueError("routing.sharpness=0 must be greater than 0")
 
 
 class NoDropout(Sharp):
@@ -318,6 +354,11 @@ class NeverActive(Sharp):
 class Fails2(Sharp):
     def forward(self, votes, children, previous):
         return [][0]
+
+
+class Unpacks2(Sharp):
+    def forward(self, votes, children, previous):
+        _n, _h = children.poses.shape
 
 
 class Measures(Sharp):
@@ -351,8 +392,11 @@ def own(tiny, monkeypatch):
     ("cls", "settings", "message"),
     [
         (Fails, [], r"own \(.*\.Fails\) failed \(KeyError: 'weights', in test_stack.py, line \d+\); fix"),
-        (Named, [], "has a parameter name, .*rename it"),
-        (Scheduled, [], "routing=own has a parameter schedule, which belongs to the stack: rename it"),
+        (Unpacks, [], r"Unpacks\) failed \(ValueError: too many values .*, in test_stack.py, line \d+\); fix"),
+        (Opens, [], r"Opens\) failed \(FileNotFoundError: .*/missing/weights', in test_stack.py, line \d+\); fix"),
+        (Explains, [], r"^routing.sharpness=0 must be greater than 0$"),
+        (Named, [], "has a parameter name, which gets no value from a YAML file: rename it"),
+        (Scheduled, [], "has a parameter schedule, which gets no value from a YAML file: rename it"),
         (NoDropout, [], "has no parameter dropout: its constructor must take shape, dropout"),
         (NeedsSharpness, [], "needs a value for sharpness: set it in the YAML file"),
         (Sharp, ["dropout=0.5"], "gets dropout from the network: remove dropout=0.5"),
@@ -367,6 +411,12 @@ def test_a_routing_that_cannot_be_made_is_one_sentence(own, cls, settings, messa
     assert "\n" not in str(raised.value)
 
 
+def test_defaults_of_a_routing_and_too_little_memory_pass(own):
+    build_model(compose_config(own(Defaults)))
+    with pytest.raises(RuntimeError, match=r"^DefaultCPUAllocator: can't"):
+        build_model(compose_config(own(TooLarge)))
+
+
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
@@ -376,6 +426,7 @@ def test_a_routing_that_cannot_be_made_is_one_sentence(own, cls, settings, messa
         ),
         (Bare, "Bare returned no Capsules"),
         (NeverActive, r"returned no activations: .* must have the shape \(B, 2, 4, 4\)"),
+        (Unpacks2, r"capsnet failed \(ValueError: too many values .*, in test_stack.py, line \d+\); fix"),
         (Fails2, r"capsnet failed \(IndexError: list index out of range, in test_stack.py, line \d+\)"),
     ],
 )

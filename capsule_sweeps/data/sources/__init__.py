@@ -7,11 +7,13 @@ because the plan of a sweep measures image folders.
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from capsule_sweeps.data.cache import Decoded
+from capsule_sweeps.display import raised_by
 
 
 class Source(Protocol):
@@ -48,14 +50,18 @@ def find_source(name: str) -> Source:
 def source_errors(name: str) -> Iterator[None]:
     """While open, an error that the code of a source raises becomes a ValueError of one sentence that names its line.
 
-    Others pass: errors with a sentence of their own, missing packages and too little memory.
+    Others pass: a ValueError or OSError of a `raise` statement of this package, which has a sentence of its own,
+    missing packages and too little memory.
     """
     try:
         yield
-    except (ValueError, OSError, ImportError, MemoryError):
+    except (ImportError, MemoryError):
         raise
     except Exception as error:
+        if isinstance(error, ValueError | OSError) and raised_by(error).startswith("capsule_sweeps."):
+            raise
         lines = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).stem == name]
         place = f", in {name}.py, line {lines[-1].lineno}" if lines else ""
         said = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
-        raise ValueError(f"dataset.source={name} failed ({said}{place}); fix the code of this source.") from error
+        remedy = "check the files and the network" if isinstance(error, OSError | HTTPException) else "fix its code"
+        raise ValueError(f"dataset.source={name} failed ({said}{place}); {remedy}.") from error

@@ -19,6 +19,7 @@ import struct
 import tempfile
 import urllib.request
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,7 +153,7 @@ def _bytes_of(path: Path, md5: str) -> bytes:
             return content
         with gzip.open(packed) as file:
             return file.read(LARGEST)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise ValueError(
             f"small_norb is not under {path.parent} and could not be downloaded ({reason}): copy {packed.name} there, "
