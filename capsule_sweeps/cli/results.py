@@ -84,7 +84,7 @@ def accuracies(runs: pd.DataFrame, rule: str, arguments: argparse.Namespace) -> 
             texts.append(plain(form, f"{title}\n{said}"))
             continue
         shown, caption = for_people(table, own, arguments.by.split(",") if arguments.by else ())
-        unequal = comparison_notes(own, rule)
+        unequal = comparison_notes(own, rule, () if arguments.pivot else table.columns)
         note = " ".join(filter(None, (notes(own, rule) if alone else "", unequal)))
         if arguments.pivot and (column_of(table, arguments.pivot) or not any_pivot):
             shown, said = pivot(table, arguments.pivot)

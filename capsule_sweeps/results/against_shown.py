@@ -6,9 +6,8 @@ from capsule_sweeps.display import listed
 from capsule_sweeps.results.against import SHOWN, column_of
 from capsule_sweeps.results.columns import as_typed, in_common, typed
 from capsule_sweeps.results.fitted import Parts
-from capsule_sweeps.results.pivot import UNLEARNED
 from capsule_sweeps.results.stein import two_stage_note
-from capsule_sweeps.results.tables import left_out
+from capsule_sweeps.results.tables import UNLEARNED, left_out, unlearned_note
 from capsule_sweeps.runs.plan_warnings import RATIO
 
 
@@ -54,7 +53,7 @@ def against_notes(table: pd.DataFrame, runs: pd.DataFrame, against: str, rule: s
         "number of rows; seeds needed: to see a difference of this size (5 % level, power 0.8). n: pairs, or the runs "
         f"of the smaller group; mean: over all runs of a row. {left_out(runs, rule)}"
     )
-    text += f" {UNLEARNED}: with runs that did not learn." if "not_learned" in table else ""
+    text += unlearned_note(table)
     text += _seeds_note(table, column_of(against)) + _sizes_note(table, column_of(against))
     if "first_seeds" in table:
         rows = table[table.paired.notna()]

@@ -16,6 +16,7 @@ from capsule_sweeps.runs.signature import NEUTRAL
 
 LABELS = ("dataset", "model", "backbone", "routing", "schedule", "imported")  # columns of `load_runs`
 ALWAYS = ("dataset", "num_routing")  # always columns of a table in a file
+FEW = 3  # settings in which a recipe differs from an option of training that has its name in a caption
 EPOCHS, MILESTONES = "training.epochs", "training.milestones"
 
 
@@ -124,7 +125,8 @@ def in_common(runs: pd.DataFrame) -> dict[str, Any]:
 
 def _uncommon(runs: pd.DataFrame) -> dict[str, Any]:
     """What else some runs have in common: the settings of their data set that are not those of its option, such as
-    image_size, and training, the option that is most like the recipe of each, with the settings in which all differ."""
+    image_size, and training, the option that is most like the recipe of each, with the FEW settings in which all
+    differ."""
     configs = list(runs.drop_duplicates("group").signed_config)
     first = configs[0] if configs else {}
     keys = sorted(NEUTRAL.keys() | first.keys())
@@ -137,7 +139,8 @@ def _uncommon(runs: pd.DataFrame) -> dict[str, Any]:
     nearest = {min(recipes, key=lambda name: len(_unlike(one, "training", recipes[name]))) for one in trained}
     if len(nearest) == 1:
         name = nearest.pop()
-        found |= {"training": name, **_unlike(same, "training", recipes[name])}
+        unlike = _unlike(same, "training", recipes[name])
+        found |= {"training": name, **unlike} if len(unlike) <= FEW else {}
     return found
 
 

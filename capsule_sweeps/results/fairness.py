@@ -1,6 +1,7 @@
 """Sentences under a table about what makes its rows hard to compare: recipes, sizes, seeds and machines."""
 
 import json
+from collections.abc import Collection
 
 import pandas as pd
 
@@ -15,17 +16,17 @@ SHOWN = 5  # settings, machines or seeds in a sentence
 IMPLIED = ("training.milestones", "training.lr_decay")  # by epochs and learning rate
 
 
-def comparison_notes(runs: pd.DataFrame, rule: str) -> str:
+def comparison_notes(runs: pd.DataFrame, rule: str, shown: Collection[str] = ()) -> str:
     """Sentences about the finished runs of a table; empty if its rows share recipe, size, seeds and machine.
 
-    Only rows of the same data set are compared.
+    Only rows of the same data set are compared, and machines only if times or memory are `shown`, columns of the table.
     """
-    finished = finished_runs(runs, rule)
+    finished, measured = finished_runs(runs, rule), {"seconds_per_epoch", "peak_memory_mb"} & {*shown}
     of_each = [own for _, own in finished.groupby("dataset")]
     recipes = [*dict.fromkeys(words for own in of_each for words in _recipes(own))]
     said = [f"Recipes differ between rows: {listed(recipes, SHOWN)}."] if recipes else []
     said += dict.fromkeys(words(own) for words in (_sizes, _seeds) for own in of_each)
-    return " ".join(filter(None, (*said, _machines(finished))))
+    return " ".join(filter(None, (*said, _machines(finished) if measured else "")))
 
 
 def _recipes(finished: pd.DataFrame) -> list[str]:
@@ -72,9 +73,10 @@ def _seeds(finished: pd.DataFrame) -> str:
     if not missing:
         return ""
     lacking = sum(not own.issuperset(missing) for own in sets)
+    named = f"seed={','.join(map(str, missing[:SHOWN]))}{',…' if len(missing) > SHOWN else ''}"
     return (
-        f"Not the same seeds in all rows: {counted(lacking, 'row lacks', 'rows lack')} some of seed="
-        f"{','.join(map(str, missing[:SHOWN]))}{',…' if len(missing) > SHOWN else ''}; --against compares seed by seed."
+        f"Not the same seeds in all rows: {counted(lacking, 'row lacks', 'rows lack')} "
+        f"{'some of ' if len(missing) > 1 else ''}{named}; --against compares seed by seed."
     )
 
 

@@ -1,5 +1,6 @@
 """What `status` lists: sweeps, and runs with their states."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from capsule_sweeps.runs.run import Run
 from capsule_sweeps.runs.sweep import read_sweeps
 
 SCREEN = 20  # runs; for more, `status` lists sweeps instead
-PLACES = ("hydra.launcher", "hydra/launcher", "runs_dir=", "data_dir=", "tracking", "training.compile=")
+PLACES = ("hydra.launcher", "hydra/launcher", "runs_dir=", "data_dir=", "tracking=", "tracking.", "training.compile=")
 
 
 def sweep_table(runs_dir: Path, runs: pd.DataFrame) -> pd.DataFrame:
@@ -55,10 +56,18 @@ def sweep_table(runs_dir: Path, runs: pd.DataFrame) -> pd.DataFrame:
 
 def briefly(commands: Sequence[str]) -> list[str]:
     """Commands without words about where runs are made, and without those that all have, if each has others."""
-    words = [[word for word in command.split() if not word.startswith(PLACES)] for command in commands]
+    words = [[word for word in _words(command) if not word.startswith(PLACES)] for command in commands]
     common = set.intersection(*map(set, words)) if words else set()
     common = common if all(set(own) - common for own in words) else set()
-    return [" ".join(word for word in own if word not in common) for own in words]
+    brief = [shlex.join(word for word in own if word not in common) for own in words]
+    return brief if len(set(brief)) == len(set(commands)) else list(commands)
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # an open quote
+        return command.split()
 
 
 def _left(own: pd.DataFrame, missing: int, rates: Rates) -> str | None:

@@ -7,9 +7,7 @@ import pandas as pd
 from capsule_sweeps.display import counted
 from capsule_sweeps.results.columns import setting_text, short_names
 from capsule_sweeps.results.fitted import Best
-from capsule_sweeps.results.tables import COST, NUMBERS
-
-UNLEARNED = "†"
+from capsule_sweeps.results.tables import COST, NUMBERS, UNLEARNED, unlearned_note
 
 
 def settings_of(table: pd.DataFrame) -> list[str]:
@@ -44,7 +42,8 @@ def pivot(table: pd.DataFrame, key: str) -> tuple[pd.DataFrame, str]:
     num_methods = Counter(dataset for dataset, _ in set(zip(datasets, methods, strict=True)))
     heads = [f"{column}={_text(value)}" for value in table[column]]
     rivals = [(data, head if num_methods[data] > 1 else "") for data, head in zip(datasets, heads, strict=True)]
-    highest = table["mean"].groupby(pd.Series(rivals, index=table.index), sort=False).transform("max")
+    learned = table["mean"].where(table.not_learned == 0) if "not_learned" in table else table["mean"]
+    highest = learned.groupby(pd.Series(rivals, index=table.index), sort=False).transform("max")
     sizes = set(table.n)
     cells: dict[tuple[str, ...], dict[str, str]] = {}
     for method, head, (_, row), best in zip(methods, heads, table.iterrows(), highest, strict=True):
@@ -56,8 +55,7 @@ def pivot(table: pd.DataFrame, key: str) -> tuple[pd.DataFrame, str]:
     frame = pd.DataFrame(list(cells.values()), columns=[*rows, *columns])
     seeds = f"n = {counted(max(sizes), 'seed')}" if len(sizes) == 1 else "n seeds in brackets"
     said = "Single runs (n = 1)" if sizes == {1} else f"Mean ± sample standard deviation, {seeds}"
-    marked = f" {UNLEARNED}: with runs that did not learn." if "not_learned" in table else ""
-    return frame, f"{said}; bold: the best.{marked}"
+    return frame, f"{said}; bold: the best.{unlearned_note(table)}"
 
 
 def _text(value: object) -> str:

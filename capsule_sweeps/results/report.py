@@ -143,7 +143,7 @@ def _accuracy(runs_dir: Path, runs: pd.DataFrame, rule: str) -> Iterator[dict[st
     parts = by_sweep(runs_dir, runs)
     for title, own in parts if len(parts) > 1 else [("", runs)]:
         table, caption = for_people(accuracy_table(own, rule), own)
-        note = f"{notes(own, rule)} {comparison_notes(own, rule)}".rstrip()
+        note = f"{notes(own, rule)} {comparison_notes(own, rule, accuracy_table(own, rule).columns)}".rstrip()
         note = f"{caption}.\n{note}" if caption else note
         name, _, command = title.partition(": ")
         heading = ": ".join(filter(None, ("Accuracy", name)))

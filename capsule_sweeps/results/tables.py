@@ -28,7 +28,6 @@ HEADS = {
     "multiply_adds": "M mult-adds",
     "seconds_per_epoch": "s/epoch",
     "peak_memory_mb": "peak MB",
-    "not_learned": "not learned",
 }
 SHOWN_AS = {
     "parameters": "{:,}".format,
@@ -36,6 +35,7 @@ SHOWN_AS = {
     "peak_memory_mb": "{:,.0f}".format,
 }
 NUMBERS = ("n", "mean", "std", "half_width", "first_seeds", "min", "max", "not_learned")
+UNLEARNED = "†"
 NAMED = 5  # stale runs named in a note; `status stale=true` lists all
 
 
@@ -97,6 +97,10 @@ def for_people(table: pd.DataFrame, runs: pd.DataFrame, said: Collection[str] = 
     for column, text in SHOWN_AS.items():
         if column in shown:
             shown[column] = [None if pd.isna(value) else text(value) for value in table[column]]
+    if "not_learned" in table:
+        marks = [UNLEARNED if number else "" for number in table.not_learned]
+        shown["mean"] = [f"{mean:.2f}{mark}" for mean, mark in zip(table["mean"], marks, strict=True)]
+        shown = shown.drop(columns="not_learned")
     shown = shown.rename(columns=HEADS)
     if table.empty:
         return shown, ""
@@ -126,14 +130,20 @@ def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def notes(runs: pd.DataFrame, rule: str) -> str:
+    table = accuracy_table(runs, rule)
+    alike = ", no interval where all seeds are alike" if (table.half_width.isna() & (table.n > 1)).any() else ""
     return (
         f"Test accuracy in %, selection rule: {rule} ({find_rule(rule).meaning}) for every number; "
         "mean ± sample standard deviation over seeds, "
-        f"{WIDTH}: half the width of the 95 % interval of the mean (t); neither for n = 1, no interval where all seeds "
-        f"are alike. {left_out(runs, rule)}"
-        f"{cost_note(accuracy_table(runs, rule).columns)}"
+        f"{WIDTH}: half the width of the 95 % interval of the mean (t); neither for n = 1{alike}. "
+        f"{left_out(runs, rule)}{unlearned_note(table)}{cost_note(table.columns)}"
         f"{two_stage_note(numbers_of_first(finished_runs(runs, rule), rule))}"
     )
+
+
+def unlearned_note(table: pd.DataFrame) -> str:
+    """What the mark of rows means, with a leading space."""
+    return f" {UNLEARNED}: with runs that did not learn." if "not_learned" in table else ""
 
 
 def cost_note(columns: Collection[str]) -> str:

@@ -314,7 +314,7 @@ def test_captions_and_notes_say_what_makes_rows_hard_to_compare(invent, capsule_
     assert "image_size=16, training=quick" in caption and "lr=" not in caption
     text = " ".join(capsule_sweeps("results").out.split())
     assert "Recipes differ between rows: clip_norm=1 for routing=dynamic (null otherwise)." in text
-    assert "1 row lacks some of seed=2; --against" in text and "machines" not in text
+    assert "1 row lacks seed=2; --against" in text and "machines" not in text
     tex = capsule_sweeps("results", "--pivot", "num_routing", "--format", "tex").out.splitlines()
     assert [line[0] for line in tex if "Recipes differ" in line] == ["%"], "comments for the author"
     assert any(line.startswith(r"\caption{Results. Test accuracy") and line.endswith("included.}") for line in tex)
@@ -451,6 +451,11 @@ def test_commands_of_sweeps_are_shown_by_what_tells_them_apart() -> None:
     ]
     assert briefly(commands) == ["seed=0,1 num_routing=1", "num_routing=2"]
     assert briefly(commands[:1]) == ["dataset=digits seed=0,1 num_routing=1"] and briefly([]) == []
+    assert briefly(["note='x y' lr=1", "note='z y' lr=1"]) == ["'note=x y'", "'note=z y'"]
+    assert briefly(["-m training.compile=false", "-m tracking=none"]) == [
+        "-m training.compile=false",
+        "-m tracking=none",
+    ]
     assert briefly(["a=1 b=2", "a=1"]) == ["a=1 b=2", "a=1"], "none is left without words"
 
 
