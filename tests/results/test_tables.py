@@ -328,7 +328,8 @@ def test_captions_and_notes_say_what_makes_rows_hard_to_compare(invent, capsule_
     twice = pd.concat([runs, runs.assign(dataset="MNIST", machine=None, first_seeds=5)[:1]])
     assert comparison_notes(twice, "last").count("differ between rows") == 1, "data sets are not compared"
     runs.loc[0, "not_learned"] = "accuracy 90% is within noise of chance"
-    assert "Made on different machines (AMD EPYC, NVIDIA H100)" in comparison_notes(runs, "last")
+    assert "Made on different machines (AMD EPYC, NVIDIA H100)" in comparison_notes(runs, "last", ["peak_memory_mb"])
+    assert "machines" not in comparison_notes(runs, "last")
     assert list(accuracy_table(runs, "last").not_learned) == [1, 0]
     against = against_table(runs, "num_routing=2", "last", lambda first: [Pair(*first.group, "1", "2")])
     assert dict(zip(against.num_routing, against.not_learned, strict=True)) == {"2": 1, "1": 0}
