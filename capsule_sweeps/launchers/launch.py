@@ -49,9 +49,9 @@ def find_launcher(name: str) -> Any:
     Raises ValueError if there is none.
     """
     module = f"{name}.launcher" if name in queue_names() else name
-    path = Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py")
+    path = Path(__file__).parent / f"{name}.py"
     found = None
-    if str(name).isidentifier() and path.is_file():
+    if module != name or (str(name).isidentifier() and path.is_file()):
         found = getattr(importlib.import_module(f"capsule_sweeps.launchers.{module}"), "Launcher", None)
     if not is_dataclass(found):  # as a Launcher that a module only imports is not
         raise ValueError(f"hydra.launcher.kind={name} is unknown: no dataclass Launcher is in {path}")

@@ -100,7 +100,7 @@ def test_selected_and_shown(launch, capsule_sweeps, runs) -> None:
     assert f"ema {accuracy:.1%}" in ended.out
     assert launch("seed=1").code == 0
     told = capsule_sweeps("results", "--rule", "ema_last", "--format", "md").out
-    assert f"| 1 | {100 * accuracy:.2f} |" in told and "averaged weights" in told
+    assert f"| 1 | {100 * accuracy:.2f}† |" in told and "averaged weights" in told
 
 
 def test_a_loss_of_the_average_that_is_not_finite_fails() -> None:
