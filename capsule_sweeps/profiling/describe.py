@@ -56,7 +56,7 @@ def layer_table(config: DictConfig) -> pd.DataFrame:
     """A row for each layer in the order of the images' way, and a total: COLUMNS.
 
     `grid` (rows x columns) and `channels`, or `capsules` and `pose_size`, are those of what comes out; multiply-adds of
-    one image, all routing iterations together. Raises ValueError for a model that cannot be built or run.
+    one image, all routing iterations together. Raises ValueError for an invalid model.
     """
     eager = config.copy()
     eager.training.compile = "off"

@@ -44,7 +44,7 @@ class Tracker:
     def prepare(cls, configs: Sequence[DictConfig]) -> None:
         """Called once per command, before any of these runs starts. May decide settings `tracking.*`, in place.
 
-        Raises ValueError if the runs cannot be tracked, here for a package that is not installed.
+        Raises ValueError if tracking is not available: by default, if one of `packages` is not installed.
         """
         for package in cls.packages:
             try:

@@ -110,8 +110,8 @@ def peak_of_step(make: Callable[[], nn.Module], config: DictConfig, batch_size: 
 
 
 def check_memory(config: DictConfig, at_once: int = 1) -> int | None:
-    """The estimated bytes of a step; None if the step is too small to matter, or if a class of the user cannot be
-    followed without numbers, which the log records.
+    """The estimated bytes of a step; None if the step is too small to matter, or, with a warning, if a class
+    of the user needs numbers to run.
 
     Raises ValueError, with a batch size that fits, if this machine lacks the memory for `at_once` such runs.
     """
