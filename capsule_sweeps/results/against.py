@@ -52,9 +52,9 @@ def against_table(
     procedure chose the number of seeds of some groups. `find`, given a run of each group, returns other pairs than
     those of the key. Raises ValueError if no run has the key or the value.
     """
-    finished = finished_runs(runs, rule).dropna(subset=["group", "seed"]).drop_duplicates(["group", "seed"])
+    finished = _counted(runs, rule)
     accuracies = {str(group): by_seed(own, rule) for group, own in finished.groupby("group")}
-    first = finished.drop_duplicates("group").set_index("group", drop=False)
+    first = _first(finished)
     begun = {str(group): first_of(own) for group, own in finished.groupby("group")}
     sizes = finished.groupby("group").parameters.max()
     unlearned = finished.groupby("group").not_learned.count()
@@ -87,6 +87,24 @@ def against_table(
     table[numbers] = table[numbers].astype(float)
     table["p_holm"] = holm(table.p_value)
     return table.sort_values(["base", "difference"], kind="stable", ignore_index=True)
+
+
+def without_base(runs: pd.DataFrame, against: str, rule: str) -> list[str]:
+    """Names of the finished groups that are in no row of `against_table`: no other group differs from them, or from the
+    base, in the key of `against` alone."""
+    first = _first(_counted(runs, rule))
+    compared = {group for pair in _pairs(first, against, runs) for group in (pair.base, pair.group)}
+    return [name for name, group in zip(base_names(first, "")[0], first.index, strict=True) if group not in compared]
+
+
+def _counted(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """The finished runs that enter a comparison."""
+    return finished_runs(runs, rule).dropna(subset=["group", "seed"]).drop_duplicates(["group", "seed"])
+
+
+def _first(finished: pd.DataFrame) -> pd.DataFrame:
+    """A run of each group, which is its index."""
+    return finished.drop_duplicates("group").set_index("group", drop=False)
 
 
 def column_of(against: str) -> str:

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from capsule_sweeps.display import listed
-from capsule_sweeps.results.against import SHOWN, column_of
+from capsule_sweeps.results.against import SHOWN, column_of, without_base
 from capsule_sweeps.results.columns import as_typed, in_common, typed
 from capsule_sweeps.results.fitted import Parts
 from capsule_sweeps.results.stein import two_stage_note
@@ -68,8 +68,13 @@ def against_notes(table: pd.DataFrame, runs: pd.DataFrame, against: str, rule: s
             for value, rows in table.dropna(subset="recipe").groupby(column_of(against), sort=False).recipe
         ]
         text += f" *: the recipe also differs from that of the base: {listed(found, SHOWN, '; ')}."
-    if table.empty and against != "ablation=none":
-        text += f" No finished group differs from one with {against} in this key alone."
+    if against == "ablation=none":
+        return text
+    if table.empty:
+        return f"{text} No finished group differs from one with {against} in this key alone."
+    if alone := without_base(runs, against, rule):
+        key = column_of(against)
+        text += f" Not compared, because nothing equals them in all but {key}: {listed(alone, SHOWN, '; ')}."
     return text
 
 

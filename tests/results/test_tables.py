@@ -221,6 +221,17 @@ def test_a_base_is_named_as_its_runs_are(invent, capsule_sweeps) -> None:
     assert "| 0 |" in rows and "| 0.0 |" not in rows
 
 
+def test_groups_that_nothing_is_compared_with_are_named(invent, capsule_sweeps) -> None:
+    for num_routing, interleaved in ((1, "false"), (2, "false"), (2, "true")):
+        invent([f"num_routing={num_routing}", f"capsules.interleaved={interleaved}", "seed=0"], 0.5)
+    said = " ".join(capsule_sweeps("results", "--against", "num_routing=1").out.split())
+    assert said.endswith(
+        "Not compared, because nothing equals them in all but num_routing: digits num_routing=2 interleaved=true."
+    )
+    said = " ".join(capsule_sweeps("results", "--against", "num_routing=1", "capsules.interleaved=false").out.split())
+    assert "Not compared" not in said
+
+
 def test_the_note_says_what_pairs_and_first_seeds_are(invent) -> None:
     """Differences 1, 2, 3, 9 of pairs; one common seed is Welch's test; differences that are all 0 have p 1."""
     for num_routing, values in {1: [50] * 4, 2: [51, 52, 53, 59], 4: [50] * 4}.items():
