@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from capsule_sweeps.config.compose import CONF_DIR, compose_config
-from capsule_sweeps.results.against import Pair, against_table, base_names, rest
+from capsule_sweeps.results.against import Pair, against_table, base_names, compared_runs, one_of_each, rest
 from capsule_sweeps.results.against_shown import against_notes
 from capsule_sweeps.results.intervals import by_seed
 from capsule_sweeps.results.settle import FIRST, MARGIN, options, overrides_of, seed_words, sweep_command
 from capsule_sweeps.results.stein import first_of
-from capsule_sweeps.results.tables import finished_runs
 from capsule_sweeps.runs.signature import NEUTRAL, signed_config
 
 log = logging.getLogger(__name__)
@@ -59,24 +58,21 @@ def ablation_notes(table: pd.DataFrame, runs: pd.DataFrame, rule: str) -> str:
 
 
 def _pairs(first: pd.DataFrame) -> list[Pair]:
-    bases = _bases({str(group): signed for group, signed in first.signed_config.items()})
-    return [Pair(base, group, name, "none") for base, own in bases.items() for name, group in own.items()]
+    return [Pair(base, group, name, "none") for base, own in _bases(first).items() for name, group in own.items()]
 
 
 def base_groups(runs: pd.DataFrame, rule: str) -> dict[str, tuple[pd.Series, dict[str, str]]]:
     """Name of each base in the table → one of its runs, a row of `load_runs`, and ablation → group of its runs."""
-    finished = finished_runs(runs, rule).dropna(subset=["group", "seed"]).drop_duplicates(["group", "seed"])
-    first = finished.drop_duplicates("group").set_index("group", drop=False)
-    bases = _bases({str(group): signed for group, signed in first.signed_config.items()})
+    first = one_of_each(compared_runs(runs, rule))
+    bases = _bases(first)
     names, _ = base_names(first.loc[list(bases)], "ablation=none")
     return {name: (first.loc[base], own) for name, (base, own) in zip(names, bases.items(), strict=True)}
 
 
-def _bases(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
-    """Group of each base → ablation → group. A base has ablations and is not an ablation of another group itself.
-
-    `configs`: a signed configuration of each group.
-    """
+def _bases(first: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """Group of each base → ablation → group, given a run of each group. A base has ablations and is not an ablation of
+    another group itself."""
+    configs = {str(group): signed for group, signed in first.signed_config.items()}
     groups = {rest(signed): group for group, signed in configs.items()}
     found: dict[str, dict[str, str]] = {}
     for group, own in configs.items():
@@ -139,7 +135,7 @@ def settle_ablations(table: pd.DataFrame, runs: pd.DataFrame, rule: str, runs_di
 
 def _open_differences(table: pd.DataFrame, runs: pd.DataFrame, rule: str) -> list[OpenDifference]:
     bases, found = base_groups(runs, rule), []
-    finished = finished_runs(runs, rule).dropna(subset=["group", "seed"]).drop_duplicates(["group", "seed"])
+    finished = compared_runs(runs, rule)
     for row in table.itertuples():
         without_spread = row.n > 1 and math.isnan(row.half_width)  # which more seeds of this procedure do not change
         known = abs(row.difference) > row.half_width or row.half_width <= MARGIN

@@ -44,17 +44,16 @@ def against_table(
 
     Columns: the settings in which baselines differ; base (the same in words); the key (such as num_routing) with the
     value of the row's runs; parameters, where they differ between rows; recipe: the settings training.* in which a
-    group also differs from its base, if any does; n (pairs of seeds, or the runs of the smaller
-    group), mean of the row's runs (%),
-    difference to the base (percentage points), half_width of its 95 % interval, p_value, p_holm (Holm's correction over
-    all rows), seeds_needed (see `intervals.compare`), paired, not_learned (how many
-    runs of a row did not learn, if any did not), rule; also first_seeds, the n0 of the interval, if a
-    procedure chose the number of seeds of some groups. `find`, given a run of each group, returns other pairs than
-    those of the key. Raises ValueError if no run has the key or the value.
+    group also differs from its base, if any does; n (pairs of seeds, or the runs of the smaller group), mean of the
+    row's runs (%), difference to the base (percentage points), half_width of its 95 % interval, p_value, p_holm (Holm's
+    correction over all rows), seeds_needed (see `intervals.compare`), paired, not_learned (how many runs of a row did
+    not learn, if any did not), rule; also first_seeds, the n0 of the interval, if a procedure chose the number of seeds
+    of some groups. `find`, given a run of each group, returns other pairs than those of the key. Raises ValueError if
+    no run has the key or the value.
     """
-    finished = _counted(runs, rule)
+    finished = compared_runs(runs, rule)
     accuracies = {str(group): by_seed(own, rule) for group, own in finished.groupby("group")}
-    first = _first(finished)
+    first = one_of_each(finished)
     begun = {str(group): first_of(own) for group, own in finished.groupby("group")}
     sizes = finished.groupby("group").parameters.max()
     unlearned = finished.groupby("group").not_learned.count()
@@ -92,17 +91,17 @@ def against_table(
 def without_base(runs: pd.DataFrame, against: str, rule: str) -> list[str]:
     """Names of the finished groups that are in no row of `against_table`: no other group differs from them, or from the
     base, in the key of `against` alone."""
-    first = _first(_counted(runs, rule))
+    first = one_of_each(compared_runs(runs, rule))
     compared = {group for pair in _pairs(first, against, runs) for group in (pair.base, pair.group)}
     return [name for name, group in zip(base_names(first, "")[0], first.index, strict=True) if group not in compared]
 
 
-def _counted(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
+def compared_runs(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
     """The finished runs that enter a comparison."""
     return finished_runs(runs, rule).dropna(subset=["group", "seed"]).drop_duplicates(["group", "seed"])
 
 
-def _first(finished: pd.DataFrame) -> pd.DataFrame:
+def one_of_each(finished: pd.DataFrame) -> pd.DataFrame:
     """A run of each group, which is its index."""
     return finished.drop_duplicates("group").set_index("group", drop=False)
 
@@ -147,24 +146,12 @@ def _pairs(first: pd.DataFrame, against: str, runs: pd.DataFrame) -> Iterator[Pa
     for keys in (free, (*free, "training.")) if key in CHOICES else (free,):
         found = []
         for group, run in groups.iterrows():
-            own = _free(run.signed_config, free)
-            alike = [
-                str(base)
-                for base, one in bases.signed_config.items()
-                if rest(one, keys) == rest(run.signed_config, keys)
-            ]
+            own, wanted = _free(run.signed_config, free), rest(run.signed_config, keys)
+            alike = [str(base) for base, one in bases.signed_config.items() if rest(one, keys) == wanted]
             alike = alike if keys == free or len(alike) == 1 else []  # with several recipes the baseline is ambiguous
-            found += [
-                Pair(
-                    base,
-                    str(group),
-                    label[group],
-                    label[base] if named else text,
-                    "" if keys == free else _recipe(run.signed_config, bases.signed_config[base]),
-                )
-                for base in alike
-                if (base, own) not in done
-            ]
+            for base in (base for base in alike if (base, own) not in done):
+                recipe = "" if keys == free else _recipe(run.signed_config, bases.signed_config[base])
+                found.append(Pair(base, str(group), label[group], label[base] if named else text, recipe))
         done |= {(pair.base, _free(groups.signed_config[pair.group], free)) for pair in found}
         yield from found
 
@@ -201,7 +188,9 @@ def _distinct(label: pd.Series, first: pd.DataFrame, free: tuple[str, ...]) -> p
     classes = [key for key in keys if key.endswith("_target_")]
     first_words = [*names, *(key for key in keys if key.endswith(".num_routing"))]
     for chosen in (first_words, [key for key in keys if key not in (*first_words, *classes)], classes):
-        texts = {key: values[key].map(lambda value: "" if _is_missing(value) else str(typed(value))) for key in chosen}
+        texts = {
+            key: values[key].map(lambda one: "" if one is pd.NA or one != one else str(typed(one))) for key in chosen
+        }
         alike = [label.index[label == text] for text in label.unique()]
         differing = [[key for key in chosen if texts[key][groups].nunique() > 1] for groups in alike]
         short = short_names(list(dict.fromkeys(key for own in differing for key in own)))
@@ -212,10 +201,6 @@ def _distinct(label: pd.Series, first: pd.DataFrame, free: tuple[str, ...]) -> p
                 words[groups] += texts[key][groups].map(lambda text, head=head: text and f" {head}{text}")
         label = words.str.strip()
     return label
-
-
-def _is_missing(value: Any) -> bool:
-    return not isinstance(value, list) and (value is pd.NA or value != value)
 
 
 def rest(signed: dict[str, Any], free: tuple[str, ...] = ()) -> str:

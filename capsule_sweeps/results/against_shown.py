@@ -22,11 +22,11 @@ def shown_differences(table: pd.DataFrame, finished: pd.DataFrame | None = None)
     common = [column for column in settings if table[column].nunique(dropna=False) <= 1]
     bases_differ = len(table[settings].astype(str).drop_duplicates()) == table.base.nunique()
     hidden = [*common, *(["base"] if bases_differ else [])]
-    shown = as_typed(table, settings).drop(columns=hidden).drop(columns="recipe", errors="ignore").rename(columns=heads)
+    shown = as_typed(table, settings).drop(columns=hidden).drop(columns=["recipe", "not_learned"], errors="ignore")
     key = table.columns[list(table.columns).index("base") + 1]
     marks = table.not_learned.astype(bool).map({True: UNLEARNED, False: ""}) if "not_learned" in table else ""
     shown[key] = [Parts(label) for label in table[key] + marks]
-    shown = shown.drop(columns="not_learned", errors="ignore")
+    shown = shown.rename(columns=heads)
     if "parameters" in shown:
         counts = ["–" if pd.isna(value) else f"{value:,}" for value in table.parameters]
         shown = shown.assign(parameters=counts) if len(_other_sizes(table)) else shown.drop(columns="parameters")
