@@ -18,13 +18,7 @@ from capsule_sweeps.config.compose import CONF_DIR, compose_config
 from capsule_sweeps.config.selection_rules import find_rule, names
 from capsule_sweeps.results.intervals import MOST_SEEDS, by_seed, deviation
 from capsule_sweeps.results.settle import FIRST, MARGIN, next_half_width, seed_words, sweep_command
-from capsule_sweeps.results.stein import (
-    first_of,
-    interval,
-    num_seeds,
-    numbers_of_first,
-    two_stage_note,
-)
+from capsule_sweeps.results.stein import first_of, interval, num_seeds, numbers_of_first, two_stage_note
 from capsule_sweeps.results.tables import finished_runs, left_out
 from capsule_sweeps.runs.signature import columns, signed_config
 

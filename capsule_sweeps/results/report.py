@@ -71,15 +71,10 @@ def _sweeps(runs_dir: Path, states: dict[str, str], records: dict[str, dict[str,
         if not known.keys() & set(sweep.signatures):
             continue
         found = [known.get(name, ("new", {})) for name in sweep.signatures]
-        sweeps.append(
-            {
-                "name": sweep.name,
-                "command": sweep.command,
-                "runs": len(sweep.signatures),
-                "states": _counts(Counter(state for state, _ in found)),
-                "actions": _counts(Counter(Policy().action(state, record.get("failure")) for state, record in found)),
-            }
-        )
+        states_now = _counts(Counter(state for state, _ in found))
+        actions = _counts(Counter(Policy().action(state, record.get("failure")) for state, record in found))
+        shown = {"name": sweep.name, "command": sweep.command, "runs": len(sweep.signatures)}
+        sweeps.append({**shown, "states": states_now, "actions": actions})
     return sweeps
 
 
@@ -153,32 +148,20 @@ def _accuracy(runs_dir: Path, runs: pd.DataFrame, rule: str) -> Iterator[dict[st
             note += "\nNo plot: no finished run has a num_routing and an accuracy under this rule."
             yield _section(heading, table, note, command=command)
             continue
-        yield _section(
-            heading,
-            table,
-            note,
-            command=command,
-            **_figure(figure, f"Test accuracy against num_routing {title}".strip()),
-        )
+        drawn = _figure(figure, f"Test accuracy against num_routing {title}".strip())
+        yield _section(heading, table, note, command=command, **drawn)
 
 
 def _published(runs_dir: Path, runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """The published tables that some of these runs belong to, each by its own rule."""
-    from capsule_sweeps.results.published import (
-        NOTED,
-        of_table,
-        published_notes,
-        published_table,
-        read_cells,
-        table_names,
-    )
+    from capsule_sweeps.results import published
 
-    for name in table_names():
-        cells = read_cells(name)
-        if len(of_table(runs, cells)):
-            table = published_table(runs, cells, runs_dir)
-            note = published_notes(cells, runs, table, runs_dir)
-            yield _section(f"Published numbers: {name}", table.drop(columns=NOTED), note)
+    for name in published.table_names():
+        cells = published.read_cells(name)
+        if len(published.of_table(runs, cells)):
+            table = published.published_table(runs, cells, runs_dir)
+            note = published.published_notes(cells, runs, table, runs_dir)
+            yield _section(f"Published numbers: {name}", table.drop(columns=published.NOTED), note)
 
 
 def _ablations(runs: pd.DataFrame, rule: str) -> Iterator[dict[str, Any]]:

@@ -35,18 +35,11 @@ def show(run: Run, form: str) -> str:
     rows, damage = read_metrics(run)
     found = read_labels(run.folder)
     labels = {**({"tags": list(found.tags)} if found.tags else {}), **({"note": found.note} if found.note else {})}
+    facts = {**record, **labels, "state": run.state(record)}
     if form == "json":
-        everything = {
-            **record,
-            **labels,
-            "state": run.state(record),
-            "signed_config": signed,
-            "attempts": attempts,
-            "metrics": rows,
-        }
-        return json.dumps({**everything, "why": json.loads(why(run, form))}, indent=1)
-    facts = {**record, **labels, "state": run.state(record), "folder": run.folder}
-    parts = [_pairs(_dated(facts), form, run.folder.name)]
+        more = {"signed_config": signed, "attempts": attempts, "metrics": rows, "why": json.loads(why(run, form))}
+        return json.dumps({**facts, **more}, indent=1)
+    parts = [_pairs(_dated({**facts, "folder": run.folder}), form, run.folder.name)]
     for number, attempt in enumerate(attempts, 1):
         shown = _dated({key: value for key, value in attempt.items() if key not in ("code", "versions", "execution")})
         for entries in (attempt.get(key) for key in ("versions", "execution")):
@@ -81,14 +74,8 @@ def why(run: Run, form: str) -> str:
             keys = sorted(key for key in signed.keys() | theirs.keys() if signed.get(key) != theirs.get(key))
             relatives.append((len(keys), name, {key: (setting(signed, key), setting(theirs, key)) for key in keys}))
     nearest = sorted(relatives, key=lambda relative: relative[:2])[:NUM_RELATIVES]
-    frame = pd.DataFrame(
-        [
-            {"relative": name, "key": key, "here": here, "there": there}
-            for _, name, differences in nearest
-            for key, (here, there) in differences.items()
-        ],
-        columns=["relative", "key", "here", "there"],
-    )
+    pairs = [(name, key, *pair) for _, name, differences in nearest for key, pair in differences.items()]
+    frame = pd.DataFrame(pairs, columns=["relative", "key", "here", "there"])
     if form == "json":
         return json.dumps({"signed_config": signed, "relatives": json.loads(render(frame, "json"))}, indent=1)
     head = _pairs(signed, form, f"{run.folder.name}: hashed to {run.signature}")

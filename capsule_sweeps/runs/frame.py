@@ -36,11 +36,10 @@ def load_runs(runs_dir: Path | str, imported: bool = False, settings: bool = Fal
 
     Columns: `frame_columns`, `seconds_per_epoch`, `stale` (finished, but the code has changed since), `device`,
     `machine` (its GPU or processor), `imported` (weights from the published code), `data_sha256` and `classes` (names,
-    one per line) of its images,
-    `tags` (separated by spaces), `note`, `sweeps` (the names of all sweeps that contain the run), `folder`,
-    `not_learned` (why a finished run did not learn, or None), `first_seeds` (of a group whose number of seeds a
-    procedure chose, see `runs.sweep.first_seeds`), and `signed_config`, the signed configuration as a flat dict; with
-    `settings` also one column for each signed key, such as training.lr.
+    one per line) of its images, `tags` (separated by spaces), `note`, `sweeps` (the names of all sweeps that contain
+    the run), `folder`, `not_learned` (why a finished run did not learn, or None), `first_seeds` (of a group whose
+    number of seeds a procedure chose, see `runs.sweep.first_seeds`), and `signed_config`, the signed configuration as a
+    flat dict; with `settings` also one column for each signed key, such as training.lr.
 
     Accuracies are fractions, and NaN while the run is not finished. `seconds` is the total time of all epochs including
     evaluation. `multiply_adds` are those of one image, forward; `peak_memory_mb` is the most memory of a CUDA GPU that
@@ -106,26 +105,10 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
         row["sweeps"] = sweeps[run.folder.parent].get(run.signature, [])
         row["first_seeds"] = first[run.folder.parent].get(str(row["group"]))
         rows.append({**row, "signed_config": record.get("signed_config", {})})
-    more = [
-        "stale",
-        "device",
-        "machine",
-        "imported",
-        "data_sha256",
-        "classes",
-        "not_learned",
-        "tags",
-        "note",
-        "folder",
-        "sweeps",
-    ]
-    frame = pd.DataFrame(rows, columns=[*columns, *more, "first_seeds", "signed_config"])
+    more = ["stale", "device", "machine", "imported", "data_sha256", "classes", "not_learned", "tags", "note", "folder"]
+    frame = pd.DataFrame(rows, columns=[*columns, *more, "sweeps", "first_seeds", "signed_config"])
     frame["imported"] = frame.imported.astype(bool)  # also for an empty frame
     frame.insert(list(frame.columns).index("seconds") + 1, "seconds_per_epoch", frame.seconds / frame.epochs_done)
-    frame = frame.astype(
-        {
-            **dict.fromkeys((*selection_rules.columns(), "seconds", "seconds_per_epoch", "peak_memory_mb"), float),
-            **dict.fromkeys((*INTEGERS, "first_seeds"), "Int64"),
-        }
-    )
-    return frame.sort_values("run", ignore_index=True)
+    floats = (*selection_rules.columns(), "seconds", "seconds_per_epoch", "peak_memory_mb")
+    types = dict.fromkeys(floats, "float64") | dict.fromkeys((*INTEGERS, "first_seeds"), "Int64")
+    return frame.astype(types).sort_values("run", ignore_index=True)

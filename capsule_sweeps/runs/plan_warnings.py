@@ -14,11 +14,7 @@ from capsule_sweeps.display import counted
 RATIO = 2  # warn if one model has at least this many times the parameters of another
 SHAPE = [0.43, 0.71]  # milestones of the published recipe as fractions of the run
 UNUSED = ("schedule", "density")  # settings of routings that one iteration does not use
-SAME_SIZE = (
-    "model.num_routing",
-    "model.routing.schedule",
-    "model.capsules.dropout",
-)  # parameters do not depend on these
+SAME_SIZE = ("model.num_routing", "model.routing.schedule", "model.capsules.dropout")  # no parameter depends on these
 SHOWN = 5  # groups of coinciding points that are listed
 
 

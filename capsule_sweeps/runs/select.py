@@ -14,16 +14,8 @@ from capsule_sweeps.runs.run import Run
 
 log = logging.getLogger(__name__)
 
-CHANGING = (
-    "state",
-    "stale",
-    "not_learned",
-    "imported",
-    "epochs_done",
-    "tag",
-    "tags",
-    "note",
-)  # filters that runs may fit later
+# Filters that runs may fit later
+CHANGING = ("state", "stale", "not_learned", "imported", "epochs_done", "tag", "tags", "note")
 
 
 def select(runs_dir: Path, words: Sequence[str], imported: bool = False, some: bool = True) -> pd.DataFrame:

@@ -76,9 +76,8 @@ class TensorBoardTracker(Tracker):
         known = {**dict(flatten(self._config)), **columns(self._config)}
         settings = {key: value if isinstance(value, int | float | str) else str(value) for key, value in known.items()}
         accuracies = {key: value for key, value in values.items() if key.startswith("accuracy_") and value is not None}
-        self._writer.add_hparams(
-            settings, accuracies, run_name=".", global_step=self._epochs
-        )  # ".": in the same folder
+        # ".": in the same folder
+        self._writer.add_hparams(settings, accuracies, run_name=".", global_step=self._epochs)
 
     def close(self, outcome: str) -> None:
         self._writer.close()
