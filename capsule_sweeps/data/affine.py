@@ -31,7 +31,6 @@ class AffineTest(Variant):
 
     @staticmethod
     def asked(dataset: Any) -> bool:
-        """Whether `dataset.affine_test` is set."""
         return bool(dataset.affine_test)
 
     def change(self, decoded: Decoded) -> Decoded:

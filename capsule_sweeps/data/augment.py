@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Batches: a few tensor operations on the device, no loop over images and nothing that waits for the device.
-
 
 def augment(images: Tensor, crop_padding: int, flip: bool, margin: int = 0) -> Tensor:
     """Random crop after zero padding and, with `flip`, a horizontal flip of every other image or so.

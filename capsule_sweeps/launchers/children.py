@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Mapping
 
 from capsule_sweeps.runs.provenance import ROOT
 
@@ -12,9 +11,9 @@ def command(module: str) -> list[str]:
     return [sys.executable, "-P", "-m", module]
 
 
-def import_path(environment: Mapping[str, str] = os.environ) -> list[str]:
+def import_path() -> list[str]:
     """PYTHONPATH as a list without empty entries, which would mean the current folder."""
-    return [part for part in environment.get("PYTHONPATH", "").split(os.pathsep) if part]
+    return [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
 
 
 def child_environment(**more: str) -> dict[str, str]:

@@ -20,18 +20,17 @@ TEMPORARY = re.compile(r"\.(.+)\.(attempt-\d+|\d+)\.[0-9a-f]+\.tmp")  # file, wr
 NO_LINK = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def write_atomic(path: Path, data: bytes, writer: str = "", check: Callable[[], None] | None = None) -> None:
-    """Replace a file atomically: write a temporary file beside it, flush it to disk, rename it.
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace a file atomically: write a temporary file beside it, flush it to disk, rename it."""
+    replace_file(path, data).close()
+
+
+def replace_file(path: Path, data: bytes, writer: str = "", check: Callable[[], None] | None = None) -> BinaryIO:
+    """`write_atomic` that returns the new file, open for appending. If it is replaced later, this stays the old file.
 
     `writer` is part of the temporary file's name (by default the process number), `check` is called right before the
     rename.
     """
-    replace_file(path, data, writer, check).close()
-
-
-def replace_file(path: Path, data: bytes, writer: str = "", check: Callable[[], None] | None = None) -> BinaryIO:
-    """`write_atomic` that returns the new file, open for appending. If it is replaced later, this stays the old
-    file."""
     beside = temporary(path, writer)
     file = None
     try:

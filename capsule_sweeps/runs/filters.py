@@ -146,9 +146,7 @@ def _reader(key: str, text: str) -> Any:
     literal = text.strip().lower()
 
     def accepts(found: Any) -> bool:
-        if isinstance(found, float) and np.isnan(found):
-            return None in asked or literal in ("nan", "none")
-        if found is None or found is pd.NA:
+        if found is None or found is pd.NA or (isinstance(found, float) and np.isnan(found)):
             return None in asked or literal in ("none", "nan")
         if isinstance(found, list):
             return any(isinstance(one, list) and [*map(_plain, one)] == [*map(_plain, found)] for one in asked)
@@ -160,9 +158,8 @@ def _reader(key: str, text: str) -> Any:
 def _same(found: Any, asked: Any) -> bool:
     if isinstance(asked, _Glob):
         return asked.matches(str(found))
-    if isinstance(found, bool | np.bool_) or isinstance(asked, bool):
-        return str(found).lower() == str(asked).lower()
-    if isinstance(found, int | float | np.number) and isinstance(asked, int | float):
+    truth = isinstance(found, bool) or isinstance(asked, bool)
+    if not truth and isinstance(found, int | float | np.number) and isinstance(asked, int | float):
         return bool(found == asked)
     return str(found).lower() == str(asked).lower()
 
@@ -205,9 +202,8 @@ def parsed(key: str, text: str) -> list[Any]:
         override.input_line = f"{key}={text}"
         if not any(isinstance(one, Glob) for one in getattr(found, "list", [])):  # a filter may have globs among values
             num_values(override)
-        each = islice(
-            override.sweep_iterator(transformer=Transformer.identity), MAX_RUNS
-        )  # as many as a sweep may have
+        # As many as a sweep may have
+        each = islice(override.sweep_iterator(transformer=Transformer.identity), MAX_RUNS)
         return [
             _Glob(one.include, one.exclude)
             if isinstance(one, Glob)
