@@ -21,15 +21,8 @@ from capsule_sweeps.results.tables import accuracy_table, finished_runs
 LONGEST_NAME = 70  # characters of a line in the legend
 SHORT_NAME = 20  # characters of a data set in the title of a legend
 COLUMN_WIDTH = 3.4  # inches
-COLORS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-)  # Okabe and Ito, color-blind safe
+# Okabe and Ito, color-blind safe
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v")  # for print without color; 5 × 7 pairs of marker and color until one repeats
 Entry = tuple[Any, str]  # of a legend: what it shows, its label
 STYLE: dict[Any, Any] = {
@@ -108,17 +101,8 @@ def forest_plot(table: pd.DataFrame) -> Figure:
         for axes, (base, rows) in zip(grid[:, 0], panels, strict=True):
             places = range(len(rows))
             axes.axvline(0, color="black", linewidth=0.8)
-            axes.errorbar(
-                rows.difference,
-                places,
-                xerr=rows.half_width,
-                linestyle="none",
-                color=COLORS[0],
-                marker="o",
-                markersize=4,
-                capsize=2,
-                elinewidth=1,
-            )
+            look: dict[str, Any] = {"linestyle": "none", "color": COLORS[0], "marker": "o", "markersize": 4}
+            axes.errorbar(rows.difference, places, xerr=rows.half_width, capsize=2, elinewidth=1, **look)
             axes.set_yticks(places, list(map(mathtext, rows.label)))
             axes.set_ylim(len(rows) - 0.5, -0.5)
             axes.set_title(mathtext(textwrap.fill(str(base), 60)), fontsize=8, loc="right")
@@ -199,16 +183,9 @@ def _draw_accuracies(axes: Axes, finished: pd.DataFrame, rule: str, published: p
     axes.set_xlabel("num_routing (routing iterations)")
     axes.set_ylabel(f"test accuracy (%)\nselection rule: {rule}")
     handles, labels = [handle for handle, _ in entries], [label for _, label in entries]
-    axes.legend(
-        handles,
-        labels,
-        handler_map={tuple: HandlerTuple(ndivide=None)},  # bar and point side by side
-        handlelength=3,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        alignment="left",
-        frameon=False,
-    )
+    above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "alignment": "left", "frameon": False}
+    side_by_side = {tuple: HandlerTuple(ndivide=None)}  # bar and point
+    axes.legend(handles, labels, handler_map=side_by_side, handlelength=3, **above)
     return labels
 
 
@@ -225,29 +202,14 @@ def _draw_lines(axes: Axes, finished: pd.DataFrame, rule: str) -> list[Entry]:
             entries.append((flat, _label(name or str(runs.model.iloc[0]), list(table.n))))
             continue
         shift = gap * (number - (len(lines) - 1) / 2)
-        bars = axes.errorbar(
-            table.num_routing.astype(float) + shift - 0.25 * gap,
-            table["mean"],
-            yerr=table["std"],
-            color=color,
-            linestyle=("-", "-.", ":")[number // len(COLORS) % 3],  # tells lines of one color apart
-            marker="_",
-            markersize=7,
-            markeredgewidth=1.2,
-            capsize=2.5,
-            elinewidth=0.8,
-            capthick=0.8,
-        )
-        points = axes.scatter(
-            runs.num_routing.astype(float) + shift + 0.25 * gap * (1 + _spread(runs)),
-            100 * runs[f"accuracy_{rule}"],
-            s=10,
-            marker=MARKERS[number % len(MARKERS)],
-            color=color,
-            alpha=0.6,
-            linewidths=0,
-            zorder=3,
-        )
+        style = ("-", "-.", ":")[number // len(COLORS) % 3]  # tells lines of one color apart
+        look: dict[str, Any] = {"color": color, "linestyle": style, "marker": "_", "markersize": 7}
+        look |= {"markeredgewidth": 1.2, "capsize": 2.5, "elinewidth": 0.8, "capthick": 0.8}
+        places = table.num_routing.astype(float) + shift - 0.25 * gap
+        bars = axes.errorbar(places, table["mean"], yerr=table["std"], **look)
+        dots: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "color": color, "alpha": 0.6, "linewidths": 0}
+        places = runs.num_routing.astype(float) + shift + 0.25 * gap * (1 + _spread(runs))
+        points = axes.scatter(places, 100 * runs[f"accuracy_{rule}"], s=10, zorder=3, **dots)
         entries.append(((bars, points), _label(name, list(table.n))))
     return entries
 

@@ -34,14 +34,9 @@ def by_keys(runs: pd.DataFrame, keys: Sequence[str]) -> list[tuple[str, pd.DataF
     Raises ValueError for a key that no run has.
     """
     columns = [column_of(runs, key) for key in keys]
-    names = pd.Series(
-        [
-            ", ".join(f"{key}={typed(v)}" for key, v in zip(keys, row, strict=True))
-            for row in zip(*columns, strict=True)
-        ],
-        index=runs.index,
-        dtype=object,
-    )
+    rows = zip(*columns, strict=True)
+    texts = [", ".join(f"{key}={typed(value)}" for key, value in zip(keys, row, strict=True)) for row in rows]
+    names = pd.Series(texts, index=runs.index, dtype=object)
     return [(str(name), own) for name, own in runs.groupby(names, sort=True)]
 
 
