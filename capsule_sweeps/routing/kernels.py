@@ -5,10 +5,9 @@ Letters as in `passes`, with the axes that are looped over first and places p in
     patches (i, x, a, p), weight (i, M, d, x), parents and sums (M, d, a, p), coefficients (i, M, p)
 
 Both versions have the same arguments and results; on a GPU gpu.py takes the place of the compiled version. `fused_*`
-spell a vote out as a sum of x products, which the
-compiler fuses into the agreement and again into the sums, so no vote is ever stored. `sliced_*` multiply matrices for
-as many children at a time as have votes that fit the cache. With g the gradient of the sums, the backward passes
-compute
+spell a vote out as a sum of x products, which the compiler fuses into the agreement and again into the sums, so no vote
+is ever stored. `sliced_*` multiply matrices for as many children at a time as have votes that fit the cache. With g the
+gradient of the sums, the backward passes compute
 
     ∂r = ⟨V, g⟩,  ∂s = r (∂r − Σ_m r ∂r) / √E,  ∂V = r g + ∂s U,  ∂U = Σ_i ∂s V,  ∂W = Σ_p P ∂V,  ∂P = Σ_m W ∂V
 """
@@ -179,11 +178,8 @@ def sliced_route_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`route_backward` by matrix products, with the votes computed again."""
     poses, g = parents.flatten(1, 2), grad.flatten(1, 2)
-    grad_patches, grad_weight, grad_poses = (
-        torch.empty_like(patches),
-        torch.empty_like(weight),
-        torch.zeros_like(poses),
-    )
+    grad_patches, grad_weight = torch.empty_like(patches), torch.empty_like(weight)
+    grad_poses = torch.zeros_like(poses)
     for seen, votes, work in vote_slices(patches, weight):
         r = coefficients[seen]
         r_grad_r = torch.mul(votes, g, out=work).sum(2).mul_(r)

@@ -163,13 +163,7 @@ def _new_coefficients(parents: Tensor, weight: Tensor, num_images: int, keep: bo
 
 @torch.library.custom_op("capsule_sweeps::routed", mutates_args=())
 def _routed(
-    children: Tensor,
-    parents: Tensor,
-    weight: Tensor,
-    stride: int,
-    num_images: int,
-    fused: bool,
-    keep: bool,
+    children: Tensor, parents: Tensor, weight: Tensor, stride: int, num_images: int, fused: bool, keep: bool
 ) -> tuple[Tensor, Tensor]:
     """Σ_i r V (B, M, h, w, E) and, with `keep`, r (slices, i, M, p) for the backward pass: 1/E of the votes' memory."""
     coefficients = _new_coefficients(parents, weight, num_images, keep)

@@ -3,14 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from capsule_sweeps.routing.base import (
-    LEAST_ACTIVATION,
-    Capsules,
-    LayerShape,
-    Routing,
-    check_class_logits,
-    make_norm,
-)
+from capsule_sweeps.routing.base import LEAST_ACTIVATION, Capsules, LayerShape, Routing, check_class_logits, make_norm
 from capsule_sweeps.routing.votes import Votes, over_children
 
 
