@@ -29,9 +29,9 @@ def console() -> Console:
 
 
 @contextmanager
-def wide(letters: int = 10_000) -> Iterator[None]:
+def wide() -> Iterator[None]:
     found = console()
-    before, found.width = found.width, letters
+    before, found.width = found.width, 10_000
     try:
         yield
     finally:
@@ -239,13 +239,9 @@ class _TimeLeft(TimeRemainingColumn):
         return Text() if task.fields.get("of_sweep") else super().render(task)
 
 
-def _name_width(console: Console) -> int:
-    return max(12, console.width // 2 - 21)
-
-
 def _short(console: Console, name: str) -> str:
     """The name of a run, shortened in the middle, so that its signature stays and numbers fit beside it."""
-    return short_name(name, _name_width(console) - len(" epoch"))
+    return short_name(name, max(12, console.width // 2 - 21) - len(" epoch"))
 
 
 def short_name(name: str, width: int) -> str:

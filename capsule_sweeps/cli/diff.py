@@ -40,11 +40,8 @@ def run(arguments: argparse.Namespace) -> None:
         rows = [[what, key, *_texts(key, here, there)] for what, key, here, there in rows]
     note = f"{one.folder.name} and {other.folder.name}. Alike: {', '.join(alike) or 'nothing'}."
     note += " Code, versions and machine are those of the last attempts, epochs the first epoch that is not alike."
-    print(
-        render(
-            pd.DataFrame(rows, columns=["what", "key", *titles], dtype=object), arguments.format, "Differences", note
-        )
-    )
+    frame = pd.DataFrame(rows, columns=["what", "key", *titles], dtype=object)
+    print(render(frame, arguments.format, "Differences", note))
 
 
 def _texts(key: Any, here: Any, there: Any) -> list[str | None]:

@@ -105,6 +105,5 @@ def clipped(text: str, height: int) -> str:
     if len(lines) < height:
         return text
     kept = lines[: max(1, height - 2)]
-    return "\n".join(
-        [*kept, f"… {counted(len(lines) - len(kept), 'more line')}: enlarge the terminal, or name a sweep or a filter"]
-    )
+    more = counted(len(lines) - len(kept), "more line")
+    return "\n".join([*kept, f"… {more}: enlarge the terminal, or name a sweep or a filter"])

@@ -53,9 +53,7 @@ class Dataset:
     overlay: str = _one_of("max", "mean", "sum", default="max")  # of the two digits of a pair
     affine_test: bool = False
     test_shift: int = 0
-    test_rotation: float = field(
-        default=0.0, metadata={"test": lambda value: -180 <= value <= 180, "words": "from -180 to 180 degrees"}
-    )
+    test_rotation: float = _rule(lambda value: -180 <= value <= 180, "from -180 to 180 degrees", default=0.0)
     num_classes: int = _at_least(2, MANY)
     channels: int = _at_least(1, LARGE)
     image_size: int = _at_least(1, LARGE)
@@ -129,9 +127,8 @@ class Training:
     loss: str = _one_of("cross_entropy", "binary_cross_entropy", "margin", "spread", default="cross_entropy")
     label_smoothing: float = _rule(lambda value: 0 <= value < 1, "at least 0 and less than 1", default=0.0)
     clip_norm: float | None = _positive(default=None)
-    eval_every: int = _at_least(
-        1, MANY, default=1
-    )  # epochs from one evaluation to the next; the last one always has one
+    # Epochs from one evaluation to the next; the last one always has one
+    eval_every: int = _at_least(1, MANY, default=1)
     ema: float | None = _rule(lambda value: 0 < value < 1, "greater than 0 and less than 1, or null", default=None)
     amp: str = _one_of("none", "bf16")
     channels_last: bool = field(default=MISSING, metadata={"signed": False})

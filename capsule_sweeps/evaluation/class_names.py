@@ -20,20 +20,18 @@ def match_classes(data: Data, trained: Sequence[str], in_order: bool = False) ->
     """
     if in_order or list(data.classes) == list(trained):
         return replace(data, classes=tuple(trained))
+    ours, theirs = (listed(names, 20) for names in (data.classes, trained))
     for spelled in (str, str.casefold):
         here, there = ([spelled(name.strip()) for name in names] for names in (data.classes, trained))
         if sorted(here) == sorted(there) and len(set(here)) == len(here):
             break
     else:
         raise ValueError(
-            f"the classes of these images are {listed(data.classes, 20)}, but the run was trained on "
-            f"{listed(trained, 20)}; rename the class folders, or, where the first of these is the first of those and "
-            "so on, add --classes-in-order"
+            f"the classes of these images are {ours}, but the run was trained on {theirs}; rename the class folders, "
+            "or, where the first of these is the first of those and so on, add --classes-in-order"
         )
     log.warning(
-        "The classes of these images are %s, and those of the run %s; labels are matched by name.",
-        listed(data.classes, 20),
-        listed(trained, 20),
+        "The classes of these images are %s, and those of the run %s; labels are matched by name.", ours, theirs
     )
     labels = data.test.labels
     places = torch.tensor([there.index(name) for name in here], device=labels.device)

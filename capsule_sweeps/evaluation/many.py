@@ -217,16 +217,12 @@ def show_many(
     if "num_routing" in frame and frame.num_routing.isna().any():
         said.append("num_routing –: models without routing iterations.")
     table = summary(frame)
-    constant = [
-        key
-        for key in table
-        if key not in ("n", "accuracy", "±", "num_routing") and table[key].nunique(dropna=False) == 1
-    ]
+    conditions = [key for key in table if key not in ("n", "accuracy", "±")]
+    constant = [key for key in conditions if key != "num_routing" and table[key].nunique(dropna=False) == 1]
     alike = {key: value for key, value in (common or {}).items() if key not in table}
     alike |= {key: table[key].iloc[0] for key in constant if not pd.isna(table[key].iloc[0])}
     caption = ", ".join(f"{key}={typed(value)}" for key, value in alike.items())
-    settings = [key for key in table if key not in (*constant, "n", "accuracy", "±")]
-    shown = as_typed(table, settings).drop(columns=constant)
+    shown = as_typed(table, [key for key in conditions if key not in constant]).drop(columns=constant)
     return render(shown, form, "Evaluation", " ".join([*said, *notes]), caption, one_line=True)
 
 

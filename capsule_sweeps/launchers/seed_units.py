@@ -112,11 +112,8 @@ class Unit:
         if not self.complete:
             short = self.procedure.min_seeds - len(self._first)
             return f"{left} of the first {self.procedure.min_seeds}" + (f", {short} not available" if short else "")
-        return (
-            f"{left} of {self.asked - len(self.values)}, max_seeds={limit}"
-            if self.asked > len(self.chosen)
-            else str(left)
-        )
+        wanted = f" of {self.asked - len(self.values)}, max_seeds={limit}" if self.asked > len(self.chosen) else ""
+        return f"{left}{wanted}"
 
     def seconds(self) -> float | None:
         """The seconds of what is left of the runs to do, None where nothing like them ran yet."""

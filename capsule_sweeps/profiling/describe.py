@@ -44,8 +44,8 @@ def describe(overrides: list[str], form: str = "table") -> str:
 
 
 def for_people(frame: pd.DataFrame) -> pd.DataFrame:
-    """A `layer_table` with one column for what comes out: rows x columns x channels, or rows x
-    columns x capsules x pose_size."""
+    """A `layer_table` with one column for what comes out: rows x columns x channels, or rows x columns x capsules x
+    pose_size."""
     sizes = frame[["grid", "channels", "capsules", "pose_size"]]
     output = ["x".join(str(size) for size in row if pd.notna(size)) or None for row in sizes.itertuples(index=False)]
     counts = {key: frame[key].map("{:,}".format) for key in ("parameters", "multiply_adds")}

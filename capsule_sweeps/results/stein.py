@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from capsule_sweeps.results.intervals import ALIKE, deviation, t_quantile
+from capsule_sweeps.results.intervals import ALIKE, by_seed, deviation, t_quantile
 
 MOST = 10**15  # seeds: more are the same to everybody, and still a whole number
 ROUNDING = 1e-9  # of (t s / h)²: 25.000000000001 seeds are 25
@@ -50,7 +50,7 @@ def half_widths(finished: pd.DataFrame, rule: str) -> dict[str, tuple[float, int
     if "first_seeds" not in finished:
         return found
     for group, own in finished[finished.first_seeds.notna()].groupby("group"):
-        values, first = pd.Series(100 * own[f"accuracy_{rule}"].to_numpy(), index=own.seed), first_of(own)
+        values, first = by_seed(own, rule), first_of(own)
         if first is not None and len(values) >= first:
             found[str(group)] = (interval(values, first), first)
     return found

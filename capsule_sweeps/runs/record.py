@@ -65,10 +65,10 @@ def leaf(value: Any) -> str:
     return _scalar(value)
 
 
-def _scalar(value: Any) -> str:
+def _scalar(value: Any, longest: int = MAX_NAME) -> str:
     if value is None or isinstance(value, bool):
         return ""
-    return text()(value) if isinstance(value, str) else number()(value)
+    return text(longest)(value) if isinstance(value, str) else number()(value)
 
 
 def each(check: Check, most: int = 1_000_000) -> Check:
@@ -105,9 +105,7 @@ def plain(value: Any, depth: int = MAX_DEPTH) -> str:
         keys, items = (value.keys(), value.values()) if isinstance(value, dict) else ((), value)
         wrong = filter(None, map(text(), keys))
         return next(wrong, "") or next(filter(None, (plain(item, depth - 1) for item in items)), "")
-    if isinstance(value, str):
-        return text(MAX_TEXT)(value)
-    return "" if value is None or isinstance(value, bool) else number()(value)
+    return _scalar(value, MAX_TEXT)
 
 
 CLOCK = number(0, MAX_SECONDS)
