@@ -6,6 +6,7 @@ the baseline may also differ in training.*, because an option may set its own re
 """
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -62,6 +63,9 @@ def against_table(
     bases = {pair.base: pair.of_base for pair in found}
     names, frame = base_names(first.loc[list(bases)], against)
     settings = list(frame.columns)
+    compared = defaultdict(list)
+    for pair in found:
+        compared[pair.base].append(pair)
     for base, name in zip(bases, names, strict=True):
         own = accuracies[base]
         of = {**frame.loc[base], "base": name}
@@ -69,7 +73,7 @@ def against_table(
             {**of, key: bases[base], "n": len(own), "mean": own.mean(), "difference": 0.0, "parameters": sizes[base]}
             | {"not_learned": unlearned[base]}
         )
-        for pair in (pair for pair in found if pair.base == base):
+        for pair in compared[base]:
             seen = compare(accuracies[pair.group], own, begun[pair.group], begun[base])
             row = {**of, key: pair.change + ("*" if pair.recipe else ""), "n": seen.n}
             row |= {"mean": accuracies[pair.group].mean(), "difference": seen.difference, "half_width": seen.half_width}
@@ -88,12 +92,16 @@ def against_table(
     return table.sort_values(["base", "difference"], kind="stable", ignore_index=True)
 
 
-def without_base(runs: pd.DataFrame, against: str, rule: str) -> list[str]:
-    """Names of the finished groups that are in no row of `against_table`: no other group differs from them, or from the
-    base, in the key of `against` alone."""
+def uncompared(runs: pd.DataFrame, against: str, rule: str) -> tuple[list[str], list[str]]:
+    """Names of the finished groups that are in no row of `against_table`: those that no base equals in all other keys,
+    and bases that no other group equals in all other keys; some groups have finished."""
     first = one_of_each(compared_runs(runs, rule))
     compared = {group for pair in _pairs(first, against, runs) for group in (pair.base, pair.group)}
-    return [name for name, group in zip(base_names(first, "")[0], first.index, strict=True) if group not in compared]
+    key, _, value = against.partition("=")
+    is_base = filters.fit(first, f"{_plain(key)}={value}")
+    names = zip(base_names(first, "")[0], first.index, is_base, strict=True)
+    alone = [(name, base) for name, group, base in names if group not in compared]
+    return [name for name, base in alone if not base], [name for name, base in alone if base]
 
 
 def compared_runs(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
@@ -111,6 +119,11 @@ def column_of(against: str) -> str:
     return against.partition("=")[0].removesuffix(".name").rpartition(".")[2]
 
 
+def _plain(key: str) -> str:
+    """The name of a choice without .name: routing for model.routing.name."""
+    return key.removesuffix(".name").removeprefix("model.") if key.endswith(".name") else key
+
+
 def _pairs(first: pd.DataFrame, against: str, runs: pd.DataFrame) -> Iterator[Pair]:
     """Baseline and group; `first`: a run of each finished group; `runs`: all runs."""
     key = against.partition("=")[0]
@@ -118,12 +131,16 @@ def _pairs(first: pd.DataFrame, against: str, runs: pd.DataFrame) -> Iterator[Pa
         raise ValueError(f"--against {against} is invalid; use KEY=VALUE of the baseline, such as num_routing=1")
     if first.empty:
         return
-    key = key.removesuffix(".name").removeprefix("model.") if key.endswith(".name") else key
+    key = _plain(key)
     against = f"{key}={against.partition('=')[2]}"
+    if key == "seed":
+        raise ValueError(
+            f"--against {against}: a group has runs of several seeds; use another key, such as num_routing=1"
+        )
     signed = filters.signed_key(first, key)
-    free = CHOICES.get(key) or ((signed,) if signed and key != "seed" else ())
+    free = CHOICES.get(key) or ((signed,) if signed else ())
     if not free:
-        if key != "seed" and filters.signed_key(runs, key):
+        if filters.signed_key(runs, key):
             raise ValueError(f"--against {against}: {_unfinished(runs, first, key)}")
         if key not in first.columns:
             raise ValueError(f"--against {against}: {filters.unknown(first, key)}")
@@ -144,13 +161,14 @@ def _pairs(first: pd.DataFrame, against: str, runs: pd.DataFrame) -> Iterator[Pa
     bases, groups = first[is_base], first[~is_base]
     done: set[tuple[str, str]] = set()  # base, settings of a group that was compared with it
     for keys in (free, (*free, "training.")) if key in CHOICES else (free,):
-        found = []
-        for group, run in groups.iterrows():
-            own, wanted = _free(run.signed_config, free), rest(run.signed_config, keys)
-            alike = [str(base) for base, one in bases.signed_config.items() if rest(one, keys) == wanted]
+        found, equal = [], defaultdict(list)  # all but `keys` of a base → bases
+        for base, one in bases.signed_config.items():
+            equal[rest(one, keys)].append(str(base))
+        for group, one in groups.signed_config.items():
+            own, alike = _free(one, free), equal.get(rest(one, keys), [])
             alike = alike if keys == free or len(alike) == 1 else []  # with several recipes the baseline is ambiguous
             for base in (base for base in alike if (base, own) not in done):
-                recipe = "" if keys == free else _recipe(run.signed_config, bases.signed_config[base])
+                recipe = "" if keys == free else _recipe(one, bases.signed_config[base])
                 found.append(Pair(base, str(group), label[group], label[base] if named else text, recipe))
         done |= {(pair.base, _free(groups.signed_config[pair.group], free)) for pair in found}
         yield from found
@@ -235,6 +253,6 @@ def base_names(first: pd.DataFrame, against: str) -> tuple[list[str], pd.DataFra
         elif "model" not in kept:
             words.append(str(first.model[group]))
         names.append(" ".join([*words, *(f"{key}={value}" for key, value in kept.items())]))
-    twins = {name for name in names if names.count(name) > 1}
+    twins = {name for name, count in Counter(names).items() if count > 1}
     names = [f"{name} {group}" if name in twins else name for name, group in zip(names, first.index, strict=True)]
     return names, frame

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from capsule_sweeps.display import listed
-from capsule_sweeps.results.against import SHOWN, column_of, without_base
+from capsule_sweeps.results.against import SHOWN, column_of, uncompared
 from capsule_sweeps.results.columns import as_typed, in_common, typed
 from capsule_sweeps.results.fitted import Parts
 from capsule_sweeps.results.stein import two_stage_note
@@ -72,9 +72,13 @@ def against_notes(table: pd.DataFrame, runs: pd.DataFrame, against: str, rule: s
         return text
     if table.empty:
         return f"{text} No finished group differs from one with {against} in this key alone."
-    if alone := without_base(runs, against, rule):
-        key = column_of(against)
-        text += f" Not compared, because nothing equals them in all but {key}: {listed(alone, SHOWN, '; ')}."
+    without_base, bases = uncompared(runs, against, rule)
+    base, key = name_of_base(table, against), column_of(against)
+    if without_base:
+        names = listed(without_base, SHOWN, "; ")
+        text += f" Not compared, because no group with {base} equals them in all other settings: {names}."
+    if bases:
+        text += f" No other group differs in {key} alone from these with {base}: {listed(bases, SHOWN, '; ')}."
     return text
 
 

@@ -20,6 +20,7 @@ from capsule_sweeps.cli.status import clipped, show
 from capsule_sweeps.config import selection_rules
 from capsule_sweeps.config.moved import PRESENT_SPELLING
 from capsule_sweeps.console import console
+from capsule_sweeps.results import against
 from capsule_sweeps.results.against import Pair, against_table
 from capsule_sweeps.results.against_shown import against_notes, shown_differences
 from capsule_sweeps.results.fairness import comparison_notes
@@ -222,14 +223,30 @@ def test_a_base_is_named_as_its_runs_are(invent, capsule_sweeps) -> None:
 
 
 def test_groups_that_nothing_is_compared_with_are_named(invent, capsule_sweeps) -> None:
-    for num_routing, interleaved in ((1, "false"), (2, "false"), (2, "true")):
-        invent([f"num_routing={num_routing}", f"capsules.interleaved={interleaved}", "seed=0"], 0.5)
+    """Two groups that differ in num_routing alone, but not from a base, and two bases, are not in the table."""
+    table = ["num_routing=1", "num_routing=2"]
+    for words in (*table, "num_routing=2 training.lr=0.5", "num_routing=3 training.lr=0.5", "routing=uniform"):
+        invent([*words.split(), "seed=0"], 0.5)
     said = " ".join(capsule_sweeps("results", "--against", "num_routing=1").out.split())
     assert said.endswith(
-        "Not compared, because nothing equals them in all but num_routing: digits num_routing=2 interleaved=true."
+        "Not compared, because no group with num_routing=1 equals them in all other settings: digits num_routing=2 "
+        "routing=inverted_attention lr=0.5; digits num_routing=3 routing=inverted_attention lr=0.5. "
+        "No other group differs in num_routing alone from these with num_routing=1: digits num_routing=1 "
+        "routing=uniform lr=0.1."
     )
-    said = " ".join(capsule_sweeps("results", "--against", "num_routing=1", "capsules.interleaved=false").out.split())
-    assert "Not compared" not in said
+    said = capsule_sweeps("results", "--against", "num_routing=1", "lr=0.1", "routing=inverted_attention").out
+    assert "Not compared" not in said and "No other group" not in said
+
+
+def test_thousands_of_groups_are_compared_without_comparing_each_with_each(monkeypatch) -> None:
+    signed = [{"model.num_routing": number, "training.lr": lr / 10_000} for lr in range(1, 1001) for number in (1, 2)]
+    groups = pd.DataFrame({"group": [f"{i:08x}" for i in range(len(signed))], "signed_config": signed})
+    groups["num_routing"] = [one["model.num_routing"] for one in signed]
+    calls, real = [], against.rest
+    monkeypatch.setattr(against, "rest", lambda *words: calls.append(1) or real(*words))
+    pairs = list(against._pairs(groups.set_index("group", drop=False), "num_routing=1", groups))
+    assert len(pairs) == 1000 and all(int(pair.group, 16) == int(pair.base, 16) + 1 for pair in pairs)
+    assert len(calls) == 2000
 
 
 def test_the_note_says_what_pairs_and_first_seeds_are(invent) -> None:
@@ -269,7 +286,7 @@ def test_every_group_is_compared_with_the_one_that_differs_in_the_key_alone(inve
         "num_routing=1,2": "num_routing=1,2 has several values; set the one of the baseline, such as num_routing=1",
         "routing=glob(*)": "has several values",
         "num_routing=range(1,3,0)": "a range needs a step other than 0",
-        "seed=0": "is not a key of the configuration",
+        "seed=0": "a group has runs of several seeds",
         "num_routing": "use KEY=VALUE of the baseline",
         "nothing=1": "no run has a key nothing",
     }.items():
