@@ -179,7 +179,7 @@ def published(arguments: argparse.Namespace) -> None:
         print(render(as_one(table, others), arguments.format))
         return
     title = f"{arguments.published}, runs in {arguments.runs_dir}"
-    note = published_notes(cells, runs, table, arguments.runs_dir)
+    note = published_notes(cells, runs, table)
     parts = []
     if not others or len(of_table(runs, cells)):
         misses = near_misses(runs, cells, filtered=bool(arguments.runs))

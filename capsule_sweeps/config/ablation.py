@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,8 @@ def check_ablation(config: DictConfig, changes: Sequence[Change], overrides: Seq
         found = OmegaConf.select(config, key)
         if found == value:
             continue
-        same = rf"\+*({'|'.join(re.escape(part) for part in _above(key))})="
+        above = accumulate(key.split("."), "{}.{}".format)  # the key and all keys that it is below
+        same = rf"\+*({'|'.join(map(re.escape, above))})="
         cause = next((text for text in reversed(overrides) if re.match(same, text)), f"{key}={found}")
         wanted = value if isinstance(value, str) else json.dumps(value)
         raise ValueError(f"{cause} cancels ablation={name}, which sets {key}={wanted}: leave out one of them")
-
-
-def _above(key: str) -> list[str]:
-    """The key and all keys that it is below."""
-    parts = key.split(".")
-    return [".".join(parts[: end + 1]) for end in range(len(parts))]

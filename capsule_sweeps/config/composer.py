@@ -58,7 +58,8 @@ class Composer:
         choices = tuple(text for text in point if text in self._choices)
         values = [text for text in point if text not in self._choices]
         composed = self._compose_choices(choices)
-        if any(self._asks_to_match(text) for text in values):
+        widths = [self._parsed[text] for text in values if self._parsed[text].key_or_group == "model.width"]
+        if any(asks_to_match(width.value()) for width in widths):
             check_match(pickle.loads(composed.config))
 
         seen = self._seen_by_interpolations(composed, point)
@@ -111,10 +112,6 @@ class Composer:
     def _apply(self, texts: Sequence[str], config: DictConfig) -> None:
         # Private: there is no public way to apply overrides to a configuration that is composed already
         self._loader._apply_overrides_to_config([self._parsed[text] for text in texts], config)
-
-    def _asks_to_match(self, text: str) -> bool:
-        override = self._parsed[text]
-        return override.key_or_group == "model.width" and asks_to_match(override.value())
 
     def _match_width(self, config: DictConfig, point: Sequence[str]) -> None:
         if rival(point) == list(point):

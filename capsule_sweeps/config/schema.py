@@ -208,10 +208,6 @@ def _measured(source: str, root: str | None, what: str) -> Any:
     return measured[what]
 
 
-def _source_of(base: str) -> str:
-    return BASES.get(base, "torchvision")  # what is no base is found by the schema
-
-
 def _layers_for(image_size: int, num_capsules: int, pose_size: int) -> list[Layer]:
     """Convolutional capsule layers for images of this size behind a backbone that halves it: 3x3 kernels, of stride 2
     until the grid is 9x9 or smaller, and one more of stride 1."""
@@ -226,7 +222,8 @@ def _layers_for(image_size: int, num_capsules: int, pose_size: int) -> list[Laye
 _NAME = "register_new_resolver" if __version__.startswith("2.3") else "register_resolver"
 register_resolver: Any = getattr(OmegaConf, _NAME)
 register_resolver("measured", _measured, replace=True)
-register_resolver("source_of", _source_of, replace=True)
+# What is no base is found by the schema
+register_resolver("source_of", lambda base: BASES.get(base, "torchvision"), replace=True)
 register_resolver("layers_for", _layers_for, replace=True)
 
 

@@ -283,13 +283,8 @@ def _long(classes: Sequence[str], one: Evaluation) -> list[dict[str, Any]]:
 
     rows = [row("accuracy", one.accuracy), row("loss", one.loss), row("calibration_error", one.calibration_error)]
     for number, name in enumerate(classes):
-        rows += [
-            row("class_images", one.class_images[number], name),
-            row("class_accuracy", one.class_accuracy[number], name),
-        ]
+        rows += [row(what, getattr(one, what)[number], name) for what in ("class_images", "class_accuracy")]
         if one.confusion is not None:
-            rows += [
-                row("confusion", count, name, other)
-                for count, other in zip(one.confusion[number], classes, strict=True)
-            ]
+            counts = zip(one.confusion[number], classes, strict=True)
+            rows += [row("confusion", count, name, other) for count, other in counts]
     return rows

@@ -67,10 +67,8 @@ def conditions(
     if "all" in corruptions:
         corruptions = CORRUPTIONS
     harder = [{"attack": name, "epsilon": size} for name, size in itertools.product(attacks, epsilons or (0.1,))]
-    harder += [
-        {"corruption": name, "severity": severity}
-        for name, severity in itertools.product(corruptions, severities or range(1, 6))
-    ]
+    pairs = itertools.product(corruptions, severities or range(1, 6))
+    harder += [{"corruption": name, "severity": severity} for name, severity in pairs]
     points = [tuple(point) for point in sweep_points(list(overrides))]
     return [Condition(point, **own) for point in points for own in [{}, *harder]]  # type: ignore[arg-type]
 

@@ -29,8 +29,7 @@ def retry(
 ) -> bool:
     """Run the failed and interrupted among these runs again, from their stored configurations. True if all finish.
 
-    `changes` are overrides for images that have moved: data_dir=…, dataset.root=…. With `dry_run` only plans are
-    shown.
+    `changes` are overrides for images that have moved: data_dir=…, dataset.root=…. With `dry_run` only plans are shown.
 
     Runs of a queue are submitted to it again, with the settings of that submission, if the queue is available.
     """

@@ -35,10 +35,7 @@ def _halved(size: int) -> int:
 
 
 class Simple(nn.Module):
-    """One 3x3 convolution with stride 2 and a ReLU.
-
-    Raises ValueError for `channels` < 1.
-    """
+    """One 3x3 convolution with stride 2 and a ReLU. Raises ValueError for `channels` < 1."""
 
     def __init__(self, image_shape: tuple[int, int, int], channels: int) -> None:
         super().__init__()

@@ -141,7 +141,7 @@ def _pairs(first: pd.DataFrame, against: str, runs: pd.DataFrame) -> Iterator[Pa
     free = CHOICES.get(key) or ((signed,) if signed else ())
     if not free:
         if filters.signed_key(runs, key):
-            raise ValueError(f"--against {against}: {_unfinished(runs, first, key)}")
+            raise ValueError(f"--against {against}: {_unfinished(runs, key)}")
         if key not in first.columns:
             raise ValueError(f"--against {against}: {filters.unknown(first, key)}")
         raise ValueError(
@@ -174,7 +174,7 @@ def _pairs(first: pd.DataFrame, against: str, runs: pd.DataFrame) -> Iterator[Pa
         yield from found
 
 
-def _unfinished(runs: pd.DataFrame, first: pd.DataFrame, key: str) -> str:
+def _unfinished(runs: pd.DataFrame, key: str) -> str:
     """A sentence about a key that only runs without a result have."""
     signed = filters.signed_key(runs, key)
     having = sum(value == value for value in filters.values(runs, str(signed)))

@@ -119,14 +119,9 @@ def constants(runs: pd.DataFrame) -> dict[str, Any]:
 
 
 def in_common(runs: pd.DataFrame) -> dict[str, Any]:
-    """What a caption says about some runs: `constants` and what is uncommon."""
-    return {**constants(runs), **_uncommon(runs)}
-
-
-def _uncommon(runs: pd.DataFrame) -> dict[str, Any]:
-    """What else some runs have in common: the settings of their data set that are not those of its option, such as
-    image_size, and training, the option that is most like the recipe of each, with the FEW settings in which all
-    differ."""
+    """What a caption says about some runs: `constants`, and what is uncommon: the settings of their data set that are
+    not those of its option, such as image_size, and training, the option that is most like the recipe of each, with the
+    FEW settings in which all differ."""
     configs = list(runs.drop_duplicates("group").signed_config)
     first = configs[0] if configs else {}
     keys = sorted(NEUTRAL.keys() | first.keys())
@@ -141,7 +136,7 @@ def _uncommon(runs: pd.DataFrame) -> dict[str, Any]:
         name = nearest.pop()
         unlike = _unlike(same, "training", recipes[name])
         found |= {"training": name, **unlike} if len(unlike) <= FEW else {}
-    return found
+    return {**constants(runs), **found}
 
 
 def _unlike(same: dict[str, Any], group: str, option: dict[str, Any]) -> dict[str, Any]:

@@ -38,18 +38,11 @@ def sweep_table(runs_dir: Path, runs: pd.DataFrame) -> pd.DataFrame:
         failed = own.run[own.state == "failed"]
         reason = _failure(runs_dir / failed.iloc[-1]) if len(failed) else None
         best = 100 * own.accuracy_last[own.state == "finished"].max()
-        rows.append(
-            {
-                "sweep": sweep.name,
-                "date": time.strftime("%Y-%m-%d %H:%M", time.localtime(sweep.started)),
-                "done": f"{(own.state == 'finished').sum()}/{len(sweep.signatures)}",
-                "others": ", ".join(f"{count} {state}" for state, count in states.items()) or None,
-                "left": _left(own, missing, rates),
-                "best": best,
-                "failure": reason,
-                "command": sweep.command.removeprefix("launch.py ").removeprefix("-m "),
-            }
-        )
+        date = time.strftime("%Y-%m-%d %H:%M", time.localtime(sweep.started))
+        done = f"{(own.state == 'finished').sum()}/{len(sweep.signatures)}"
+        others = ", ".join(f"{count} {state}" for state, count in states.items()) or None
+        command = sweep.command.removeprefix("launch.py ").removeprefix("-m ")
+        rows.append((sweep.name, date, done, others, _left(own, missing, rates), best, reason, command))
     table = pd.DataFrame(rows, columns=["sweep", "date", "done", "others", "left", "best", "failure", "command"])
     return table.drop(columns=[column for column in ("others", "left", "failure") if table[column].isna().all()])
 

@@ -214,10 +214,11 @@ def of_table(runs: pd.DataFrame, cells: list[Cell]) -> pd.DataFrame:
     return runs[runs.group.isin({_group(tuple(cell.overrides)) for cell in cells})]
 
 
-def published_notes(cells: list[Cell], runs: pd.DataFrame, table: pd.DataFrame, runs_dir: Path | str = "runs") -> str:
+def published_notes(cells: list[Cell], runs: pd.DataFrame, table: pd.DataFrame) -> str:
     rule = next((cell.rule for cell in cells if cell.rule), None)
     own = of_table(runs, cells)
-    tolerances = dict.fromkeys(f"{cell.tolerance:g} {_points(cell.unit)}" for cell in cells)
+    units = {"%": "points", ERROR: "points"}
+    tolerances = dict.fromkeys(f"{cell.tolerance:g} {units.get(cell.unit, cell.unit)}" for cell in cells)
     said = [
         f"Selection rule: {rule} for every accuracy" + (f" ({find_rule(rule).meaning})." if rule else "."),
         "±: half-width of the 95 % interval (t) over n seeds; a best run and a count have none. "
@@ -238,7 +239,3 @@ def published_notes(cells: list[Cell], runs: pd.DataFrame, table: pd.DataFrame, 
         commands = dict.fromkeys(table.command[these].dropna())
         said += [what, *(f"    {command}" for command in commands)] if commands else []
     return "\n".join(said)
-
-
-def _points(unit: str) -> str:
-    return "points" if unit in ("%", ERROR) else unit

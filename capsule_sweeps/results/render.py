@@ -7,7 +7,7 @@ import pandas as pd
 
 from capsule_sweeps.console import console
 from capsule_sweeps.display import csv, latex, line, markdown, rich, terminal
-from capsule_sweeps.results.fitted import Best, Parts, bordered
+from capsule_sweeps.results.fitted import Best, bordered
 
 MANY = 1000  # rows
 DIGITS = 10  # significant digits of a number in CSV: 14.0, not 14.000000000000002
@@ -25,7 +25,7 @@ def render(
     if form == "csv":
         plain = frame.map(_csv)
         return plain.set_axis(list(map(csv, frame.columns)), axis=1).to_csv(index=False).rstrip("\n")
-    cells = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
+    cells = [[cell_text(value) for value in row] for row in frame.itertuples(index=False)]
     if form == "md":
         lines = ["| " + " | ".join(map(_md, frame.columns)) + " |", "|" + "---|" * len(frame.columns)]
         lines += ["| " + " | ".join(map(_md, row)) + " |" for row in cells]
@@ -84,10 +84,6 @@ def is_numeric(column: pd.Series, cells: list[str]) -> bool:
     )
 
 
-def _cell(value: Any) -> str:
-    return value if isinstance(value, Best | Parts) else cell_text(value)
-
-
 def _csv(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}")
@@ -108,7 +104,7 @@ def cell_text(value: Any) -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:.2f}" if value == 0 or abs(value) >= 0.005 else f"{value:.1g}"  # never 0.00 for small numbers
-    return str(value)
+    return value if isinstance(value, str) else str(value)  # Best and Parts stay what they are
 
 
 def _tex(frame: pd.DataFrame, cells: list[list[str]], caption: str, title: str) -> str:

@@ -160,7 +160,7 @@ def _published(runs_dir: Path, runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
         cells = published.read_cells(name)
         if len(published.of_table(runs, cells)):
             table = published.published_table(runs, cells, runs_dir)
-            note = published.published_notes(cells, runs, table, runs_dir)
+            note = published.published_notes(cells, runs, table)
             yield _section(f"Published numbers: {name}", table.drop(columns=published.NOTED), note)
 
 

@@ -167,9 +167,8 @@ class KnownCode(NamedTuple):
 
     equal: module → its fingerprints, oldest first, of code that computes the same numbers, up to the rounding that
     another device or number of threads also brings. Code that reads images may differ where the hash of the images,
-    which is compared on its own, would differ.
-    before_rooms: module of the flat layout → its fingerprints (Python 3.11, 3.12 and 3.13 disagreed), and the modules
-    that it became, with a fingerprint of code that computes what it computed.
+    which is compared on its own, would differ. before_rooms: module of the flat layout → its fingerprints (Python 3.11,
+    3.12 and 3.13 disagreed), and the modules that it became, with a fingerprint of code that computes what it computed.
     """
 
     equal: dict[str, list[str]]

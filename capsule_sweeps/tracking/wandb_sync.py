@@ -44,8 +44,7 @@ def sync(
     Runs go to `to`, ENTITY/PROJECT, or else to the place that the user's own configuration names; a folder that names
     another place is not sent there. Runs that have not begun and imported ones, which have no epochs, are left out,
     those that were taken from others unless `merged`, and those with tracking=none unless `rebuild`, which also sends
-    again, under another id, what W&B has wrong.
-    Raises ValueError when there is no key or no server.
+    again, under another id, what W&B has wrong. Raises ValueError when there is no key or no server.
     """
     if to is not None and not re.fullmatch("[^/]+/[^/]+", to):
         raise ValueError(f"--to {to} must be ENTITY/PROJECT, such as my-team/capsule_sweeps")
