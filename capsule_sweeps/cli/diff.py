@@ -10,9 +10,8 @@ DIGITS, HASH = 5, 12  # the least significant digits of a number, digits of a ha
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "runs", nargs=2, type=name_or_path, metavar="run", help="two names, paths or prefixes of signatures"
-    )
+    about = "two names, paths or prefixes of signatures"
+    parser.add_argument("runs", nargs=2, type=name_or_path, metavar="run", help=about)
     add_runs_dir(parser)
     add_format(parser)
 

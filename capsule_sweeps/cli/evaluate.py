@@ -39,9 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epsilon", type=_list(float), default=[], metavar="0.1,0.2", help=about)
     about = "corrupted images of CIFAR-10-C from DATA_DIR/CIFAR-10-C: names, or all"
     parser.add_argument("--corruption", type=_list(str), default=[], metavar="NAMES", help=about)
-    parser.add_argument(
-        "--severity", type=_list(int), default=[], metavar="1,3,5", help="severities of the corruptions (1 to 5)"
-    )
+    about = "severities of the corruptions (1 to 5)"
+    parser.add_argument("--severity", type=_list(int), default=[], metavar="1,3,5", help=about)
     parser.add_argument("--confusion", action="store_true", help="also the confusion matrix")
     add_format(parser)
     about = "PATH.png and .pdf: confusion matrices of one run, or curves over the condition that has several numbers"

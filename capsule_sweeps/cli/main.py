@@ -27,9 +27,8 @@ def make_parser(command: str | None = None) -> tuple[argparse.ArgumentParser, di
                 raise ValueError(f"{module.__file__} is no command: define the function {function} in it")
         about = (module.__doc__ or "").strip()
         listed: dict[str, Any] = {} if getattr(module, "HIDDEN", False) else {"help": about.partition("\n")[0]}
-        commands[name.replace("_", "-")] = own = subparsers.add_parser(
-            name.replace("_", "-"), description=about, **listed
-        )
+        typed = name.replace("_", "-")
+        commands[typed] = own = subparsers.add_parser(typed, description=about, **listed)
         module.add_arguments(own)
         own.set_defaults(function=module.run)
     return parser, commands

@@ -20,9 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=(*FORMATS, "tex"), default="table", help="tex: LaTeX with booktabs")
     add_wide(parser)
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument(
-        "--published", metavar="NAME", help="beside published numbers: readme_table or self_routing_table"
-    )
+    about = "beside published numbers: readme_table or self_routing_table"
+    kind.add_argument("--published", metavar="NAME", help=about)
     kind.add_argument("--ablation", action="store_true", help="differences that ablations make, seed by seed")
     kind.add_argument("--against", metavar="KEY=VALUE", help="differences to the runs that differ only in this key")
     kind.add_argument("--pivot", metavar="KEY", help="one column for each value of this key: num_routing")

@@ -72,9 +72,8 @@ def show(runs: pd.DataFrame, arguments: argparse.Namespace) -> str:
         order = {"running": 0, "queued": 1}
         runs = runs.sort_values("state", key=lambda states: states.map(order).fillna(2), kind="stable")
     for_people = arguments.format in ("table", "md")
-    listed = (
-        runs[(runs.sweeps.str.len() == 0) | runs.state.isin(["running", "failed"])] if many and for_people else runs
-    )
+    alone = (runs.sweeps.str.len() == 0) | runs.state.isin(["running", "failed"])
+    listed = runs[alone] if many and for_people else runs
     shown = run_table(listed).assign(slurm=where(arguments.runs_dir, listed))
     shown = shown if shown.slurm.any() else shown.drop(columns="slurm")
     if for_people:  # 9/12 leaves room for names
@@ -83,9 +82,8 @@ def show(runs: pd.DataFrame, arguments: argparse.Namespace) -> str:
         shown = shown.assign(epochs=epochs).drop(columns="epochs_done")
     parts = []
     if for_people and (waiting or (not arguments.runs and (many or len(sweeps) > 1))):
-        said = "`status SWEEP` lists the runs of a sweep." + (
-            f" All runs: {(note or counts).rstrip('.')}." if not len(listed) else ""
-        )
+        said = "`status SWEEP` lists the runs of a sweep."
+        said += "" if len(listed) else f" All runs: {(note or counts).rstrip('.')}."
         title = f"Sweeps in {arguments.runs_dir}"
         if arguments.watch and len(sweeps) > (most := max(1, console().height // 4)):
             said, sweeps = f"The newest {most} of {len(sweeps)} sweeps. {said}", sweeps.head(most)

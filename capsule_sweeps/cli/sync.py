@@ -9,9 +9,8 @@ from capsule_sweeps.cli import add_runs
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_runs(parser)
     parser.add_argument("--merged", action="store_true", help="also runs that `merge` took from others")
-    parser.add_argument(
-        "--to", metavar="ENTITY/PROJECT", help="where to (default: the place that your own configuration names)"
-    )
+    about = "where to (default: the place that your own configuration names)"
+    parser.add_argument("--to", metavar="ENTITY/PROJECT", help=about)
     parser.add_argument("--rebuild", action="store_true", help="also untracked runs, and again what W&B has wrong")
 
 

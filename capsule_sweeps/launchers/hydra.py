@@ -129,9 +129,8 @@ class SweepLauncher(Launcher):
             if not launcher.waits and not sweeper.endswith("GridSweeper"):
                 raise ValueError(f"{sweeper} learns from results: set hydra.launcher.wait=true")
             if self.procedure:
-                job_overrides, configs, accuracies = launch_seeds(
-                    job_overrides, compose, policy, launcher, self.procedure
-                )
+                made = launch_seeds(job_overrides, compose, policy, launcher, self.procedure)
+                job_overrides, configs, accuracies = made
             else:
                 configs = compose(job_overrides)
                 accuracies = launch(configs, job_overrides, policy, launcher)

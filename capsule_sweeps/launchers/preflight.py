@@ -217,10 +217,8 @@ def step(config: DictConfig) -> str:
 
 
 def packages(_: DictConfig) -> str:
-    missing = [
-        name for name in ("wandb", "submitit", "sklearn", "matplotlib", "argcomplete") if find_spec(name) is None
-    ]
-    if missing:
+    needed = ("wandb", "submitit", "sklearn", "matplotlib", "argcomplete")
+    if missing := [name for name in needed if find_spec(name) is None]:
         raise ValueError(f"not installed: pip install {' '.join(PIP_NAMES.get(name, name) for name in missing)}")
     extras = {"tensorboard": "tracking=tensorboard", "wandb_workspaces": "`dashboard`"}
     without = [f"{PIP_NAMES.get(name, name)}, for {use}" for name, use in extras.items() if find_spec(name) is None]

@@ -53,9 +53,7 @@ def measure(config: DictConfig, against: Path | None, repeats: int) -> tuple[pd.
     device, batch_size = device_of(config), config.training.batch_size
     own = ITERATIONS if "num_routing" in config.model and "num_routing" not in config.routing else (0,)
     kinds = ("eager",) if config.training.compile == "off" else ("eager", "compiled")
-    backbones = (
-        ["backbone", *(["backbone compiled"] if "compiled" in kinds else [])] if "backbone" in config.model else []
-    )
+    backbones = ["backbone", "backbone compiled"][: len(kinds)] if "backbone" in config.model else []
     variants = [(name, 0) for name in backbones] + [(name, num_routing) for num_routing in own for name in kinds]
     variants += [("published", num_routing) for num_routing in ITERATIONS if against]
     variants.sort(key=lambda variant: variant[1])

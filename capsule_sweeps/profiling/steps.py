@@ -8,6 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -95,9 +96,8 @@ def _published(config: DictConfig, num_routing: int, checkout: Path) -> nn.Modul
         sys.path.remove(str(checkout))
     sequential = config.routing.get("schedule") == "sequential"
     stack = json.loads(published_stack(config, checkout).read_text())
-    model: nn.Module = module.CapsModel(
-        config.dataset.image_size, stack, "resnet", 0.0, num_routing, sequential_routing=sequential
-    )
+    settings = config.dataset.image_size, stack, "resnet", 0.0, num_routing
+    model: nn.Module = module.CapsModel(*settings, sequential_routing=sequential)
     return model
 
 
@@ -108,9 +108,8 @@ def memory(config: DictConfig, name: str, num_routing: int, against: Path | None
         if name.endswith("compiled"):
             return None
         try:
-            more, _ = peak_of_step(
-                lambda: make_model(config, name, num_routing, against), config, config.training.batch_size
-            )
+            make = partial(make_model, config, name, num_routing, against)
+            more, _ = peak_of_step(make, config, config.training.batch_size)
         except Exception:
             return None
         return round(more / 1e6, 1)

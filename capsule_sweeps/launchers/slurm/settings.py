@@ -113,9 +113,8 @@ class Settings:
         own = {"signal": f"USR2@{GRACE_SECONDS}", "requeue": True}
         if free.keys() & GPU_OPTIONS:  # two requests for GPUs contradict each other: the user's own is sent
             sent.pop("gpus-per-node", None)
-        return {
-            key: value for key, value in {**own, **sent, **free}.items() if value is not None and value is not False
-        }
+        every = {**own, **sent, **free}
+        return {key: value for key, value in every.items() if value is not None and value is not False}
 
 
 def minutes_of(limit: int | str) -> float | None:
