@@ -42,9 +42,8 @@ def sentence(error: BaseException) -> str:
     """The error in one line."""
     from hydra.errors import MissingConfigException, OverrideParseException
 
-    cause = next(
-        (e for e in (error, error.__cause__, error.__context__) if isinstance(e, OmegaConfBaseException)), error
-    )
+    causes = (error, error.__cause__, error.__context__)
+    cause = next((one for one in causes if isinstance(one, OmegaConfBaseException)), error)
     text = " ".join(re.split(r"\n    full_key:|Config search path:", str(cause))[0].split())
     text = text.removeprefix("ValueError raised while resolving interpolation: ")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:

@@ -25,9 +25,8 @@ def confusion_figure(matrices: Mapping[str, np.ndarray], classes: Sequence[str])
     few, size = len(classes) <= 12, COLUMN_WIDTH * (1.0 if len(classes) <= 20 else 1.5)
     with matplotlib.rc_context({**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
         figure = Figure(figsize=(size, len(matrices) * size * 0.95), layout="constrained")
-        for axes, (name, counts) in zip(
-            figure.subplots(len(matrices), squeeze=False)[:, 0], matrices.items(), strict=True
-        ):
+        grid = figure.subplots(len(matrices), squeeze=False)
+        for axes, (name, counts) in zip(grid[:, 0], matrices.items(), strict=True):
             totals = counts.sum(1, keepdims=True)
             shares = np.divide(100.0 * counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
             shown = axes.imshow(shares, vmin=0, vmax=100, cmap="cividis")
@@ -38,9 +37,8 @@ def confusion_figure(matrices: Mapping[str, np.ndarray], classes: Sequence[str])
                 axes.set_yticks(range(len(names)), names)
             for row, column in np.argwhere(shares >= 0.5) if few else []:
                 share = shares[row, column]
-                axes.text(
-                    column, row, f"{share:.0f}", ha="center", va="center", fontsize=5, color="wk"[int(share > 60)]
-                )
+                color = "wk"[int(share > 60)]
+                axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=5, color=color)
             bar = figure.colorbar(shown, ax=axes, shrink=0.7, aspect=30)
             bar.set_label("% of the class's images", fontsize=7)
     return figure

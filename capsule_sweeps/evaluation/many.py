@@ -179,9 +179,8 @@ def notes_on(runs: pd.DataFrame, evaluated: pd.DataFrame) -> list[str]:
     """Sentences on selected runs, of which some were evaluated: those left out, and those not to be compared."""
     said, names = [], list(evaluated.run[evaluated.state != "finished"])
     if left := len(runs) - len(evaluated):
-        said.append(
-            f"Left out: {left:,} of {counted(len(runs), 'run')}, which {'has' if left == 1 else 'have'} no epoch."
-        )
+        have = "has" if left == 1 else "have"
+        said.append(f"Left out: {left:,} of {counted(len(runs), 'run')}, which {have} no epoch.")
     if names:
         said.append(f"Not finished: {listed(names, NAMED)}.")
     return [*said, *filter(None, (stale_note(evaluated).strip(), not_learned_note(evaluated)))]

@@ -187,10 +187,8 @@ def _unfinished(runs: pd.DataFrame, key: str) -> str:
 def _recipe(own: dict[str, Any], base: dict[str, Any]) -> str:
     """The settings training.* in which a run differs from one of its base, with both values."""
     keys = sorted(key for key in {*own, *base} if key.startswith("training."))
-    values = [
-        (key, filters.as_typed(setting(own, key, None)), filters.as_typed(setting(base, key, None))) for key in keys
-    ]
-    return listed([f"{key}={one} (base: {other})" for key, one, other in values if one != other], SHOWN)
+    values = {key: [filters.as_typed(setting(signed, key, None)) for signed in (own, base)] for key in keys}
+    return listed([f"{key}={one} (base: {other})" for key, (one, other) in values.items() if one != other], SHOWN)
 
 
 def _distinct(label: pd.Series, first: pd.DataFrame, free: tuple[str, ...]) -> pd.Series:

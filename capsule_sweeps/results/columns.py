@@ -109,9 +109,8 @@ def named(row: pd.Series) -> str:
 
 def constants(runs: pd.DataFrame) -> dict[str, Any]:
     """The values of LABELS, num_routing and epochs that all runs have in common."""
-    found = {
-        label: runs[label].iloc[0] for label in (*LABELS[:-1], "num_routing") if runs[label].nunique(dropna=False) == 1
-    }
+    alike = [label for label in (*LABELS[:-1], "num_routing") if runs[label].nunique(dropna=False) == 1]
+    found = {label: runs[label].iloc[0] for label in alike}
     epochs = {signed.get("training.epochs") for signed in runs.signed_config}
     if len(epochs) == 1:
         found["epochs"] = epochs.pop()

@@ -69,9 +69,8 @@ def accuracy_vs_num_routing(runs: pd.DataFrame, rule: str = "last", published: p
         for axes, dataset in zip(figure.subplots(len(datasets), squeeze=False)[:, 0], datasets, strict=True):
             theirs = None if published is None else published[published.dataset == dataset]
             labels = _draw_accuracies(axes, finished[finished.dataset == dataset], rule, theirs)
-            axes.get_legend().set_title(
-                f"{mathtext(shorten(line(dataset), SHORT_NAME))}: mean ± sample std, and every run"
-            )
+            name = mathtext(shorten(line(dataset), SHORT_NAME))
+            axes.get_legend().set_title(f"{name}: mean ± sample std, and every run")
             height += 2.2 + sum(0.04 + 0.11 * (1 + label.count("\n")) for label in labels)
         figure.set_size_inches(COLUMN_WIDTH, height)
     return figure
@@ -141,9 +140,8 @@ def training_curves(metrics: Mapping[str, pd.DataFrame]) -> Figure:
         speed.set_ylim(bottom=0)
         speed.set_xlabel("epoch")
         speed.xaxis.get_major_locator().set_params(integer=True)
-        legend = figure.legend(
-            *upper[0].get_legend_handles_labels(), loc="outside upper left", frameon=False, fontsize=5
-        )
+        entries = upper[0].get_legend_handles_labels()
+        legend = figure.legend(*entries, loc="outside upper left", frameon=False, fontsize=5)
         legend.set_title("test solid, training dotted; thin lines: learning rate changes")
     return figure
 

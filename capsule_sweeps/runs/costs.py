@@ -41,9 +41,6 @@ def _keys(flat: dict[str, Any]) -> list[str]:
     """The cost keys of a run: all settings that the cost of an epoch depends on, and only those of stack and data."""
     exact = ("model.", "dataset.", "training.batch_size", "training.amp")
     alike = {key: value for key, value in flat.items() if key.startswith(exact)}
-    stack = {
-        key: value
-        for key, value in alike.items()
-        if not key.startswith((*ROUTING, *AUGMENTATION, "training.", "model.capsules.dropout"))
-    }
+    free = (*ROUTING, *AUGMENTATION, "training.", "model.capsules.dropout")
+    stack = {key: value for key, value in alike.items() if not key.startswith(free)}
     return [f"{name} {json.dumps(part, sort_keys=True)}" for name, part in (("exact", alike), ("stack", stack))]

@@ -46,9 +46,7 @@ def fit(runs: pd.DataFrame, word: str, words: Sequence[str] = ()) -> np.ndarray:
     others = {other.partition("=")[0].removeprefix("model.") for other in words if other != word}
     options = [_option(key, name) for name in text.split(",")]
     if all(options):
-        return np.array(
-            [any(_as_option(signed, option, others) for option in options) for signed in runs.signed_config]
-        )
+        return np.array([any(_as_option(one, option, others) for option in options) for one in runs.signed_config])
     raise ValueError(f"{word}: {unknown(runs, key)}")
 
 
@@ -173,10 +171,8 @@ class _Glob:
         self.include, self.exclude = include, exclude
 
     def matches(self, text: str) -> bool:
-        included, excluded = (
-            any(fnmatch.fnmatchcase(text, pattern) for pattern in patterns) for patterns in (self.include, self.exclude)
-        )
-        return included and not excluded
+        included = any(fnmatch.fnmatchcase(text, pattern) for pattern in self.include)
+        return included and not any(fnmatch.fnmatchcase(text, pattern) for pattern in self.exclude)
 
 
 def parsed(key: str, text: str) -> list[Any]:
@@ -228,9 +224,8 @@ def _as_option(signed: dict[str, Any], option: dict[str, Any], others: set[str])
     if "training.epochs" in others:  # milestones may be fractions of the run
         others = others | {"training.milestones"}
     keys = [(name, key) for key in option for name in (key, f"model.{key}") if name in signed or name in NEUTRAL]
-    return bool(keys) and all(
-        signed.get(name, NEUTRAL.get(name)) == option[key] for name, key in keys if key not in others
-    )
+    free = [(name, key) for name, key in keys if key not in others]
+    return bool(keys) and all(signed.get(name, NEUTRAL.get(name)) == option[key] for name, key in free)
 
 
 def _signed(runs: pd.DataFrame) -> set[str]:

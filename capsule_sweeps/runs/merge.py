@@ -61,9 +61,8 @@ def merge(path: Path, runs_dir: Path) -> Iterator[tuple[str, str, str]]:
                 yield name, "refused", str(error)
             else:
                 local = here.get(name[-8:])
-                outcome, words = _take(
-                    staged / name, record, path if path.is_dir() else None, local, runs_dir, path.name
-                )
+                origin = path if path.is_dir() else None
+                outcome, words = _take(staged / name, record, origin, local, runs_dir, path.name)
                 if outcome == "taken":
                     here[name[-8:]] = Run(runs_dir / name)
                     if "data_sha256" in record:

@@ -152,9 +152,8 @@ def show_plan(plan: Sequence[PlannedRun], asked: int, parallel: int) -> None:
     say = [f"{counted(len(plan), 'run')}{same}: {totals}{_estimate(plan, parallel)}."]
     queued = sum(point.state == "queued" for point in plan)
     if queued:
-        say.append(
-            f"{queued} queued: left to the queue; `python -m capsule_sweeps cancel` takes runs out of the queue."
-        )
+        cancel = "`python -m capsule_sweeps cancel` takes runs out of the queue"
+        say.append(f"{queued} queued: left to the queue; {cancel}.")
     stale = [point for point in plan if point.state == "stale"]
     if stale:
         modules = ", ".join(sorted({module for point in stale for module in point.changed}))

@@ -49,9 +49,8 @@ def _coinciding(plan: Sequence[Point]) -> list[str]:
 def _recipes(plan: Sequence[Point]) -> list[str]:
     """Notes about settings of the recipe that the option of a routing has made."""
     lines = []
-    for name in dict.fromkeys(
-        str(point.config.model.routing.name) for point in plan if "routing" in point.config.model
-    ):
+    names = [str(point.config.model.routing.name) for point in plan if "routing" in point.config.model]
+    for name in dict.fromkeys(names):
         made = read_options(CONF_DIR / "routing").get(name, {}).get("training", {})  # another folder may have it
         configs = [point.config for point in plan if point.config.model.get("routing", {}).get("name") == name]
         trained = [config.training for config in configs]
@@ -124,8 +123,5 @@ def architecture(flat: dict[str, Any]) -> str:
 
 def known_sizes(records: Iterable[dict[str, Any]]) -> dict[str, int]:
     """Architecture → its number of parameters, for architectures that were run."""
-    return {
-        architecture(record.get("signed_config", {})): record["parameters"]
-        for record in records
-        if record.get("parameters")
-    }
+    known = [record for record in records if record.get("parameters")]
+    return {architecture(record.get("signed_config", {})): record["parameters"] for record in known}

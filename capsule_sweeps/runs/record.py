@@ -203,9 +203,8 @@ def read_unchecked(path: Path) -> dict[str, Any]:
 def _valid_attempts(value: Any) -> list[dict[str, Any]]:
     """All attempts, at most MAX_ATTEMPTS, with their valid keys."""
     attempts = [one if isinstance(one, dict) else {} for one in (value if isinstance(value, list) else [value])]
-    return [
-        {key: item for key, item in one.items() if not table(ATTEMPT)({key: item})} for one in attempts[-MAX_ATTEMPTS:]
-    ]
+    wrong, last = table(ATTEMPT), attempts[-MAX_ATTEMPTS:]
+    return [{key: item for key, item in one.items() if not wrong({key: item})} for one in last]
 
 
 def _problem(key: str, value: Any, known: Mapping[str, Check]) -> str:

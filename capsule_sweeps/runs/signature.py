@@ -59,11 +59,9 @@ def signed_config(config: DictConfig) -> dict[str, Any]:
         "training": {key: value for key, value in training.items() if key not in unsigned(Training)},  # type: ignore[union-attr]
         "seed": config.seed,
     }
-    flat = {
-        key: FIRST_SPELLING.get(value, value) if key.endswith("_target_") else value for key, value in flatten(signed)
-    }
-    named = {key: value for key, value in flat.items() if key == "dataset.name" or not key.endswith(".name")}
-    return without_neutral(named)
+    flat = {key: value for key, value in flatten(signed) if key == "dataset.name" or not key.endswith(".name")}
+    classes = {key: FIRST_SPELLING.get(value, value) for key, value in flat.items() if key.endswith("_target_")}
+    return without_neutral({**flat, **classes})
 
 
 def without_neutral(signed: dict[str, Any]) -> dict[str, Any]:

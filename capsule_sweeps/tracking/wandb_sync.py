@@ -197,10 +197,8 @@ def look(remote: Any, folder: Folder) -> tuple[str, bool]:
     """What a W&B run (or None) lacks of a folder, in words, empty for nothing; and whether sending can add it."""
     if remote is None:
         return ABSENT, True
-    theirs = {
-        int(row["epoch"]): row["test_accuracy"]
-        for row in remote.scan_history(keys=["epoch", "test_accuracy"], use_cache=False)
-    }
+    history = remote.scan_history(keys=["epoch", "test_accuracy"], use_cache=False)
+    theirs = {int(row["epoch"]): row["test_accuracy"] for row in history}
     ours = {row["epoch"]: row["test_accuracy"] for row in folder.rows if "test_accuracy" in row}
     missing = sorted(ours.keys() - theirs.keys())
     wrong = sorted(epoch for epoch in ours.keys() & theirs.keys() if not math.isclose(ours[epoch], theirs[epoch]))
