@@ -175,7 +175,9 @@ def run_pool(
                 if event is not None:
                     display.show(name, event)
                     continue
-                display.end(name, None if worker.process.returncode else accuracy(worker.planned))
+                code = worker.process.returncode
+                if not (stop.signum and code):  # a run that a signal stopped has not ended: the next command resumes it
+                    display.end(name, None if code else accuracy(worker.planned))
                 report(worker)
                 ended(worker)
                 worker.close()

@@ -22,6 +22,7 @@ from hydra.plugins.sweeper import Sweeper
 
 import hydra_plugins
 from capsule_sweeps import load_runs
+from capsule_sweeps.console import SweepProgress
 from capsule_sweeps.launchers import launch as launching
 from capsule_sweeps.launchers import local, pool
 from capsule_sweeps.launchers.pool import Slot, make_slots
@@ -30,6 +31,7 @@ from capsule_sweeps.runs import lock as owner
 from capsule_sweeps.runs import run as store
 from capsule_sweeps.runs.folders import find_runs
 from capsule_sweeps.runs.plan import Policy
+from capsule_sweeps.runs.signals import Stop
 from capsule_sweeps.runs.signature import signature, signed_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,6 +154,30 @@ def test_whatever_a_worker_prints_its_end_is_heard(line) -> None:
     heard = [events.get_nowait()[1] for _ in range(events.qsize())]
     assert heard[0] == {"event": "start"} and heard[-1] is None
     assert all(event is None or "event" in event for event in heard)
+
+
+@pytest.mark.parametrize(("signum", "codes", "ended"), [(signal.SIGINT, (0, 130), 1), (0, (0, 1), 2)])
+def test_a_stopped_run_is_not_counted_as_ended(monkeypatch, signum, codes, ended) -> None:
+    """A failed one is."""
+    stop, codes = Stop(), iter(codes)
+
+    class Worker(pool.Worker):
+        def __init__(self, planned: Any, sweep: str, slot: Slot, events: queue.Queue[Any]) -> None:
+            self.planned, self.slot, self.process = planned, slot, Process(code=next(codes))
+            self.process.send_signal = lambda signum: None
+            self.errors = self.process.stdin = None
+            events.put((self, None))
+            if self.process.returncode:
+                stop.signum = signum
+
+        errors_text = close = lambda self: ""
+
+    monkeypatch.setattr(pool, "Worker", Worker)
+    monkeypatch.setattr(pool, "accuracy", lambda planned: 0.5)
+    runs = [types.SimpleNamespace(run=types.SimpleNamespace(folder=Path(name))) for name in "ab"]
+    progress = SweepProgress(2, 2)
+    pool.run_pool(lambda: runs.pop() if runs else None, progress, "sweep", [Slot(None, 1)] * 2, stop)
+    assert progress.num_ended == ended
 
 
 @pytest.mark.slow
