@@ -55,6 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def accuracies(runs: pd.DataFrame, rule: str, arguments: argparse.Namespace) -> str:
     """The tables of accuracies: one for each sweep or each value of --by; a single one for programs."""
+    from capsule_sweeps.config.selection_rules import find_rule
     from capsule_sweeps.results.columns import with_constants
     from capsule_sweeps.results.fairness import comparison_notes
     from capsule_sweeps.results.pivot import column_of, pivot
@@ -88,7 +89,7 @@ def accuracies(runs: pd.DataFrame, rule: str, arguments: argparse.Namespace) -> 
         if arguments.pivot and (column_of(table, arguments.pivot) or not any_pivot):
             shown, said = pivot(table, arguments.pivot)
             note = " ".join(filter(None, (said, left_out(own, rule) if alone else "", unequal)))
-            caption = "; ".join(filter(None, (f"Test accuracy in %, rule {rule}", caption)))
+            caption = "; ".join(filter(None, (f"{find_rule(rule).title} in %, rule {rule}", caption)))
         heading = f"**{markdown(title)}**\n\n" if form == "md" and len(parts) > 1 else ""
         if form == "tex" and not arguments.by:  # the command of a sweep
             heading, title = f"{plain(form, title)}\n", title.partition(": ")[0]

@@ -1,4 +1,4 @@
-"""Selection rules: which epoch's test accuracy counts as the accuracy of a run.
+"""Selection rules: which accuracy counts as the accuracy of a run.
 
 A rule is added by one more entry in `RULES`. The schema, training, `load_runs`, tables, notes, `--rule`, W&B and the
 figures read this tuple whenever they need it, through the functions below.
@@ -32,11 +32,17 @@ class Rule:
     needs: Needs | None
     meaning: str
     chooses: bool = False
+    images: str = "test"  # the images of the accuracy
 
     @property
     def column(self) -> str:
         """The key in summary.json, run.json and W&B, and the column of `load_runs`."""
         return f"accuracy_{self.name}"
+
+    @property
+    def title(self) -> str:
+        """What the numbers of a table are: Test accuracy or Validation accuracy."""
+        return f"{self.images.capitalize()} accuracy"
 
     @property
     def weights(self) -> str:
@@ -70,6 +76,7 @@ RULES: tuple[Rule, ...] = (
         chooses=True,
     ),
     Rule("ema_last", _last("ema_test_accuracy"), AVERAGE, "the averaged weights in the last epoch"),
+    Rule("val_last", _last("val_accuracy"), VALIDATION, "the last epoch, to choose settings by", images="validation"),
 )
 
 

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from capsule_sweeps.config.compose import compose_points, store_settings
 from capsule_sweeps.config.errors import one_sentence
 from capsule_sweeps.config.points import MAX_RUNS, sweep_points
+from capsule_sweeps.config.selection_rules import find_rule
 from capsule_sweeps.console import missing_package
 from capsule_sweeps.display import terminal
 from capsule_sweeps.launchers.launch import Launcher as RunLauncher
@@ -133,6 +134,8 @@ class SweepLauncher(Launcher):
                 job_overrides, configs, accuracies = made
             else:
                 configs = compose(job_overrides)
+                if initial_job_idx == 0 and not sweeper.endswith(("GridSweeper", "BasicSweeper")):
+                    warn_of_test_images(configs[0].selection_rule)
                 accuracies = launch(configs, job_overrides, policy, launcher)
         if policy.dry_run:
             sys.exit(0)  # a sweeper has nothing to learn from it
@@ -153,6 +156,16 @@ class SlurmLauncher(SweepLauncher):
     """Submits the missing runs of a sweep to SLURM and returns, or follows them with `wait`."""
 
     kind = "slurm"
+
+
+def warn_of_test_images(rule: str) -> None:
+    """For sweepers that choose settings by the accuracies of earlier runs."""
+    if find_rule(rule).images == "test":
+        log.warning(
+            "this search chooses settings by test images (selection_rule=%s), so its best accuracy is too high; set "
+            "dataset.val_size=… selection_rule=val_last",
+            rule,
+        )
 
 
 def unfinished(config: DictConfig) -> str:

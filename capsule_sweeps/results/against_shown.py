@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from capsule_sweeps.config.selection_rules import find_rule
 from capsule_sweeps.display import listed
 from capsule_sweeps.results.against import SHOWN, column_of, uncompared
 from capsule_sweeps.results.columns import as_typed, in_common, typed
@@ -45,7 +46,7 @@ def name_of_base(table: pd.DataFrame, against: str) -> str:
 
 def against_notes(table: pd.DataFrame, runs: pd.DataFrame, against: str, rule: str) -> str:
     text = (
-        f"Test accuracy in %, selection rule: {rule} for every number. difference: to the base "
+        f"{find_rule(rule).title} in %, selection rule: {rule} for every number. difference: to the base "
         f"({name_of_base(table, against)}) in "
         "percentage points, seed by seed where at least two seeds match, or all do (paired; else Welch), with ±95% for "
         "its interval (t) and two-sided p, neither for one pair or one run, nor where all pairs differ by the same "

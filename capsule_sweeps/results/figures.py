@@ -179,7 +179,7 @@ def _draw_accuracies(axes: Axes, finished: pd.DataFrame, rule: str, published: p
     if ticks:  # otherwise all models of this dataset are without num_routing
         axes.set_xlim(ticks[0] - 0.5, ticks[-1] + 0.5)
     axes.set_xlabel("num_routing (routing iterations)")
-    axes.set_ylabel(f"test accuracy (%)\nselection rule: {rule}")
+    axes.set_ylabel(f"{find_rule(rule).images} accuracy (%)\nselection rule: {rule}")
     handles, labels = [handle for handle, _ in entries], [label for _, label in entries]
     above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "alignment": "left", "frameon": False}
     side_by_side = {tuple: HandlerTuple(ndivide=None)}  # bar and point

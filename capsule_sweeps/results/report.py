@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from capsule_sweeps.config.selection_rules import find_rule
 from capsule_sweeps.display import terminal
 from capsule_sweeps.results.columns import named, settings_frame
 from capsule_sweeps.results.fairness import comparison_notes
@@ -148,7 +149,7 @@ def _accuracy(runs_dir: Path, runs: pd.DataFrame, rule: str) -> Iterator[dict[st
             note += "\nNo plot: no finished run has a num_routing and an accuracy under this rule."
             yield _section(heading, table, note, command=command)
             continue
-        drawn = _figure(figure, f"Test accuracy against num_routing {title}".strip())
+        drawn = _figure(figure, f"{find_rule(rule).title} against num_routing {title}".strip())
         yield _section(heading, table, note, command=command, **drawn)
 
 

@@ -133,7 +133,7 @@ def notes(runs: pd.DataFrame, rule: str) -> str:
     table = accuracy_table(runs, rule)
     alike = ", no interval where all seeds are alike" if (table.half_width.isna() & (table.n > 1)).any() else ""
     return (
-        f"Test accuracy in %, selection rule: {rule} ({find_rule(rule).meaning}) for every number; "
+        f"{find_rule(rule).title} in %, selection rule: {rule} ({find_rule(rule).meaning}) for every number; "
         "mean ± sample standard deviation over seeds, "
         f"{WIDTH}: half the width of the 95 % interval of the mean (t); neither for n = 1{alike}. "
         f"{left_out(runs, rule)}{unlearned_note(table)}{cost_note(table.columns)}"

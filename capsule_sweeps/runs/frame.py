@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -78,6 +79,16 @@ def agrees(run: Run) -> bool:
     return not why
 
 
+def with_newer_rules(run: Run, record: dict[str, Any]) -> dict[str, Any]:
+    """The record of a finished run, also with the accuracies of selection rules that are newer than the run."""
+    newer = [rule.needs for rule in selection_rules.RULES if rule.column not in record]
+    signed = record.get("signed_config", {})
+    if "imported" in record or not any(needs is None or signed.get(needs.key) for needs in newer):
+        return record
+    rows, _ = read_metrics(run)
+    return {**selection_rules.summarize(rows), **record} if rows else record
+
+
 def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
     columns = frame_columns()
     rows, runs = [], list(runs)
@@ -91,6 +102,8 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
             record = {**entry.get("columns", {}), "signed_config": entry.get("signed_config", {}), **record}
         if state == "finished" and record.get("state") != "finished":  # run.json is damaged; the summary is complete
             record = {**record, **read_summary(run.folder)}
+        if state == "finished":
+            record = with_newer_rules(run, record)
         row = {column: record.get(column) for column in columns}
         row |= {"run": run.folder.name, "signature": run.signature, "state": state}
         stale = state == "finished" and bool(changed_code(record))

@@ -13,6 +13,7 @@ import pytest
 from capsule_sweeps import compose_config, load_runs
 from capsule_sweeps.config import selection_rules
 from capsule_sweeps.config.selection_rules import Needs, Rule, summarize
+from capsule_sweeps.launchers.hydra import warn_of_test_images
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "analysis").glob("*.ipynb"))
@@ -31,9 +32,16 @@ def test_every_rule_by_hand() -> None:
         "accuracy_best_test": 0.75,
         "epoch_best_test": 2,
         "accuracy_ema_last": 0.3,
+        "accuracy_val_last": 0.7,
     }
     bare = summarize([{"epoch": 1, "test_accuracy": 0.5}])
-    assert bare["accuracy_best_val"] is bare["epoch_best_val"] is bare["accuracy_ema_last"] is None
+    assert (
+        bare["accuracy_best_val"]
+        is bare["epoch_best_val"]
+        is bare["accuracy_ema_last"]
+        is bare["accuracy_val_last"]
+        is None
+    )
     assert list(bare) == list(summarize(ROWS)) and set(bare) == set(selection_rules.summary_keys())
 
 
@@ -74,6 +82,28 @@ def test_a_new_rule_is_seen_everywhere(first, tiny_config, launch, capsule_sweep
     assert {"accuracy_first", "epoch_first"} <= set(summary_keys())
     with pytest.raises(ValueError, match=r"no run there has logged accuracy_first"):
         check_names({"test_accuracy", "train_loss", "epoch"}, set(), "accuracy_first")
+
+
+def test_settings_are_chosen_by_validation_images(launch, runs, capsule_sweeps, caplog) -> None:
+    from capsule_sweeps.results.figures import accuracy_vs_num_routing
+
+    assert "needs validation images: set dataset.val_size" in launch("selection_rule=val_last").err
+    assert launch("-m", "num_routing=1,2", "selection_rule=val_last", "dataset.val_size=20").code == 0
+    found = [json.loads((folder / "summary.json").read_text())["accuracy_val_last"] for folder in runs.folders()]
+    assert found == [runs.metrics(folder)[-1]["val_accuracy"] for folder in runs.folders()]
+    for words in ([], ["--against", "num_routing=1"], ["--pivot", "num_routing"]):
+        said = " ".join(capsule_sweeps("results", "--rule", "val_last", *words).out.split())
+        assert "Validation accuracy in %" in said and "Test accuracy" not in said
+    for file in (folder / name for folder in runs.folders() for name in ("run.json", "summary.json")):
+        older = {key: value for key, value in json.loads(file.read_text()).items() if key != "accuracy_val_last"}
+        file.write_text(json.dumps(older))
+    assert list(load_runs("runs").accuracy_val_last) == found
+    axes = accuracy_vs_num_routing(load_runs("runs"), "val_last").axes[0]
+    assert axes.get_ylabel().startswith("validation accuracy")
+    for rule in selection_rules.names():
+        warn_of_test_images(rule)
+    warned = [record.args for record in caplog.records if "by test images" in record.msg]
+    assert warned == [(name,) for name in selection_rules.names() if name != "val_last"]
 
 
 def code_of(path: Path) -> str:
