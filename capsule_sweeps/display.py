@@ -62,9 +62,7 @@ HORIZONTAL, VERTICAL = "─━═╌╍┄┅┈┉", "│┃║╎╏┆┇┊�
 
 def terminal(text: object) -> str:
     """Lines of text without control characters, escape sequences and letters that turn the direction of writing."""
-    return "".join(
-        letter if letter == "\n" or letter.isprintable() else " " if letter.isspace() else "" for letter in str(text)
-    )
+    return "".join(one if one == "\n" or one.isprintable() else " " if one.isspace() else "" for one in str(text))
 
 
 def line(text: object) -> str:

@@ -26,9 +26,8 @@ def run(arguments: argparse.Namespace) -> None:
     one, other = (find_run(arguments.runs_dir, word) for word in arguments.runs)
     if one.folder.resolve() == other.folder.resolve():
         raise ValueError(f"both words name the run {one.folder}; diff compares two different runs")
-    titles = [one.signature, other.signature]
-    if titles[0] == titles[1]:
-        titles = [str(one.folder), str(other.folder)]
+    same = one.signature == other.signature
+    titles = [str(run.folder) if same else run.signature for run in (one, other)]
     rows, alike = [], []
     parts = [(what, here, there) for (what, here), there in zip(facts(one).items(), facts(other).values(), strict=True)]
     for what, here, there in [*parts, ("epochs", *first_different_epoch(one, other))]:

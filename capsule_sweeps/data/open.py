@@ -105,9 +105,8 @@ def _check_decoded(dataset: Any, decoded: Any) -> None:
     channels = decoded.train[0].shape[1]
     number = channels if any(map(np.size, (decoded.mean, decoded.std))) else 0
     for name, values in ("mean", decoded.mean), ("std", decoded.std):
-        right = isinstance(values, tuple | list) and all(
-            isinstance(v, int | float) and math.isfinite(v) for v in values
-        )
+        listed = isinstance(values, tuple | list)
+        right = listed and all(isinstance(one, int | float) and math.isfinite(one) for one in values)
         if not right or len(values) != number or (name == "std" and min(values, default=1) <= 0):
             raise wrong(
                 f"{name}={values}, but it is a tuple with a number for each of {counted(channels, 'channel')}, "

@@ -69,10 +69,8 @@ def against_table(
     for base, name in zip(bases, names, strict=True):
         own = accuracies[base]
         of = {**frame.loc[base], "base": name}
-        rows.append(
-            {**of, key: bases[base], "n": len(own), "mean": own.mean(), "difference": 0.0, "parameters": sizes[base]}
-            | {"not_learned": unlearned[base]}
-        )
+        row = {**of, key: bases[base], "n": len(own), "mean": own.mean(), "difference": 0.0}
+        rows.append({**row, "parameters": sizes[base], "not_learned": unlearned[base]})
         for pair in compared[base]:
             seen = compare(accuracies[pair.group], own, begun[pair.group], begun[base])
             row = {**of, key: pair.change + ("*" if pair.recipe else ""), "n": seen.n}

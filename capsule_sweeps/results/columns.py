@@ -79,10 +79,8 @@ def short_names(keys: Sequence[str], taken: Sequence[str] = ()) -> dict[str, str
     """Key → its shortest suffix that is neither that of another key nor a column in `taken`: training.lr → lr."""
     ends = {key: [".".join(parts[-n:]) for n in range(1, len(parts) + 1)] for key in keys if (parts := key.split("."))}
     counts = Counter(end for own in ends.values() for end in own)
-    return {
-        key: next((end for end in own if counts[end] == 1 and end not in taken and not end.isdigit()), key)
-        for key, own in ends.items()
-    }
+    free = {end for end, count in counts.items() if count == 1 and end not in taken and not end.isdigit()}
+    return {key: next((end for end in own if end in free), key) for key, own in ends.items()}
 
 
 def settings_frame(runs: pd.DataFrame, taken: Sequence[str] = ()) -> pd.DataFrame:

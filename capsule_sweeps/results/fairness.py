@@ -67,10 +67,8 @@ def _sizes(finished: pd.DataFrame) -> str:
 def _seeds(finished: pd.DataFrame) -> str:
     """Seeds that some rows have and others do not; not where a procedure chose how many."""
     sets = finished.dropna(subset=["group", "seed"]).groupby("group").seed.agg(set)
-    if finished.first_seeds.notna().any() or len(sets) < 2:
-        return ""
-    missing = sorted(set.union(*sets) - set.intersection(*sets))
-    if not missing:
+    missing = sorted(set.union(*sets) - set.intersection(*sets)) if len(sets) else []
+    if finished.first_seeds.notna().any() or not missing:
         return ""
     lacking = sum(not own.issuperset(missing) for own in sets)
     named = f"seed={','.join(map(str, missing[:SHOWN]))}{',…' if len(missing) > SHOWN else ''}"

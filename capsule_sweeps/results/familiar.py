@@ -96,9 +96,6 @@ def shown_familiar(table: pd.DataFrame, runs: pd.DataFrame) -> tuple[pd.DataFram
     settings = [column for column in table if column not in NUMBERS]
     same = [column for column in [*settings, "level"] if table[column].nunique(dropna=False) <= 1]
     values = {**constants(runs), **{column: table[column].iloc[0] for column in same}}
-    caption = ", ".join(
-        f"{key}={value:.2f}" if key == "level" else f"{key}={typed(value)}"
-        for key, value in values.items()
-        if not pd.isna(value)
-    )
+    texts = {key: f"{value:.2f}" if key == "level" else typed(value) for key, value in values.items()}
+    caption = ", ".join(f"{key}={text}" for key, text in texts.items() if not pd.isna(values[key]))
     return as_typed(table, settings).drop(columns=same).rename(columns=HEADS), caption

@@ -70,10 +70,8 @@ class Column:
 
 def bordered(heads: list[str], cells: list[list[str]], numeric: list[bool], one_line: bool) -> tuple[Table, list[str]]:
     """The table, with `one_line` as wide as the console allows, and the columns that are not in it."""
-    columns = [
-        Column(head, head, [row[n] for row in cells], right)
-        for n, (head, right) in enumerate(zip(heads, numeric, strict=True))
-    ]
+    pairs = enumerate(zip(heads, numeric, strict=True))
+    columns = [Column(head, head, [row[n] for row in cells], right) for n, (head, right) in pairs]
     left_out: list[str] = []
     if one_line:
         columns, left_out = fitted(columns, console().width)

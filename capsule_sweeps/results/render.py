@@ -79,9 +79,8 @@ def _print_note(text: str) -> None:
 
 def is_numeric(column: pd.Series, cells: list[str]) -> bool:
     """Whether a column has numbers, or texts that start with a number, such as 37,521 and 84.0 ± 3.7, or –."""
-    return pd.api.types.is_numeric_dtype(column) or all(
-        re.match(r"[-−+]?\d[\d,.]*( ±| \(n=|†?$)|–$", cell) for cell in cells
-    )
+    number = re.compile(r"[-−+]?\d[\d,.]*( ±| \(n=|†?$)|–$")
+    return pd.api.types.is_numeric_dtype(column) or all(map(number.match, cells))
 
 
 def _csv(value: Any) -> Any:

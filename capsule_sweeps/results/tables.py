@@ -22,13 +22,8 @@ COST = {  # column of `load_runs` → from which ratio on two rows differ; times
     "peak_memory_mb": 1.1,
 }
 COUNTS = ("parameters", "multiply_adds")
-HEADS = {
-    "half_width": WIDTH,
-    "first_seeds": "n0",
-    "multiply_adds": "M mult-adds",
-    "seconds_per_epoch": "s/epoch",
-    "peak_memory_mb": "peak MB",
-}
+HEADS = {"half_width": WIDTH, "first_seeds": "n0", "multiply_adds": "M mult-adds"}
+HEADS |= {"seconds_per_epoch": "s/epoch", "peak_memory_mb": "peak MB"}
 SHOWN_AS = {
     "parameters": "{:,}".format,
     "multiply_adds": lambda value: f"{value / 1e6:,.1f}" if value >= 1e6 else f"{value / 1e6:.2g}",

@@ -70,11 +70,8 @@ def _groups(controller: str) -> Iterator[Path]:
 
 def _quota(folder: Path) -> float | None:
     """Cores, from cpu.max (version 2) or cpu.cfs_quota_us and cpu.cfs_period_us (version 1)."""
-    words = " ".join(_lines(folder / "cpu.max")).split() or [
-        *_lines(folder / "cpu.cfs_quota_us"),
-        *_lines(folder / "cpu.cfs_period_us"),
-    ]
-    quota = list(map(_number, words))
+    first_version = [line for name in ("quota", "period") for line in _lines(folder / f"cpu.cfs_{name}_us")]
+    quota = list(map(_number, " ".join(_lines(folder / "cpu.max")).split() or first_version))
     return quota[0] / quota[1] if len(quota) == 2 and quota[0] and quota[1] else None  # max and -1: no limit
 
 

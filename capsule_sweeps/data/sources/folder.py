@@ -198,9 +198,8 @@ def _is_image(folder: Path, place: str) -> bool:
 def _report_left_out(root: Path, tree: dict[str, dict[str, Files]]) -> None:
     """Says which files below train and test are not read, hidden ones aside, and why; and which folders are beside
     these two."""
-    read = {
-        f"{split}/{name}/{f[0]}" for split, classes in tree.items() for name, files in classes.items() for f in files
-    }
+    folders = {f"{split}/{name}": files for split, classes in tree.items() for name, files in classes.items()}
+    read = {f"{folder}/{file[0]}" for folder, files in folders.items() for file in files}
     found = [f"{split}/{file[0]}" for split in tree for file in list_files(root / split)]
     left_out = [name for name in found if name not in read and not Path(name).name.startswith(".")]
     if left_out:

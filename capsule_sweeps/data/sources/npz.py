@@ -144,9 +144,8 @@ def _headers(path: Path) -> dict[str, tuple[Shape, np.dtype[Any]]]:
                 start = file.tell()
             if dtype.hasobject:
                 raise ValueError(f"{name} holds Python objects, not numbers")
-            if start + prod(shape) * dtype.itemsize != entry.file_size or (
-                entry.file_size > DEFLATE * (entry.compress_size + 1)
-            ):
+            stated, most = start + prod(shape) * dtype.itemsize, DEFLATE * (entry.compress_size + 1)
+            if stated != entry.file_size or entry.file_size > most:
                 raise ValueError(f"{name} is not as large as it states")
             headers[name] = shape, dtype
     return headers
