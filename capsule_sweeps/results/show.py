@@ -97,8 +97,9 @@ def _pairs(values: dict[str, Any], form: str, title: str) -> str:
 
 
 def _text(key: str, value: Any) -> str:
-    share = isinstance(value, float) and key.startswith("accuracy_")
-    return f"{100 * value:.2f} %" if share else _exact(value)
+    if isinstance(value, float) and key.startswith("accuracy_"):
+        return f"{100 * value:.2f} %"
+    return f"{value:.1f}" if isinstance(value, float) and key == "seconds" else _exact(value)
 
 
 def _exact(value: Any) -> str:

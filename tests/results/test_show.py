@@ -38,6 +38,7 @@ def test_show_has_everything_that_is_known(launch, capsule_sweeps, runs) -> None
     words.append(f"{100 * runs.record(folder)['accuracy_last']:.2f} %")
     assert str(runs.record(folder)["accuracy_last"]) not in ended.out
     assert str(runs.record(folder)["accuracy_last"]) in capsule_sweeps("show", folder.name, "--format", "csv").out
+    assert re.search(rf"seconds +[│|] +{runs.record(folder)['seconds']:.1f} ", ended.out)
     words += ["commit", "dirty", "threads", "log.txt", (folder / "log.txt").read_text().splitlines()[-1]]
     for word in words:
         assert str(word) in ended.out, word
