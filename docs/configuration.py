@@ -39,7 +39,7 @@ MEANINGS = {
     "device": "where a run computes; `auto` takes a GPU if there is one",
     "data_dir": "downloaded and decoded images",
     "runs_dir": "the folder of the run folders",
-    "selection_rule": "the epoch whose accuracy is returned and tabulated",
+    "selection_rule": "which accuracy is returned and tabulated",
     "debug": "train in a temporary folder and save nothing",
     "dataset.name": "the name of the data set, shown in tables and read by its source",
     "dataset.source": "the file of `capsule_sweeps/data/sources/` that reads the images",

@@ -67,5 +67,5 @@ def add_wide(parser: argparse.ArgumentParser) -> None:
 
 
 def add_rule(parser: argparse.ArgumentParser, default: str | None = "last") -> None:
-    about = "the selection rule: which epoch's accuracy counts (last" + ("" if default else "; a published table's own")
+    about = "the selection rule: which accuracy counts (last" + ("" if default else "; a published table's own")
     parser.add_argument("--rule", choices=names(), default=default, help=about + ")")

@@ -57,8 +57,8 @@ def load_weights(folder: Path, weights: str | None = None) -> tuple[nn.Module, D
                 "use --weights last"
             )
         epoch, batch = best["epoch"], 0
-    same = rule if rule.weights == chosen else next(known for known in RULES if known.weights == chosen)
-    accuracy = record.get(same.column)
+    of_test = [known for known in (rule, *RULES) if known.images == "test" and known.weights == chosen]
+    accuracy = record.get(of_test[0].column)
     which = {"weights": chosen, "epoch": epoch, "batch": batch, "selection_rule": rule.name, "accuracy": accuracy}
     return model, config, which
 

@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.table import Table
 
+from capsule_sweeps.config.selection_rules import find_rule
 from capsule_sweeps.console import console, duration, tell
 from capsule_sweeps.display import counted, rich
 from capsule_sweeps.launchers.launch import Launcher, launch
@@ -240,8 +241,8 @@ def show_differences(units: Sequence[Unit], procedure: Procedure, rule: str) -> 
         known = {"difference": fmean(unit.values), "half_width": unit.half_width()} if unit.complete else {}
         rows.append({"runs": unit.label, "n": len(unit.values), **known})
     note = (
-        f"Differences of test accuracy in percentage points, seed by seed, selection rule: {rule}. The number of pairs "
-        f"n was chosen by Stein's two-stage procedure for ±{procedure.half_width:g}: half_width is that of its 95 % "
+        f"Differences of {find_rule(rule).images} accuracy in percentage points, seed by seed, selection rule: {rule}. The "
+        f"number of pairs n was chosen by Stein's two-stage procedure for ±{procedure.half_width:g}: half_width is that of its 95 % "
         f"interval, t(n0 − 1)·s0/√n with the deviation s0 of the first n0 = {procedure.min_seeds} differences."
     )
     if not all(unit.complete for unit in units if len(unit.groups) == 2):

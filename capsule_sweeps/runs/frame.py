@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -11,7 +10,7 @@ from capsule_sweeps.config.check import home
 from capsule_sweeps.runs.folders import find_runs
 from capsule_sweeps.runs.labels import read_labels
 from capsule_sweeps.runs.learned import find_not_learned
-from capsule_sweeps.runs.metrics import read_metrics
+from capsule_sweeps.runs.metrics import read_metrics, with_newer_rules
 from capsule_sweeps.runs.neutral import setting
 from capsule_sweeps.runs.provenance import changed_code
 from capsule_sweeps.runs.record import read_summary, say_damaged
@@ -77,16 +76,6 @@ def agrees(run: Run) -> bool:
     if why := run.damage():
         say_damaged(run.folder.name, why, run.folder)
     return not why
-
-
-def with_newer_rules(run: Run, record: dict[str, Any]) -> dict[str, Any]:
-    """The record of a finished run, also with the accuracies of selection rules that are newer than the run."""
-    newer = [rule.needs for rule in selection_rules.RULES if rule.column not in record]
-    signed = record.get("signed_config", {})
-    if "imported" in record or not any(needs is None or signed.get(needs.key) for needs in newer):
-        return record
-    rows, _ = read_metrics(run)
-    return {**selection_rules.summarize(rows), **record} if rows else record
 
 
 def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from capsule_sweeps.runs.files import create_json, make_folder, temporary, write
 from capsule_sweeps.runs.folders import check_runs_dir, find_runs
 from capsule_sweeps.runs.labels import FILE as LABELS_FILE
 from capsule_sweeps.runs.lock import alive
-from capsule_sweeps.runs.metrics import read_metrics
+from capsule_sweeps.runs.metrics import read_metrics, with_newer_rules
 from capsule_sweeps.runs.record import SEEDS, SWEEP, left_out, read_summary, read_typed
 from capsule_sweeps.runs.run import Busy, Run
 from capsule_sweeps.runs.sweep import seeds_name, signatures_name
@@ -189,8 +189,9 @@ def _fetch_checkpoint(origin: Path | None, folder: Path, record: dict[str, Any])
 
 def _numbers(folder: Path) -> str:
     """All numbers of a finished run except its times, as text, in which NaN equals itself."""
-    rows = [{key: value for key, value in row.items() if key not in TIMES} for row in read_metrics(Run(folder))[0]]
-    summary = read_summary(folder)
+    run = Run(folder)
+    rows = [{key: value for key, value in row.items() if key not in TIMES} for row in read_metrics(run)[0]]
+    summary = with_newer_rules(run, {**run.record(), **read_summary(folder)})
     rows.append({key: summary.get(key) for key in selection_rules.summary_keys()})
     return json.dumps(rows, sort_keys=True)
 

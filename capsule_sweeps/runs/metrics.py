@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from capsule_sweeps.config import selection_rules
 from capsule_sweeps.runs.files import read_file
 from capsule_sweeps.runs.record import valid_row
 from capsule_sweeps.runs.run import Run
@@ -30,3 +31,15 @@ def read_metrics(run: Run) -> tuple[list[dict[str, Any]], str]:
             return rows, f"{path} is damaged in line {number}"
         rows.append(row)
     return rows, ""
+
+
+def with_newer_rules(run: Run, record: dict[str, Any]) -> dict[str, Any]:
+    """The record of a finished run, also with the accuracies of selection rules that are newer than the run, unless its
+    metrics are damaged."""
+    newer = [rule.needs for rule in selection_rules.RULES if rule.column not in record]
+    signed = record.get("signed_config", {})
+    if "imported" in record or not any(needs is None or signed.get(needs.key) for needs in newer):
+        return record
+    rows, damage = read_metrics(run)
+    whole = not damage and rows and rows[-1].get("epoch") == record.get("epochs")
+    return {**selection_rules.summarize(rows), **record} if whole else record

@@ -11,11 +11,13 @@ from rich.table import Table
 
 from capsule_sweeps.config.compose import no_collection
 from capsule_sweeps.config.match_width import matched
+from capsule_sweeps.config.selection_rules import find_rule
 from capsule_sweeps.console import console, duration, short_name, tell
 from capsule_sweeps.display import counted, listed, rich
 from capsule_sweeps.runs.costs import Rates
 from capsule_sweeps.runs.folders import find_runs
 from capsule_sweeps.runs.learned import SHOWN, find_not_learned
+from capsule_sweeps.runs.metrics import with_newer_rules
 from capsule_sweeps.runs.plan_warnings import architecture, known_sizes, plan_warnings
 from capsule_sweeps.runs.provenance import changed_code
 from capsule_sweeps.runs.record import read_summary
@@ -93,7 +95,10 @@ class PlannedRun:
 
 def accuracy(planned: PlannedRun) -> float | None:
     """The accuracy (a fraction) of a finished run under its selection rule."""
-    return read_summary(planned.run.folder).get(f"accuracy_{planned.config.selection_rule}")
+    summary, column = read_summary(planned.run.folder), find_rule(planned.config.selection_rule).column
+    if summary and column not in summary:
+        summary = with_newer_rules(planned.run, planned.run.record())
+    return summary.get(column)
 
 
 @no_collection()

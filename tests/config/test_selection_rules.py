@@ -98,6 +98,13 @@ def test_settings_are_chosen_by_validation_images(launch, runs, capsule_sweeps, 
         older = {key: value for key, value in json.loads(file.read_text()).items() if key != "accuracy_val_last"}
         file.write_text(json.dumps(older))
     assert list(load_runs("runs").accuracy_val_last) == found
+    again = launch("-m", "num_routing=1,2", "selection_rule=val_last", "dataset.val_size=20")
+    assert again.code == 0 and "2 to run" not in again.out, "accuracies of earlier runs are known"
+    metrics = runs.folders()[0] / "metrics.jsonl"
+    whole = metrics.read_text()
+    metrics.write_text(whole.splitlines()[0] + "\n")
+    assert load_runs("runs").accuracy_val_last.isna().sum() == 1, "the last epoch is lost"
+    metrics.write_text(whole)
     axes = accuracy_vs_num_routing(load_runs("runs"), "val_last").axes[0]
     assert axes.get_ylabel().startswith("validation accuracy")
     for rule in selection_rules.names():
