@@ -241,9 +241,10 @@ def show_differences(units: Sequence[Unit], procedure: Procedure, rule: str) -> 
         known = {"difference": fmean(unit.values), "half_width": unit.half_width()} if unit.complete else {}
         rows.append({"runs": unit.label, "n": len(unit.values), **known})
     note = (
-        f"Differences of {find_rule(rule).images} accuracy in percentage points, seed by seed, selection rule: {rule}. The "
-        f"number of pairs n was chosen by Stein's two-stage procedure for ±{procedure.half_width:g}: half_width is that of its 95 % "
-        f"interval, t(n0 − 1)·s0/√n with the deviation s0 of the first n0 = {procedure.min_seeds} differences."
+        f"Differences of {find_rule(rule).images} accuracy in percentage points, seed by seed, selection rule: {rule}. "
+        f"The number of pairs n was chosen by Stein's two-stage procedure for ±{procedure.half_width:g}: half_width is "
+        f"that of its 95 % interval, t(n0 − 1)·s0/√n with the deviation s0 of the first n0 = {procedure.min_seeds} "
+        "differences."
     )
     if not all(unit.complete for unit in units if len(unit.groups) == 2):
         note += f" –: fewer than {procedure.min_seeds} pairs are finished."

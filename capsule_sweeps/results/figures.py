@@ -47,8 +47,8 @@ STYLE: dict[Any, Any] = {
 
 
 def accuracy_vs_num_routing(runs: pd.DataFrame, rule: str = "last", published: pd.DataFrame | None = None) -> Figure:
-    """Accuracy (%) under a rule against num_routing, one panel per dataset: mean as a line, sample standard deviation as
-    bars (none for n = 1), every run as a point; `published.marks` as markers, with their own rule in the legend.
+    """Accuracy (%) under a rule against num_routing, one panel per dataset: mean as a line, sample standard deviation
+    as bars (none for n = 1), every run as a point; `published.marks` as markers, with their own rule in the legend.
 
     Runs on one line differ only in seed and num_routing; models without num_routing are horizontal lines. A published
     value is drawn if there is a run of its recipe; for the others the legend lists what differs. Unfinished runs are
