@@ -18,7 +18,7 @@ from capsule_sweeps.runs.signature import columns, signed_config
 def make_run(config, losses=(2.0, 1.0), **changes: Any) -> Run:
     run = Run(Path(config.runs_dir) / columns(config)["run"])
     attempt = {"code": {"training.train": "00000001"}, "python": "3.11.7", "versions": {"torch": "2.6"}, "host": "here"}
-    summary = {"accuracy_last": 0.5, "seconds": 3.0}
+    summary = {"accuracy_last": 0.5, "accuracy_best_test": None, "seconds": 3.0}
     record = {
         **columns(config),
         "signed_config": signed_config(config),
